@@ -1,0 +1,1 @@
+"""Language models that learn by teaching themselves."""

@@ -1,0 +1,115 @@
+-- The store of one run (schema version 1, kept in PRAGMA user_version).  docs/store.md describes it.
+-- A unit of work is written in one transaction; a row that is here is done and is not done again.
+-- Every random seed derives from what the row is (see runs/seeds.py), never from the clock or the order.
+
+CREATE TABLE documents (
+  id        TEXT PRIMARY KEY,
+  position  INTEGER NOT NULL,            -- order in the run
+  split     TEXT NOT NULL,               -- 'exam' (compare, learn), 'train', 'validation', 'test'
+  title     TEXT NOT NULL,
+  text      TEXT NOT NULL
+);
+
+CREATE TABLE questions (
+  id          TEXT PRIMARY KEY,
+  document_id TEXT REFERENCES documents(id),  -- NULL: a general question, asked to measure forgetting
+  position    INTEGER NOT NULL,
+  question    TEXT NOT NULL,
+  answers     TEXT NOT NULL                  -- JSON list of accepted answers
+);
+
+CREATE TABLE edits (
+  id            TEXT PRIMARY KEY,            -- 'ROUND|DOCUMENT|WRITER|INDEX'
+  round         INTEGER NOT NULL DEFAULT 0,  -- 0 outside Step B
+  document_id   TEXT NOT NULL REFERENCES documents(id),
+  writer        TEXT NOT NULL,               -- the condition
+  idx           INTEGER NOT NULL,
+  prompt        TEXT NOT NULL,
+  text          TEXT NOT NULL,
+  truncated     INTEGER NOT NULL,
+  dropped_lines INTEGER NOT NULL,
+  input_tokens  INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL,
+  kept          INTEGER,                     -- Step B: 1 kept by selection, 0 not, NULL not yet decided
+  reward        REAL                         -- Step B: mean exam score of its fits, NULL until known
+);
+CREATE INDEX edits_by_document ON edits(document_id, writer);
+
+CREATE TABLE fits (
+  id           TEXT PRIMARY KEY,             -- 'EDIT_ID|replicate', or 'ROUND||CONDITION|replicate' where one adapter learns all documents, or '0||none|0' for the base model's exam
+  round        INTEGER NOT NULL DEFAULT 0,
+  condition    TEXT NOT NULL,
+  document_id  TEXT REFERENCES documents(id),  -- NULL: the adapter learned all documents, or there is no adapter
+  edit_id      TEXT REFERENCES edits(id),      -- NULL: passage alone, or no adaptation
+  replicate    INTEGER NOT NULL,
+  status       TEXT NOT NULL CHECK (status IN ('done', 'failed')),
+  error        TEXT,                           -- why it failed
+  sequences    TEXT NOT NULL,                  -- JSON list of the training texts
+  train_tokens INTEGER NOT NULL,               -- real tokens trained on, all epochs
+  steps        INTEGER NOT NULL,
+  first_loss   REAL,                           -- mean loss (nats per token) of the first and the last epoch
+  last_loss    REAL,
+  seconds      REAL NOT NULL                   -- this fit's share of its unit's time
+);
+CREATE INDEX fits_by_condition ON fits(round, condition);
+
+CREATE TABLE answers (
+  id          INTEGER PRIMARY KEY,
+  fit_id      TEXT NOT NULL REFERENCES fits(id),
+  question_id TEXT NOT NULL REFERENCES questions(id),
+  text        TEXT NOT NULL,
+  tokens      INTEGER NOT NULL,
+  UNIQUE (fit_id, question_id)
+);
+
+CREATE TABLE verdicts (
+  answer_id INTEGER NOT NULL REFERENCES answers(id),
+  grader    TEXT NOT NULL,
+  value     TEXT NOT NULL CHECK (value IN ('right', 'wrong', 'ungraded')),
+  credit    REAL,                              -- in [0, 1]; NULL where ungraded
+  note      TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (answer_id, grader)
+);
+
+CREATE TABLE rounds (
+  round               INTEGER PRIMARY KEY,
+  train_reward        REAL,
+  validation_accuracy REAL,
+  kept_edits          INTEGER,
+  checkpoint          TEXT,                    -- path relative to the run directory
+  seconds             REAL,
+  details             TEXT NOT NULL DEFAULT '{}'  -- JSON: intervals, documents without signal, ...
+);
+
+CREATE TABLE costs (
+  id            INTEGER PRIMARY KEY,
+  what          TEXT NOT NULL,                 -- 'edits', 'fits', 'answers', 'grading', 'outer'
+  condition     TEXT NOT NULL,
+  model         TEXT NOT NULL DEFAULT '',
+  input_tokens  INTEGER NOT NULL DEFAULT 0,
+  output_tokens INTEGER NOT NULL DEFAULT 0,
+  seconds       REAL NOT NULL DEFAULT 0,       -- device time
+  usd           REAL                           -- NULL: no price known
+);
+
+CREATE TABLE api_calls (                       -- everything an API returned, cached by the content of the request
+  key           TEXT PRIMARY KEY,              -- sha256 of the canonical JSON request
+  model         TEXT NOT NULL,
+  request       TEXT NOT NULL,
+  response      TEXT NOT NULL,
+  input_tokens  INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL
+);
+
+CREATE TABLE api_batches (                     -- batches under way, so that a restart goes on polling
+  key        TEXT PRIMARY KEY,                 -- sha256 of the sorted request keys
+  batch_id   TEXT NOT NULL,
+  status     TEXT NOT NULL
+);
+
+CREATE TABLE events (                          -- what the report should mention: cut edits, failed fits, warnings
+  id      INTEGER PRIMARY KEY,
+  kind    TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  message TEXT NOT NULL
+);
