@@ -1,1 +1,9 @@
+"""Models and their tokenizers: finding, loading, and prompting them as they expect to be prompted.
 
+Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing of documents, edits or adapters.
+"""
+
+from selfedit.models.bundled import NAME as BUNDLED
+from selfedit.models.loading import Model, Tokenizer, load_model, load_tokenizer, local_path
+
+__all__ = ["BUNDLED", "Model", "Tokenizer", "load_model", "load_tokenizer", "local_path"]
