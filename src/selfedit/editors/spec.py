@@ -1,0 +1,85 @@
+"""What `--editor` says: which writer a condition's edits come from.
+
+Knows the forms and the name of the condition; opens no file and knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal, get_args
+
+from selfedit.errors import UserError
+
+EditorKind = Literal["none", "passage", "self", "replay", "api"]
+
+FORMS = "none, passage, self, self:PROMPT, replay:FILE[#writer], api:MODEL"
+
+
+@dataclass(frozen=True)
+class EditorSpec:
+    """One editor, as given.
+
+    `argument` is the prompt (`self`; "" for the default one), the file (`replay`; `news` for the built-in one) or the
+    model (`api`).  `writer` picks one of the writers of a replay file, "" where the file has only one.
+    """
+
+    kind: EditorKind
+    argument: str = ""
+    writer: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> EditorSpec:
+        """Reads one of the forms (see FORMS); UserError, with the list of forms, for anything else."""
+        kind, colon, argument = text.strip().partition(":")
+        argument, writer = argument.strip(), ""
+        if kind not in get_args(EditorKind):
+            raise _wrong(text, f"there is no kind of editor called '{kind}'")
+        if kind in ("none", "passage") and colon:
+            raise _wrong(text, f"'{kind}' takes nothing after it")
+        if kind == "replay":
+            # A file's name may hold a '#'; a writer's may not.
+            file, mark, after = argument.rpartition("#")
+            if mark:
+                argument, writer = file.strip(), after.strip()
+                if not writer:
+                    raise _wrong(text, "the writer's name after '#' is empty")
+        if (kind == "self" and colon and not argument) or (kind in ("replay", "api") and not argument):
+            what = {"self": "the prompt", "replay": "the file", "api": "the model"}[kind]
+            raise _wrong(text, f"{what} after '{kind}:' is missing")
+        if any(character == "|" or not character.isprintable() for character in text):
+            raise _wrong(text, "a condition's name must not hold '|' or control characters")
+        return cls(kind, argument, writer)  # type: ignore[arg-type]
+
+    @property
+    def built_in(self) -> bool:
+        """Whether this replays the edits that come with the built-in news corpus."""
+        return self.kind == "replay" and self.argument == "news"
+
+    @property
+    def name(self) -> str:
+        """The condition's name: as given, with a file shortened to its stem (`replay:edits#gpt-4.1`)."""
+        if not self.argument:
+            return self.kind
+        short = self.argument
+        if self.kind == "replay" or (self.kind == "self" and "/" in short):
+            short = PurePath(short).stem
+        return f"{self.kind}:{short}" + (f"#{self.writer}" if self.writer else "")
+
+
+def parse_editors(texts: list[str]) -> list[EditorSpec]:
+    """Reads every `--editor` in order; UserError where two would be conditions of one name."""
+    specs = [EditorSpec.parse(text) for text in texts]
+    seen: dict[str, str] = {}
+    for text, spec in zip(texts, specs, strict=True):
+        if spec.name in seen:
+            raise UserError(
+                f"--editor {text}: the condition '{spec.name}' is already there (from {seen[spec.name]}); "
+                "leave one out, or rename one of the files"
+            )
+        seen[spec.name] = text
+    return specs
+
+
+def _wrong(text: str, reason: str) -> UserError:
+    return UserError(f"--editor {text!r}: {reason}; the forms are {FORMS}")

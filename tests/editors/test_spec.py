@@ -1,0 +1,72 @@
+"""What `--editor` accepts, and what the conditions are called."""
+
+import pytest
+
+from selfedit.editors.spec import EditorSpec, parse_editors
+from selfedit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "spec", "name"),
+    [
+        ("none", EditorSpec("none"), "none"),
+        ("passage", EditorSpec("passage"), "passage"),
+        ("self", EditorSpec("self"), "self"),
+        ("self:questions", EditorSpec("self", "questions"), "self:questions"),
+        ("self:prompts/mine.txt", EditorSpec("self", "prompts/mine.txt"), "self:mine"),
+        ("replay:news", EditorSpec("replay", "news"), "replay:news"),
+        ("replay:data/squad.jsonl", EditorSpec("replay", "data/squad.jsonl"), "replay:squad"),
+        (
+            "replay:data/squad.jsonl#gpt-4.1",
+            EditorSpec("replay", "data/squad.jsonl", "gpt-4.1"),
+            "replay:squad#gpt-4.1",
+        ),
+        ("replay:a#b.jsonl#c", EditorSpec("replay", "a#b.jsonl", "c"), "replay:a#b#c"),
+        ("api:gpt-5", EditorSpec("api", "gpt-5"), "api:gpt-5"),
+        ("api:org/model:free", EditorSpec("api", "org/model:free"), "api:org/model:free"),
+        (" api:gpt-5 ", EditorSpec("api", "gpt-5"), "api:gpt-5"),
+    ],
+)
+def test_the_forms(text: str, spec: EditorSpec, name: str) -> None:
+    assert EditorSpec.parse(text) == spec
+    assert spec.name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no kind of editor called ''"),
+        ("gpt-5", "no kind of editor called 'gpt-5'"),
+        ("None", "no kind of editor called 'None'"),
+        ("passage:x", "'passage' takes nothing after it"),
+        ("none:", "'none' takes nothing after it"),
+        ("self:", "the prompt after 'self:' is missing"),
+        ("replay", "the file after 'replay:' is missing"),
+        ("replay:", "the file after 'replay:' is missing"),
+        ("replay:#w", "the file after 'replay:' is missing"),
+        ("replay:f#", "the writer's name after '#' is empty"),
+        ("api", "the model after 'api:' is missing"),
+        ("api: ", "the model after 'api:' is missing"),
+        ("api:a|b", "must not hold '|'"),
+        ("self:a\nb", "control characters"),
+    ],
+)
+def test_a_mistake_gets_one_line_with_the_forms(text: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        EditorSpec.parse(text)
+    message = str(caught.value)
+    assert reason in message
+    assert "replay:FILE[#writer]" in message
+    assert "\n" not in message
+
+
+def test_only_the_built_in_news_is_built_in() -> None:
+    assert EditorSpec.parse("replay:news").built_in
+    assert not EditorSpec.parse("replay:news.jsonl").built_in
+    assert not EditorSpec.parse("api:news").built_in
+
+
+def test_conditions_of_one_name_are_refused() -> None:
+    assert [spec.name for spec in parse_editors(["none", "self", "api:gpt-5"])] == ["none", "self", "api:gpt-5"]
+    with pytest.raises(UserError, match="'replay:a' is already there"):
+        parse_editors(["replay:x/a.jsonl", "replay:y/a.jsonl"])
