@@ -1,1 +1,27 @@
+"""Many LoRA adapters on one frozen causal language model, trained and decoded together.
 
+Needs torch, transformers and safetensors only; knows token ids, nothing of text, documents or exams.
+"""
+
+from selfedit.engine.bank import AdapterBank, UnsupportedModelError
+from selfedit.engine.decode import Completion, DecodeRequest, decode
+from selfedit.engine.fit import FitJob, FitResult, FitSettings, TokenSequence, fit
+from selfedit.engine.lora import LoraSpec
+from selfedit.engine.peft_format import load as load_adapter
+from selfedit.engine.peft_format import merge as merge_adapter
+
+__all__ = [
+    "AdapterBank",
+    "Completion",
+    "DecodeRequest",
+    "FitJob",
+    "FitResult",
+    "FitSettings",
+    "LoraSpec",
+    "TokenSequence",
+    "UnsupportedModelError",
+    "decode",
+    "fit",
+    "load_adapter",
+    "merge_adapter",
+]

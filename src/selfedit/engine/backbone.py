@@ -1,0 +1,64 @@
+"""A causal language model taken apart: the decoder that yields hidden states, and the output head.
+
+Knows how Hugging Face models are put together and checks that this one is put together so.  Knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selfedit.engine.bank import UnsupportedModelError
+from selfedit.engine.packing import Layout, packed
+
+
+class Backbone:
+    """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
+
+    Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention does
+    not go through transformers' attention interface; both are checked on a few tokens, once a model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder = model.get_decoder()
+        head = model.get_output_embeddings()
+        if head is None or getattr(head, "bias", None) is not None:
+            raise UnsupportedModelError(f"{type(model).__name__} has no plain output head; it cannot be trained here")
+        self.head_VD: Tensor = head.weight
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        if not getattr(model, "_selfedit_checked", False):
+            self._check()
+            model._selfedit_checked = True
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Last hidden states [B, T, D]."""
+        return self.decoder(**inputs).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V], float32."""
+        logits = (hidden @ self.head_VD.t()).float()
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        name, device = type(self.model).__name__, self.head_VD.device
+        ids = (torch.arange(11, device=device) * 7 + 3) % self.head_VD.shape[0]
+        whole = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
+        own = self.logits(self.hidden(input_ids=ids[None], use_cache=False)[0])
+        if not _close(own, whole):
+            raise UnsupportedModelError(f"{name} does not compute its logits as head times hidden state; not supported")
+        layout = Layout.of([4, 7], device)
+        row = torch.cat([ids[:4], ids[:7]])[None]
+        with packed(self.model, layout):
+            together = self.hidden(input_ids=row, position_ids=layout.positions(device), use_cache=False)[0]
+        if not _close(self.logits(together[4:]), whole[:7]):
+            raise UnsupportedModelError(f"{name} cannot take packed sequences: its attention mixes them")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    # The check is on wiring, not on rounding: a wrong wiring gives errors of the order of the logits themselves.
+    return bool((a - b).norm() <= 0.05 * b.norm())

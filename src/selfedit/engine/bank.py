@@ -1,0 +1,206 @@
+"""A bank: N LoRA adapters of one shape, stacked on one frozen causal language model.
+
+Knows which layers are adapted and where each adapter's numbers lie: all of them in one flat float32 buffer, so that
+clipping and AdamW are a few operations an adapter.  Knows nothing of training data, schedules or prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from selfedit.engine import peft_format
+from selfedit.engine.lora import LoraLinear, LoraSpec, Routing
+
+# Each tensor of an adapter starts at a multiple of this many numbers: grouped products want 16-byte strides.
+_ALIGN = 16
+
+
+class UnsupportedModelError(ValueError):
+    """The model has no layers that this engine can adapt as asked; the message says which, and what to do."""
+
+
+class AdapterBank:
+    """Attaches `size` stacked LoRAs to a causal language model's chosen linear layers.
+
+    The wrapped model without a routing is the base model, bit for bit; `route` switches adapters on for the rows of one batch.
+    The model is changed in place (its chosen layers are wrapped) until `detach`; a bank is also a context manager that detaches.
+    Parameters are float32 always; products run in the model's own dtype.
+
+    Errors: UnsupportedModelError where a chosen layer is not a plain `torch.nn.Linear` in float32, bfloat16 or float16
+    (GPT-2's Conv1D, quantised layers) or nothing matches the targets.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: LoraSpec, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"AdapterBank: size must be at least 1, not {size}")
+        self.model = model
+        self.spec = spec
+        self.size = size
+        self.routing: Routing | None = None
+        self.names = target_layers(model, spec)
+        linears = [model.get_submodule(name) for name in self.names]
+        self.device = linears[0].weight.device
+        self.dtype: torch.dtype = linears[0].weight.dtype
+        # Grouped products exist for bfloat16 on CUDA; elsewhere one product a segment is best.
+        self.grouped = self.device.type == "cuda" and self.dtype == torch.bfloat16
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self.layers = [LoraLinear(linear, self, index) for index, linear in enumerate(linears)]
+
+        self._slices: list[tuple[int, int]] = []
+        offset = 0
+        for layer in self.layers:
+            a, b = spec.rank * layer.in_features, layer.out_features * spec.rank
+            self._slices.append((offset, offset + _aligned(a)))
+            offset += _aligned(a) + _aligned(b)
+        self.adapter_size = offset
+        self.parameters_NF = torch.zeros(size, offset, device=self.device)
+        self._compute_NF = (
+            self.parameters_NF if self.dtype == torch.float32 else self.parameters_NF.to(self.dtype, copy=True)
+        )
+        self.gradients_NF: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            layer.a_NRI, layer.b_NOR = self._views(self._compute_NF, index)
+        for name, layer in zip(self.names, self.layers, strict=True):
+            _set_submodule(model, name, layer)
+
+    def __enter__(self) -> AdapterBank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Gives the model its own layers back."""
+        for name, layer in zip(self.names, self.layers, strict=True):
+            _set_submodule(self.model, name, layer.base_layer)
+
+    def reset(self, adapter: int, seed: int) -> None:
+        """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters_NF[adapter].zero_()
+        for index, layer in enumerate(self.layers):
+            a_NRI, _ = self._views(self.parameters_NF, index)
+            bound = 1 / math.sqrt(layer.in_features)
+            values = torch.empty(self.spec.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+            a_NRI[adapter].copy_(values)
+        self.publish([adapter])
+
+    def publish(self, adapters: Sequence[int]) -> None:
+        """Copies the float32 parameters of adapters to the buffer that products read, where that is another dtype."""
+        if self._compute_NF is not self.parameters_NF:
+            for adapter in adapters:
+                self._compute_NF[adapter].copy_(self.parameters_NF[adapter])
+
+    def enable_gradients(self) -> Tensor:
+        """The gradient buffer [N, F], float32, made at the first call."""
+        if self.gradients_NF is None:
+            self.gradients_NF = torch.zeros_like(self.parameters_NF)
+            for index, layer in enumerate(self.layers):
+                layer.grad_a_NRI, layer.grad_b_NOR = self._views(self.gradients_NF, index)
+        return self.gradients_NF
+
+    def drop_gradients(self) -> None:
+        """Frees the gradient buffer (answers need none)."""
+        self.gradients_NF = None
+        for layer in self.layers:
+            layer.grad_a_NRI = layer.grad_b_NOR = None
+
+    @contextmanager
+    def route(self, routing: Routing) -> Iterator[None]:
+        """Within this context, the rows of a batch (batch and time flattened) belong to adapters as `routing` says."""
+        if self.routing is not None:
+            raise RuntimeError("a routing is active already")
+        self.routing = routing
+        try:
+            yield
+        finally:
+            self.routing = None
+
+    def state(self, adapter: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer name -> (A [R, D_in], B [D_out, R]) of one adapter, float32, views."""
+        views = (self._views(self.parameters_NF, index) for index in range(len(self.layers)))
+        return {name: (a_NRI[adapter], b_NOR[adapter]) for name, (a_NRI, b_NOR) in zip(self.names, views, strict=True)}
+
+    def load_state(self, adapter: int, state: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Sets an adapter's weights.  Errors: ValueError where layers or shapes differ from the bank's."""
+        own = self.state(adapter)
+        if own.keys() != state.keys():
+            different = sorted(own.keys() ^ state.keys())
+            raise ValueError(
+                f"the adapter's layers differ from the bank's: {different[0]} and {len(different) - 1} more"
+            )
+        for name, (a, b) in state.items():
+            if a.shape != own[name][0].shape or b.shape != own[name][1].shape:
+                raise ValueError(f"the adapter's {name} has another shape than the bank's")
+            own[name][0].copy_(a)
+            own[name][1].copy_(b)
+        self.publish([adapter])
+
+    def save_pretrained(self, adapter: int, path: str | Path) -> None:
+        """Writes one adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it, vLLM serves it)."""
+        name_or_path = self.model.config._name_or_path
+        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=name_or_path)
+
+    def _views(self, flat_NF: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        layer, (a_start, b_start), rank = self.layers[index], self._slices[index], self.spec.rank
+        a = flat_NF[:, a_start : a_start + rank * layer.in_features]
+        b = flat_NF[:, b_start : b_start + rank * layer.out_features]
+        return a.view(-1, rank, layer.in_features), b.view(-1, layer.out_features, rank)
+
+
+def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
+    """The dotted names of the layers that a spec adapts, in the order of the model.
+
+    Errors: UnsupportedModelError, naming the layer, where one cannot be adapted, or where nothing matches.
+    """
+    head = model.get_output_embeddings()
+    names = []
+    for name, module in model.named_modules():
+        if module is head or not _matches(name, module, spec):
+            continue
+        if isinstance(module, LoraLinear):
+            raise UnsupportedModelError(f"{name} carries the adapters of another bank: detach that bank first")
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedModelError(
+                f"{name} is a {type(module).__name__}; only torch.nn.Linear layers can be adapted"
+                " (models built on Conv1D, such as GPT-2, are not supported)"
+            )
+        if module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise UnsupportedModelError(
+                f"{name} is quantised ({type(module).__name__}, {module.weight.dtype}); load the model in bfloat16 or float32"
+            )
+        names.append(name)
+    if not names:
+        raise UnsupportedModelError(
+            f"no layer matches the targets {spec.targets!r} (layers {spec.layers}); linear layers here end in: "
+            + ", ".join(sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}))
+        )
+    return names
+
+
+def _matches(name: str, module: nn.Module, spec: LoraSpec) -> bool:
+    if spec.targets == "all-linear":
+        chosen = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    else:
+        chosen = any(name == target or name.endswith(f".{target}") for target in spec.targets)
+    if not chosen or spec.layers is None:
+        return chosen
+    # As in PEFT: the first number in a dotted name is the decoder layer's.
+    number = next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return number is not None and spec.layers[0] <= number <= spec.layers[1]
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGN) * _ALIGN

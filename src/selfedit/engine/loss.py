@@ -1,0 +1,66 @@
+"""Next-token cross-entropy without the logits of the whole batch in memory.
+
+Knows hidden states, the output head's matrix and targets.  Knows nothing of adapters or schedules.
+
+The head is frozen and the weight of every token in the loss is known beforehand, so the gradient with respect to the hidden
+states is computed together with the loss, a block of rows at a time (the idea of the fused linear cross-entropy in Liger
+Kernel, Hsu et al. 2024, arXiv 2410.10989).
+
+Axes: L labelled tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Logits of one block: big enough for a fast matrix product, small enough for a CPU's cache.
+_BLOCK_NUMBERS = {"cpu": 128 * 49_152, "accelerator": 2048 * 151_936}
+
+
+def linear_cross_entropy(
+    hidden_LD: Tensor, head_VD: Tensor, targets_L: Tensor, weights_L: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the tokens' losses (nats; differentiable in `hidden_LD`) and each token's own loss [L], float32.
+
+    `softcap` c replaces the logits z by c * tanh(z / c), as Gemma 2 does.
+    """
+    total, losses_L = _LinearCrossEntropy.apply(hidden_LD, head_VD, targets_L, weights_L, softcap)
+    return total, losses_L
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_LD: Tensor, head_VD: Tensor, targets_L: Tensor, weights_L: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        kind = "cpu" if hidden_LD.device.type == "cpu" else "accelerator"
+        rows = max(16, _BLOCK_NUMBERS[kind] // head_VD.shape[0])
+        losses_L = torch.empty(hidden_LD.shape[0], device=hidden_LD.device)
+        grad_LD = torch.empty_like(hidden_LD)
+        for start in range(0, hidden_LD.shape[0], rows):
+            block = slice(start, start + rows)
+            index = targets_L[block, None]
+            logits = (hidden_LD[block] @ head_VD.t()).float()
+            capped = None
+            if softcap is not None:
+                capped = torch.tanh(logits / softcap)
+                logits = capped * softcap
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            losses_L[block] = (normalizer - logits.gather(1, index)).squeeze(1)
+            slope = logits.sub_(normalizer).exp_()
+            slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
+            slope.mul_(weights_L[block, None])
+            if capped is not None:
+                slope.mul_(1 - capped.square())
+            torch.mm(slope.to(head_VD.dtype), head_VD, out=grad_LD[block])
+        ctx.save_for_backward(grad_LD)
+        ctx.mark_non_differentiable(losses_L)
+        return (losses_L * weights_L).sum(), losses_L
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        (grad_LD,) = ctx.saved_tensors
+        return grad_LD * grad_total.to(grad_LD.dtype), None, None, None, None
