@@ -1,0 +1,244 @@
+"""A fake OpenAI server on this machine, with faults on demand.  Knows the wire format only, nothing of the client.
+
+Every completion repeats what it was asked: the reply to "x" is "reply to x", 10 input and 5 output tokens.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Fault:
+    """What the next completion request meets: a status with an error, bytes as they are, silence, a cut connection."""
+
+    status: int = 200
+    error: dict[str, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
+    hang: bool = False
+    cut: bool = False
+
+
+@dataclass
+class BatchPlan:
+    """What becomes of the next batch; items go by their place in the upload."""
+
+    statuses: list[str] = field(default_factory=lambda: ["validating", "in_progress"])
+    end: str = "completed"
+    reverse: bool = False
+    missing: set[int] = field(default_factory=set)
+    half_a_line: set[int] = field(default_factory=set)
+    twice: set[int] = field(default_factory=set)
+    expired: set[int] = field(default_factory=set)
+    failed: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+
+
+def error(message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "error", "code": code, "param": param}}
+
+
+class FakeServer:
+    def __init__(self) -> None:
+        self.faults: deque[Fault] = deque()
+        self.plans: deque[BatchPlan] = deque()
+        self.poll_faults: deque[int] = deque()
+        self.refuse: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
+        self.completions: list[dict[str, Any]] = []  # bodies, in order of arrival
+        self.keys: list[str] = []  # Authorization headers
+        self.models_asked = 0
+        self.uploads: list[list[dict[str, Any]]] = []
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.polls: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.most_at_once = 0
+        self.connections: set[socket.socket] = set()
+        self.released = threading.Event()  # ends every hang
+        self.gate: threading.Barrier | None = None
+        self._now = 0
+        self._lock = threading.Lock()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake.connections.add(self.connection)
+
+            def finish(self) -> None:
+                fake.connections.discard(self.connection)
+                super().finish()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                fake.get(self)
+
+            def do_POST(self) -> None:
+                fake.post(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):  # closed by now
+                connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "messages" in body:
+            text = "reply to " + body["messages"][-1]["content"]
+            choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+        else:
+            choice = {"text": "reply to " + body["prompt"]}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 2}}
+        return {"id": "c", "choices": [{"index": 0, "finish_reason": "stop", **choice}], "usage": usage}
+
+    def get(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path
+        if path == "/v1/models":
+            self.models_asked += 1
+            return self._send(handler, 200, {"object": "list", "data": []})
+        if path.startswith("/v1/batches/"):
+            batch_id = path.rpartition("/")[2]
+            self.polls.append(batch_id)
+            if self.poll_faults:
+                return self._send(handler, self.poll_faults.popleft(), error("poll failed"))
+            if batch_id not in self.batches:
+                return self._send(handler, 404, error("no such batch"))
+            batch = self.batches[batch_id]
+            if batch["script"]:
+                batch["status"] = batch["script"].pop(0)
+            return self._send(handler, 200, {k: v for k, v in batch.items() if k != "script"})
+        if path.startswith("/v1/files/"):
+            return self._send(handler, 200, self.files[path.split("/")[3]])
+        return self._send(handler, 404, error(f"no {path}"))
+
+    def post(self, handler: BaseHTTPRequestHandler) -> None:
+        data = handler.rfile.read(int(handler.headers["Content-Length"]))
+        path = handler.path
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            with self._lock:
+                self._now += 1
+                self.most_at_once = max(self.most_at_once, self._now)
+            try:
+                self._complete(handler, json.loads(data))
+            finally:
+                with self._lock:
+                    self._now -= 1
+        elif path == "/v1/files":
+            head = f"Content-Type: {handler.headers['Content-Type']}\r\n\r\n".encode()
+            parts = {
+                part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+                for part in message_from_bytes(head + data).get_payload()
+            }
+            assert parts["purpose"] == b"batch"
+            file_id = f"file-{len(self.files)}"
+            self.files[file_id] = parts["file"]
+            self._send(handler, 200, {"id": file_id, "object": "file", "purpose": "batch"})
+        elif path == "/v1/batches":
+            self._send(handler, 200, self._create_batch(json.loads(data)))
+        else:
+            self._send(handler, 404, error(f"no {path}"))
+
+    def _complete(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with self._lock:
+            self.completions.append(body)
+            self.keys.append(handler.headers.get("Authorization", ""))
+            fault = self.faults.popleft() if self.faults else None
+        if self.gate is not None:
+            self.gate.wait(timeout=10)
+        if fault is not None and fault.hang:
+            self.released.wait(timeout=30)
+            handler.close_connection = True
+        elif fault is not None and fault.cut:
+            handler.close_connection = True
+            handler.connection.close()
+        elif fault is not None:
+            self._send(handler, fault.status, fault.error if fault.raw is None else fault.raw, fault.headers)
+        elif (refusal := self.refuse(body)) is not None:
+            self._send(handler, 400, refusal)
+        else:
+            self._send(handler, 200, self.reply(body))
+
+    def _create_batch(self, body: dict[str, Any]) -> dict[str, Any]:
+        plan = self.plans.popleft() if self.plans else BatchPlan()
+        items = [json.loads(line) for line in self.files[body["input_file_id"]].decode().splitlines()]
+        assert all(item["url"] == body["endpoint"] and item["method"] == "POST" for item in items)
+        self.uploads.append(items)
+        output, errors = [], []
+        for index, item in enumerate(items):
+            key = item["custom_id"]
+            refusal = self.refuse(item["body"])
+            if index in plan.expired:
+                code = {"code": "batch_expired", "message": "This request could not be executed in time."}
+                errors.append(json.dumps({"custom_id": key, "response": None, "error": code}))
+            elif index in plan.failed or refusal is not None:
+                status, payload = plan.failed.get(index, (400, refusal))
+                response = {"status_code": status, "body": payload}
+                errors.append(json.dumps({"custom_id": key, "response": response, "error": None}))
+            elif index not in plan.missing:
+                response = {"status_code": 200, "body": self.reply(item["body"])}
+                line = json.dumps({"custom_id": key, "response": response, "error": None}, ensure_ascii=False)
+                line = line[: len(line) // 2] if index in plan.half_a_line else line
+                output += [line] * (2 if index in plan.twice else 1)
+        for key in plan.strangers:
+            response = {"status_code": 200, "body": self.reply({"prompt": "?", "messages": [{"content": "?"}]})}
+            output.append(json.dumps({"custom_id": key, "response": response, "error": None}))
+        if plan.reverse:
+            output.reverse()
+        batch_id = f"batch-{len(self.batches)}"
+        batch = {
+            "id": batch_id,
+            "object": "batch",
+            "status": "validating",
+            "script": [*plan.statuses, plan.end],
+            "endpoint": body["endpoint"],
+            "completion_window": body["completion_window"],
+            "created_at": 0,
+            "input_file_id": body["input_file_id"],
+            "errors": {"object": "list", "data": plan.errors} if plan.errors else None,
+            "request_counts": {"total": len(items), "completed": len(output), "failed": len(errors)},
+        }
+        if plan.end != "failed":
+            for name, lines in (("output_file_id", output), ("error_file_id", errors)):
+                if lines:
+                    file_id = f"file-{len(self.files)}"
+                    self.files[file_id] = ("\n".join(lines) + "\n").encode()
+                    batch[name] = file_id
+        self.batches[batch_id] = batch
+        return {k: v for k, v in batch.items() if k != "script"}
+
+    def _send(
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        body: dict[str, Any] | bytes | None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        handler.send_response(status)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data)

@@ -1,0 +1,308 @@
+"""Batches against a fake server: incomplete, out of order, damaged, expired, failed, and taken up after a restart."""
+
+import threading
+
+import pytest
+from fake_server import BatchPlan, FakeServer, error
+
+from selfedit.editors import batch as batch_module
+from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, MemoryCache
+from selfedit.editors.prices import Budget, BudgetReached, ModelPrice
+from selfedit.errors import UserError
+
+
+def client(server: FakeServer, cache: MemoryCache | None = None, **settings) -> ApiClient:
+    cache = cache or MemoryCache()
+    settings = {"max_retries": 1, "timeout": 10.0, "poll_seconds": 0.002} | settings
+    return ApiClient("m", server.url, batch=True, cache=cache, batches=cache, **settings)
+
+
+def asked(texts: str, **settings) -> list[ApiRequest]:
+    return [ApiRequest(messages=({"role": "user", "content": text},), **settings) for text in texts]
+
+
+def in_upload(server: FakeServer, number: int) -> list[str]:
+    return [item["body"]["messages"][0]["content"] for item in server.uploads[number]]
+
+
+def test_a_batch_is_uploaded_polled_and_fetched(server: FakeServer) -> None:
+    used, seen, polls = [], {}, []
+    cache = MemoryCache()
+    asker = client(
+        server,
+        cache,
+        on_usage=lambda *usage: used.append(usage),
+        on_poll=lambda *poll: polls.append(poll),
+        reasoning_effort="low",
+    )
+    requests = asked("abc", max_tokens=9, seed=2)
+    results = asker.complete(requests, on_result=seen.__setitem__)
+    assert results == [ApiResult(f"reply to {text}", "stop", 10, 5, 2, batch=True) for text in "abc"]
+    assert [seen[index] for index in range(3)] == results
+    assert used == [("m", 10, 5, True)] * 3
+    (items,) = server.uploads
+    assert [item["custom_id"] for item in items] == [asker.key(request) for request in requests]
+    assert items[0]["url"] == "/v1/chat/completions"
+    assert items[0]["body"] == asker.body(requests[0])
+    assert items[0]["body"]["reasoning_effort"] == "low"
+    assert polls == [("batch-0", status, 3, 3) for status in ("validating", "in_progress", "completed")]
+    assert server.completions == []
+    assert set(cache.batches.values()) == {("batch-0", "done")}
+
+
+def test_batched_replies_are_kept_for_live_calls_too(server: FakeServer) -> None:
+    cache = MemoryCache()
+    client(server, cache).complete(asked("ab"))
+    results = ApiClient("m", server.url, cache=cache).complete(asked("ab"))
+    assert [(result.text, result.cached, result.batch) for result in results] == [
+        ("reply to a", True, True),
+        ("reply to b", True, True),
+    ]
+    assert server.completions == []
+
+
+def test_plain_completions_by_batch(server: FakeServer) -> None:
+    (result,) = client(server, kind="completions").complete([ApiRequest(prompt="once")])
+    assert result.text == "reply to once"
+    assert server.uploads[0][0]["url"] == "/v1/completions"
+
+
+def test_replies_are_matched_by_id_in_any_order(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(reverse=True, twice={1}, strangers=["who", ""]))
+    used: list[tuple] = []
+    results = client(server, on_usage=lambda *usage: used.append(usage)).complete(asked("abc"))
+    assert [result.text for result in results] == ["reply to a", "reply to b", "reply to c"]
+    assert len(used) == 3
+
+
+def test_line_separators_within_a_reply_do_not_cut_it(server: FakeServer) -> None:
+    text = "a\u2028b\u0085c\nd"
+    (result,) = client(server).complete([ApiRequest(messages=({"role": "user", "content": text},))])
+    assert result.text == "reply to " + text
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        BatchPlan(missing={1}),
+        BatchPlan(half_a_line={1}),
+        BatchPlan(expired={1}, end="expired"),
+        BatchPlan(failed={1: (500, error("oops"))}),
+        BatchPlan(failed={1: (429, error("slow down"))}),
+    ],
+)
+def test_what_a_batch_lacks_goes_into_another(server: FakeServer, plan: BatchPlan) -> None:
+    server.plans.append(plan)
+    cache = MemoryCache()
+    results = client(server, cache).complete(asked("abc"))
+    assert [result.text for result in results] == ["reply to a", "reply to b", "reply to c"]
+    assert in_upload(server, 1) == ["b"]
+    assert len(server.uploads) == 2
+    assert {batch_id for batch_id, _ in cache.batches.values()} == {"batch-0", "batch-1"}
+
+
+def test_an_expired_batch_without_any_file_is_sent_again(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(missing={0, 1}, end="expired"))
+    results = client(server).complete(asked("ab"))
+    assert [result.error for result in results] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (BatchPlan(missing={1}), "(completed) came back without it, tried in 2 batches"),
+        (BatchPlan(expired={1}, end="expired"), "503: This request could not be executed in time., tried in 2 batches"),
+        (BatchPlan(failed={1: (500, error("oops"))}), "500: oops, tried in 2 batches"),
+    ],
+)
+def test_tries_are_bounded(server: FakeServer, plan: BatchPlan, reason: str) -> None:
+    again = BatchPlan(end=plan.end, missing={0} if plan.missing else set(), expired={0} if plan.expired else set())
+    again.failed = {place - 1: failure for place, failure in plan.failed.items()}
+    server.plans.extend([plan, again])
+    seen: dict[int, ApiResult] = {}
+    results = client(server, batch_tries=2).complete(asked("abc"), on_result=seen.__setitem__)
+    assert [result.error is None for result in results] == [True, False, True]
+    assert reason in (results[1].error or "")
+    assert seen[1] == results[1]
+    assert len(server.uploads) == 2
+
+
+def test_a_bad_request_is_an_error_at_once(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(failed={0: (400, error("too long", "context_length_exceeded"))}))
+    failed, fine = client(server).complete(asked("ab"))
+    assert failed.error == "400: too long"
+    assert fine.text == "reply to b"
+    assert len(server.uploads) == 1
+
+
+def test_a_refused_parameter_is_left_out_of_the_next_batch(server: FakeServer) -> None:
+    server.refuse = lambda body: (
+        error("Unsupported parameter", "unsupported_parameter", "temperature") if "temperature" in body else None
+    )
+    results = client(server).complete(asked("ab", temperature=0.0))
+    assert [result.error for result in results] == [None, None]
+    assert "temperature" not in server.uploads[1][0]["body"]
+
+
+# Restarts
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_polling_goes_on_after_a_restart(server: FakeServer) -> None:
+    cache = MemoryCache()
+
+    def stop(batch_id: str, status: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        client(server, cache, on_poll=stop).complete(asked("ab"))
+    assert set(cache.batches.values()) == {("batch-0", "submitted")}
+    # The restart asks for one of them and for another: the one is waited for, the other sent.
+    results = client(server, cache).complete(asked("bc"))
+    assert [result.text for result in results] == ["reply to b", "reply to c"]
+    assert in_upload(server, 1) == ["c"]
+    # What was in the first batch and not asked for is still there.
+    assert client(server, cache).complete(asked("a"))[0].text == "reply to a"
+    assert len(server.uploads) == 2
+
+
+def test_the_id_is_stored_before_the_first_poll(server: FakeServer) -> None:
+    cache = MemoryCache()
+    at_polls: list[int] = []
+    client(server, cache, on_poll=lambda *poll: at_polls.append(len(cache.batches))).complete(asked("ab"))
+    assert at_polls[0] == 2
+
+
+def test_a_crash_while_results_are_kept_pays_for_none_twice(server: FakeServer) -> None:
+    cache = MemoryCache()
+
+    def crash(index: int, result: ApiResult) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        client(server, cache).complete(asked("abc"), on_result=crash)
+    assert len(cache.replies) == 1
+    results = client(server, cache).complete(asked("abc"))
+    assert [result.text for result in results] == ["reply to a", "reply to b", "reply to c"]
+    assert len(server.uploads) == 1
+
+
+def test_a_batch_that_the_server_has_forgotten_is_sent_again(server: FakeServer) -> None:
+    cache = MemoryCache()
+    asker = client(server, cache)
+    (request,) = asked("a")
+    cache.put_batch(asker.key(request), "batch-of-another-account", "submitted")
+    assert asker.complete([request])[0].text == "reply to a"
+    assert len(server.uploads) == 1
+
+
+# Batches that fail as a whole
+
+
+def test_a_failed_batch_stops_with_its_reason(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(end="failed", errors=[{"code": "model_not_found", "message": "no model m\nhere"}]))
+    cache = MemoryCache()
+    with pytest.raises(UserError, match=r"batch batch-0 of model 'm' failed at .*: no model m here"):
+        client(server, cache).complete(asked("ab"))
+    # The next start does not wait for the failed one.
+    assert [result.error for result in client(server, cache).complete(asked("ab"))] == [None, None]
+
+
+def test_a_batch_turned_away_for_a_full_queue_is_sent_again(server: FakeServer) -> None:
+    full = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
+    server.plans.append(BatchPlan(end="failed", errors=[full]))
+    assert client(server).complete(asked("a"))[0].text == "reply to a"
+    assert len(server.uploads) == 2
+
+
+def test_a_cancelled_batch_keeps_what_it_has_and_stops(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(end="cancelled", missing={0, 1}))
+    cache = MemoryCache()
+    with pytest.raises(UserError, match=r"was cancelled at .*: 1 of 3 replies are kept"):
+        client(server, cache).complete(asked("abc"))
+    assert len(cache.replies) == 1
+
+
+def test_an_item_refused_for_all_stops_after_the_rest_is_kept(server: FakeServer) -> None:
+    server.plans.append(BatchPlan(failed={0: (404, error("no model m", "model_not_found"))}))
+    cache = MemoryCache()
+    with pytest.raises(UserError, match="does not know model 'm'"):
+        client(server, cache).complete(asked("ab"))
+    assert len(cache.replies) == 1
+
+
+def test_polls_may_fail_for_a_while(server: FakeServer) -> None:
+    server.poll_faults.extend([500, 503] * 4)  # the library tries each poll twice
+    assert client(server).complete(asked("a"))[0].text == "reply to a"
+
+
+def test_a_server_that_stays_silent_is_left_and_found_again(server: FakeServer) -> None:
+    server.poll_faults.extend([500] * 20)
+    cache = MemoryCache()
+    with pytest.raises(UserError, match=r"lost touch with the server at .* batch batch-0 .*same command again"):
+        client(server, cache).complete(asked("a"))
+    assert client(server, cache).complete(asked("a"))[0].text == "reply to a"
+    assert len(server.uploads) == 1
+
+
+def test_a_server_without_batches_is_named(server: FakeServer) -> None:
+    post = server.post
+
+    def no_files(handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        server._send(handler, 404, {"detail": "Not Found"})
+
+    server.post = no_files
+    with pytest.raises(UserError, match=r"offers no batches .*leave out --api-batch"):
+        client(server).complete(asked("a"))
+    server.post = post
+
+
+# Limits
+
+
+def test_large_batches_are_split(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "MAX_REQUESTS", 2)
+    results = client(server).complete(asked("abcde"))
+    assert [result.text for result in results] == [f"reply to {text}" for text in "abcde"]
+    assert [in_upload(server, number) for number in range(3)] == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_batches_are_split_by_size_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "MAX_BYTES", 10)  # less than any line: one request a batch
+    assert [result.error for result in client(server).complete(asked("ab"))] == [None, None]
+    assert len(server.uploads) == 2
+
+
+PRICE = ModelPrice("m", input=0.0, output=2e6, batch_factor=0.5, date="2025-01-01", source="a dollar a batched token")
+
+
+def test_a_batch_holds_only_what_the_budget_has_room_for(server: FakeServer) -> None:
+    budget = Budget(30)
+    # Each may cost 10 dollars and does cost 5.
+    results = client(server, budget=budget, price=PRICE).complete(asked("abcde", max_tokens=10))
+    assert [result.error for result in results] == [None] * 5
+    assert [len(upload) for upload in server.uploads] == [3, 1, 1]
+    assert (budget.spent, budget.held) == (25, 0)
+
+
+def test_a_batch_stops_before_the_budget(server: FakeServer) -> None:
+    cache = MemoryCache()
+    with pytest.raises(BudgetReached, match=r"budget of 12\.00 USD"):
+        client(server, cache, budget=Budget(12), price=PRICE).complete(asked("abc", max_tokens=10))
+    assert len(cache.replies) == 1
+
+
+def test_the_store_is_used_from_one_thread(server: FakeServer) -> None:
+    threads: set[str] = set()
+
+    class Watched(MemoryCache):
+        def put_batch(self, key: str, batch_id: str, status: str) -> None:
+            threads.add(threading.current_thread().name)
+            super().put_batch(key, batch_id, status)
+
+    client(server, Watched()).complete(asked("ab"))
+    assert threads == {threading.current_thread().name}
