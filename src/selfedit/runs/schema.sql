@@ -17,9 +17,10 @@ CREATE TABLE questions (
   question    TEXT NOT NULL,
   answers     TEXT NOT NULL                  -- JSON list of accepted answers
 );
+CREATE INDEX questions_by_document ON questions(document_id);
 
 CREATE TABLE edits (
-  id            TEXT PRIMARY KEY,            -- 'ROUND|DOCUMENT|WRITER|INDEX'
+  id            TEXT PRIMARY KEY,            -- 'ROUND|DOCUMENT|WRITER|INDEX' ('|' in a part is %7C, '%' is %25)
   round         INTEGER NOT NULL DEFAULT 0,  -- 0 outside Step B
   document_id   TEXT NOT NULL REFERENCES documents(id),
   writer        TEXT NOT NULL,               -- the condition
@@ -31,14 +32,15 @@ CREATE TABLE edits (
   input_tokens  INTEGER NOT NULL,
   output_tokens INTEGER NOT NULL,
   kept          INTEGER,                     -- Step B: 1 kept by selection, 0 not, NULL not yet decided
-  reward        REAL                         -- Step B: mean exam score of its fits, NULL until known
+  reward        REAL,                        -- Step B: mean exam score of its fits, NULL until known
+  UNIQUE (round, document_id, writer, idx)
 );
 CREATE INDEX edits_by_document ON edits(document_id, writer);
 
 CREATE TABLE fits (
-  id           TEXT PRIMARY KEY,             -- 'EDIT_ID|replicate', or 'ROUND||CONDITION|replicate' where one adapter learns all documents, or '0||none|0' for the base model's exam
+  id           TEXT PRIMARY KEY,             -- 'EDIT_ID|REPLICATE' and three rarer forms: see fit_id in runs/records.py
   round        INTEGER NOT NULL DEFAULT 0,
-  condition    TEXT NOT NULL,
+  condition    TEXT NOT NULL,                  -- 'none': the exam of the unadapted model
   document_id  TEXT REFERENCES documents(id),  -- NULL: the adapter learned all documents, or there is no adapter
   edit_id      TEXT REFERENCES edits(id),      -- NULL: passage alone, or no adaptation
   replicate    INTEGER NOT NULL,
@@ -49,9 +51,11 @@ CREATE TABLE fits (
   steps        INTEGER NOT NULL,
   first_loss   REAL,                           -- mean loss (nats per token) of the first and the last epoch
   last_loss    REAL,
-  seconds      REAL NOT NULL                   -- this fit's share of its unit's time
+  seconds      REAL NOT NULL,                  -- this fit's share of its unit's time
+  CHECK (status = 'done' OR error IS NOT NULL)
 );
 CREATE INDEX fits_by_condition ON fits(round, condition);
+CREATE INDEX fits_by_edit ON fits(edit_id);
 
 CREATE TABLE answers (
   id          INTEGER PRIMARY KEY,
@@ -68,7 +72,8 @@ CREATE TABLE verdicts (
   value     TEXT NOT NULL CHECK (value IN ('right', 'wrong', 'ungraded')),
   credit    REAL,                              -- in [0, 1]; NULL where ungraded
   note      TEXT NOT NULL DEFAULT '',
-  PRIMARY KEY (answer_id, grader)
+  PRIMARY KEY (answer_id, grader),
+  CHECK ((value = 'ungraded') = (credit IS NULL) AND (credit IS NULL OR credit BETWEEN 0 AND 1))
 );
 
 CREATE TABLE rounds (
@@ -85,6 +90,7 @@ CREATE TABLE costs (
   id            INTEGER PRIMARY KEY,
   what          TEXT NOT NULL,                 -- 'edits', 'fits', 'answers', 'grading', 'outer'
   condition     TEXT NOT NULL,
+  round         INTEGER NOT NULL DEFAULT 0,
   model         TEXT NOT NULL DEFAULT '',
   input_tokens  INTEGER NOT NULL DEFAULT 0,
   output_tokens INTEGER NOT NULL DEFAULT 0,
@@ -111,5 +117,6 @@ CREATE TABLE events (                          -- what the report should mention
   id      INTEGER PRIMARY KEY,
   kind    TEXT NOT NULL,
   subject TEXT NOT NULL,
-  message TEXT NOT NULL
+  message TEXT NOT NULL,
+  UNIQUE (kind, subject, message)              -- a resumed run says a thing once
 );

@@ -1,0 +1,255 @@
+"""A run's directory: where its settings, store, summary, report, adapters and checkpoints lie, and who may write them.
+
+Knows names and files; knows no procedure and no model.
+
+    config.yaml     all settings with defaults filled in, and the versions of the libraries that began the run
+    run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
+    lock            held by the process that writes
+    summary.json    the figures of a finished run (see `summary`)
+    report.html     the page
+    adapters/       adapters in PEFT format
+    checkpoints/    round-NN/, the policy after each round
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from selfedit.errors import UserError
+from selfedit.runs.files import disk_errors, sweep, write_atomically
+from selfedit.runs.lock import RunLock
+from selfedit.runs.store import Store
+from selfedit.runs.summary import Summary, read_summary, write_summary
+
+LIBRARIES = ("selfedit", "torch", "transformers", "peft", "safetensors", "numpy")
+
+_HEADER = "# The settings of this run and the versions that began it; written by selfedit.\n"
+_VERSIONS = "versions"
+
+
+class RunDirectory:
+    """One run on the disk.  `RunDirectory.open` to write it, `RunDirectory.read` to look at it.
+
+    `config` has the settings as plain data, `versions` those of the libraries when the run began, `resumed` says
+    whether the run was there before.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        versions: dict[str, str],
+        store: Store,
+        *,
+        lock: RunLock | None,
+        resumed: bool,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.versions = versions
+        self.store = store
+        self.resumed = resumed
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls, path: str | Path, config: Mapping[str, Any], *, resume: bool = True, free: Collection[str] = ()
+    ) -> RunDirectory:
+        """Begin a run, or go on with the one that is there, and hold its lock until `close`.
+
+        `config` is every setting, defaults filled in (plain data, paths and tuples allowed).  On resume each must be
+        what it was, but for those named in `free` (they change no result; of a group, "group" or "group.key"):
+        UserError names the setting, the old and the new value.  UserError also for a directory that holds something
+        else, for a run that another process is writing, and, without `resume`, for any run.  Other versions of
+        libraries than when the run began are noted as events of kind "versions".
+        """
+        path = Path(path)
+        settings = _plain(config, "config")
+        if _VERSIONS in settings:
+            raise ValueError(f"a setting may not be called {_VERSIONS!r}")
+        _refuse_foreign(path)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(path / "lock")
+        try:
+            sweep(path)
+            config_path = path / "config.yaml"
+            versions = library_versions()
+            resumed = config_path.exists()
+            if resumed:
+                if not resume:
+                    raise UserError(f"{path}: already holds a run; name another directory, or let this one resume")
+                before, began_with = _read_config(config_path)
+                _refuse_changes(path, before, settings, free)
+                if before != settings:
+                    write_atomically(config_path, _config_text(settings, began_with))
+            else:
+                began_with = versions
+                write_atomically(config_path, _config_text(settings, versions))
+            store = Store(path / "run.sqlite")
+            try:
+                for name in sorted(began_with.keys() | versions.keys()):
+                    was, now = began_with.get(name, "absent"), versions.get(name, "absent")
+                    if was != now:
+                        store.add_event("versions", name, f"{name} was {was} when the run began, {now} on resume")
+            except BaseException:
+                store.close()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, settings, began_with, store, lock=lock, resumed=resumed)
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunDirectory:
+        """A run to look at, finished or not, even while another process writes it.  UserError where there is none."""
+        path = Path(path)
+        config_path = path / "config.yaml"
+        if not config_path.is_file():
+            raise UserError(f"{path}: not the directory of a run (it has no config.yaml); name one that has")
+        config, versions = _read_config(config_path)
+        return cls(path, config, versions, Store(path / "run.sqlite", readonly=True), lock=None, resumed=True)
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    def adapter(self, name: str) -> Path:
+        """Where the adapter of this name (a condition, a document's id, ...) lies; no two names share a place."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80]
+        if not safe or safe != name:
+            safe = f"{safe}-{hashlib.sha256(name.encode('utf-8')).hexdigest()[:8]}".lstrip("-")
+        return self.path / "adapters" / safe
+
+    def checkpoint(self, round: int) -> Path:
+        """Where the policy after this round lies: `checkpoints/round-NN`."""
+        return self.path / "checkpoints" / f"round-{round:02d}"
+
+    def relative(self, path: str | Path) -> str:
+        """`path` as the store keeps it: relative to the run, so that a run can be moved."""
+        return Path(path).relative_to(self.path).as_posix()
+
+    def write_summary(self, summary: Summary | dict[str, Any]) -> Summary:
+        """Check and write `summary.json`, whole or not at all."""
+        return write_summary(self.summary_path, summary)
+
+    def read_summary(self) -> Summary:
+        """The summary of a finished run.  UserError where the run is not finished."""
+        return read_summary(self.summary_path)
+
+    def close(self) -> None:
+        """Close the store and let others in."""
+        self.store.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that decide results, without importing them."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The settings in a run's `config.yaml`, without the versions.  UserError where it is no such file."""
+    return _read_config(Path(path))[0]
+
+
+def _refuse_foreign(path: Path) -> None:
+    with disk_errors(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file; name a directory for the run")
+        if not path.exists() or (path / "config.yaml").exists():
+            return
+        # What a run leaves that was killed before its settings were written.
+        strangers = [entry.name for entry in path.iterdir() if entry.name != "lock" and not entry.name.startswith(".")]
+    if strangers:
+        raise UserError(f"{path}: not empty and not a run (it holds {min(strangers)!r}); name a new or empty directory")
+
+
+def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:
+    missing = object()
+    old, new = _flat(before), _flat(now)
+    for name in sorted(old.keys() | new.keys()):
+        if any(name == loose or name.startswith(f"{loose}.") for loose in free):
+            continue
+        was, is_now = old.get(name, missing), new.get(name, missing)
+        if was != is_now:
+            shown = ["not set" if value is missing else repr(value) for value in (was, is_now)]
+            raise UserError(
+                f"{path}: this run began with {name} = {shown[0]}, now it is {shown[1]}; "
+                "put it back to resume, or name another directory"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name; an empty group is a value of its own."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` as YAML gives it back: dicts with string keys, lists, strings, finite numbers, booleans, None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise TypeError(f"{where}: {value!r} is not plain data")
+
+
+def _config_text(settings: dict[str, Any], versions: dict[str, str]) -> str:
+    data = {**settings, _VERSIONS: versions}
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != data:
+        # PyYAML leaves a few characters (U+0085) bare that it does not read back; escaped, it reads all.
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=False)
+    return _HEADER + text
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML; put it back, or start a new run elsewhere") from error
+    versions = data.pop(_VERSIONS, None) if isinstance(data, dict) else None
+    if not isinstance(versions, dict) or "selfedit" not in versions:
+        raise UserError(f"{path}: not the settings of a run (no versions in it); name another directory")
+    return data, versions

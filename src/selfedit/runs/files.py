@@ -1,0 +1,103 @@
+"""Files that are there whole or not at all, whatever happens while they are written.
+
+Knows nothing of runs.  Temporary names begin with a dot and end with `TEMPORARY`; `sweep` removes what a crash left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfedit.errors import UserError
+
+TEMPORARY = ".selfedit-unfinished"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TEMPORARY}")
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a run after a crash, sees the old content or the new, whole.
+
+    Text is written in UTF-8.  UserError for a full disk, a missing directory or missing permission; the old content
+    stays.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with disk_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+@contextmanager
+def directory_atomically(path: str | Path) -> Iterator[Path]:
+    """A directory to fill; it takes the name `path`, whole and on the disk, when the block ends without an error.
+
+    A directory that is already there is replaced.  Parents are made.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with disk_errors(path):
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sweep(directory: Path) -> None:
+    """Remove what crashes left unfinished anywhere below `directory`."""
+    for path in sorted(directory.rglob(f".*{TEMPORARY}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """The operating system's errors that a user can mend, in one line each."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{path}: the disk is full; make room and give the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{path}: may not be written; change its permissions, or name another directory") from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(f"{path}: its directory is not there; make it, or name another") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

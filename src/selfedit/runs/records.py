@@ -1,0 +1,158 @@
+"""What a run's store holds, as plain data, and how its rows are named.
+
+Knows neither SQLite (see `store`) nor any model.  Every name derives from what the thing is, so that a resumed run
+finds what it has already done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from selfedit.editors.edit import Edit
+from selfedit.exam.verdict import VerdictValue
+
+
+def _part(text: str) -> str:
+    """`text` without the separator, so that two different things never share an id."""
+    return text.replace("%", "%25").replace("|", "%7C")
+
+
+def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
+    """The id of an edit in the store: `ROUND|DOCUMENT|WRITER|INDEX`; round 0 outside Step B."""
+    return f"{round}|{_part(document_id)}|{_part(writer)}|{index}"
+
+
+def fit_id(
+    *, round: int, condition: str, replicate: int, document_id: str | None = None, edit_id: str | None = None
+) -> str:
+    """The id of a fit.
+
+    - `EDIT_ID|REPLICATE`: trained on an edit, under the condition named like the edit's writer, in the edit's round;
+    - `EDIT_ID|ROUND|CONDITION|REPLICATE`: trained on an edit under another condition or in another round;
+    - `ROUND|DOCUMENT|CONDITION|REPLICATE`: no edit (passage alone, no adaptation); DOCUMENT is empty where the adapter
+      learned all documents, or where one exam of the unadapted model asks about all of them (`0||none|0`).
+    """
+    if edit_id is None:
+        return f"{round}|{_part(document_id or '')}|{_part(condition)}|{replicate}"
+    edit_round, _, writer, _ = edit_id.split("|")
+    if edit_round == str(round) and writer == _part(condition):
+        return f"{edit_id}|{replicate}"
+    return f"{edit_id}|{round}|{_part(condition)}|{replicate}"
+
+
+@dataclass(frozen=True)
+class StoredEdit:
+    """An edit with what Step B learned about it: its `reward` and whether selection `kept` it (None: not yet known)."""
+
+    round: int
+    edit: Edit
+    kept: bool | None = None
+    reward: float | None = None
+
+    @property
+    def id(self) -> str:
+        return edit_id(self.round, self.edit.document_id, self.edit.writer, self.edit.index)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A student's answer to one question; `tokens` counts what was generated."""
+
+    question_id: str
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """One fit (or one exam without a fit) and its answers.
+
+    `document_id` is None where the adapter learned all documents or where there is no adapter; `edit_id` (the store's,
+    see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
+    trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its unit's time.
+    `error` says why a fit failed.
+    """
+
+    condition: str
+    replicate: int = 0
+    round: int = 0
+    document_id: str | None = None
+    edit_id: str | None = None
+    status: Literal["done", "failed"] = "done"
+    error: str | None = None
+    sequences: tuple[str, ...] = ()
+    train_tokens: int = 0
+    steps: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    seconds: float = 0.0
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return fit_id(
+            round=self.round,
+            condition=self.condition,
+            replicate=self.replicate,
+            document_id=self.document_id,
+            edit_id=self.edit_id,
+        )
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One answer with its place in the experiment and one grader's verdict.
+
+    `document_id` is the question's document, None for a general question (asked to measure forgetting).
+    """
+
+    round: int
+    condition: str
+    fit_id: str
+    edit_id: str | None
+    replicate: int
+    document_id: str | None
+    question_id: str
+    answer: str
+    value: VerdictValue
+    credit: float | None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of Step B.  `checkpoint` is relative to the run directory; `details` is anything JSON can hold."""
+
+    round: int
+    train_reward: float | None = None
+    validation_accuracy: float | None = None
+    kept_edits: int | None = None
+    checkpoint: str | None = None
+    seconds: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """One line of the ledger.
+
+    `what` is edits, fits, answers, grading or outer; `seconds` is device time; `usd` is None where no price is known.
+    """
+
+    what: str
+    condition: str
+    round: int = 0
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the report should mention: a cut edit, a failed fit, a warning.  `subject` is what it is about."""
+
+    kind: str
+    subject: str
+    message: str

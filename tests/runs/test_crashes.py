@@ -1,0 +1,164 @@
+"""A run that was killed, interrupted or lost power holds whole units; going on equals never having stopped."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from units_of_work import Experiment, content, make_experiment, whole_units
+
+from selfedit.runs.store import Store
+
+KILLS = 20
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from units_of_work import make_experiment
+from selfedit.runs.directory import RunDirectory
+experiment = make_experiment(int(sys.argv[3]))
+with RunDirectory.open(Path(sys.argv[2]), {"units": experiment.units}) as run:
+    experiment.prepare(run.store)
+    for unit in range(experiment.units):
+        if not experiment.is_done(run.store, unit):
+            print("begin", unit, flush=True)
+            experiment.write(run.store, unit)
+            print("done", unit, flush=True)
+print("end", flush=True)
+"""
+
+
+def start_writer(run: Path, units: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(run), str(units)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def uninterrupted(path: Path, experiment: Experiment) -> dict[str, list[tuple[object, ...]]]:
+    with Store(path) as store:
+        experiment.prepare(store)
+        for unit in range(experiment.units):
+            experiment.write(store, unit)
+    return content(path)
+
+
+def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    experiment = make_experiment(150)
+    run = tmp_path / "run"
+    generator = random.Random(0)
+    committed: list[int] = []
+    inside_writes = 0
+    for kill in range(KILLS):
+        writer = start_writer(run, experiment.units)
+        assert writer.stdout is not None
+        if kill > 2:  # the first three may fall before or into the making of the directory and the store
+            for _ in range(generator.randrange(1, 16)):
+                writer.stdout.readline()
+            time.sleep(generator.random() * 0.01)
+        else:
+            time.sleep(0.08 + generator.random() * 0.1)
+        writer.send_signal(signal.SIGKILL)
+        lines = writer.stdout.read().splitlines()
+        assert writer.wait() == -signal.SIGKILL
+        writer.stdout.close()
+        inside_writes += bool(lines) and lines[-1].startswith("begin")
+        if not (run / "run.sqlite").exists() or not Path(run, "run.sqlite").stat().st_size:
+            continue
+        with Store(run / "run.sqlite") as store:
+            committed.append(sum(experiment.is_done(store, unit) for unit in range(experiment.units)))
+        assert whole_units(run / "run.sqlite", experiment) == committed[-1]
+    assert committed == sorted(committed), "a later kill lost a finished unit"
+    assert committed[-1] < experiment.units, "the kills came too late to test anything"
+    assert inside_writes >= KILLS // 2, "too few kills fell inside a write"
+
+    writer = start_writer(run, experiment.units)
+    out, _ = writer.communicate()
+    begun = [line for line in out.splitlines() if line.startswith("begin")]
+    assert len(begun) == experiment.units - committed[-1], "a finished unit was done again"
+    assert content(run / "run.sqlite") == uninterrupted(tmp_path / "whole.sqlite", experiment)
+
+
+class Stop(Exception):
+    """An interruption inside a unit."""
+
+
+def crash_image(store: Path, to: Path, lost_bytes: int) -> None:
+    """Copy the store as a power cut would leave it, less the last bytes of the log."""
+    for suffix in ("", "-wal"):
+        source = Path(f"{store}{suffix}")
+        if source.exists():
+            shutil.copy(source, f"{to}{suffix}")
+    log = Path(f"{to}-wal")
+    if log.exists():
+        with open(log, "r+b") as file:
+            file.truncate(max(0, log.stat().st_size - lost_bytes))
+
+
+UNITS = 6
+WHOLE: dict[str, list[tuple[object, ...]]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _whole(tmp_path_factory: pytest.TempPathFactory) -> None:
+    WHOLE.update(uninterrupted(tmp_path_factory.mktemp("whole") / "run.sqlite", make_experiment(UNITS)))
+
+
+# One attempt at a unit: which, how it is interrupted, at which of its statements, how many bytes of the log are lost.
+ATTEMPTS = st.lists(
+    st.tuples(
+        st.integers(0, UNITS - 1),
+        st.sampled_from(["finish", "exception", "reopen", "power cut"]),
+        st.integers(0, 12),
+        st.integers(0, 40_000),
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts=ATTEMPTS, order=st.permutations(range(UNITS)))
+def test_any_interleaving_of_interrupted_writes_equals_the_uninterrupted(
+    attempts: list[tuple[int, str, int, int]], order: list[int]
+) -> None:
+    experiment = make_experiment(UNITS)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "0.sqlite")
+        store = Store(path)
+        experiment.prepare(store)
+        for number, (unit, how, at, lost) in enumerate(attempts, 1):
+            if experiment.is_done(store, unit):
+                continue
+            image = Path(folder, f"{number}.sqlite")
+            steps = iter(range(1000))
+
+            def step(how: str = how, at: int = at, lost: int = lost, image: Path = image, steps=steps) -> None:
+                if how != "finish" and next(steps) == at:
+                    if how == "power cut":
+                        crash_image(store.path, image, lost)  # noqa: B023 (called before the loop goes on)
+                    raise Stop
+
+            try:
+                experiment.write(store, unit, step)
+            except Stop:
+                if how == "reopen":
+                    store.close()
+                    store = Store(store.path)
+                elif how == "power cut":
+                    store.close()
+                    store = Store(image)
+                    experiment.prepare(store)
+            assert whole_units(store.path, experiment) == sum(experiment.is_done(store, unit) for unit in range(UNITS))
+        for unit in order:
+            if not experiment.is_done(store, unit):
+                experiment.write(store, unit)
+        store.close()
+        assert content(store.path) == WHOLE

@@ -1,0 +1,256 @@
+"""A run directory belongs to one run, one process and one set of settings."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from selfedit.errors import UserError
+from selfedit.runs import directory, files
+from selfedit.runs.directory import RunDirectory, library_versions, read_config
+from selfedit.runs.files import TEMPORARY, directory_atomically, write_atomically
+from selfedit.runs.lock import RunLock
+from selfedit.runs.records import Event
+
+CONFIG = {"procedure": "compare", "recipe": {"rank": 16, "lr": 1e-3}, "data": Path("news.jsonl"), "device": "cpu"}
+
+
+def test_a_new_run_records_settings_and_versions(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "runs" / "a", CONFIG) as run:
+        assert not run.resumed
+        assert run.config == {**CONFIG, "data": "news.jsonl"}
+        assert run.store.documents() == []
+        assert run.adapter("self") == run.path / "adapters" / "self"
+        assert run.checkpoint(3) == run.path / "checkpoints" / "round-03"
+        assert run.relative(run.checkpoint(12)) == "checkpoints/round-12"
+    written = yaml.safe_load((tmp_path / "runs" / "a" / "config.yaml").read_text())
+    assert written.pop("versions") == library_versions()
+    assert written == run.config == read_config(run.path / "config.yaml")
+    assert {"python", "selfedit", "torch", "transformers", "peft"} <= run.versions.keys()
+    assert run.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_room_imports_no_torch() -> None:
+    code = (
+        "import sys, selfedit.runs.directory, selfedit.runs.costs, selfedit.runs.seeds;"
+        "from selfedit.runs.directory import library_versions; library_versions();"
+        "print(sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_same_settings_resume(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        run.store.add_event("a", "", "")
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert run.resumed
+        assert run.store.events() == [Event("a", "", "")]
+    with pytest.raises(UserError, match="already holds a run"):
+        RunDirectory.open(tmp_path, CONFIG, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": {"rank": 32, "lr": 1e-3}}, r"recipe\.rank = 16, now it is 32"),
+        ({"recipe": {"rank": 16}}, r"recipe\.lr = 0\.001, now it is not set"),
+        ({"seed": 3}, "seed = not set, now it is 3"),
+        ({"procedure": None}, "procedure = 'compare', now it is None"),
+        ({"device": "cuda"}, "device = 'cpu', now it is 'cuda'"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path, change: dict, message: str) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=message):
+        RunDirectory.open(tmp_path, {**CONFIG, **change})
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    RunDirectory.open(tmp_path, CONFIG).close()  # the refusal let go of the lock
+
+
+def test_free_settings_may_change_and_the_last_are_recorded(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    changed = {**CONFIG, "device": "cuda", "recipe": {"rank": 16, "lr": 0.1}}
+    with RunDirectory.open(tmp_path, changed, free=["device", "recipe.lr"]) as run:
+        assert run.config["device"] == "cuda"
+    assert read_config(tmp_path / "config.yaml")["recipe"] == {"rank": 16, "lr": 0.1}
+    with pytest.raises(UserError, match=r"recipe\.rank"):
+        RunDirectory.open(tmp_path, {**changed, "recipe": {"rank": 1}}, free=["device", "recipe.lr"])
+    RunDirectory.open(tmp_path, {**changed, "recipe": {"rank": 1}}, free=["recipe"]).close()
+
+
+def test_other_library_versions_are_noted_once_and_not_refused(tmp_path: Path, monkeypatch) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    began_with = library_versions()
+    monkeypatch.setattr(directory, "library_versions", lambda: {**began_with, "torch": "99.0"})
+    for _ in range(2):
+        with RunDirectory.open(tmp_path, CONFIG) as run:
+            message = f"torch was {began_with['torch']} when the run began, 99.0 on resume"
+            assert run.store.events("versions") == [Event("versions", "torch", message)]
+            assert run.versions == began_with
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc.é \n'", max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@example({"a": "\x85"})
+@given(st.dictionaries(st.text("abcxyz", min_size=1), plain, max_size=4))
+def test_settings_survive_the_file(tmp_path_factory: pytest.TempPathFactory, config: dict) -> None:
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    write_atomically(path, directory._config_text(directory._plain(config, "config"), {"selfedit": "1"}))
+    assert read_config(path) == config
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
+def test_settings_that_a_file_cannot_hold_are_an_error(tmp_path: Path, value: object) -> None:
+    with pytest.raises(TypeError, match=r"config\.x"):
+        RunDirectory.open(tmp_path / "a", {"x": value})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty and not a run \(it holds 'thesis\.tex'\)"):
+        RunDirectory.open(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        RunDirectory.open(tmp_path / "thesis.tex", CONFIG)
+    with pytest.raises(UserError, match=r"not the directory of a run"):
+        RunDirectory.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1\nb: 2", r"config\.yaml, line \d: not YAML"), ("a: 1", "not the settings of a run"), ("", "not the set")],
+)
+def test_a_strange_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        RunDirectory.open(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=message):
+        RunDirectory.read(tmp_path)
+
+
+def test_a_run_killed_before_its_settings_were_written_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 1 on earth\n")
+    (tmp_path / f".config.yaml{TEMPORARY}").write_text("half")
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert not run.resumed
+    assert not (tmp_path / f".config.yaml{TEMPORARY}").exists()
+
+
+HOLDER = """
+import os, sys, time
+from selfedit.runs.directory import RunDirectory
+run = RunDirectory.open(sys.argv[1], {"a": 1})
+if sys.argv[2] == "fork" and os.fork() == 0:
+    os.close(1)
+    time.sleep(60)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("worker", ["alone", "fork"])
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, worker: str) -> None:
+    """Also where the first leaves a forked worker behind, which must not keep the run locked."""
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run), worker], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(UserError, match=rf"{run}: in use by process {holder.pid} on \S+; wait until it ends"):
+                RunDirectory.open(run, {"a": 1})
+            with RunDirectory.read(run) as reader:
+                assert reader.store.documents() == []
+            holder.kill()
+            holder.wait()
+            with RunDirectory.open(run, {"a": 1}) as mine:
+                assert mine.resumed
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_lock_is_one_per_run_even_within_a_process(tmp_path: Path) -> None:
+    first = RunLock(tmp_path / "lock")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        RunLock(tmp_path / "lock")
+    first.release()
+    first.release()
+    RunLock(tmp_path / "lock").release()
+
+
+def test_adapters_of_different_names_lie_in_different_places(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        names = ["a/b", "a:b", "a-b", "..", ".", "", "é" * 200, "x" * 90, "x" * 91, "-a-b", "api:gpt-5"]
+        places = {run.adapter(name) for name in names}
+    assert len(places) == len(names)
+    assert all(place.parent == tmp_path / "adapters" and len(place.name) < 100 for place in places)
+    assert run.adapter("..").resolve() == run.adapter("..")
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"summary\.json: the disk is full; make room"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_files_in_missing_directories_are_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its directory is not there"):
+        write_atomically(tmp_path / "no" / "file", b"x")
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoints" / "round-01"
+    with pytest.raises(RuntimeError), directory_atomically(target) as folder:  # noqa: PT012
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    for content in ("old", "new"):
+        with directory_atomically(target) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / content).write_text(content)
+            assert not target.exists() or content == "new"
+    assert [path.name for path in target.rglob("*")] == ["sub", "new"]
+    assert [path.name for path in target.parent.iterdir()] == ["round-01"]
+
+
+def test_what_a_crash_left_unfinished_is_swept_on_resume(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    unfinished = tmp_path / "checkpoints" / f".round-01{TEMPORARY}"
+    unfinished.mkdir(parents=True)
+    (unfinished / "half").write_text("x")
+    (tmp_path / f".summary.json{TEMPORARY}").write_text("{")
+    RunDirectory.open(tmp_path, CONFIG).close()
+    assert not unfinished.exists()
+    assert not (tmp_path / f".summary.json{TEMPORARY}").exists()

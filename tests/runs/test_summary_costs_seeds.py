@@ -1,0 +1,147 @@
+"""The summary's schema, the ledger's sums, and seeds that depend on nothing but their parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfedit.errors import UserError
+from selfedit.runs.costs import Spent, api_cost, cost_by_condition, cost_by_kind, device_cost, total_cost
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.seeds import derive_seed
+from selfedit.runs.store import Store
+from selfedit.runs.summary import read_summary, write_summary
+
+CONDITION = {
+    "name": "passage",
+    "accuracy": 0.335,
+    "ci95": [0.3, 0.4],
+    "correct": 30,
+    "graded": 90,
+    "ungraded": 1,
+    "train_tokens": 1000,
+    "edit_tokens": 0,
+    "seconds": 12.5,
+    "cost_usd": None,
+}
+COMPARE = {
+    "schema": 1,
+    "procedure": "compare",
+    "model": "smollm2-135m",
+    "instruct": True,
+    "documents": 10,
+    "questions": 30,
+    "recipe": {"rank": 16},
+    "conditions": [CONDITION, {**CONDITION, "name": "self", "cost_usd": 0.88}],
+}
+ROUND = {"round": 1, "train_reward": 0.3, "validation_accuracy": 0.4, "kept_edits": 8, "seconds": 60.0}
+TRAIN = {**COMPARE, "procedure": "train", "rounds": [ROUND, {**ROUND, "round": 2}], "selected_round": 1}
+
+
+@pytest.mark.parametrize("summary", [COMPARE, TRAIN, {**COMPARE, "grader": "calibrated", "of_the_future": {"x": 1}}])
+def test_a_summary_round_trips_with_exactly_its_keys(tmp_path: Path, summary: dict) -> None:
+    path = tmp_path / "summary.json"
+    checked = write_summary(path, summary)
+    assert json.loads(path.read_text()) == summary
+    assert read_summary(path) == checked
+    assert list(json.loads(path.read_text()))[: len(COMPARE)] == list(COMPARE)
+
+
+def change(key: str, value: object) -> dict:
+    return {**TRAIN, "conditions": [{**CONDITION, key: value}]}
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        ({**TRAIN, "schema": 2}, "schema: Input should be 1"),
+        ({key: value for key, value in TRAIN.items() if key != "model"}, "model: Field required"),
+        (change("accuracy", 33.5), r"conditions\.0\.accuracy: Input should be less than or equal to 1"),
+        (change("accuracy", float("nan")), r"conditions\.0\.accuracy"),
+        (change("correct", 91), r"conditions\.0: .*91 correct answers of 90"),
+        (change("ci95", [0.4, 0.3]), r"conditions\.0: .*ci95"),
+        (change("cost_usd", -1), r"conditions\.0\.cost_usd"),
+        ({**TRAIN, "conditions": [CONDITION, CONDITION]}, "two conditions have one name"),
+        ({**TRAIN, "selected_round": 3}, "selected_round 3 is not among the rounds"),
+    ],
+)
+def test_a_wrong_summary_is_refused_in_one_line_and_not_written(tmp_path: Path, summary: dict, message: str) -> None:
+    path = tmp_path / "summary.json"
+    with pytest.raises(UserError, match=message) as caught:
+        write_summary(path, summary)
+    assert "\n" not in str(caught.value)
+    assert not path.exists()
+    path.write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=rf"summary\.json: not a summary of schema 1: {message}"):
+        read_summary(path)
+
+
+def test_missing_and_corrupt_summaries_get_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    with pytest.raises(UserError, match=r"summary\.json: no such file; the run is not finished"):
+        read_summary(path)
+    path.write_text('{\n "schema": 1,\n "proc')
+    with pytest.raises(UserError, match=r"summary\.json, line 3: not JSON"):
+        read_summary(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="not a summary"):
+        read_summary(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_summary(path)
+
+
+def test_a_run_writes_and_reads_its_summary(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {}) as run:
+        with pytest.raises(UserError, match="not finished"):
+            run.read_summary()
+        run.write_summary(COMPARE)
+    with RunDirectory.read(tmp_path / "run") as run:
+        assert run.read_summary().to_json() == COMPARE
+
+
+def test_the_ledger_adds_up_and_an_unknown_price_is_not_zero(store: Store) -> None:
+    # The published figures: an hour on two L40S at 0.88 dollars a round.
+    hour = device_cost("fits", "self", seconds=3600, usd_per_hour=0.88, round=1)
+    assert hour.usd == pytest.approx(0.88)
+    api = api_cost("edits", "api:gpt-5", model="gpt-5", input_tokens=44_496, output_tokens=143_673, usd=0.746)
+    unknown = device_cost("answers", "api:gpt-5", seconds=10, usd_per_hour=None)
+    store.add_costs([hour, api])
+    store.add_costs([hour, unknown])
+
+    by_condition = cost_by_condition(store)
+    assert list(by_condition) == ["self", "api:gpt-5"]
+    assert by_condition["self"] == Spent(seconds=7200.0, known_usd=pytest.approx(1.76))
+    assert by_condition["self"].usd == pytest.approx(1.76)
+    assert by_condition["api:gpt-5"] == Spent(44_496, 143_673, 10.0, 0.746, unpriced=1)
+    assert by_condition["api:gpt-5"].usd is None
+    assert list(cost_by_condition(store, round=1)) == ["self"]
+    assert {what: spent.seconds for what, spent in cost_by_kind(store).items()} == {
+        "fits": 7200.0,
+        "edits": 0.0,
+        "answers": 10.0,
+    }
+    assert total_cost(store).known_usd == pytest.approx(1.76 + 0.746)
+
+
+parts = st.lists(st.text() | st.integers(), max_size=4)
+
+
+@given(parts, parts)
+def test_seeds_differ_exactly_where_their_parts_do(one: list, other: list) -> None:
+    assert 0 <= derive_seed(*one) < 2**63
+    # repr tells 1 from "1" and ("ab", "c") from ("a", "bc").
+    assert (derive_seed(*one) == derive_seed(*other)) == (repr(one) == repr(other))
+
+
+def test_seeds_are_the_same_on_every_machine_and_day() -> None:
+    assert derive_seed() == 0x4F53CDA18C2BAA0C >> 1  # sha256 of "[]", first eight bytes
+    assert derive_seed(0, "fit", "d1", 2) == derive_seed(0, "fit", "d1", 2)
+    with pytest.raises(TypeError):
+        derive_seed(1.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        derive_seed(True)
