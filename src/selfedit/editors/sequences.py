@@ -1,0 +1,87 @@
+"""Cuts an edit and its document into training sequences.
+
+Knows lines, titles, and pairs of question and answer.  Knows nothing of token ids; a counter of tokens is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from selfedit.documents import Document, split_text
+
+Cutting = Literal["lines", "whole"]
+
+_QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
+_ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """A text to be learned; with `question`, it is the answer to that exam question and only the answer is learned."""
+
+    text: str
+    question: str | None = None
+
+
+def cut(
+    document: Document,
+    edit: str | None,
+    *,
+    cutting: Cutting,
+    with_document: bool = True,
+    questions_as_exam: bool = False,
+    max_tokens: int,
+    count_tokens: Callable[[str], int],
+) -> list[TrainingSequence]:
+    """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
+
+    `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence; each is headed by the title.  With
+    `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
+    text longer than `max_tokens` is cut into overlapping parts.
+    """
+    sequences: list[TrainingSequence] = []
+    lines = [line for line in (edit or "").splitlines() if line.strip()]
+    if questions_as_exam:
+        pairs, lines = question_pairs(lines)
+        sequences += [TrainingSequence(answer, question) for question, answer in pairs]
+    else:
+        lines = _join_pairs(lines)
+    texts = lines if cutting == "lines" else ["\n".join(lines)] * bool(lines)
+    if with_document or edit is None:
+        texts = [*texts, document.text]
+    room = max_tokens - count_tokens(document.title + "\n") - 1
+    for text in texts:
+        for part in split_text(text, room, overlap=room // 8, length=count_tokens):
+            sequences.append(TrainingSequence(f"{document.title}\n{part}"))
+    return sequences
+
+
+def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(question, answer) of each `Question:` line with an `Answer:` line behind it, and the other lines.  A question that got no
+    answer is left out."""
+    pairs: list[tuple[str, str]] = []
+    others: list[str] = []
+    asked: str | None = None
+    for line in lines:
+        if question := _QUESTION.match(line):
+            asked = question[1].strip()
+        elif (answer := _ANSWER.match(line)) and asked is not None:
+            pairs.append((asked, answer[1].strip()))
+            asked = None
+        else:
+            others.append(line)
+    return pairs, others
+
+
+def _join_pairs(lines: list[str]) -> list[str]:
+    """A question and its answer are learned together: one line, not two."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and _ANSWER.match(line) and _QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
+            joined[-1] += "\n" + line
+        else:
+            joined.append(line)
+    return joined

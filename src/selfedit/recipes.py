@@ -1,0 +1,108 @@
+"""A recipe: everything that decides a fine-tune, from the shape of its LoRA to the way edits are cut.
+
+Knows names and numbers; turns them into the engine's and the editors' settings.  Knows no model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfedit.errors import UserError
+
+if TYPE_CHECKING:
+    from selfedit.engine import FitSettings, LoraSpec
+
+
+class Recipe(BaseModel):
+    """One fine-tune's settings.  The defaults were chosen for the bundled model (see benchmarks/recipe_sweep.py)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "default"
+    rank: int = Field(16, ge=1, description="LoRA rank")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha; updates are scaled by alpha / rank")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="layers with a LoRA")
+    layers: tuple[int, int] | None = Field(None, description="first and last decoder layer with a LoRA, from 0")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA's input")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's peak learning rate")
+    epochs: int = Field(8, ge=1, description="passes over the sequences")
+    batch_size: int = Field(1, ge=1, description="sequences an optimiser step (batch size times accumulation)")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    cutting: Literal["lines", "whole"] = Field("lines", description="each line of an edit is a sequence, or the whole edit")
+    with_document: bool = Field(True, description="learn the document itself too")
+    questions_as_exam: bool = Field(False, description="learn question-answer pairs in an edit in the exam's own form")
+    max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
+
+    def lora(self) -> LoraSpec:
+        from selfedit.engine import LoraSpec
+
+        return LoraSpec(
+            rank=self.rank,
+            alpha=self.alpha,
+            targets=self.targets,
+            layers=self.layers,
+            dropout=self.dropout,
+            rslora=self.rslora,
+        )
+
+    def settings(self) -> FitSettings:
+        from selfedit.engine import FitSettings
+
+        return FitSettings(
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def with_settings(self, changes: dict[str, Any]) -> Recipe:
+        """A copy with some settings changed.  Errors: UserError for an unknown setting or an impossible value."""
+        return _validated({**self.model_dump(), **changes}, "recipe")
+
+
+# Zweiger et al. 2025 (arXiv 2506.10943): the inner fine-tune, the one adapter for many documents, the outer fine-tune.
+SEAL = Recipe(name="seal", rank=32, alpha=64, targets=("q_proj", "v_proj"), learning_rate=1e-3, epochs=10)
+SEAL_JOINT = SEAL.model_copy(update={"name": "seal-joint", "epochs": 3, "batch_size": 8, "cutting": "whole"})
+OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=10, with_document=False)
+DEFAULT = Recipe()
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, SEAL, SEAL_JOINT, OUTER)}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe by name, or one from a YAML file of settings.  Errors: UserError for anything else."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--recipe {name}: not known; use {', '.join(RECIPES)}, or a .yaml file of settings")
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--recipe {name}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--recipe {name}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"--recipe {name}: a mapping of settings is expected")
+    return _validated({"name": path.stem, **settings}, f"--recipe {name}")
+
+
+def _validated(settings: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(map(str, first["loc"][:1]))
+        known = f"; settings are {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"{where}: {setting} = {first['input']!r}: {first['msg']}{known}") from None

@@ -1,0 +1,68 @@
+"""Where units of work are done: what every pool offers, and the pool that is this process.
+
+Knows units, and that the longest go first.  Knows nothing of documents or stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from selfedit.models import Tokenizer
+from selfedit.workers.units import Unit, UnitResult
+from selfedit.workers.worker import ModelSource, OnTokens, Worker
+
+
+class Pool(Protocol):
+    """Does units, in any order, and yields each result as it comes.
+
+    `publish` makes a policy's delta (an adapter's files, by name) known under a name that units can then follow.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None: ...
+
+    def run(self, units: Iterable[Unit]) -> Iterator[UnitResult]: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """One worker, in this process.  `on_tokens` is told of tokens trained and written while a unit is under way."""
+
+    def __init__(self, source: ModelSource, *, on_tokens: OnTokens | None = None) -> None:
+        self.deltas: dict[str, Mapping[str, bytes]] = {}
+        self.worker = Worker(source, self.deltas.__getitem__)
+        self.on_tokens: Callable[[int], None] | None = on_tokens
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.worker.model.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        return self.worker.model.context_length
+
+    @property
+    def description(self) -> str:
+        """The device and dtype, for the run's record."""
+        hf = self.worker.model.hf
+        return f"{hf.device}, {str(hf.dtype).removeprefix('torch.')}"
+
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None:
+        self.deltas[name] = dict(files)
+
+    def run(self, units: Iterable[Unit]) -> Iterator[UnitResult]:
+        for unit in sorted(units, key=lambda unit: -unit.cost):
+            yield self.worker.run(unit, self.on_tokens)
+
+    def close(self) -> None:
+        """Nothing to stop."""

@@ -1,0 +1,121 @@
+"""One worker: holds a model, follows the policy, and does units of work with the engine.
+
+Knows the engine and the units.  Knows nothing of queues, other workers, documents or stores; the same class runs in this
+process and inside a Ray actor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfedit import engine
+from selfedit.models import Model, load_model
+from selfedit.workers.units import FitOutcome, FitUnit, Unit, UnitResult, WriteUnit
+
+OnTokens = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a worker loads its model."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+    instruct: bool | None = None
+    trust_remote_code: bool = False
+
+    def load(self) -> Model:
+        return load_model(
+            self.name,
+            device=self.device,
+            dtype=self.dtype,
+            instruct=self.instruct,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+class Worker:
+    """Does units.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
+
+    A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
+    """
+
+    def __init__(self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None) -> None:
+        self.source = source
+        self.delta = delta
+        self.model = model if model is not None else source.load()
+        self.policy: tuple[str, ...] = ()
+
+    def run(self, unit: Unit, on_tokens: OnTokens | None = None) -> UnitResult:
+        """Does one unit.  Errors propagate."""
+        self._follow(unit.policy)
+        started = time.perf_counter()
+        if isinstance(unit, WriteUnit):
+            completions = engine.decode(self.model.hf, unit.requests, on_tokens=on_tokens)
+            return UnitResult(unit.id, time.perf_counter() - started, completions=tuple(completions))
+        return self._fit(unit, on_tokens)
+
+    def _follow(self, policy: tuple[str, ...]) -> None:
+        if policy == self.policy:
+            return
+        if policy[: len(self.policy)] != self.policy:
+            # Another chain: begin again from the base weights (subtracting a delta would leave rounding behind).
+            device = self.model.hf.device
+            self.model = replace(self.source, device=str(device)).load()
+            self.policy = ()
+        for name in policy[len(self.policy) :]:
+            with tempfile.TemporaryDirectory() as folder:
+                _write(Path(folder), self.delta(name))
+                engine.merge_adapter(self.model.hf, Path(folder))
+        self.policy = policy
+
+    def _fit(self, unit: FitUnit, on_tokens: OnTokens | None) -> UnitResult:
+        started = time.perf_counter()
+        results: dict[int, engine.FitResult] = {}
+        completions: dict[int, tuple[engine.Completion, ...]] = {}
+        adapters: dict[int, dict[str, bytes]] = {}
+
+        def examine(bank: engine.AdapterBank, wave: Mapping[int, tuple[int, engine.FitResult]]) -> None:
+            requests, owners = [], []
+            for number, (slot, result) in wave.items():
+                results[number] = result
+                if result.error is not None:
+                    continue
+                task = unit.tasks[number]
+                requests += [replace(request, adapter=slot) for request in task.exam]
+                owners += [number] * len(task.exam)
+                if task.keep:
+                    with tempfile.TemporaryDirectory() as folder:
+                        bank.save_pretrained(slot, folder)
+                        adapters[number] = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+            answers: dict[int, list[engine.Completion]] = {}
+            if requests:
+                decoded = engine.decode(self.model.hf, requests, bank=bank, on_tokens=on_tokens)
+                for number, completion in zip(owners, decoded, strict=True):
+                    answers.setdefault(number, []).append(completion)
+            completions.update({number: tuple(found) for number, found in answers.items()})
+
+        engine.fit_all(self.model.hf, unit.lora, [task.job for task in unit.tasks], examine, on_tokens=on_tokens)
+        seconds = time.perf_counter() - started
+        total = sum(task.job.tokens for task in unit.tasks)
+        outcomes = tuple(
+            FitOutcome(
+                task.id,
+                results[number],
+                completions.get(number, ()),
+                seconds * task.job.tokens / total,
+                adapters.get(number, {}),
+            )
+            for number, task in enumerate(unit.tasks)
+        )
+        return UnitResult(unit.id, seconds, outcomes=outcomes)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
