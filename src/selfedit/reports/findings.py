@@ -1,0 +1,297 @@
+"""What a report says about a run, derived from its records: what was learned and lost, how much signal there is, what is missing.
+
+Knows the records (`data`).  Formats nothing.  Intervals are not computed here: they come with the summary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
+
+BASE = "none"
+"""The condition without adaptation, against which the others are held."""
+
+
+def conditions(run: RunData) -> tuple[Condition, ...]:
+    """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
+    return run.summary.conditions if run.summary else partial_conditions(run)
+
+
+def partial_conditions(run: RunData) -> tuple[Condition, ...]:
+    """Accuracy so far, per condition, over the graded answers.  Step B's rounds are no conditions: none for them."""
+    if run.rounds or any(edit.round for edit in run.edits):
+        return ()
+    fits = {fit.id: fit for fit in run.fits if fit.round == 0}
+    answers: dict[str, list[Answer]] = defaultdict(list)
+    for answer in run.answers:
+        if answer.fit_id in fits:
+            answers[fits[answer.fit_id].condition].append(answer)
+    names = list(
+        dict.fromkeys([fit.condition for fit in fits.values()] + [e.writer for e in run.edits if e.round == 0])
+    )
+    names.sort(key=lambda name: name != BASE)
+    result = []
+    for name in names:
+        graded = [answer for answer in answers[name] if answer.credit is not None]
+        priced = [cost.usd for cost in run.costs if cost.condition == name]
+        result.append(
+            Condition(
+                name=name,
+                accuracy=sum(answer.credit or 0.0 for answer in graded) / len(graded) if graded else None,
+                correct=sum(answer.value == "right" for answer in graded),
+                graded=len(graded),
+                ungraded=sum(answer.value == "ungraded" for answer in answers[name]),
+                train_tokens=sum(fit.train_tokens for fit in fits.values() if fit.condition == name),
+                edit_tokens=sum(e.output_tokens for e in run.edits if e.round == 0 and e.writer == name),
+                seconds=sum(cost.seconds for cost in run.costs if cost.condition == name),
+                cost_usd=sum(p for p in priced if p is not None) if priced and None not in priced else None,
+            )
+        )
+    return tuple(result)
+
+
+def reference(names: Sequence[str]) -> str:
+    """The condition that the others are compared with: no adaptation, or the first where that was not examined."""
+    return BASE if BASE in names or not names else names[0]
+
+
+def difference(differences: Iterable[Difference], a: str, b: str) -> Difference | None:
+    """Accuracy of `a` minus that of `b`, whichever way round it is recorded."""
+    for found in differences:
+        if (found.a, found.b) == (a, b):
+            return found
+        if (found.a, found.b) == (b, a):
+            ci95 = (-found.ci95[1], -found.ci95[0]) if found.ci95 else None
+            return Difference(
+                a=a, b=b, difference=-found.difference, ci95=ci95, larger_than_noise=found.larger_than_noise
+            )
+    return None
+
+
+def known(answers: Sequence[Answer]) -> bool | None:
+    """Whether more than half of a question's graded answers (one per fit) are right; None where none is graded."""
+    graded = [answer for answer in answers if answer.value in ("right", "wrong")]
+    if not graded:
+        return None
+    return 2 * sum(answer.value == "right" for answer in graded) > len(graded)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Of the questions with a verdict before and after: how many a condition learned, lost, kept, or never knew."""
+
+    condition: str
+    learned: int
+    lost: int
+    kept: int
+    unknown: int
+
+
+def changes(run: RunData) -> list[Changes]:
+    """Per condition, against no adaptation (round 0).  Empty where the base model was not examined."""
+    condition_of = {fit.id: fit.condition for fit in run.fits if fit.round == 0}
+    by_question: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in run.answers:
+        if answer.fit_id in condition_of:
+            by_question[condition_of[answer.fit_id]][answer.question_id].append(answer)
+    if BASE not in by_question:
+        return []
+    before = {question: known(answers) for question, answers in by_question[BASE].items()}
+    result = []
+    for name in [c.name for c in conditions(run) if c.name != BASE and c.name in by_question]:
+        counts: Counter[tuple[bool, bool]] = Counter()
+        for question, answers in by_question[name].items():
+            was, now = before.get(question), known(answers)
+            if was is not None and now is not None:
+                counts[was, now] += 1
+        result.append(Changes(name, counts[False, True], counts[True, False], counts[True, True], counts[False, False]))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRewards:
+    document: Document
+    edits: tuple[Edit, ...]  # with a reward, worst first
+
+    @property
+    def rewards(self) -> list[float]:
+        return [edit.reward for edit in self.edits if edit.reward is not None]
+
+    @property
+    def spread(self) -> float:
+        return self.rewards[-1] - self.rewards[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """The rewards of one round of Step B, within each document."""
+
+    round: int
+    documents: tuple[DocumentRewards, ...]  # by mean reward, lowest first
+
+    @property
+    def without_signal(self) -> int:
+        """Documents whose edits all scored alike: nothing can be selected there."""
+        return sum(rewards.spread == 0 for rewards in self.documents)
+
+    @property
+    def mean(self) -> float:
+        return _mean([_mean(d.rewards) for d in self.documents])
+
+    @property
+    def best(self) -> float:
+        """Mean over documents of the best edit's reward (its luck included)."""
+        return _mean([d.rewards[-1] for d in self.documents])
+
+
+def signals(run: RunData) -> list[Signal]:
+    """One per round in which edits were rewarded; documents with fewer than two rewarded edits are left out."""
+    documents = {document.id: document for document in run.documents}
+    grouped: dict[int, dict[str, list[Edit]]] = defaultdict(lambda: defaultdict(list))
+    for edit in run.edits:
+        if edit.reward is not None:
+            grouped[edit.round][edit.document_id].append(edit)
+    result = []
+    for number, by_document in sorted(grouped.items()):
+        rewarded = [
+            DocumentRewards(documents[key], tuple(sorted(edits, key=lambda edit: (edit.reward or 0.0, edit.index))))
+            for key, edits in by_document.items()
+            if len(edits) > 1
+        ]
+        if rewarded:
+            rewarded.sort(key=lambda d: (_mean(d.rewards), d.rewards[-1], d.document.id))
+            result.append(Signal(number, tuple(rewarded)))
+    return result
+
+
+def best_and_worst(found: Sequence[Signal], limit: int) -> list[tuple[int, DocumentRewards]]:
+    """The `limit` widest gaps between a document's best and worst edit, each document once, with their round."""
+    everything = [(signal.round, rewards) for signal in found for rewards in signal.documents if rewards.spread > 0]
+    everything.sort(key=lambda item: (-item[1].spread, item[0], item[1].document.id))
+    chosen: dict[str, tuple[int, DocumentRewards]] = {}
+    for number, rewards in everything:
+        chosen.setdefault(rewards.document.id, (number, rewards))
+    return list(chosen.values())[:limit]
+
+
+def missing(run: RunData) -> list[str]:
+    """What an unfinished run still lacks, one sentence each; empty for a finished one."""
+    if run.summary is not None:
+        return []
+    lines = ["The run has not finished: there is no summary.json, so there are no intervals yet."]
+    if not run.documents:
+        return [*lines, "No documents have been stored yet."]
+    exam = [document for document in run.documents if document.split in ("exam", "test")] or list(run.documents)
+    present = list(
+        dict.fromkeys([e.writer for e in run.edits if not e.round] + [f.condition for f in run.fits if not f.round])
+    )
+    fitted = defaultdict(set)
+    for fit in run.fits:
+        if fit.round == 0:
+            fitted[fit.condition].add(fit.document_id)
+    for name in present:
+        if name == BASE or None in fitted[name] or any(edit.round for edit in run.edits):
+            continue
+        lacking = sum(document.id not in fitted[name] for document in exam)
+        if lacking:
+            lines.append(f"{name}: {lacking} of {len(exam)} documents have no fit yet.")
+    used = {fit.edit_id for fit in run.fits}
+    waiting = sum(edit.id not in used for edit in run.edits)
+    if waiting and not any(fit.document_id is None and fit.condition != BASE for fit in run.fits):
+        lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
+    if BASE not in fitted:
+        lines.append("The model has not been examined without adaptation yet.")
+    answered = {answer.fit_id for answer in run.answers}
+    silent = sum(not fit.failed and fit.id not in answered for fit in run.fits)
+    if silent:
+        lines.append(f"{_count(silent, 'fit has', 'fits have')} not been examined yet.")
+    unjudged = sum(not answer.value for answer in run.answers)
+    if unjudged:
+        lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no verdict yet.")
+    return lines
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model in the table of several runs.  A condition that was not examined is None."""
+
+    run: str
+    model: str
+    instruct: bool | None
+    none: Condition | None
+    untrained: Condition | None
+    trained: Condition | None
+    improvement: Difference | None  # trained minus untrained editor; without interval where it was not paired
+    api: Condition | None
+
+
+def role(name: str) -> str:
+    """What kind of editor a condition's name stands for: none, passage, self, trained, api, replay or other."""
+    head = name.split(":", 1)[0]
+    if head in ("trained", "policy"):
+        return "trained"
+    return head if head in (BASE, "passage", "self", "api", "replay") else "other"
+
+
+def model_row(run: str, summary: Summary) -> ModelRow:
+    """The row of a run; where several conditions share a role, the most accurate API editor and the first other."""
+    found: Mapping[str, list[Condition]] = defaultdict(list)
+    for condition in summary.conditions:
+        found[role(condition.name)].append(condition)
+
+    def first(kind: str) -> Condition | None:
+        return found[kind][0] if found[kind] else None
+
+    untrained, trained = first("self"), first("trained")
+    improvement = None
+    if untrained and trained:
+        improvement = difference(summary.differences, trained.name, untrained.name)
+        if improvement is None and trained.accuracy is not None and untrained.accuracy is not None:
+            improvement = Difference(a=trained.name, b=untrained.name, difference=trained.accuracy - untrained.accuracy)
+    api = max(found["api"], key=lambda condition: condition.accuracy or 0.0, default=None)
+    return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, api)
+
+
+def selected(rounds: Sequence[Round], summary: Summary | None) -> Round | None:
+    """The round whose policy was selected on validation documents."""
+    number = summary.selected_round if summary else None
+    return next((entry for entry in rounds if entry.round == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiEstimate:
+    """What an API model would charge for one edit of each document, of as many tokens as this run's edits have."""
+
+    model: str
+    date: str
+    usd: float
+    batch_usd: float
+
+
+def api_estimates(run: RunData) -> list[ApiEstimate]:
+    """From the built-in price list; empty where the run wrote no edits.  Reasoning tokens would come on top."""
+    from selfedit.editors.prices import load_prices
+
+    written = [edit for edit in run.edits if edit.output_tokens]
+    if not written:
+        return []
+    documents = len({edit.document_id for edit in written})
+    read, wrote = (
+        round(documents * _mean([getattr(edit, tokens) for edit in written]))
+        for tokens in ("input_tokens", "output_tokens")
+    )
+    return [
+        ApiEstimate(price.model, price.date, price.cost(read, wrote), price.cost(read, wrote, batch=True))
+        for price in load_prices().models.values()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,96 @@
+"""How a report writes numbers and other people's text.
+
+Knows no record and no medium.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+DASH = "–"
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage with one decimal, without the sign; a dash where there is none."""
+    return DASH if share is None else f"{100 * share:.1f}"
+
+
+def interval(ci95: tuple[float, float] | None) -> str:
+    return DASH if ci95 is None else f"{100 * ci95[0]:.1f} – {100 * ci95[1]:.1f}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in percentage points, signed."""
+    return DASH if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def points_interval(ci95: tuple[float, float] | None) -> str:
+    return DASH if ci95 is None else f"{points(ci95[0])} to {points(ci95[1])}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the largest unit that leaves three figures: 0.4 s, 38 s, 12 min, 3.4 h."""
+    if value is None:
+        return DASH
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 600:
+        return f"{value:.0f} s"
+    if value < 36000:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def usd(value: float | None) -> str:
+    """Money in US dollars: cents from a dollar on, more decimals below; a dash for no known price."""
+    if value is None:
+        return DASH
+    if value == 0:
+        return "0"
+    if value < 0.0001:
+        return "<0.0001"
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3f}" if value >= 0.01 else f"{value:.4f}"
+
+
+def count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
+def short_count(value: int | None) -> str:
+    """A count of at most five characters: 950, 12.3k, 123k, 1.23M, 3.4B."""
+    if value is None:
+        return DASH
+    if value < 1000:
+        return str(value)
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            scaled = value / factor
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f}{unit}"
+    return str(value)
+
+
+def clean(text: object) -> str:
+    """`text` on one line without control and formatting characters, so that a name cannot steer a terminal."""
+    return "".join(
+        " " if character in "\n\r\t" else "" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
+        for character in str(text)
+    )
+
+
+def label(name: str) -> str:
+    """A condition's name for a chart: of a replay file's path, the last part."""
+    text = clean(name)
+    head, colon, rest = text.partition(":")
+    return f"{head}:{rest.rsplit('/', 1)[-1]}" if colon and head == "replay" else text
+
+
+def recipe_line(recipe: dict[str, object]) -> str:
+    """A recipe's settings in one line: `name=value, ...`, nothing where none is recorded."""
+    return ", ".join(f"{clean(key)}={_plain(value)}" for key, value in recipe.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "+".join(clean(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else clean(value)

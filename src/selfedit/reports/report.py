@@ -1,0 +1,95 @@
+"""What the command line calls: a report of one run or several, charts, and a summary on the console.
+
+Knows which file goes where.  Reads runs, never changes their records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+
+from selfedit.errors import UserError
+from selfedit.reports import findings, table
+from selfedit.reports.data import RunData, Summary, read_run
+from selfedit.runs.files import disk_errors, write_atomically
+
+
+def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Writes the page and returns its path: `report.html` in the run's directory, or for several runs `comparison.html`
+    beside the first one, with its grouped bar chart `comparison.png` and `.svg`.  `out` is another place for the page.
+
+    An unfinished run gets a page too: it says what is missing and shows what is there.
+
+    Raises:
+        UserError: a directory is no run, or the page cannot be written.
+    """
+    from selfedit.reports import html
+
+    runs = [read_run(Path(path)) for path in run_dirs]
+    if not runs:
+        raise UserError("no run given; name at least one run directory")
+    if len(runs) == 1:
+        page = out or runs[0].path / "report.html"
+        write_atomically(page, html.to_bytes(html.render_run(runs[0])))
+        return page
+    page = out or runs[0].path.resolve().parent / "comparison.html"
+    write_atomically(page, html.to_bytes(html.render_runs(runs, page)))
+    _write_grouped(runs, page.with_suffix(""))
+    return page
+
+
+def write_charts(run_dir: Path) -> list[Path]:
+    """Writes a run's charts (PNG and SVG) into its directory: `chart`, and for Step B `reward`, `validation`, `signal`.
+
+    Raises:
+        UserError: the directory is no run, or cannot be written.
+    """
+    from selfedit.reports import plots
+
+    run = read_run(Path(run_dir))
+    with disk_errors(run.path):
+        return plots.write_charts(run, run.path)
+
+
+def print_summary(run_dir: Path, console: Console | None = None) -> None:
+    """Prints a run's tables: as wide as the terminal, or as plain text of at most 100 columns.
+
+    Raises:
+        UserError: the directory is no run.
+    """
+    table.print_wide(table.summary_view(read_run(Path(run_dir))), console or Console())
+
+
+def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
+    """Prints several runs: the table of models, then each run's conditions.
+
+    Raises:
+        UserError: a directory is no run.
+    """
+    runs = [read_run(Path(path)) for path in run_dirs]
+    rows = [findings.model_row(run.name, _summary(run)) for run in runs]
+    table.print_wide(Group(table.models(rows), *(table.summary_view(run) for run in runs)), console or Console())
+
+
+def _summary(run: RunData) -> Summary:
+    """A run's summary, or what stands for it while the run is unfinished."""
+    return run.summary or Summary(model=run.model, conditions=findings.conditions(run))
+
+
+def _write_grouped(runs: Sequence[RunData], stem: Path) -> None:
+    from selfedit.reports import plots
+
+    labelled = [(run.model or run.name, _summary(run)) for run in runs]
+    labels = [label for label, _ in labelled]
+    if len(set(labels)) < len(labels):  # one model several times: the runs' names tell them apart
+        labelled = [(f"{label} ({run.name})", summary) for run, (label, summary) in zip(runs, labelled, strict=True)]
+    compared = [
+        (label, summary)
+        for label, summary in labelled
+        if any(condition.accuracy is not None for condition in summary.conditions)
+    ]
+    if compared:
+        with plots.style(), disk_errors(stem):
+            plots.save(plots.grouped(compared), stem)

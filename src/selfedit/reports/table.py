@@ -1,0 +1,238 @@
+"""Tables for the console (rich): the comparison, the rounds of Step B, several runs.
+
+Knows summaries, not stores.  Without a terminal the same tables come out as plain text of at most 100 columns.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selfedit.reports import findings, format
+from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Summary
+
+PLAIN_WIDTH = 100
+"""Columns of a table where no terminal says how wide it is."""
+
+UP, DOWN = "▲", "▼"
+
+
+def plain_text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
+    """What a renderable looks like without a terminal: no colours, no escape sequences, no trailing spaces."""
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False, color_system=None, legacy_windows=False).print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def print_wide(renderable: RenderableType, console: Console) -> None:
+    """Prints at the terminal's width, or at `PLAIN_WIDTH` columns where there is no terminal."""
+    console.print(renderable, width=None if console.is_terminal else PLAIN_WIDTH, soft_wrap=False)
+
+
+def comparison(
+    conditions: Sequence[Condition],
+    differences: Sequence[Difference] = (),
+    recipe: dict[str, object] | None = None,
+    grader: str = "",
+) -> Group:
+    """One row a condition, the marks explained, and the recipe that all of them share."""
+    reference = findings.reference([condition.name for condition in conditions])
+    ungraded = any(condition.ungraded for condition in conditions)
+    table = _table()
+    table.add_column("condition", overflow="fold", min_width=12)
+    headings = ["accuracy\n%", "95 %\ninterval", "right/\ngraded"]
+    headings += ["un-\ngraded"] if ungraded else []
+    headings += ["train\ntokens", "edit\ntokens", "time", "cost\nUSD"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    marks = set()
+    for condition in conditions:
+        sign = mark(findings.difference(differences, condition.name, reference))
+        marks.add(sign)
+        table.add_row(
+            Text(format.clean(condition.name), style="bold"),
+            f"{sign} {format.percent(condition.accuracy)}".strip(),
+            format.interval(condition.ci95),
+            f"{condition.correct}/{condition.graded}",
+            *([format.count(condition.ungraded)] if ungraded else []),
+            format.short_count(condition.train_tokens),
+            format.short_count(condition.edit_tokens),
+            format.seconds(condition.seconds),
+            format.usd(condition.cost_usd),
+        )
+    notes = []
+    if marks - {""}:
+        name = format.clean(reference)
+        words = {UP: f"{UP} higher than '{name}'", DOWN: f"{DOWN} lower than '{name}'"}
+        shown = ", ".join(words[sign] for sign in (UP, DOWN) if sign in marks)
+        notes.append(f"{shown}, by more than noise: the paired 95 % interval excludes 0.")
+    elif differences:
+        notes.append(f"No difference from '{format.clean(reference)}' is larger than noise (paired 95 % intervals).")
+    if ungraded:
+        notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
+    if recipe:
+        notes.append(f"All conditions use the same recipe: {format.recipe_line(recipe)}.")
+    if grader:
+        notes.append(f"Graded by: {format.clean(grader)}.")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def differences(entries: Sequence[Difference]) -> Group:
+    """Paired differences between conditions, those larger than noise marked."""
+    table = _table()
+    table.add_column("difference", overflow="fold")
+    for heading in ("points", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for entry in entries:
+        table.add_row(
+            Text(f"{format.clean(entry.a)} against {format.clean(entry.b)}"),
+            format.points(entry.difference),
+            format.points_interval(entry.ci95),
+            "larger than noise" if entry.larger_than_noise else "within noise",
+        )
+    return Group(table)
+
+
+def rounds(entries: Sequence[Round], selected_round: int | None) -> Group:
+    """Step B: one row a round, the selected one marked."""
+    table = _table()
+    headings = ("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits", "no\nsignal")
+    for heading in (*headings, "time", "cost\nUSD"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in entries:
+        chosen = entry.round == selected_round
+        table.add_row(
+            f"{'* ' if chosen else ''}{entry.round}",
+            format.percent(entry.train_reward),
+            format.interval(entry.train_reward_ci95),
+            format.percent(entry.validation_accuracy),
+            format.interval(entry.validation_ci95),
+            format.count(entry.kept_edits),
+            format.count(entry.documents_without_signal),
+            format.seconds(entry.seconds),
+            format.usd(entry.usd),
+            style="bold" if chosen else "",
+        )
+    notes = ["no signal: documents whose edits all scored alike, so that nothing could be selected."]
+    if any(entry.round == selected_round for entry in entries):
+        notes.insert(0, "* selected on the validation documents.")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def forgetting(entries: Sequence[Forgetting]) -> Group:
+    """General questions that the model answered before: how many are lost after adaptation."""
+    table = _table()
+    table.add_column("condition", overflow="fold", max_width=40)
+    for heading in ("asked", "still right", "lost %", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for entry in entries:
+        table.add_row(
+            Text(format.clean(entry.condition)),
+            format.count(entry.asked),
+            format.count(entry.kept),
+            format.percent(entry.lost),
+            format.interval(entry.ci95),
+        )
+    return Group(Text("Forgetting: general questions that the model answered before adaptation"), table)
+
+
+def models(rows: Sequence[findings.ModelRow]) -> Group:
+    """The table of several runs: what each model gains from its own edits, a trained editor, an API editor."""
+    table = _table()
+    table.add_column("model", overflow="fold", min_width=12)
+    table.add_column("run", overflow="fold", min_width=6)
+    for heading in (
+        "in-\nstruct",
+        "no adap-\ntation",
+        "untrained\neditor",
+        "trained\neditor",
+        "improvement",
+        "API\neditor",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        gain = row.improvement
+        improvement = format.points(gain.difference) if gain else format.DASH
+        if gain and gain.ci95:
+            improvement += f" ({format.points_interval(gain.ci95)})"
+        table.add_row(
+            Text(format.clean(row.model or format.DASH), style="bold"),
+            Text(format.clean(row.run)),
+            {True: "yes", False: "no", None: format.DASH}[row.instruct],
+            *(format.percent(c.accuracy if c else None) for c in (row.none, row.untrained, row.trained)),
+            improvement,
+            format.percent(row.api.accuracy if row.api else None),
+        )
+    notes = [
+        "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document)."
+    ]
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def summary_view(run: RunData) -> Group:
+    """Everything that `print_summary` prints of one run, from its summary or from as far as it got."""
+    summary = run.summary or Summary()
+    parts: list[RenderableType] = [Text(heading(run), style="bold")]
+    parts += [Text(line, style="yellow") for line in findings.missing(run)]
+    found = findings.conditions(run)
+    if found:
+        parts.append(comparison(found, summary.differences, summary.recipe, run.grader))
+    if summary.differences:
+        parts += [Text(), differences(summary.differences)]
+    if run.rounds:
+        parts += [Text(), rounds(run.rounds, summary.selected_round)]
+    if summary.forgetting:
+        parts += [Text(), forgetting(summary.forgetting)]
+    events = summary.events or _counted(run)
+    if events:
+        told = ", ".join(f"{format.clean(kind)} {number:,}" for kind, number in sorted(events.items()))
+        parts.append(Text(f"Noted on the way: {told}.", style="dim"))
+    if summary.worth_it:
+        parts += [Text(), Text("Worth it?", style="bold")]
+        parts.append(Text(" ".join(format.clean(line) for line in summary.worth_it.splitlines())))
+    return Group(*parts)
+
+
+def heading(run: RunData) -> str:
+    """One line: procedure, model, and the facts."""
+    parts = [format.clean(run.procedure or "run"), format.clean(run.model), facts(run)]
+    return " · ".join(part for part in parts if part)
+
+
+def facts(run: RunData) -> str:
+    """How much was examined, where, how long it took."""
+    summary = run.summary or Summary()
+    documents = summary.documents or len(run.documents)
+    questions = summary.questions or len(run.questions)
+    parts = [
+        f"{documents:,} {'document' if documents == 1 else 'documents'}, {questions:,} questions",
+        format.clean(summary.device),
+        format.seconds(summary.seconds) if summary.seconds is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _counted(run: RunData) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for event in run.events:
+        counts[event.kind] = counts.get(event.kind, 0) + 1
+    return counts
+
+
+def mark(found: Difference | None) -> str:
+    """▲ or ▼ where a difference is larger than noise, else nothing."""
+    if found is None or not found.larger_than_noise:
+        return ""
+    return UP if found.difference > 0 else DOWN
+
+
+def _table() -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False, header_style=""
+    )

@@ -1,0 +1,143 @@
+"""Reading run directories: finished, unfinished, damaged, hostile to reading."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import fake_runs
+import pytest
+
+from selfedit.errors import UserError
+from selfedit.reports.data import finite, read_run
+
+
+def test_finished_run_is_read_whole(compare_run: Path) -> None:
+    run = read_run(compare_run)
+    assert run.summary is not None
+    assert run.summary.conditions[0].name == "none"
+    assert [document.id for document in run.documents] == [f"d{number}" for number in range(6)]
+    assert len(run.questions) == 30  # the eight general ones are counted apart
+    assert {entry.question_id for entry in run.general} == {f"general/{number}" for number in range(8)}
+    base = [answer for answer in run.answers if answer.fit_id == "0||none|0"]
+    assert len(base) == 30
+    assert run.grader == "calibrated"
+
+
+def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:
+    run = read_run(partial_run)
+    assert run.summary is None
+    assert run.model == "smollm2-135m"
+    assert any(answer.value == "" for answer in run.answers)
+
+
+def test_reading_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    read_run(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_run_that_is_being_written_is_read(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2)
+    writer = sqlite3.connect(folder / "run.sqlite", isolation_level=None)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM events")
+    writer.execute("INSERT INTO events (kind, subject, message) VALUES ('half', 'done', 'not committed')")
+    try:
+        assert "half" not in {event.kind for event in read_run(folder).events}
+        writer.execute("COMMIT")
+        assert [event.kind for event in read_run(folder).events] == ["half"]
+    finally:
+        writer.close()
+
+
+def test_cost_without_a_price_is_not_free(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2)
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        store.execute("UPDATE costs SET usd = NULL WHERE id = (SELECT MIN(id) FROM costs WHERE condition = 'passage')")
+    by_condition = {(cost.condition, cost.what): cost.usd for cost in read_run(folder).costs}
+    assert by_condition["passage", "fits"] is None
+    assert by_condition["api:gpt-5", "edits"] == pytest.approx(2 * 0.00373)
+
+
+def test_events_may_come_as_a_list(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2)
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"events": [{"kind": "cut_edit"}, {"kind": "cut_edit"}], "rounds": None}))
+    found = read_run(folder).summary
+    assert found is not None
+    assert found.events == {"cut_edit": 2}
+    assert found.rounds == ()
+
+
+def _no_directory(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("x")
+
+
+def _damaged_store(folder: Path) -> None:
+    (folder / "run.sqlite").write_bytes(b"this is no database, but long enough to look like one" * 20)
+
+
+def _newer_store(folder: Path) -> None:
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        store.execute("PRAGMA user_version = 99")
+
+
+def _half_summary(folder: Path) -> None:
+    path = folder / "summary.json"
+    path.write_text(path.read_text()[:100])
+
+
+def _newer_summary(folder: Path) -> None:
+    (folder / "summary.json").write_text('{"schema": 2}')
+
+
+def _bad_condition(folder: Path) -> None:
+    (folder / "summary.json").write_text('{"schema": 1, "conditions": [{"name": "none", "accuracy": "high"}]}')
+
+
+def _bad_config(folder: Path) -> None:
+    (folder / "config.yaml").write_text("a: [1,\nb: }")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_no_directory, "no such directory"),
+        (_empty, "no run directory"),
+        (_file, "is a file"),
+        (_damaged_store, "run.sqlite"),
+        (_newer_store, "version 99"),
+        (_half_summary, "summary.json: is not JSON"),
+        (_newer_summary, "schema 2"),
+        (_bad_condition, "conditions.0.accuracy"),
+        (_bad_config, "config.yaml"),
+    ],
+)
+def test_what_is_no_run_gets_one_line(tmp_path: Path, spoil, told: str) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=1)
+    spoil(folder)
+    with pytest.raises(UserError) as caught:
+        read_run(folder)
+    assert told in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_not_finite_become_none() -> None:
+    assert finite({"a": [float("nan"), 1.5, (float("inf"), "x")]}) == {"a": [None, 1.5, [None, "x"]]}

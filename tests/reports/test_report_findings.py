@@ -1,0 +1,132 @@
+"""What a report derives: changes, differences, signal, what is missing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import fake_runs
+import pytest
+
+from selfedit.reports import findings
+from selfedit.reports.data import Answer, Condition, Difference, Summary, read_run
+
+
+def answers(*values: str) -> list[Answer]:
+    return [Answer("fit", "question", "text", value, None, "") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("right",), True),
+        (("wrong",), False),
+        (("right", "wrong"), False),  # half is not more than half
+        (("right", "right", "wrong"), True),
+        (("right", "ungraded", "ungraded"), True),
+        (("ungraded",), None),
+        (("",), None),
+        ((), None),
+    ],
+)
+def test_known(values: tuple[str, ...], expected: bool | None) -> None:
+    assert findings.known(answers(*values)) is expected
+
+
+def test_difference_is_given_in_the_direction_asked_for() -> None:
+    recorded = [Difference(a="none", b="self", difference=-0.2, ci95=(-0.3, -0.1), larger_than_noise=True)]
+    found = findings.difference(recorded, "self", "none")
+    assert found is not None
+    assert (found.difference, found.ci95, found.larger_than_noise) == (0.2, (0.1, 0.3), True)
+    assert findings.difference(recorded, "none", "self") == recorded[0]
+    assert findings.difference(recorded, "self", "passage") is None
+
+
+def test_changes_count_every_question_once(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=3, conditions=("none", "passage"), replicates=1)
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        # Base: question 0 of each document right.  Passage: questions 1 and 2 right.
+        store.execute("UPDATE verdicts SET value = 'wrong', credit = 0")
+        for fit, question in (("= '0||none|0'", "%/q0"), ("<> '0||none|0'", "%/q1"), ("<> '0||none|0'", "%/q2")):
+            store.execute(
+                "UPDATE verdicts SET value = 'right', credit = 1 WHERE answer_id IN"
+                f" (SELECT id FROM answers WHERE fit_id {fit} AND question_id LIKE ?)",
+                (question,),
+            )
+    assert findings.changes(read_run(folder)) == [findings.Changes("passage", learned=6, lost=3, kept=0, unknown=6)]
+
+
+def test_missing_names_what_is_not_there(partial_run: Path, compare_run: Path) -> None:
+    lines = findings.missing(read_run(partial_run))
+    assert "self:implications: 3 of 6 documents have no fit yet." in lines
+    assert any("no verdict yet" in line for line in lines)
+    assert findings.missing(read_run(compare_run)) == []
+
+
+def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
+    run = read_run(partial_run)
+    found = {condition.name: condition for condition in findings.conditions(run)}
+    with sqlite3.connect(partial_run / "run.sqlite") as store:
+        expected = store.execute(
+            "SELECT SUM(v.value = 'right'), COUNT(v.credit), AVG(v.credit) FROM verdicts v JOIN answers a ON a.id = v.answer_id"
+            " JOIN fits f ON f.id = a.fit_id JOIN questions q ON q.id = a.question_id"
+            " WHERE f.condition = 'passage' AND q.document_id IS NOT NULL"
+        ).fetchone()
+    passage = found["passage"]
+    assert (passage.correct, passage.graded) == expected[:2]
+    assert passage.accuracy == pytest.approx(expected[2])
+    assert passage.ci95 is None
+    assert next(iter(found)) == "none"
+
+
+def test_signal_counts_documents_whose_edits_score_alike(train_run: Path) -> None:
+    run = read_run(train_run)
+    assert [signal.round for signal in findings.signals(run)] == [1, 2, 3]
+    for signal, entry in zip(findings.signals(run), run.rounds[1:], strict=True):
+        assert signal.without_signal == entry.documents_without_signal
+        assert signal.mean == pytest.approx(entry.train_reward)
+        assert signal.best >= signal.mean
+
+
+def test_best_and_worst_are_the_widest_gaps(train_run: Path) -> None:
+    signals = findings.signals(read_run(train_run))
+    chosen = findings.best_and_worst(signals, 3)
+    widest = max(rewards.spread for signal in signals for rewards in signal.documents)
+    assert chosen[0][1].spread == widest > 0
+    assert len({rewards.document.id for _, rewards in chosen}) == len(chosen) == 3
+    for _, rewards in chosen:
+        assert rewards.edits[0].reward == min(rewards.rewards)
+        assert rewards.edits[-1].reward == max(rewards.rewards)
+
+
+def test_api_estimate_prices_one_edit_a_document(train_run: Path) -> None:
+    run = read_run(train_run)
+    found = {estimate.model: estimate for estimate in findings.api_estimates(run)}
+    documents = len({edit.document_id for edit in run.edits})
+    # gpt-5: 1.25 and 10 US dollars a million tokens; every made-up edit has 150 and 90.
+    assert found["gpt-5"].usd == pytest.approx(documents * (150 * 1.25 + 90 * 10) / 1e6, rel=1e-3)
+    assert found["gpt-5"].batch_usd == pytest.approx(found["gpt-5"].usd / 2, rel=1e-3)
+
+
+def test_model_row_finds_the_editors() -> None:
+    names = {"none": 0.1, "passage": 0.2, "self": 0.3, "trained:runs/b": 0.38, "api:gpt-5": 0.5, "api:small": 0.2}
+    summary = Summary(
+        model="m",
+        instruct=False,
+        conditions=tuple(Condition(name=name, accuracy=accuracy) for name, accuracy in names.items()),
+        differences=(
+            Difference(a="self", b="trained:runs/b", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True),
+        ),
+    )
+    row = findings.model_row("run", summary)
+    assert row.untrained is not None
+    assert row.untrained.name == "self"
+    assert row.api is not None
+    assert row.api.name == "api:gpt-5"
+    assert row.improvement is not None
+    assert row.improvement.difference == pytest.approx(0.08)
+    assert row.improvement.ci95 == (0.01, 0.1)
+    bare = findings.model_row("run", summary.model_copy(update={"differences": ()}))
+    assert bare.improvement is not None
+    assert bare.improvement.difference == pytest.approx(0.08)
+    assert bare.improvement.ci95 is None

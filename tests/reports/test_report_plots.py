@@ -1,0 +1,72 @@
+"""Charts: which are written, that they say what they should, and that the same run gives the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import fake_runs
+import pytest
+from PIL import Image
+
+from selfedit.reports import plots, write_charts
+from selfedit.reports.data import Condition, read_run
+
+
+def text_of(svg: Path) -> str:
+    return " ".join("".join(node.itertext()) for node in ElementTree.parse(svg).iter() if node.tag.endswith("text"))
+
+
+@pytest.fixture
+def copy(compare_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compare_run, tmp_path / "copy"))
+
+
+def test_comparison_has_every_condition_and_value(copy: Path) -> None:
+    paths = write_charts(copy)
+    assert [path.name for path in paths] == ["chart.png", "chart.svg"]
+    text = text_of(copy / "chart.svg")
+    summary = read_run(copy).summary
+    assert summary is not None
+    for condition in summary.conditions:
+        assert f"{100 * (condition.accuracy or 0):.1f}" in text
+    assert "passage" in text
+    with Image.open(copy / "chart.png") as image:
+        assert image.width > 600
+
+
+def test_charts_are_the_same_bytes_again(copy: Path) -> None:
+    first = {path.name: path.read_bytes() for path in write_charts(copy)}
+    second = {path.name: path.read_bytes() for path in write_charts(copy)}
+    assert first == second
+    assert b"<dc:date>" not in first["chart.svg"]
+
+
+def test_bars_differ_without_colour(tmp_path: Path) -> None:
+    looks = [plots._look(index) for index in range(10)]
+    assert len(set(looks)) == len(looks)
+    for fill, _ in looks:
+        red, green, blue = fill[1:3], fill[3:5], fill[5:7]
+        assert red == green == blue
+
+
+def test_names_are_text_not_mathematics(tmp_path: Path) -> None:
+    with plots.style():
+        figure = plots.comparison([Condition(name="api:$x^2$_{", accuracy=0.5)], title=r"$\frac{")
+        plots.save(figure, tmp_path / "chart")
+    assert r"$\frac{" in text_of(tmp_path / "chart.svg")
+
+
+def test_step_b_gets_its_charts(tmp_path: Path) -> None:
+    folder = fake_runs.write_train(tmp_path / "train", documents=3, edits=2, rounds=1, replicates=1)
+    names = {path.name for path in write_charts(folder)}
+    assert names == {f"{stem}.{kind}" for stem in ("reward", "validation", "signal") for kind in ("png", "svg")}
+    assert "selected" in text_of(folder / "validation.svg")
+    assert "without signal" in text_of(folder / "signal.svg")
+
+
+def test_unfinished_run_is_drawn_without_error_bars(partial_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(partial_run, tmp_path / "part"))
+    write_charts(folder)
+    assert "95 % interval" not in text_of(folder / "chart.svg")

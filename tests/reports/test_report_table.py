@@ -1,0 +1,131 @@
+"""Console tables: what they say, how wide they are, and that names cannot steer a terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfedit.errors import UserError
+from selfedit.reports import format, print_comparison, print_summary, table
+from selfedit.reports.data import Condition, Difference
+
+LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
+CONDITIONS = [
+    Condition(name="none", accuracy=0.327, ci95=(0.28, 0.37), correct=955, graded=2922, seconds=120),
+    Condition(name="passage", accuracy=0.335, ci95=(0.29, 0.38), correct=980, graded=2922, train_tokens=1_234_567),
+    Condition(
+        name=LONG, accuracy=0.463, ci95=(0.41, 0.51), correct=1353, graded=2922, train_tokens=123_456_789,
+        edit_tokens=143_673, seconds=120_000, cost_usd=0.746,
+    ),
+]  # fmt: skip
+DIFFERENCES = [
+    Difference(a="passage", b="none", difference=0.008, ci95=(-0.01, 0.02)),
+    Difference(a=LONG, b="none", difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
+]
+
+
+def shown(renderable, width: int = table.PLAIN_WIDTH) -> str:
+    text = table.plain_text(renderable, width)
+    assert "\x1b" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+    return text
+
+
+def test_comparison_says_it_all_within_100_columns() -> None:
+    text = shown(
+        table.comparison(CONDITIONS, DIFFERENCES, {"rank": 32, "targets": ["q", "v"], "rate": 1e-3}, "lexical")
+    )
+    assert "32.7" in text
+    assert "28.0 – 37.0" in text
+    assert "955/2922" in text
+    assert "0.746" in text
+    assert "▲ 46.3" in text
+    assert "▲ 33.5" not in text
+    assert "more than noise" in text
+    assert "All conditions use the same recipe: rank=32, targets=q+v, rate=0.001." in text
+    assert "ungraded" not in text
+
+
+def test_ungraded_answers_are_shown_where_there_are_some() -> None:
+    text = shown(table.comparison([*CONDITIONS[:2], CONDITIONS[2].model_copy(update={"ungraded": 17})]))
+    assert "17" in text
+    assert "do not count as wrong" in text
+
+
+def test_no_mark_without_a_difference() -> None:
+    text = shown(table.comparison(CONDITIONS[:2], DIFFERENCES[:1]))
+    assert "▲" not in text
+    assert "No difference from 'none' is larger than noise" in text
+
+
+def test_a_worse_condition_is_marked_as_worse() -> None:
+    worse = Difference(a="none", b="passage", difference=0.1, ci95=(0.05, 0.2), larger_than_noise=True)
+    assert "▼ 33.5" in shown(table.comparison(CONDITIONS[:2], [worse]))
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    hostile = Condition(
+        name="\x1b[31m[bold]self[/bold]\x9b\r\u202e:x[link=http://a]", accuracy=0.5, correct=1, graded=2
+    )
+    text = shown(table.comparison([hostile]))
+    assert "[bold]self" in text.replace("\n", "")
+    assert "\u202e" not in text
+    assert "\x9b" not in text
+
+
+@pytest.mark.parametrize("name", ["compare_run", "partial_run", "train_run"])
+def test_summary_of_every_kind_of_run_fits_and_is_plain(name: str, request: pytest.FixtureRequest) -> None:
+    out = io.StringIO()
+    print_summary(request.getfixturevalue(name), Console(file=out))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= table.PLAIN_WIDTH
+    assert "\x1b" not in out.getvalue()
+    wanted = {"compare_run": "still right", "partial_run": "has not finished", "train_run": "Worth it?"}
+    assert wanted[name] in out.getvalue()
+
+
+def test_selected_round_is_marked(train_run: Path) -> None:
+    out = io.StringIO()
+    print_summary(train_run, Console(file=out))
+    assert "* 2 " in out.getvalue()
+    assert "* selected on the validation documents." in out.getvalue()
+
+
+def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> None:
+    out = io.StringIO()
+    print_comparison([compare_run, train_run], Console(file=out))
+    assert max(len(line) for line in out.getvalue().splitlines()) <= table.PLAIN_WIDTH
+    assert "untrained" in out.getvalue()
+    with pytest.raises(UserError, match="no run directory"):
+        print_comparison([compare_run, tmp_path], Console(file=out))
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "expected"),
+    [
+        (format.percent, 0.4567, "45.7"),
+        (format.percent, None, "–"),
+        (format.points, -0.031, "−3.1"),
+        (format.points_interval, (-0.01, 0.052), "−1.0 to +5.2"),
+        (format.seconds, 0.42, "0.4 s"),
+        (format.seconds, 599.4, "599 s"),
+        (format.seconds, 3600, "60 min"),
+        (format.seconds, 36001, "10.0 h"),
+        (format.usd, 0.746, "0.746"),
+        (format.usd, 8.8, "8.80"),
+        (format.usd, 0.00005, "<0.0001"),
+        (format.usd, None, "–"),
+        (format.usd, 0, "0"),
+        (format.short_count, 999, "999"),
+        (format.short_count, 12_345, "12.3k"),
+        (format.short_count, 999_999, "1.00M"),
+        (format.short_count, 3_100_000, "3.10M"),
+        (format.label, "replay:a/b/notes.jsonl#gpt-4.1", "replay:notes.jsonl#gpt-4.1"),
+        (format.label, "api:org/model", "api:org/model"),
+    ],
+)
+def test_numbers_are_written_as_people_read_them(function, value, expected: str) -> None:
+    assert function(value) == expected
