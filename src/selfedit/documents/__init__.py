@@ -1,1 +1,21 @@
+"""Documents and questions: reading them from files, folders and the hub, sampling, splitting, the built-in news."""
 
+from selfedit.documents.document import Document, Question
+from selfedit.documents.loading import NEWS_SPLITS, iter_documents, load_documents
+from selfedit.documents.rows import document_from_row, document_to_row
+from selfedit.documents.splitting import split_by_title, split_text
+from selfedit.documents.written_edits import WrittenEdits, load_edits
+
+__all__ = [
+    "NEWS_SPLITS",
+    "Document",
+    "Question",
+    "WrittenEdits",
+    "document_from_row",
+    "document_to_row",
+    "iter_documents",
+    "load_documents",
+    "load_edits",
+    "split_by_title",
+    "split_text",
+]

@@ -1,0 +1,162 @@
+"""Splitting: documents into train, validation and test by title, and a long text into overlapping parts.
+
+Knows titles and texts only.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from selfedit.documents.document import Document
+from selfedit.errors import UserError
+
+
+def split_by_title(
+    documents: Sequence[Document], sizes: Mapping[str, float] | Mapping[str, int], *, seed: int = 0
+) -> dict[str, list[Document]]:
+    """Splits documents so that no title is in two splits; the split depends on ids, titles and seed, not on order.
+
+    `sizes` are numbers of documents (all whole numbers: each split gets exactly that many, surplus documents go
+    nowhere) or shares that sum to 1 (every document goes somewhere, shares are met as closely as titles allow).
+    Titles that differ in case or white space alone are one.  Raises UserError where there are fewer documents or titles
+    than the split needs.
+    """
+    by_title: dict[str, list[Document]] = {}
+    for document in documents:
+        by_title.setdefault(" ".join(document.title.casefold().split()), []).append(document)
+    titles = sorted(by_title)
+    random.Random(seed).shuffle(titles)
+    groups = [sorted(by_title[title], key=lambda document: document.id) for title in titles]
+
+    values = list(sizes.values())
+    numbers = bool(values) and not any(isinstance(value, bool) for value in values)
+    if numbers and all(isinstance(value, int) and value >= 0 for value in values):
+        chosen = _by_counts(groups, {name: int(value) for name, value in sizes.items()}, len(documents))
+    elif numbers and all(value > 0 for value in values) and abs(sum(values) - 1) < 1e-6:
+        chosen = _by_shares(groups, sizes, len(documents))
+    else:
+        raise UserError(f"a split {dict(sizes)}: give numbers of documents (whole) or positive shares that sum to 1")
+    return {name: [document for document in documents if document.id in ids] for name, ids in chosen.items()}
+
+
+def _by_counts(groups: list[list[Document]], counts: Mapping[str, int], available: int) -> dict[str, set[str]]:
+    chosen: dict[str, set[str]] = {name: set() for name in counts}
+
+    def room(name: str) -> int:
+        return counts[name] - len(chosen[name])
+
+    late = []
+    for group in groups:  # whole titles first, each to where most is missing
+        name = max(counts, key=room)
+        if len(group) <= room(name):
+            chosen[name].update(document.id for document in group)
+        else:
+            late.append(group)
+    for name in counts:  # then parts of titles; the rest of such a title goes nowhere
+        while room(name) and late:
+            group = min(late, key=lambda group: (len(group) < room(name), abs(len(group) - room(name))))
+            late.remove(group)
+            chosen[name].update(document.id for document in group[: room(name)])
+    if any(room(name) for name in counts):
+        wanted = " + ".join(f"{number} {name}" for name, number in counts.items())
+        raise UserError(
+            f"{available} documents with {len(groups)} titles cannot be split into {wanted} with no title on two"
+            " sides; ask for fewer or load more"
+        )
+    return chosen
+
+
+def _by_shares(groups: list[list[Document]], shares: Mapping[str, float], available: int) -> dict[str, set[str]]:
+    if len(groups) < len(shares):
+        raise UserError(
+            f"{available} documents have {len(groups)} titles, too few for the {len(shares)} splits"
+            f" {', '.join(shares)} with no title on two sides; load more"
+        )
+    chosen: dict[str, set[str]] = {name: set() for name in shares}
+    empty = list(shares)
+    for group in groups:  # a title for each split, then each title to where most is missing
+        name = empty.pop() if empty else max(shares, key=lambda name: shares[name] * available - len(chosen[name]))
+        chosen[name].update(document.id for document in group)
+    return chosen
+
+
+# Where a text may be cut, best first: after a paragraph, a line, a sentence, a word.
+_BOUNDARIES = tuple(
+    re.compile(pattern) for pattern in (r"\n[ \t]*\n\s*", r"\n\s*", r"[.!?…][\"'”’»)\]]*\s+|[。！？]", r"\s+")
+)
+
+
+def split_text(text: str, size: int, *, overlap: int = 0, length: Callable[[str], int] = len) -> list[str]:
+    """Cuts a text into parts of at most `size`, each beginning with up to `overlap` of the part before it.
+
+    `length` measures a string: characters unless a token counter is given.  Cuts fall after paragraphs, else lines,
+    sentences, words, and inside a word only where one is longer than a part; a part is filled at least half before a
+    better place to cut is preferred to a later one.  White space around parts is dropped; nothing else is lost.
+    A text that fits comes back as the only part; a blank one gives none.
+    """
+    if not 0 <= overlap < size:
+        raise ValueError(f"overlap must be at least 0 and below size, got overlap {overlap} and size {size}")
+
+    def fits(begin: int, end: int, limit: int = size) -> bool:
+        return length(text[begin:end].strip()) <= limit
+
+    stop = len(text.rstrip())
+    parts: list[str] = []
+    begin, covered, guess = 0, 0, size
+    while covered < stop:
+        limit = _reach(partial(fits, begin), begin, stop, guess)
+        end = stop if limit == stop else _cut(text, begin, covered, limit)
+        if not end and begin < covered:
+            begin = covered  # the overlap leaves no room for the next word: this part begins without one
+            continue
+        if not end or not fits(begin, end):
+            end = limit
+        if end <= covered:
+            raise ValueError(f"a single character is longer than size {size}")
+        parts.append(text[begin:end].strip())
+        guess, covered = end - begin, end
+        begin = _overlap_begin(text, begin, end, partial(fits, end=end, limit=overlap)) if overlap else end
+    return [part for part in parts if part]
+
+
+def _reach(fits: Callable[[int], bool], begin: int, stop: int, guess: int) -> int:
+    """The furthest end in (begin, stop] that fits, or begin.
+
+    Tries `guess` characters first, so that a long text is not measured whole.
+    """
+    low, step = begin, max(1, guess)
+    while low < stop and fits(min(stop, low + step)):
+        low = min(stop, low + step)
+    high = min(stop, low + step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _cut(text: str, begin: int, covered: int, limit: int) -> int:
+    """The best place to cut in (max(begin, covered), limit]; 0 where there is none."""
+    floor = max(begin, covered)
+    middle = max(floor, begin + (limit - begin) // 2)
+    for boundary, lowest in [*((boundary, middle) for boundary in _BOUNDARIES), (_BOUNDARIES[-1], floor)]:
+        # White space just beyond the limit belongs to no part, so a boundary may touch it.
+        ends = [match.end() for match in boundary.finditer(text, lowest, limit + 1) if match.start() > lowest]
+        if ends:
+            return min(ends[-1], limit)
+    return 0
+
+
+def _overlap_begin(text: str, begin: int, end: int, fits: Callable[[int], bool]) -> int:
+    """Where the next part begins: the earliest start of a sentence, else of a word, in (begin, end] that fits."""
+    for boundary in _BOUNDARIES[2:]:
+        starts = [match.end() for match in boundary.finditer(text, begin, end) if begin < match.end() < end]
+        low, high = 0, len(starts)  # later starts give shorter overlaps
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(starts[middle]) else (middle + 1, high)
+        if low < len(starts):
+            return starts[low]
+    return end

@@ -1,0 +1,105 @@
+"""Edits that were written beforehand, read from a file for the replay editor.
+
+Knows their two layouts (document rows with "edits", rows of one edit each); nothing of prompts or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from selfedit.documents.loading import NEWS
+from selfedit.documents.rows import clean_text, edits_field, json_type, read_rows
+from selfedit.errors import UserError
+
+
+class WrittenEdits(dict[str, list[str]]):
+    """One writer's edits by document id.  `source` is the file, `writer` the writer's name ("" where rows name none)."""
+
+    def __init__(self, edits: Mapping[str, list[str]], source: str, writer: str) -> None:
+        super().__init__(edits)
+        self.source, self.writer = source, writer
+
+    def require(self, document_ids: Iterable[str]) -> None:
+        """Raises UserError naming the documents that have no edit here."""
+        missing = [document_id for document_id in document_ids if not self.get(document_id)]
+        if missing:
+            named = ", ".join(f'"{document_id}"' for document_id in missing[:3])
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            by = f' by "{self.writer}"' if self.writer else ""
+            raise UserError(
+                f"{self.source}: no edit{by} for document {named}{more}; add rows for it or leave the document out"
+            )
+
+
+def load_edits(spec: str | Path) -> WrittenEdits:
+    """The edits of `FILE[#WRITER]`, where FILE is JSONL or `news` (the built-in corpus).
+
+    Rows are documents with "edits" ({writer: [text, ...]}), or single edits {"document_id" (or "id"), "text",
+    "writer"?}.  The writer may be left out where the file has only one.  Raises UserError for an unreadable file or row,
+    an unknown writer, or several writers and none named.
+    """
+    name, wanted = _parse(str(spec))
+    if name == NEWS:
+        with as_file(files("selfedit.documents") / "corpus" / "news.jsonl") as path:
+            by_writer = _read(path)
+    else:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder; edits are read from one .jsonl file")
+        if not path.exists():
+            raise UserError(f"{name}: no such file; give edits as a .jsonl file, or `news` for the built-in ones")
+        by_writer = _read(path)
+
+    writers = ", ".join(sorted(writer or "(unnamed)" for writer in by_writer))
+    if not by_writer:
+        raise UserError(f'{name}: no row has edits; a document row needs "edits", an edit row "document_id" and "text"')
+    if wanted is None and len(by_writer) > 1:
+        raise UserError(f"{name}: edits by several writers ({writers}); name one: {name}#WRITER")
+    writer = next(iter(by_writer)) if wanted is None else wanted
+    if writer not in by_writer:
+        raise UserError(f'{name}: no edits by "{writer}"; writers are {writers}')
+    return WrittenEdits(by_writer[writer], name, writer)
+
+
+def _parse(spec: str) -> tuple[str, str | None]:
+    """File and writer; a "#" that belongs to an existing file's name names no writer."""
+    name, mark, writer = spec.rpartition("#")
+    if not mark or Path(spec).expanduser().exists():
+        return spec, None
+    if not writer:
+        raise UserError(f"{spec}: no writer after #; write FILE#WRITER or FILE")
+    return name, writer
+
+
+def _read(path: Path) -> dict[str, dict[str, list[str]]]:
+    """{writer: {document id: [edit, ...]}} in the order of the file."""
+    by_writer: dict[str, dict[str, list[str]]] = {}
+    seen: dict[str, str] = {}
+    for where, row in read_rows(path):
+        if isinstance(row, Mapping) and ("edits" in row or "title" in row):
+            if "id" not in row:
+                raise UserError(f'{where}: field "id" is missing; edits belong to the document that it names')
+            document_id = clean_text(row["id"], "id", where)
+            if document_id in seen:
+                raise UserError(f'{where}: id "{document_id}" is taken by {seen[document_id]}; ids must be unique')
+            seen[document_id] = where
+            for writer, texts in edits_field(row.get("edits"), where).items():
+                if texts:
+                    by_writer.setdefault(writer, {}).setdefault(document_id, []).extend(texts)
+        else:
+            document_id, writer, text = _edit_row(row, where)
+            by_writer.setdefault(writer, {}).setdefault(document_id, []).append(text)
+    return by_writer
+
+
+def _edit_row(row: object, where: str) -> tuple[str, str, str]:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: an edit row must be an object, not {json_type(row)}")
+    key = "document_id" if "document_id" in row else "id"
+    for field in (key, "text"):
+        if field not in row:
+            raise UserError(f'{where}: field "{field}" is missing; an edit row needs "document_id" and "text"')
+    writer = "" if row.get("writer") is None else clean_text(row["writer"], "writer", where)
+    return clean_text(row[key], key, where), writer, clean_text(row["text"], "text", where)

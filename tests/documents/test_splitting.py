@@ -1,0 +1,187 @@
+"""Splits by title, and long texts cut into parts."""
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfedit.documents import Document, split_by_title, split_text
+from selfedit.errors import UserError
+
+
+def documents_of(*sizes: int) -> list[Document]:
+    """Title number t has sizes[t] documents."""
+    return [Document(f"{t}-{n}", f"Title {t}", "Text.") for t, size in enumerate(sizes) for n in range(size)]
+
+
+def titles(documents) -> set[str]:
+    return {document.title for document in documents}
+
+
+sizes_lists = st.lists(st.integers(1, 6), min_size=3, max_size=20)
+
+
+@given(sizes_lists, st.integers(0, 1000))
+def test_shares_use_every_document_and_share_no_title(sizes, seed):
+    documents = documents_of(*sizes)
+    split = split_by_title(documents, {"train": 0.5, "validation": 0.25, "test": 0.25}, seed=seed)
+    assert sorted(d.id for part in split.values() for d in part) == sorted(d.id for d in documents)
+    assert sum(len(titles(part)) for part in split.values()) == len(sizes)
+    assert all(split.values())
+
+
+@given(sizes_lists, st.integers(0, 1000), st.data())
+def test_counts_are_exact_and_share_no_title(sizes, seed, data):
+    documents = documents_of(*sizes)
+    counts = {name: data.draw(st.integers(0, len(documents) // 3)) for name in ("train", "validation", "test")}
+    try:
+        split = split_by_title(documents, counts, seed=seed)
+    except UserError:
+        # One title's documents serve one split only, so that much may be lost to each split.
+        assert sum(counts.values()) + 2 * max(sizes) > len(documents) or len(sizes) < 6
+        return
+    assert {name: len(part) for name, part in split.items()} == counts
+    assert Counter(d.id for part in split.values() for d in part).total() == sum(counts.values())
+    assert sum(len(titles(part)) for part in split.values()) == len(titles(d for part in split.values() for d in part))
+
+
+@given(st.permutations(documents_of(3, 1, 2, 5, 1, 1)), st.integers(0, 5))
+def test_a_split_depends_on_the_seed_and_not_on_order(documents, seed):
+    sizes = {"train": 6, "test": 3}
+    split = split_by_title(documents, sizes, seed=seed)
+    expected = split_by_title(documents_of(3, 1, 2, 5, 1, 1), sizes, seed=seed)
+    assert {name: {d.id for d in part} for name, part in split.items()} == {
+        name: {d.id for d in part} for name, part in expected.items()
+    }
+    assert all([d for d in documents if d in part] == part for part in split.values())
+
+
+def test_seeds_differ():
+    documents = documents_of(*[1] * 30)
+    splits = {tuple(d.id for d in split_by_title(documents, {"a": 10, "b": 20}, seed=s)["a"]) for s in range(5)}
+    assert len(splits) == 5
+
+
+def test_shares_are_met_closely():
+    split = split_by_title(documents_of(*[2] * 100), {"train": 0.8, "validation": 0.1, "test": 0.1})
+    assert {name: len(part) for name, part in split.items()} == {"train": 160, "validation": 20, "test": 20}
+
+
+def test_titles_that_differ_in_case_and_spaces_are_one():
+    documents = [Document("a", "Grey Sea", "x"), Document("b", "grey  sea", "y"), Document("c", "Hill", "z")]
+    split = split_by_title(documents, {"train": 2, "test": 1})
+    assert [d.id for d in split["train"]] == ["a", "b"]
+
+
+def test_a_part_of_a_title_serves_where_whole_ones_do_not():
+    split = split_by_title(documents_of(5, 5), {"train": 3, "test": 4})
+    assert {name: len(part) for name, part in split.items()} == {"train": 3, "test": 4}
+    assert not titles(split["train"]) & titles(split["test"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [((2, 2), {"train": 3, "test": 2}), ((9,), {"train": 1, "test": 1}), ((9,), {"train": 0.5, "test": 0.5})],
+)
+def test_too_few_documents_or_titles_are_refused(sizes, wanted):
+    with pytest.raises(UserError, match=r"\d documents (with|have) \d titles"):
+        split_by_title(documents_of(*sizes), wanted)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"a": -1}, {"a": 0.5, "b": 0.4}, {"a": 1.5, "b": -0.5}, {"a": True}])
+def test_sizes_that_are_neither_counts_nor_shares_are_refused(wanted):
+    with pytest.raises(UserError, match="give numbers of documents"):
+        split_by_title(documents_of(1, 1), wanted)
+
+
+def words(text: str) -> int:
+    """A token counter that counts otherwise than characters do: words, and a token more per punctuation mark."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+# Numbered words, so that every part of a text stands at one place in it.
+prose = st.lists(
+    st.sampled_from(
+        ["wind{}", "harbour{}", "B{}.", "Really{}?", "{}abcdefghijklmnopqrstuvwxyz", "\n", "\n\n", "é漢{}。", "end{}."]
+    ),
+    max_size=60,
+).map(lambda items: " ".join(item.format(n) for n, item in enumerate(items)))
+
+
+@given(prose, st.integers(5, 80), st.data())
+def test_parts_fit_and_lose_nothing(text, size, data):
+    overlap = data.draw(st.integers(0, size - 1))
+    parts = split_text(text, size, overlap=overlap)
+    assert all(part and part == part.strip() and len(part) <= size for part in parts)
+    position = covered = 0
+    for part in parts:
+        begin = text.find(part, position)
+        assert begin >= 0
+        assert not text[covered:begin].strip(), "something between two parts is lost"
+        assert covered - begin <= overlap
+        assert begin + len(part) > covered
+        position, covered = begin + 1, begin + len(part)
+    assert not text[covered:].strip()
+
+
+@given(prose, st.integers(3, 30))
+def test_without_overlap_the_parts_are_the_text(text, size):
+    parts = split_text(text, size, length=words)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert all(words(part) <= size for part in parts)
+
+
+@given(st.text(), st.integers(1, 20), st.data())
+def test_any_text_is_cut(text, size, data):
+    parts = split_text(text, size, overlap=data.draw(st.integers(0, size - 1)))
+    assert all(0 < len(part) <= size for part in parts)
+    assert bool(parts) == bool(text.strip())
+
+
+def test_a_text_that_fits_stays_whole():
+    assert split_text("  One.\n\nTwo. ", 20) == ["One.\n\nTwo."]
+    assert split_text(" \n", 20) == []
+
+
+def test_cuts_fall_at_paragraphs_then_sentences_then_words():
+    assert split_text("One two.\nThree.\n\nFour. Five six.", 24) == ["One two.\nThree.", "Four. Five six."]
+    assert split_text("One two three. Four five six seven.", 24) == ["One two three.", "Four five six seven."]
+    assert split_text("one two three four five", 14) == ["one two three", "four five"]
+    assert split_text("abcdefghij", 4) == ["abcd", "efgh", "ij"]
+
+
+def test_an_overlap_begins_with_a_sentence_where_one_fits():
+    text = "First one here. Second one here. Third one here. Fourth one here."
+    assert split_text(text, 34, overlap=18) == [
+        "First one here. Second one here.",
+        "Second one here. Third one here.",
+        "Third one here. Fourth one here.",
+    ]
+    assert split_text("one two three four five six", 14, overlap=5) == ["one two three", "three four", "four five six"]
+
+
+def test_a_long_text_is_not_measured_whole():
+    measured = []
+
+    def length(text):
+        measured.append(len(text))
+        return words(text)
+
+    text = "The wind turned at noon and the boats came home. " * 2000
+    parts = split_text(text, 100, overlap=20, length=length)
+    assert len(parts) > 200
+    assert sum(measured) < 60 * len(text)
+    assert max(measured) < len(text) / 20
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(0, 0), (5, 5), (5, -1)])
+def test_sizes_out_of_range_are_refused(size, overlap):
+    with pytest.raises(ValueError, match="overlap must be"):
+        split_text("text", size, overlap=overlap)
+
+
+def test_a_character_longer_than_a_part_is_refused():
+    with pytest.raises(ValueError, match="a single character"):
+        split_text("abc", 2, length=lambda text: 3 * len(text))
