@@ -16,7 +16,11 @@ def compare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def partial_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_runs.write_compare(tmp_path_factory.mktemp("runs") / "part", finished=False)
+    return fake_runs.write_compare(
+        tmp_path_factory.mktemp("runs") / "part",
+        finished=False,
+        planned=("none", "passage", "replay:some/notes.jsonl#x"),
+    )
 
 
 @pytest.fixture(scope="session")

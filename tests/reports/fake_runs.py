@@ -48,6 +48,7 @@ def write_compare(
     model: str = "smollm2-135m",
     seed: int = 0,
     edit_lines: int = 8,
+    planned: Sequence[str] = (),
 ) -> Path:
     """A finished (or interrupted) `compare`.  `spell` is applied to every text that a user or a model could write."""
     rng = random.Random(seed)
@@ -78,8 +79,7 @@ def write_compare(
 
     def examine(fit: str, number: int | None, name: str) -> None:
         base = name == "none"
-        asked = [n for n in range(documents) if number in (None, n)]
-        for document in asked:
+        for document in [] if number is None else [number]:
             for index in range(questions):
                 right = rng.random() < ACCURACY.get(name, 0.3)
                 value = "ungraded" if rng.random() < 0.004 else "right" if right else "wrong"
@@ -97,7 +97,7 @@ def write_compare(
                     note = spell("the judge timed out") if value == "ungraded" else ""
                     insert(store, "verdicts", answer_id=answer, grader=grader, value=value, credit=credit, note=note)
                     outcome[name][("right", "wrong", "ungraded").index(value)] += 1
-        if base or rng.random() < 0.2:
+        if number is None or (not base and rng.random() < 0.2):
             for index in range(8):
                 right = base or rng.random() < 0.8
                 answer = insert(
@@ -111,11 +111,14 @@ def write_compare(
 
     fit_columns = {"round": 0, "status": "done", "error": None}
     if "none" in conditions:
-        insert(
-            store, "fits", id="0||none|0", condition="none", document_id=None, edit_id=None, replicate=0,
-            sequences="[]", train_tokens=0, steps=0, first_loss=None, last_loss=None, seconds=21.5, **fit_columns,
-        )  # fmt: skip
-        examine("0||none|0", None, "none")
+        for number in (*range(documents), None):  # document by document, then the general questions
+            fit = f"0|{spell(f'd{number}') if number is not None else ''}|none|0"
+            insert(
+                store, "fits", id=fit, condition="none", document_id=None if number is None else spell(f"d{number}"),
+                edit_id=None, replicate=0, sequences="[]", train_tokens=0, steps=0, first_loss=None, last_loss=None,
+                seconds=21.5, **fit_columns,
+            )  # fmt: skip
+            examine(fit, number, "none")
     for name in conditions:
         if name == "none":
             continue
@@ -169,8 +172,9 @@ def write_compare(
     store.commit()
     store.close()
     settings = {
-        "procedure": "compare", "model": spell(model), "grader": grader, "replicates": replicates, "seed": 7,
-        "recipe": RECIPE, "versions": {"torch": spell("2.10.0"), "transformers": "5.10.0", "selfedit": "0.1.0"},
+        "procedure": "compare", "model": spell(model), "grader": grader, "replicates": replicates, "edits": 1, "seed": 7,
+        "editor": list(planned), "recipe": "default",
+        "recipe_settings": RECIPE, "versions": {"torch": spell("2.10.0"), "transformers": "5.10.0", "selfedit": "0.1.0"},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     if not finished:
@@ -200,7 +204,7 @@ def write_compare(
         "events": {spell("failed_fit"): 1, "cut_edit": 3},
         "differences": [
             {
-                "a": row["name"], "b": "none", "difference": row["accuracy"] - rows[0]["accuracy"],
+                "a": "none", "b": row["name"], "difference": row["accuracy"] - rows[0]["accuracy"],
                 "ci95": [row["accuracy"] - rows[0]["accuracy"] - 0.06, row["accuracy"] - rows[0]["accuracy"] + 0.06],
                 "larger_than_noise": abs(row["accuracy"] - rows[0]["accuracy"]) > 0.06,
             }
@@ -318,7 +322,13 @@ def write_train(
     insert(store, "events", kind="cut_edit", subject=f"1|{spell('d1')}|self:implications|0", message="cut at 96 tokens")
     store.commit()
     store.close()
-    settings = {"procedure": "train", "model": "smollm2-135m", "rounds": rounds, "edits": edits, "recipe": RECIPE}
+    settings = {
+        "procedure": "train",
+        "model": "smollm2-135m",
+        "rounds": rounds,
+        "edits": edits,
+        "recipe_settings": RECIPE,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     if finished:
         summary = {

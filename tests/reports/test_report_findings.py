@@ -34,11 +34,11 @@ def test_known(values: tuple[str, ...], expected: bool | None) -> None:
 
 
 def test_difference_is_given_in_the_direction_asked_for() -> None:
-    recorded = [Difference(a="none", b="self", difference=-0.2, ci95=(-0.3, -0.1), larger_than_noise=True)]
-    found = findings.difference(recorded, "self", "none")
+    recorded = [Difference(a="self", b="none", difference=-0.2, ci95=(-0.3, -0.1), larger_than_noise=True)]
+    found = findings.difference(recorded, "none", "self")
     assert found is not None
     assert (found.difference, found.ci95, found.larger_than_noise) == (0.2, (0.1, 0.3), True)
-    assert findings.difference(recorded, "none", "self") == recorded[0]
+    assert findings.difference(recorded, "self", "none") == recorded[0]
     assert findings.difference(recorded, "self", "passage") is None
 
 
@@ -47,7 +47,11 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
     with sqlite3.connect(folder / "run.sqlite") as store:
         # Base: question 0 of each document right.  Passage: questions 1 and 2 right.
         store.execute("UPDATE verdicts SET value = 'wrong', credit = 0")
-        for fit, question in (("= '0||none|0'", "%/q0"), ("<> '0||none|0'", "%/q1"), ("<> '0||none|0'", "%/q2")):
+        for fit, question in (
+            ("LIKE '%|none|0'", "%/q0"),
+            ("NOT LIKE '%|none|0'", "%/q1"),
+            ("NOT LIKE '%|none|0'", "%/q2"),
+        ):
             store.execute(
                 "UPDATE verdicts SET value = 'right', credit = 1 WHERE answer_id IN"
                 f" (SELECT id FROM answers WHERE fit_id {fit} AND question_id LIKE ?)",
@@ -58,9 +62,18 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
 
 def test_missing_names_what_is_not_there(partial_run: Path, compare_run: Path) -> None:
     lines = findings.missing(read_run(partial_run))
-    assert "self:implications: 3 of 6 documents have no fit yet." in lines
+    assert "self:implications: 3 of 6 documents lack fits." in lines
+    assert "replay:notes#x: 6 of 6 documents lack fits." in lines  # asked for and not begun
+    assert not any(line.startswith("passage") for line in lines)
     assert any("no verdict yet" in line for line in lines)
     assert findings.missing(read_run(compare_run)) == []
+
+
+def test_unfinished_training_says_how_many_rounds_have_ended(tmp_path: Path) -> None:
+    folder = fake_runs.write_train(tmp_path / "run", documents=2, edits=2, rounds=2, replicates=1, finished=False)
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        store.execute("DELETE FROM rounds WHERE round = 2")
+    assert "1 of 2 rounds have ended." in findings.missing(read_run(folder))
 
 
 def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
@@ -115,7 +128,7 @@ def test_model_row_finds_the_editors() -> None:
         instruct=False,
         conditions=tuple(Condition(name=name, accuracy=accuracy) for name, accuracy in names.items()),
         differences=(
-            Difference(a="self", b="trained:runs/b", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True),
+            Difference(a="trained:runs/b", b="self", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True),
         ),
     )
     row = findings.model_row("run", summary)

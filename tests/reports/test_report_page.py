@@ -150,7 +150,7 @@ def test_unfinished_run_says_so_and_shows_what_is_there(partial_run: Path, tmp_p
     path = build_report([Path(shutil.copytree(partial_run, tmp_path / "part"))])
     text = path.read_text(encoding="utf-8")
     assert "Not finished" in text
-    assert "3 of 6 documents have no fit yet" in text
+    assert "3 of 6 documents lack fits" in text
     assert "Accuracy so far" in text
     assert any("" in [answer[2] for answer in q["a"]] for d in Page(path).data["documents"] for q in d["questions"])
 

@@ -22,8 +22,8 @@ CONDITIONS = [
     ),
 ]  # fmt: skip
 DIFFERENCES = [
-    Difference(a="passage", b="none", difference=0.008, ci95=(-0.01, 0.02)),
-    Difference(a=LONG, b="none", difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
+    Difference(a="none", b="passage", difference=0.008, ci95=(-0.01, 0.02)),
+    Difference(a="none", b=LONG, difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
 ]
 
 
@@ -62,7 +62,7 @@ def test_no_mark_without_a_difference() -> None:
 
 
 def test_a_worse_condition_is_marked_as_worse() -> None:
-    worse = Difference(a="none", b="passage", difference=0.1, ci95=(0.05, 0.2), larger_than_noise=True)
+    worse = Difference(a="passage", b="none", difference=0.1, ci95=(0.05, 0.2), larger_than_noise=True)
     assert "▼ 33.5" in shown(table.comparison(CONDITIONS[:2], [worse]))
 
 

@@ -47,7 +47,7 @@ class Condition(_Lenient):
 
 
 class Difference(_Lenient):
-    """Accuracy of `a` minus accuracy of `b`, paired by document."""
+    """Accuracy of `b` minus accuracy of `a`, paired by document, as the summary records it."""
 
     a: str
     b: str

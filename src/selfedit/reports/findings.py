@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
 from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
 
 BASE = "none"
@@ -59,7 +61,7 @@ def reference(names: Sequence[str]) -> str:
 
 
 def difference(differences: Iterable[Difference], a: str, b: str) -> Difference | None:
-    """Accuracy of `a` minus that of `b`, whichever way round it is recorded."""
+    """Accuracy of `b` minus that of `a`, whichever way round it is recorded."""
     for found in differences:
         if (found.a, found.b) == (a, b):
             return found
@@ -148,11 +150,11 @@ class Signal:
 
 
 def signals(run: RunData) -> list[Signal]:
-    """One per round in which edits were rewarded; documents with fewer than two rewarded edits are left out."""
-    documents = {document.id: document for document in run.documents}
+    """One per round in which edits of training documents were rewarded; those with one rewarded edit are left out."""
+    documents = {document.id: document for document in run.documents if document.split not in ("validation", "test")}
     grouped: dict[int, dict[str, list[Edit]]] = defaultdict(lambda: defaultdict(list))
     for edit in run.edits:
-        if edit.reward is not None:
+        if edit.reward is not None and edit.document_id in documents:
             grouped[edit.round][edit.document_id].append(edit)
     result = []
     for number, by_document in sorted(grouped.items()):
@@ -184,34 +186,51 @@ def missing(run: RunData) -> list[str]:
     lines = ["The run has not finished: there is no summary.json, so there are no intervals yet."]
     if not run.documents:
         return [*lines, "No documents have been stored yet."]
-    exam = [document for document in run.documents if document.split in ("exam", "test")] or list(run.documents)
-    present = list(
-        dict.fromkeys([e.writer for e in run.edits if not e.round] + [f.condition for f in run.fits if not f.round])
-    )
-    fitted = defaultdict(set)
-    for fit in run.fits:
-        if fit.round == 0:
-            fitted[fit.condition].add(fit.document_id)
-    for name in present:
-        if name == BASE or None in fitted[name] or any(edit.round for edit in run.edits):
-            continue
-        lacking = sum(document.id not in fitted[name] for document in exam)
-        if lacking:
-            lines.append(f"{name}: {lacking} of {len(exam)} documents have no fit yet.")
+    if run.procedure == "train" or run.rounds:
+        planned = run.config.get("rounds")
+        done = sum(entry.train_reward is not None for entry in run.rounds)
+        lines.append(f"{done}{f' of {planned}' if isinstance(planned, int) else ''} rounds have ended.")
+    else:
+        lines += _missing_fits(run)
     used = {fit.edit_id for fit in run.fits}
     waiting = sum(edit.id not in used for edit in run.edits)
-    if waiting and not any(fit.document_id is None and fit.condition != BASE for fit in run.fits):
+    if waiting and not any(fit.document_id is None and fit.sequences for fit in run.fits):
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
-    if BASE not in fitted:
+    if not any(fit.condition == BASE for fit in run.fits):
         lines.append("The model has not been examined without adaptation yet.")
-    answered = {answer.fit_id for answer in run.answers}
-    silent = sum(not fit.failed and fit.id not in answered for fit in run.fits)
-    if silent:
-        lines.append(f"{_count(silent, 'fit has', 'fits have')} not been examined yet.")
     unjudged = sum(not answer.value for answer in run.answers)
     if unjudged:
         lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no verdict yet.")
     return lines
+
+
+def _missing_fits(run: RunData) -> list[str]:
+    """Per condition that was asked for or begun: documents whose fits are not all there."""
+    done: dict[str, Counter[str | None]] = defaultdict(Counter)
+    for fit in run.fits:
+        done[fit.condition][fit.document_id] += 1
+    edits, replicates = (n if isinstance(n, int) else 1 for n in map(run.config.get, ("edits", "replicates")))
+    lines = []
+    for name in dict.fromkeys([*_planned(run), *(edit.writer for edit in run.edits), *done]):
+        joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
+        if name == BASE or joint:
+            continue
+        wanted = replicates * (1 if name == "passage" else edits)
+        lacking = sum(done[name][document.id] < wanted for document in run.documents)
+        if lacking:
+            lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
+    return lines
+
+
+def _planned(run: RunData) -> list[str]:
+    """The conditions that the settings ask for, as far as they can be read."""
+    editors = run.config.get("editor")
+    if not isinstance(editors, list):
+        return []
+    try:
+        return [EditorSpec.parse(str(editor)).name for editor in editors]
+    except UserError:  # settings edited by hand: the report goes by what is in the store
+        return []
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -252,9 +271,9 @@ def model_row(run: str, summary: Summary) -> ModelRow:
     untrained, trained = first("self"), first("trained")
     improvement = None
     if untrained and trained:
-        improvement = difference(summary.differences, trained.name, untrained.name)
+        improvement = difference(summary.differences, untrained.name, trained.name)
         if improvement is None and trained.accuracy is not None and untrained.accuracy is not None:
-            improvement = Difference(a=trained.name, b=untrained.name, difference=trained.accuracy - untrained.accuracy)
+            improvement = Difference(a=untrained.name, b=trained.name, difference=trained.accuracy - untrained.accuracy)
     api = max(found["api"], key=lambda condition: condition.accuracy or 0.0, default=None)
     return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, api)
 

@@ -61,8 +61,8 @@ def render_run(run: RunData) -> str:
         counts=_counts(run),
         events=_events(run),
         events_shown=EVENTS_SHOWN,
-        settings=_flat({key: value for key, value in run.config.items() if key not in ("versions", "recipe")}),
-        recipe=_flat(summary.recipe or run.config.get("recipe") or {}),
+        settings=_flat({key: value for key, value in run.config.items() if key not in ("versions", "recipe_settings")}),
+        recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
         versions=_flat(run.config.get("versions") or {}),
         data=embed(_payload(run, found)),
     )
@@ -153,7 +153,7 @@ def _headline(conditions: Sequence[Condition], summary: Summary) -> str:
     if base is None or base.accuracy is None or not others or summary.documents == 0:
         return ""
     best = max(others, key=lambda condition: condition.accuracy or 0.0)
-    found = findings.difference(summary.differences, best.name, reference)
+    found = findings.difference(summary.differences, reference, best.name)
     start = f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” {format.percent(base.accuracy)} %"
     if found is None:
         return f"{start}."
@@ -186,7 +186,7 @@ def _bars(conditions: Sequence[Condition], summary: Summary, ceiling: float | No
         rows.append(
             {
                 "condition": condition,
-                "difference": findings.difference(summary.differences, condition.name, reference),
+                "difference": findings.difference(summary.differences, reference, condition.name),
                 "width": _share(condition.accuracy or 0.0, end),
                 "low": None if low is None else _share(low, end),
                 "high": None if high is None else _share(high, end),

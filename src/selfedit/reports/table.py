@@ -52,7 +52,7 @@ def comparison(
         table.add_column(heading, justify="right", no_wrap=True)
     marks = set()
     for condition in conditions:
-        sign = mark(findings.difference(differences, condition.name, reference))
+        sign = mark(findings.difference(differences, reference, condition.name))
         marks.add(sign)
         table.add_row(
             Text(format.clean(condition.name), style="bold"),
@@ -91,7 +91,7 @@ def differences(entries: Sequence[Difference]) -> Group:
     table.add_column("")
     for entry in entries:
         table.add_row(
-            Text(f"{format.clean(entry.a)} against {format.clean(entry.b)}"),
+            Text(f"{format.clean(entry.b)} against {format.clean(entry.a)}"),
             format.points(entry.difference),
             format.points_interval(entry.ci95),
             "larger than noise" if entry.larger_than_noise else "within noise",
