@@ -397,11 +397,9 @@ class ApiClient:
 
     def raise_if_unreachable(self, error: openai.APIConnectionError) -> None:
         """Raises UserError if there is nobody at the address (a connection that broke later is another matter)."""
-        import httpx2
-
-        cause = error.__cause__
-        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
-            said = self.clean(str(cause)) or "no answer"
+        # By name, for the library has changed from httpx to httpx2 without a change of these.
+        if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
+            said = self.clean(str(error.__cause__)) or "no answer"
             raise UserError(
                 f"cannot reach the server at {self.url} ({said}): check the address and that the server is running"
             ) from None

@@ -167,7 +167,7 @@ def _collect(
     if fatal is not None:
         raise fatal
     if batch is not None and batch.status in ("failed", "cancelled"):
-        _raise_unless_worth_another_try(client, batch, len(missing), len(requests))
+        raise _stopped(client, batch, len(missing), len(requests))
     if missing:
         logger.warning("batch %s (%s): %d of %d are missing", batch_id, status, len(missing), len(requests))
     return {key: reasons[key] for key in missing}
@@ -243,20 +243,16 @@ def _read_line(line: str) -> tuple[str, dict[str, Any] | None, tuple[int, object
     return key, None, None
 
 
-def _raise_unless_worth_another_try(client: ApiClient, batch: Batch, missing: int, total: int) -> None:
+def _stopped(client: ApiClient, batch: Batch, missing: int, total: int) -> UserError:
+    """What to tell the user of a batch that failed as a whole (its requests are wrong, or a limit is reached) or was
+    cancelled: the same again would meet the same, unless the user mends something first."""
     errors = batch.errors.data if batch.errors is not None and batch.errors.data else []
     said = client.clean("; ".join(error.message or error.code or "" for error in errors)) or "no reason given"
-    if batch.status == "cancelled":
-        raise UserError(
-            f"batch {batch.id} was cancelled at {client.url}: {total - missing} of {total} replies are kept; give the "
-            "same command again to ask for the rest"
-        )
-    if any(error.code == "token_limit_exceeded" for error in errors):
-        # Too much of the account's is queued at once, which passes.
-        logger.warning("batch %s was turned away for now: %s", batch.id, said)
-        time.sleep(client.poll_seconds)
-        return
-    raise UserError(f"batch {batch.id} of model '{client.model}' failed at {client.url}: {said}")
+    happened = "was cancelled" if batch.status == "cancelled" else f"failed ({said})"
+    return UserError(
+        f"batch {batch.id} of model '{client.model}' {happened} at {client.url}: {total - missing} of {total} replies "
+        "are kept; give the same command again to ask for the rest"
+    )
 
 
 def _said(client: ApiClient, error: Exception) -> str:

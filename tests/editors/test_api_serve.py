@@ -1,0 +1,140 @@
+"""The API client against a real server: `transformers serve` with the bundled model, started here, offline.
+
+What that server does not offer: batches (no files either), a JSON schema and a reasoning effort (it ignores them), a key;
+and it samples only if the model's own generation settings say so, whatever the temperature.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from selfedit.editors.api import ApiClient, ApiRequest, MemoryCache
+from selfedit.errors import UserError
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(
+        importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None,
+        reason="transformers serve needs the extra 'serving'",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    model: str
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from selfedit.models import local_path
+
+    try:
+        model = str(local_path("smollm2-135m"))
+    except UserError as error:
+        pytest.skip(f"the bundled model is not there: {error}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent)}
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        try:
+            _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
+            yield Served(f"http://127.0.0.1:{port}/v1", model)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
+    give_up = time.monotonic() + 300
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.5)
+    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def hello(max_tokens: int = 6, **settings) -> ApiRequest:
+    message = {"role": "user", "content": "What is the capital of France?"}
+    return ApiRequest(messages=(message,), max_tokens=max_tokens, temperature=0.0, **settings)
+
+
+def test_chat(served: Served) -> None:
+    cache = MemoryCache()
+    used: list[tuple] = []
+    asker = ApiClient(served.model, served.url, cache=cache, on_usage=lambda *usage: used.append(usage))
+    whole, cut = asker.complete([hello(40), hello(3)])
+    assert whole.error is None
+    assert "Paris" in whole.text
+    assert not whole.truncated
+    assert cut.truncated
+    assert cut.output_tokens == 3
+    assert whole.text.startswith(cut.text)
+    assert whole.input_tokens == cut.input_tokens > 10
+    assert sorted(used) == sorted((served.model, r.input_tokens, r.output_tokens, False) for r in (whole, cut))
+    assert len(cache.replies) == 2
+    assert asker.complete([hello(3)])[0].cached
+
+
+def test_plain_completions(served: Served) -> None:
+    asker = ApiClient(served.model, served.url, kind="completions")
+    (result,) = asker.complete([ApiRequest(prompt="The capital of France is", max_tokens=4, temperature=0.0)])
+    assert result.error is None
+    assert "Paris" in result.text
+    assert (result.input_tokens, result.output_tokens) == (5, 4)
+
+
+def test_what_the_server_does_not_offer_does_no_harm(served: Served) -> None:
+    schema = {"type": "object", "properties": {"verdict": {"type": "string"}}}
+    asker = ApiClient(served.model, served.url, reasoning_effort="low")
+    (result,) = asker.complete([hello(json_schema=schema)])
+    assert result.error is None
+    assert result.output_tokens == 6
+
+
+def test_the_server_samples_when_its_own_settings_say_so(served: Served) -> None:
+    # `generation_config` is this server's own addition to a request.
+    settings = json.dumps({"do_sample": True, "eos_token_id": 2, "pad_token_id": 2})
+    asker = ApiClient(served.model, served.url, max_concurrency=1, extra_body={"generation_config": settings})
+    message = {"role": "user", "content": "Write a story."}
+    requests = [ApiRequest(messages=(message,), max_tokens=8, temperature=1.0, seed=s, sample=s) for s in range(3)]
+    texts = [result.text for result in asker.complete(requests)]
+    assert len(set(texts)) > 1
+    again = ApiClient(served.model, served.url, max_concurrency=1, extra_body={"generation_config": settings})
+    assert [result.text for result in again.complete(requests)] == texts
+
+
+def test_a_model_that_the_server_does_not_have(served: Served) -> None:
+    with pytest.raises(UserError, match="does not know model 'nonesuch'"):
+        ApiClient("nonesuch", served.url).complete([hello()])
+
+
+def test_the_server_has_no_batches(served: Served) -> None:
+    with pytest.raises(UserError, match="offers no batches"):
+        ApiClient(served.model, served.url, batch=True).complete([hello()])
