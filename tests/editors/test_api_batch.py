@@ -1,6 +1,7 @@
 """Batches against a fake server: incomplete, out of order, damaged, expired, failed, and taken up after a restart."""
 
 import threading
+from pathlib import Path
 
 import pytest
 from fake_server import BatchPlan, FakeServer, error
@@ -187,6 +188,28 @@ def test_a_crash_while_results_are_kept_pays_for_none_twice(server: FakeServer) 
     assert len(cache.replies) == 1
     results = client(server, cache).complete(asked("abc"))
     assert [result.text for result in results] == ["reply to a", "reply to b", "reply to c"]
+    assert len(server.uploads) == 1
+
+
+def test_the_store_of_a_run_outlives_a_restart(server: FakeServer, tmp_path: Path) -> None:
+    from selfedit.runs.store import Store
+
+    def stop(batch_id: str, status: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    store = Store(tmp_path / "run.sqlite")
+    with pytest.raises(Interrupted):
+        ApiClient("m", server.url, batch=True, cache=store, batches=store, on_poll=stop).complete(asked("aé"))
+    store.close()
+    for asked_before in (False, True):
+        store = Store(tmp_path / "run.sqlite")
+        again = ApiClient("m", server.url, batch=True, cache=store, batches=store, poll_seconds=0.002)
+        results = again.complete(asked("aé"))
+        store.close()
+        assert [(result.text, result.cached) for result in results] == [
+            ("reply to a", asked_before),
+            ("reply to é", asked_before),
+        ]
     assert len(server.uploads) == 1
 
 
