@@ -43,7 +43,9 @@ class Prompts:
     def _merge(self, own: dict[str, Any]) -> None:
         for purpose, entries in own.items():
             if purpose not in self._texts:
-                raise UserError(f"--prompt-file {self.user_file}: no such entry {purpose!r}; there are {', '.join(self._texts)}")
+                raise UserError(
+                    f"--prompt-file {self.user_file}: no such entry {purpose!r}; there are {', '.join(self._texts)}"
+                )
             named = entries if purpose == "edit" else {"": entries}
             for name, texts in named.items():
                 if (
@@ -51,7 +53,9 @@ class Prompts:
                     or not set(texts) <= set(KINDS)
                     or not all(isinstance(text, str) for text in texts.values())
                 ):
-                    raise UserError(f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base")
+                    raise UserError(
+                        f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base"
+                    )
             if purpose == "edit":
                 self._texts["edit"].update(entries)
             else:
@@ -61,14 +65,22 @@ class Prompts:
     def edit_names(self) -> list[str]:
         return list(self._texts["edit"])
 
+    def check(self, name: str) -> None:
+        """Errors: UserError where there is no edit prompt of that name."""
+        if name not in self._texts["edit"]:
+            raise UserError(
+                f"no edit prompt {name!r}; there are {', '.join(self.edit_names)} (own ones go into --prompt-file)"
+            )
+
     def edit(self, name: str, *, instruct: bool, title: str, text: str) -> str:
         """The prompt that asks for an edit.  Errors: UserError for a name that is not there, or not for this kind of model."""
-        if name not in self._texts["edit"]:
-            raise UserError(f"no edit prompt {name!r}; there are {', '.join(self.edit_names)} (own ones go into --prompt-file)")
+        self.check(name)
         kind = "chat" if instruct else "base"
         texts = self._texts["edit"][name]
         if kind not in texts:
-            raise UserError(f"edit prompt {name!r} has no text for {kind} models; add `{kind}:` to it in {self.user_file}")
+            raise UserError(
+                f"edit prompt {name!r} has no text for {kind} models; add `{kind}:` to it in {self.user_file}"
+            )
         return self._render(texts[kind], title=title, text=text)
 
     def exam(self, *, instruct: bool, title: str, question: str) -> str:

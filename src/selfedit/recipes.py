@@ -35,7 +35,9 @@ class Recipe(BaseModel):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
-    cutting: Literal["lines", "whole"] = Field("lines", description="each line of an edit is a sequence, or the whole edit")
+    cutting: Literal["lines", "whole"] = Field(
+        "lines", description="each line of an edit is a sequence, or the whole edit"
+    )
     with_document: bool = Field(True, description="learn the document itself too")
     questions_as_exam: bool = Field(False, description="learn question-answer pairs in an edit in the exam's own form")
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")

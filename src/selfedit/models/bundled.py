@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from selfedit.errors import UserError
 
@@ -62,7 +63,7 @@ def _convert(source: Path, folder: Path) -> None:
     progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
         # The weights are dequantised now; without this, save_pretrained takes them for GGUF and refuses.
         model.hf_quantizer = None
         model.is_quantized = False

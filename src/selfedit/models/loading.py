@@ -133,6 +133,8 @@ def load_model(
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
     hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
     hf.requires_grad_(False)
+    # Adapters record the name that the user knows, not a folder of this machine's cache.
+    hf.config._name_or_path = name
     return Model(name, hf.to(target).eval(), tokenizer)
 
 

@@ -83,9 +83,9 @@ class Summary(_Part):
     rounds: tuple[RoundSummary, ...] | None = None
     selected_round: Count | None = None
     differences: tuple[dict[str, Any], ...] | None = None
-    forgetting: dict[str, Any] | None = None
+    forgetting: tuple[dict[str, Any], ...] | None = None
     grader: str | None = None
-    events: tuple[dict[str, Any], ...] | None = None
+    events: dict[str, int] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Summary:

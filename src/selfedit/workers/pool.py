@@ -5,7 +5,7 @@ Knows units, and that the longest go first.  Knows nothing of documents or store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
 from selfedit.models import Tokenizer
@@ -30,7 +30,7 @@ class Pool(Protocol):
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None: ...
 
-    def run(self, units: Iterable[Unit]) -> Iterator[UnitResult]: ...
+    def run(self, units: Iterable[Unit]) -> Generator[UnitResult]: ...
 
     def close(self) -> None: ...
 
@@ -60,7 +60,7 @@ class InProcess:
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         self.deltas[name] = dict(files)
 
-    def run(self, units: Iterable[Unit]) -> Iterator[UnitResult]:
+    def run(self, units: Iterable[Unit]) -> Generator[UnitResult]:
         for unit in sorted(units, key=lambda unit: -unit.cost):
             yield self.worker.run(unit, self.on_tokens)
 

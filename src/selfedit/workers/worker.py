@@ -45,7 +45,9 @@ class Worker:
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
     """
 
-    def __init__(self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None) -> None:
+    def __init__(
+        self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
+    ) -> None:
         self.source = source
         self.delta = delta
         self.model = model if model is not None else source.load()

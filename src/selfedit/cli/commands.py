@@ -1,0 +1,404 @@
+"""The commands, one function each: settings in, a procedure called, its result printed.
+
+Knows what each command prints.  Everything heavy is imported inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfedit.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run` returns what `--json` prints."""
+
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Any]
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    """The result for people: standard output, or standard error where standard output belongs to `--json`."""
+    print(text, file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _console(arguments: argparse.Namespace) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=arguments.json)
+
+
+# compare
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    from selfedit.cli.flags import add_settings
+    from selfedit.procedures.settings import CompareSettings
+
+    add_settings(parser, CompareSettings)
+    parser.add_argument(
+        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=A,B,C",
+        help="try recipe settings on validation documents and report the best on the test documents",
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.flags import read_settings
+    from selfedit.cli.progress import make_progress
+    from selfedit.procedures.settings import CompareSettings
+
+    models = (arguments.model or "").split(",")
+    if len(models) > 1:
+        return _compare_models(arguments, models)
+    settings = read_settings(CompareSettings, arguments)
+    if arguments.plan:
+        return _plan(arguments, "compare", settings)
+    from selfedit.procedures.compare import compare
+    from selfedit.reports import build_report, print_summary, write_charts
+
+    progress = make_progress()
+    try:
+        if arguments.sweep:
+            from selfedit.procedures.sweep import sweep
+
+            settings = sweep(settings, arguments.sweep, progress=progress)
+        summary = compare(settings, progress=progress)
+    finally:
+        progress.close()
+    charts = write_charts(settings.out)
+    report = build_report([settings.out])
+    print_summary(settings.out, _console(arguments))
+    _say(arguments, f"\nreport: {report}\nchart:  {charts[0]}")
+    return summary.to_json()
+
+
+def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
+    """One run a model, below --out, and one page that compares them."""
+    from selfedit.cli.flags import read_settings
+    from selfedit.procedures.settings import CompareSettings
+    from selfedit.reports import build_report, print_comparison
+
+    arguments.model = models[0]
+    out = read_settings(CompareSettings, arguments).out
+    folders, results = [], []
+    for model in models:
+        arguments.model = model
+        arguments.out = str(out / Path(model).name)
+        results.append(_compare(arguments))
+        folders.append(Path(arguments.out))
+    if not arguments.plan:
+        page = build_report(folders)
+        print_comparison(folders, _console(arguments))
+        _say(arguments, f"\nreport: {page}")
+    return results
+
+
+# learn
+
+
+def _learn_flags(parser: argparse.ArgumentParser) -> None:
+    from selfedit.cli.flags import add_settings
+    from selfedit.procedures.settings import LearnSettings
+
+    add_settings(parser, LearnSettings, positional="documents")
+    parser.add_argument(
+        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
+    )
+
+
+def _learn(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.flags import read_settings
+    from selfedit.cli.progress import make_progress
+    from selfedit.procedures.settings import LearnSettings
+
+    settings = read_settings(LearnSettings, arguments)
+    if arguments.plan:
+        return _plan(arguments, "learn", settings)
+    from selfedit.procedures.learn import learn
+
+    progress = make_progress()
+    try:
+        learned = learn(settings, progress=progress)
+    finally:
+        progress.close()
+    loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
+    if learned.summary is not None:
+        from selfedit.reports import build_report, print_summary
+
+        report = build_report([settings.out])
+        print_summary(settings.out, _console(arguments))
+        _say(arguments, f"\nreport:  {report}")
+    documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
+    _say(arguments, f"learned: {documents}, {learned.train_tokens:,} training tokens{loss}")
+    _say(arguments, f'adapter: {learned.adapter}\nask it:  selfedit ask {settings.out} "your question"')
+    return {
+        "adapter": str(learned.adapter),
+        "documents": learned.documents,
+        "train_tokens": learned.train_tokens,
+        "last_loss": learned.last_loss,
+        "summary": None if learned.summary is None else learned.summary.to_json(),
+    }
+
+
+# ask
+
+
+def _ask_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="an adapter's folder, or the run directory of `selfedit learn`")
+    parser.add_argument("question", nargs="?", help="without one, a chat begins")
+    parser.add_argument("--base", action="store_true", help="show the unadapted model's answer beside it")
+    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
+    parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--max-tokens", type=int, default=128, metavar="N", help="length of an answer at the most [128]"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def _ask(arguments: argparse.Namespace) -> Any:
+    from selfedit.procedures.ask import Asker
+
+    asker = Asker(
+        Path(arguments.adapter),
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_tokens=arguments.max_tokens,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    if arguments.question is not None:
+        messages = [{"role": "user", "content": arguments.question}]
+        found = {"adapter": asker.answer(messages)}
+        if arguments.base:
+            found["base"] = asker.answer(messages, base=True)
+            _say(arguments, f"learned: {found['adapter']}\nbase:    {found['base']}")
+        else:
+            _say(arguments, found["adapter"])
+        return {"question": arguments.question, **found}
+    return _chat(arguments, asker)
+
+
+def _chat(arguments: argparse.Namespace, asker: Any) -> list[dict[str, str]]:
+    """Question and answer until the input ends; each answer sees what was said before."""
+    messages: list[dict[str, str]] = []
+    if sys.stdin.isatty():
+        print("Ask away; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
+    while True:
+        try:
+            question = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            break
+        if not question:
+            break
+        messages.append({"role": "user", "content": question})
+        answer = asker.answer(messages)
+        if arguments.base:
+            _say(arguments, f"learned: {answer}\nbase:    {asker.answer(messages, base=True)}")
+        else:
+            _say(arguments, answer)
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+# train, continual
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    from selfedit.cli.flags import add_settings
+    from selfedit.procedures.settings import TrainSettings
+
+    add_settings(parser, TrainSettings)
+    parser.add_argument(
+        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.flags import read_settings
+    from selfedit.cli.progress import make_progress
+    from selfedit.procedures.settings import TrainSettings
+
+    settings = read_settings(TrainSettings, arguments)
+    if arguments.plan:
+        return _plan(arguments, "train", settings)
+    from selfedit.procedures.restem import train
+    from selfedit.reports import build_report, print_summary, write_charts
+
+    progress = make_progress()
+    try:
+        summary = train(settings, progress=progress)
+    finally:
+        progress.close()
+    write_charts(settings.out)
+    report = build_report([settings.out])
+    print_summary(settings.out, _console(arguments))
+    _say(arguments, f"\nreport: {report}")
+    return summary.to_json()
+
+
+def _continual_flags(parser: argparse.ArgumentParser) -> None:
+    from selfedit.cli.flags import add_settings
+    from selfedit.procedures.settings import ContinualSettings
+
+    add_settings(parser, ContinualSettings)
+
+
+def _continual(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.flags import read_settings
+    from selfedit.cli.progress import make_progress
+    from selfedit.procedures.continual import continual
+    from selfedit.procedures.settings import ContinualSettings
+    from selfedit.reports import build_report, print_summary, write_charts
+
+    settings = read_settings(ContinualSettings, arguments)
+    progress = make_progress()
+    try:
+        summary = continual(settings, progress=progress)
+    finally:
+        progress.close()
+    write_charts(settings.out)
+    report = build_report([settings.out])
+    print_summary(settings.out, _console(arguments))
+    _say(arguments, f"\nreport: {report}")
+    return summary.to_json()
+
+
+# report, grade, cost, export
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories; several are compared on one page")
+    parser.add_argument("--out", metavar="FILE.html", help="where the page is written")
+
+
+def _report(arguments: argparse.Namespace) -> Any:
+    from selfedit.reports import build_report, print_comparison, print_summary
+
+    runs = [Path(run) for run in arguments.runs]
+    page = build_report(runs, Path(arguments.out) if arguments.out else None)
+    if len(runs) == 1:
+        print_summary(runs[0], _console(arguments))
+    else:
+        print_comparison(runs, _console(arguments))
+    _say(arguments, f"\nreport: {page}")
+    return {"report": str(page), "runs": [str(run) for run in runs]}
+
+
+def _grade_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="+", metavar="[check] FILE", help="rows to grade; with `check`, labelled rows to compare with"
+    )
+    parser.add_argument("--grader", default="calibrated", help="lexical, calibrated, or judge:MODEL [calibrated]")
+    parser.add_argument("--api-base", help="for a judge: an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="where graded rows go; standard output if left out")
+
+
+def _grade(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.grading import check_file, grade_file
+
+    words = arguments.words
+    if len(words) == 2 and words[0] == "check":
+        return check_file(arguments, Path(words[1]), lambda text: _say(arguments, text))
+    if len(words) != 1:
+        raise UserError("give one file: `selfedit grade FILE`, or `selfedit grade check FILE`")
+    return grade_file(arguments, Path(words[0]))
+
+
+def _cost_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="an API model")
+    parser.add_argument("--input-tokens", type=int, default=0, metavar="N")
+    parser.add_argument("--output-tokens", type=int, default=0, metavar="N")
+    parser.add_argument("--batch", action="store_true", help="at the price of a batch")
+    parser.add_argument(
+        "--device-seconds", type=float, default=0.0, metavar="S", help="time of a device, with --usd-per-hour"
+    )
+    parser.add_argument("--usd-per-hour", type=float, metavar="X", help="price of the device")
+    parser.add_argument("--prices", metavar="FILE.yaml", help="own price file")
+
+
+def _cost(arguments: argparse.Namespace) -> Any:
+    from selfedit.editors.prices import device_cost, load_prices
+
+    if min(arguments.input_tokens, arguments.output_tokens, arguments.device_seconds) < 0:
+        raise UserError("tokens and seconds cannot be negative")
+    if arguments.model is None and not arguments.device_seconds:
+        raise UserError("nothing to price: give --model with tokens, or --device-seconds with --usd-per-hour")
+    usd = 0.0
+    if arguments.model is not None:
+        prices = load_prices(arguments.prices)
+        usd += prices.price(arguments.model, arguments.input_tokens, arguments.output_tokens, arguments.batch)
+    if arguments.device_seconds:
+        if arguments.usd_per_hour is None:
+            raise UserError("--device-seconds needs --usd-per-hour")
+        usd += device_cost(arguments.device_seconds, arguments.usd_per_hour)
+    _say(arguments, f"{usd:.4f} USD")
+    return {
+        "model": arguments.model,
+        "input_tokens": arguments.input_tokens,
+        "output_tokens": arguments.output_tokens,
+        "batch": arguments.batch,
+        "device_seconds": arguments.device_seconds,
+        "cost_usd": usd,
+    }
+
+
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="an adapter's folder, or the run directory of `learn` or `train`")
+    parser.add_argument("out", help="the folder to write the merged model to")
+    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def _export(arguments: argparse.Namespace) -> Any:
+    from selfedit.procedures.export import export
+
+    exported = export(
+        Path(arguments.source),
+        Path(arguments.out),
+        model=arguments.model,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    _say(arguments, f"model: {exported.folder} ({exported.model} with {exported.merged} adapter(s) merged)")
+    return asdict(exported)
+
+
+def _plan(arguments: argparse.Namespace, procedure: str, settings: Any) -> Any:
+    from selfedit.procedures.plan import plan
+
+    found = plan(procedure, settings)
+    _say(arguments, found.text())
+    return found.to_json()
+
+
+COMMANDS = {
+    "compare": Command(
+        "compare who should write the notes: the model, an API, a file, nobody", _compare_flags, _compare
+    ),
+    "learn": Command("teach one adapter a set of documents", _learn_flags, _learn),
+    "ask": Command("ask a learned adapter", _ask_flags, _ask),
+    "train": Command("train the model to write better notes (ReST-EM)", _train_flags, _train),
+    "continual": Command("learn documents one after another and see what is forgotten", _continual_flags, _continual),
+    "report": Command("write the report of a run, or compare several", _report_flags, _report),
+    "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
+    "cost": Command("price a job", _cost_flags, _cost),
+    "export": Command("write a model with its adapters merged in", _export_flags, _export),
+}

@@ -1,0 +1,131 @@
+"""Flags made from settings: every field of a settings class is a flag, and a key of `--config FILE.yaml`.
+
+Knows argparse and pydantic's fields.  Knows nothing of what the settings do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from selfedit.errors import UserError
+from selfedit.procedures.settings import Settings, make_settings
+
+S = TypeVar("S", bound=Settings)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], *, positional: str | None = None) -> None:
+    """Adds a flag for each setting; `positional` names one that is given without a flag."""
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; a flag wins")
+    for name, field in kind.model_fields.items():
+        annotation, many = _element(field.annotation)
+        default = None if field.default is PydanticUndefined else field.default
+        text = (field.description or "").replace("%", "%%")
+        shown = "" if default in (None, (), {}, False) else f" [{_show(default)}]"
+        if name == positional:
+            parser.add_argument(name, nargs="*", metavar=name.upper()[:-1], help=text)
+            continue
+        flag = "--" + name.replace("_", "-")
+        options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
+        if annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif get_origin(annotation) is dict or annotation is dict:
+            parser.add_argument(flag, action="append", metavar="NAME=VALUE", **options)
+        elif get_origin(annotation) is Literal:
+            parser.add_argument(flag, choices=get_args(annotation), **options)
+        else:
+            metavar = {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+            # Types are checked by the settings, whose messages name the bound that is broken.
+            parser.add_argument(flag, metavar=metavar, action="append" if many else "store", **options)
+
+
+def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
+    """The settings of a command: the file's, with the flags' on top.  Errors: UserError."""
+    values: dict[str, Any] = {}
+    where = "settings"
+    if arguments.config is not None:
+        values = _read_yaml(Path(arguments.config))
+        where = arguments.config
+        for name in values:
+            if name not in kind.model_fields:
+                raise UserError(f"{where}: no such setting {name!r}; settings are {', '.join(kind.model_fields)}")
+    for name in kind.model_fields:
+        given = getattr(arguments, name, None)
+        if given is None or given == []:
+            continue
+        values[name] = _pairs(name, given) if isinstance(given, list) and _is_dict(kind, name) else given
+    return make_settings(kind, values, where)
+
+
+def parse_value(text: str) -> Any:
+    """A setting's value as YAML reads it: 3, 1e-3, true, [q_proj, v_proj], or text."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        # YAML 1.1 takes 2e-3 for text.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--{name.replace('_', '-')} {text}: write NAME=VALUE, such as learning_rate=2e-3")
+        pairs[key.strip()] = parse_value(value)
+    return pairs
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: a mapping of settings is expected, such as `edits: 3`")
+    return values
+
+
+def _element(annotation: Any) -> tuple[Any, bool]:
+    """(type of one value, whether there can be several), optional types unwrapped."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0], True
+    return annotation, False
+
+
+def _is_dict(kind: type[Settings], name: str) -> bool:
+    annotation = kind.model_fields[name].annotation
+    return annotation is dict or typing.get_origin(annotation) is dict
+
+
+def _show(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,74 @@
+"""The command line: parses, calls a procedure, prints.
+
+Knows commands and flags.  A user's mistake becomes one line on standard error and exit code 2; anything else keeps its
+traceback.  Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from selfedit.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        if arguments is None:
+            return 0
+        result = arguments.run(arguments)
+        if arguments.json:
+            print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+        return 0
+    except UserError as error:
+        print(f"selfedit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selfedit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`); let the interpreter's last flush go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parse(argv: list[str]) -> argparse.Namespace | None:
+    from selfedit.cli import commands
+    from selfedit.cli.flags import Parser
+
+    parser = Parser(
+        prog="selfedit",
+        description="Language models that learn documents by fine-tuning on notes they write themselves.",
+        epilog="`selfedit COMMAND --help` shows a command's settings.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, command in commands.COMMANDS.items():
+        sub = subparsers.add_parser(name, help=command.help, description=command.help)
+        sub.set_defaults(run=command.run)
+        # Settings classes cost time to import; only the chosen command's flags are made.
+        if name == chosen:
+            command.add_flags(sub)
+            sub.add_argument(
+                "--json", action="store_true", help="print the result as one JSON object on standard output"
+            )
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(f"selfedit {version('selfedit')}")
+        return None
+    if chosen is None:
+        parser.print_help()
+        return None
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Shows progress on standard error: a bar with rate and time left on a terminal, plain lines elsewhere.
+
+Knows phases and amounts of tokens.  Knows nothing of procedures.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+_LINE_SECONDS = 15.0
+
+
+class PlainProgress:
+    """A line when a phase begins, and one every fifteen seconds."""
+
+    def __init__(self) -> None:
+        self.phase = ""
+        self.total: float | None = None
+        self.done = 0.0
+        self.started = self.said = time.monotonic()
+
+    def begin(self, phase: str, total: float | None) -> None:
+        self.phase, self.total, self.done = phase, total, 0.0
+        self.started = self.said = time.monotonic()
+        self._say(phase)
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.said < _LINE_SECONDS:
+            return
+        self.said = now
+        rate = self.done / (now - self.started)
+        line = f"{self.phase}: {self.done:,.0f}"
+        if self.total:
+            left = max(0.0, self.total - self.done) / rate
+            line += f" of at most {self.total:,.0f} ({rate:,.0f}/s, about {_duration(left)} left)"
+        else:
+            line += f" ({rate:,.0f}/s)"
+        self._say(line)
+
+    def note(self, line: str) -> None:
+        self._say(line)
+
+    def close(self) -> None:
+        """Nothing to clear."""
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class BarProgress:
+    """Rich's progress bar."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=False,
+        )
+        self.task: TaskID | None = None
+        self.started = time.monotonic()
+        self.done = 0.0
+        self.bar.start()
+
+    def begin(self, phase: str, total: float | None) -> None:
+        self._finish()
+        self.started, self.done = time.monotonic(), 0.0
+        self.task = self.bar.add_task(phase, total=total, rate="")
+
+    def advance(self, amount: float) -> None:
+        if self.task is None:
+            return
+        self.done += amount
+        rate = self.done / max(1e-6, time.monotonic() - self.started)
+        self.bar.update(self.task, advance=amount, rate=f"{rate:,.0f}/s")
+
+    def note(self, line: str) -> None:
+        self.console.print(line, style="yellow", markup=False)
+
+    def close(self) -> None:
+        self._finish()
+        self.bar.stop()
+
+    def _finish(self) -> None:
+        # Totals are upper bounds (an answer may end early); a phase that is over is full.
+        if self.task is not None:
+            self.bar.update(self.task, total=max(self.done, 1.0), completed=max(self.done, 1.0))
+            self.task = None
+
+
+def make_progress() -> PlainProgress | BarProgress:
+    """A bar where somebody looks, lines where a log is kept."""
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,76 @@
+"""Asks a learned adapter, or the model without it, one question after another.
+
+Knows a model, an adapter on disk, and the exam's prompt.  Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfedit.errors import UserError
+from selfedit.models import BUNDLED, load_model
+from selfedit.runs.directory import read_config
+
+
+class Asker:
+    """A model with one adapter attached.
+
+    `adapter` is a folder in PEFT's format, or the run directory of `learn`, whose adapter it then is.  The model is the one that the
+    adapter names, unless `model` says otherwise.  Errors: UserError where the folder holds no adapter, or it does not fit.
+    """
+
+    def __init__(
+        self,
+        adapter: Path,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_tokens: int = 128,
+        trust_remote_code: bool = False,
+    ) -> None:
+        from selfedit.engine import AdapterBank, load_adapter
+
+        folder, run_model = _adapter_folder(adapter)
+        try:
+            spec, state = load_adapter(folder)
+        except FileNotFoundError as error:
+            raise UserError(f"{adapter}: no adapter there ({Path(str(error.filename)).name} is missing)") from None
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        name = model or run_model or _base_model(folder)
+        self.model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.max_tokens = max_tokens
+        try:
+            self.bank = AdapterBank(self.model.hf, spec, 1)
+            self.bank.load_state(0, state)
+        except ValueError as error:
+            raise UserError(f"{adapter}: does not fit model {name} ({error}); name its model with --model") from None
+
+    def answer(self, messages: Sequence[dict[str, str]], *, base: bool = False) -> str:
+        """Goes on with a conversation, greedily; with `base` as the model without the adapter would."""
+        from selfedit.engine import DecodeRequest, decode
+
+        tokenizer = self.model.tokenizer
+        room = self.model.context_length - self.max_tokens
+        ids = tokenizer.chat_ids(messages)[-room:]
+        request = DecodeRequest(tuple(ids), self.max_tokens, tokenizer.stop_ids, adapter=None if base else 0)
+        (completion,) = decode(self.model.hf, [request], bank=None if base else self.bank)
+        return tokenizer.decode(completion.ids).strip()
+
+
+def _adapter_folder(path: Path) -> tuple[Path, str | None]:
+    """The adapter's folder, and the model of the run that it belongs to."""
+    if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
+        return path / "adapters" / "learned", str(read_config(path)["model"])
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give an adapter's folder or the run directory of `selfedit learn`")
+    return path, None
+
+
+def _base_model(folder: Path) -> str:
+    import json
+
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path") or BUNDLED)

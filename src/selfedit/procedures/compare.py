@@ -1,0 +1,94 @@
+"""Step A as an experiment: the same documents, learned from notes by different writers, under one recipe.
+
+Knows conditions.  What a condition's fits and exams are made of is `experiment`'s part, what is shown the reports'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfedit.documents import Document
+from selfedit.editors.spec import EditorSpec, parse_editors
+from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.policies import load_policy
+from selfedit.procedures.progress import Progress
+from selfedit.procedures.settings import CompareSettings
+from selfedit.procedures.summarise import summarise
+from selfedit.runs.summary import Summary
+from selfedit.workers.pool import Pool
+
+
+def compare(settings: CompareSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+    """Examines every condition on every document and writes the run's summary.
+
+    Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
+    """
+    specs = parse_editors(list(settings.editor))
+    with Experiment("compare", settings, progress=progress, pool=pool) as experiment:
+        for spec in specs:
+            if spec.kind == "self":
+                experiment.prompts.check(spec.argument or settings.edit_prompt)
+        documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+        experiment.store.add_documents(documents)
+
+        experiment.examine_untrained(documents)
+        learnings: list[Learning] = []
+        for spec in specs:
+            if spec.kind in ("self", "replay", "api"):
+                experiment.write_edits(documents, spec, count=settings.edits, prompt=settings.edit_prompt)
+            if spec.kind != "none":
+                learnings += learnings_of(experiment, documents, spec, spec.name)
+        if settings.policy is not None:
+            learnings += _trained_editor(experiment, documents)
+        experiment.fit_and_examine(learnings)
+        experiment.grade()
+
+        names = ["none", *dict.fromkeys(learning.condition for learning in learnings)]
+        return summarise(experiment, documents, names)
+
+
+def learnings_of(
+    experiment: Experiment,
+    documents: Sequence[Document],
+    spec: EditorSpec,
+    condition: str,
+    policy: tuple[str, ...] = (),
+) -> list[Learning]:
+    """The fits of one condition: an adapter a document and edit and replicate, or with `joint` one adapter a replicate."""
+    settings = experiment.settings
+    assert isinstance(settings, CompareSettings)
+    joint = settings.regime == "joint"
+    replicates = range(settings.replicates)
+    if spec.kind == "passage":
+        if joint:
+            alone = (None,) * len(documents)
+            return [Learning(condition, tuple(documents), alone, r, policy=policy) for r in replicates]
+        return [Learning(condition, (d,), (None,), r, policy=policy) for d in documents for r in replicates]
+    stored = [edit for edit in experiment.store.edits(writer=condition, round=0) if edit.edit.index < settings.edits]
+    by_id = {document.id: document for document in documents}
+    if joint:
+        # All edits of a document are learned, and the document itself once.
+        texts: dict[str, list[str]] = {document.id: [] for document in documents}
+        for edit in stored:
+            texts[edit.edit.document_id].append(edit.edit.text)
+        joined = tuple((None, "\n".join(texts[document.id])) for document in documents)
+        return [Learning(condition, tuple(documents), joined, r, policy=policy) for r in replicates]
+    return [
+        Learning(condition, (by_id[edit.edit.document_id],), ((edit.id, edit.edit.text),), r, policy=policy)
+        for edit in stored
+        for r in replicates
+    ]
+
+
+def _trained_editor(experiment: Experiment, documents: Sequence[Document]) -> list[Learning]:
+    """The condition in which a policy that `train` selected writes the edits and is the student."""
+    settings = experiment.settings
+    assert isinstance(settings, CompareSettings)
+    assert settings.policy is not None
+    policy = load_policy(settings.policy, experiment)
+    name = f"trained:{policy.prompt}"
+    spec = EditorSpec("self", policy.prompt)
+    experiment.write_edits(
+        documents, spec, count=settings.edits, prompt=policy.prompt, condition=name, policy=policy.chain
+    )
+    return learnings_of(experiment, documents, spec, name, policy.chain)

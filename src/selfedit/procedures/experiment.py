@@ -1,0 +1,656 @@
+"""The steps that every procedure is made of: write edits, fit and examine adapters, grade, score.
+
+Knows documents, prompts, the pool of workers and the run's store; each step commits what it has done before it counts, and skips
+what was committed before.  Knows nothing of which conditions or rounds there are; that is the procedures' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from selfedit.documents import Document, Question, load_documents, load_edits
+from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
+from selfedit.editors.cleaning import clean
+from selfedit.editors.edit import Edit
+from selfedit.editors.prices import Budget, Prices, load_prices
+from selfedit.editors.sequences import TrainingSequence, cut
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.exam.general import general_questions
+from selfedit.exam.judge import JudgeGrader, JudgeRequest
+from selfedit.exam.statistics import DocumentScore
+from selfedit.exam.verdict import Grader
+from selfedit.procedures.progress import Progress, Quiet
+from selfedit.procedures.settings import FREE, Settings
+from selfedit.prompts import Prompts
+from selfedit.recipes import Recipe, load_recipe
+from selfedit.runs.costs import api_cost, device_cost, total_cost
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.records import Answer, CostRecord, FitRecord, fit_id
+from selfedit.runs.seeds import derive_seed
+from selfedit.workers.pool import InProcess, Pool
+from selfedit.workers.units import (
+    DecodeRequest,
+    FitJob,
+    FitOutcome,
+    FitTask,
+    TokenSequence,
+    Unit,
+    UnitResult,
+    fit_units,
+    write_units,
+)
+from selfedit.workers.worker import ModelSource
+
+_EXAM_UNIT = 64  # prompts of one unit without adapters
+_GRADE_CHUNK = 64  # verdicts committed together
+
+
+@dataclass(frozen=True)
+class Learning:
+    """One fit to be made: which documents, from which edits, for which condition and replicate.
+
+    With one document its questions are the exam; with several, one adapter learns them all and is asked about all of them.
+    `edits` are (store id, text) in the order of `documents`; None: the passage alone.
+    """
+
+    condition: str
+    documents: tuple[Document, ...]
+    edits: tuple[tuple[str | None, str] | None, ...]
+    replicate: int = 0
+    round: int = 0
+    policy: tuple[str, ...] = ()
+    keep: bool = False
+    examine: bool = True
+
+    @property
+    def id(self) -> str:
+        single = len(self.documents) == 1
+        edit = self.edits[0] if single else None
+        return fit_id(
+            round=self.round,
+            condition=self.condition,
+            replicate=self.replicate,
+            document_id=self.documents[0].id if single else None,
+            edit_id=edit[0] if edit else None,
+        )
+
+
+class Experiment(AbstractContextManager["Experiment"]):
+    """One run under way: its settings, its directory and store, its workers.  Closes them when left."""
+
+    def __init__(
+        self,
+        procedure: str,
+        settings: Settings,
+        *,
+        progress: Progress | None = None,
+        pool: Pool | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.procedure = procedure
+        self.settings = settings
+        self.progress: Progress = progress or Quiet()
+        self.recipe = recipe or load_recipe(settings.recipe).with_settings(settings.set)
+        self.prompts = Prompts(settings.prompt_file)
+        # What the user can get wrong is looked at before the run directory is made or a model is loaded.
+        self.prices: Prices = load_prices(settings.prices)
+        self.grader_spec = settings.grader
+        config = {
+            "procedure": procedure,
+            **settings.model_dump(mode="json"),
+            "recipe_settings": self.recipe.model_dump(),
+        }
+        self.run = RunDirectory.open(settings.out, config, free=FREE)
+        self.store = self.run.store
+        self._own_pool = pool is None
+        self._pool = pool
+        self._grader: Grader | None = None
+        spent = total_cost(self.store).known_usd
+        self.budget = Budget(settings.budget)
+        self.budget.spend(spent)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._own_pool and self._pool is not None:
+            self._pool.close()
+        self.run.close()
+
+    # What is asked for
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Where the work is done; made at the first use, so that a finished run resumes without loading a model."""
+        if self._pool is None:
+            self._pool = make_pool(self.settings, self.progress)
+        return self._pool
+
+    @cached_property
+    def grader(self) -> Grader:
+        return make_grader(self)
+
+    @property
+    def unit_size(self) -> int:
+        """Fits in a unit: enough to fill a step, few enough to share among workers."""
+        if self.settings.unit_size is not None:
+            return self.settings.unit_size
+        return 96 if self.pool.description.startswith("cuda") else 16
+
+    def load(self, sources: Sequence[str], *, limit: int | None, require_questions: bool) -> list[Document]:
+        return load_documents(list(sources), limit=limit, seed=self.settings.seed, require_questions=require_questions)
+
+    def seed(self, *parts: str | int) -> int:
+        return derive_seed(self.settings.seed, *parts)
+
+    # Edits
+
+    def write_edits(
+        self,
+        documents: Sequence[Document],
+        spec: EditorSpec,
+        *,
+        count: int,
+        prompt: str,
+        condition: str | None = None,
+        round: int = 0,
+        policy: tuple[str, ...] = (),
+    ) -> None:
+        """Has `count` edits of each document written and committed; those that are there already are not written again."""
+        name = condition or spec.name
+        there = {(e.edit.document_id, e.edit.index) for e in self.store.edits(round=round, writer=name)}
+        missing = [(d, k) for d in documents for k in range(count) if (d.id, k) not in there]
+        if not missing:
+            return
+        if spec.kind == "replay":
+            self._replay(missing, spec, name, round)
+        elif spec.kind == "self":
+            self._write_self(missing, name, spec.argument or prompt, round, policy)
+        elif spec.kind == "api":
+            self._write_api(missing, name, spec.argument, prompt, round)
+        else:
+            raise ValueError(f"{spec.name} writes no edits")
+
+    def _replay(self, missing: Sequence[tuple[Document, int]], spec: EditorSpec, name: str, round: int) -> None:
+        source = f"{spec.argument}#{spec.writer}" if spec.writer else spec.argument
+        edits = load_edits(source)
+        edits.require(document.id for document, _ in missing)
+        found = []
+        for document, index in missing:
+            texts = edits[document.id]
+            if index >= len(texts):
+                raise UserError(
+                    f"--editor replay:{source}: document {document.id} has {len(texts)} edits; --edits asks for {index + 1}"
+                )
+            found.append(self._edit(document, name, index, texts[index], prompt="", cut_off=False))
+        self._commit_edits(found, round)
+
+    def _write_self(
+        self, missing: Sequence[tuple[Document, int]], name: str, prompt: str, round: int, policy: tuple[str, ...]
+    ) -> None:
+        tokenizer = self.pool.tokenizer
+        requests, leads = [], []
+        for document, index in missing:
+            text, lead = self._edit_prompt(prompt, document)
+            ids = tokenizer.prompt_ids(text)
+            requests.append(
+                DecodeRequest(
+                    tuple(ids),
+                    self.settings.max_edit_tokens,
+                    tokenizer.stop_ids,
+                    temperature=self.settings.temperature,
+                    top_p=self.settings.top_p,
+                    seed=self.seed("edit", round, document.id, name, index),
+                )
+            )
+            leads.append(lead)
+        units = write_units(f"edits/{round}/{name}", policy, requests, size=self.unit_size)
+        by_id = {unit.id: group for unit, group in units}
+        self.progress.begin(f"writing edits ({name})", sum(r.max_new_tokens for r in requests))
+        for result in self._run([unit for unit, _ in units]):
+            group = self._checked(result, by_id)
+            edits = []
+            for number, completion in zip(group, result.completions, strict=True):
+                document, index = missing[number]
+                raw = leads[number] + tokenizer.decode(completion.ids)
+                edit = self._edit(document, name, index, raw, prompt=prompt, cut_off=not completion.finished)
+                edits.append(
+                    replace(edit, input_tokens=len(requests[number].prompt), output_tokens=len(completion.ids))
+                )
+            self._commit_edits(edits, round, [self._device_cost("edits", name, result.seconds, round)])
+
+    def _write_api(
+        self, missing: Sequence[tuple[Document, int]], name: str, model: str, prompt: str, round: int
+    ) -> None:
+        instruct = self.settings.api_kind == "chat"
+        requests, leads = [], []
+        for document, index in missing:
+            text, lead = self._edit_prompt(prompt, document, instruct=instruct)
+            requests.append(
+                ApiRequest(
+                    messages=({"role": "user", "content": text},) if instruct else (),
+                    prompt=None if instruct else text,
+                    max_tokens=self.settings.max_edit_tokens,
+                    temperature=self.settings.temperature,
+                    top_p=self.settings.top_p,
+                    seed=self.seed("edit", round, document.id, name, index) % 2**31,
+                    sample=index,
+                )
+            )
+            leads.append(lead)
+        failed: list[str] = []
+
+        def keep(number: int, result: ApiResult) -> None:
+            document, index = missing[number]
+            self.progress.advance(1)
+            if result.error is not None:
+                failed.append(f"{document.id}: {result.error}")
+                return
+            edit = self._edit(
+                document, name, index, leads[number] + result.text, prompt=prompt, cut_off=result.truncated
+            )
+            edit = replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)
+            self._commit_edits([edit], round, [self._api_cost("edits", name, model, result, round)])
+
+        self.progress.begin(f"edits by {model}", len(requests))
+        client = self.api_client(model)
+        try:
+            client.complete(requests, keep)
+        finally:
+            client.close()
+        if failed:
+            raise UserError(
+                f"{model} wrote no edit for {len(failed)} of {len(requests)} requests (first: {failed[0]});"
+                " the others are kept: run the same command again"
+            )
+
+    def api_client(self, model: str) -> ApiClient:
+        """A client whose replies are kept in this run's store.  A price must be known where there is a budget."""
+        settings = self.settings
+        price = self.prices.model(model) if settings.budget is not None else self.prices.models.get(model)
+        return ApiClient(
+            model,
+            settings.api_base,
+            kind=settings.api_kind,
+            reasoning_effort=settings.reasoning_effort,
+            max_concurrency=settings.api_concurrency,
+            batch=settings.api_batch,
+            cache=self.store,
+            batches=self.store,
+            budget=self.budget,
+            price=price,
+            poll_seconds=settings.api_poll_seconds,
+            on_poll=lambda batch, status, done, total: self.progress.note(
+                f"batch {batch}: {status}, {done} of {total}"
+            ),
+        )
+
+    def _edit_prompt(self, name: str, document: Document, *, instruct: bool | None = None) -> tuple[str, str]:
+        """The prompt, and what an edit begins with because a plain prompt ended with it."""
+        if instruct is None:
+            instruct = self.pool.tokenizer.instruct
+        text = self.prompts.edit(name, instruct=instruct, title=document.title, text=document.text)
+        last = text.rsplit("\n", 1)[-1]
+        return text, "" if instruct or not last.startswith("Question:") else last
+
+    def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
+        cleaned = clean(raw, cut_off=cut_off)
+        return Edit(
+            document.id, name, index, cleaned.text, prompt=prompt, truncated=cut_off, dropped_lines=cleaned.dropped
+        )
+
+    def _commit_edits(self, edits: Sequence[Edit], round: int, costs: Iterable[CostRecord] = ()) -> None:
+        with self.store.transaction():
+            self.store.add_edits(edits, round, list(costs))
+            for edit in edits:
+                if not edit.text:
+                    self.store.add_event(
+                        "empty edit", edit.id, "nothing was left of this edit; only the document is learned"
+                    )
+
+    # Fits and exams
+
+    def examine_untrained(
+        self,
+        documents: Sequence[Document],
+        *,
+        condition: str = "none",
+        round: int = 0,
+        policy: tuple[str, ...] = (),
+        general: bool = True,
+    ) -> None:
+        """Examines the policy without any adapter, document by document, and asks it the general questions."""
+        exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
+        if general and self.settings.general_questions:
+            exams.append((None, tuple(general_questions())))
+        records = [FitRecord(condition=condition, round=round, document_id=d.id if d else None) for d, _ in exams]
+        done = self.store.fit_ids()
+        todo = [k for k, record in enumerate(records) if record.id not in done]
+        if not todo:
+            return
+        prompts = [(k, q, self.exam_request(exams[k][0], q)) for k in todo for q in exams[k][1]]
+        units = write_units(f"exam/{round}/{condition}", policy, [p for _, _, p in prompts], size=_EXAM_UNIT)
+        by_id = {unit.id: group for unit, group in units}
+        answers: dict[int, dict[str, Answer]] = {k: {} for k in todo}
+        seconds = dict.fromkeys(todo, 0.0)
+        self.progress.begin(f"exam ({condition})", sum(p.max_new_tokens for _, _, p in prompts))
+        for result in self._run([unit for unit, _ in units]):
+            group = self._checked(result, by_id)
+            for number, completion in zip(group, result.completions, strict=True):
+                k, question, _ = prompts[number]
+                answers[k][question.id] = self._answer(question, completion.ids)
+                seconds[k] += result.seconds / len(group)
+        with self.store.transaction():
+            for k in todo:
+                found = tuple(answers[k][question.id] for question in exams[k][1])
+                record = replace(records[k], answers=found, seconds=seconds[k])
+                self.store.record_fits([record], [self._device_cost("answers", condition, seconds[k], round)])
+
+    def fit_and_examine(
+        self,
+        learnings: Sequence[Learning],
+        *,
+        recipe: Recipe | None = None,
+        label: str = "fits",
+        on_adapter: Callable[[Learning, FitOutcome], None] | None = None,
+    ) -> None:
+        """Makes the fits that are not there yet, through the engine, and commits each unit with its answers.
+
+        `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.
+        """
+        recipe = recipe or self.recipe
+        done = self.store.fit_ids()
+        todo = [learning for learning in learnings if learning.id not in done]
+        if not todo:
+            return
+        known = self._known_general(todo)
+        tasks, texts, asked = [], {}, {}
+        by_policy: dict[tuple[str, ...], list[FitTask]] = {}
+        for learning in todo:
+            sequences = self.sequences(learning, recipe)
+            questions = self._exam_questions(learning, known)
+            job = FitJob(
+                tuple(self._tokens(sequence, learning.documents[0].title) for sequence in sequences),
+                recipe.settings(),
+                self.seed("fit", learning.id),
+            )
+            requests = tuple(self.exam_request(document, question) for document, question in questions)
+            task = FitTask(learning.id, job, requests, learning.keep)
+            tasks.append(task)
+            by_policy.setdefault(learning.policy, []).append(task)
+            texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
+            asked[learning.id] = [question for _, question in questions]
+        by_id = {learning.id: learning for learning in todo}
+        units = [
+            unit
+            for policy, group in by_policy.items()
+            for unit in fit_units(f"{label}/{len(policy)}", policy, recipe.lora(), group, size=self.unit_size)
+        ]
+        self.progress.begin(f"{label}: {len(tasks)} adapters", sum(t.job.tokens for t in tasks))
+        for result in self._run(units):
+            self._commit_unit(result, by_id, texts, asked, on_adapter)
+
+    def _commit_unit(
+        self,
+        result: UnitResult,
+        by_id: Mapping[str, Learning],
+        texts: Mapping[str, tuple[str, ...]],
+        asked: Mapping[str, Sequence[Question]],
+        on_adapter: Callable[[Learning, FitOutcome], None] | None,
+    ) -> None:
+        if result.error is not None:
+            self.store.add_event("failed unit", result.unit_id, result.error)
+            self.progress.note(f"{result.unit_id} was given up: {result.error}")
+        records, costs = [], []
+        for outcome in result.outcomes:
+            learning = by_id[outcome.id]
+            if learning.keep and on_adapter is not None and outcome.result.error is None:
+                on_adapter(learning, outcome)
+            single = len(learning.documents) == 1
+            edit = learning.edits[0] if single else None
+            records.append(
+                FitRecord(
+                    condition=learning.condition,
+                    replicate=learning.replicate,
+                    round=learning.round,
+                    document_id=learning.documents[0].id if single else None,
+                    edit_id=edit[0] if edit else None,
+                    status="failed" if outcome.result.error else "done",
+                    error=outcome.result.error,
+                    sequences=texts[outcome.id],
+                    train_tokens=outcome.result.tokens,
+                    steps=outcome.result.steps,
+                    first_loss=outcome.result.first_loss,
+                    last_loss=outcome.result.last_loss,
+                    seconds=outcome.seconds,
+                    answers=tuple(
+                        self._answer(question, completion.ids)
+                        for question, completion in zip(asked[outcome.id], outcome.completions, strict=False)
+                    ),
+                )
+            )
+            costs.append(self._device_cost("fits", learning.condition, outcome.seconds, learning.round))
+        with self.store.transaction():
+            self.store.record_fits(records, costs)
+            for record in records:
+                if record.error:
+                    self.store.add_event("failed fit", record.id, record.error)
+        for record in records:
+            if record.error:
+                self.progress.note(f"fit {record.id} failed: {record.error}")
+
+    def sequences(self, learning: Learning, recipe: Recipe) -> list[TrainingSequence]:
+        """The training sequences of a fit, edits and documents in order."""
+        tokenizer = self.pool.tokenizer
+        found = []
+        for document, edit in zip(learning.documents, learning.edits, strict=True):
+            found += cut(
+                document,
+                edit[1] if edit else None,
+                cutting=recipe.cutting,
+                with_document=recipe.with_document,
+                questions_as_exam=recipe.questions_as_exam,
+                max_tokens=min(recipe.max_sequence_tokens, self.pool.context_length),
+                count_tokens=lambda text: len(tokenizer.encode(text)),
+            )
+        return found
+
+    def exam_request(self, document: Document | None, question: Question) -> DecodeRequest:
+        """The prompt of one question, closed book."""
+        tokenizer = self.pool.tokenizer
+        title = document.title if document else "General knowledge"
+        text = self.prompts.exam(instruct=tokenizer.instruct, title=title, question=question.question)
+        return DecodeRequest(tuple(tokenizer.prompt_ids(text)), self.settings.max_answer_tokens, tokenizer.stop_ids)
+
+    def _tokens(self, sequence: TrainingSequence, title: str) -> TokenSequence:
+        tokenizer = self.pool.tokenizer
+        if sequence.question is None:
+            return TokenSequence(tuple(tokenizer.text_ids(sequence.text)))
+        prompt = tokenizer.prompt_ids(
+            self.prompts.exam(instruct=tokenizer.instruct, title=title, question=sequence.question)
+        )
+        return TokenSequence((*prompt, *tokenizer.completion_ids(sequence.text)), len(prompt))
+
+    def _answer(self, question: Question, ids: Sequence[int]) -> Answer:
+        text = self.pool.tokenizer.decode(ids).strip()
+        if not self.pool.tokenizer.instruct:
+            # A base model goes on with questions of its own; the answer is its first line.
+            text = text.split("\n", 1)[0].strip()
+        return Answer(question.id, text, len(ids))
+
+    def _exam_questions(self, learning: Learning, known: Sequence[Question]) -> list[tuple[Document | None, Question]]:
+        if not learning.examine:
+            return []
+        asked: list[tuple[Document | None, Question]] = [
+            (document, question) for document in learning.documents for question in document.questions
+        ]
+        chosen = sorted(known, key=lambda question: self.seed("general", learning.id, question.id))
+        return asked + [(None, question) for question in chosen[: self.settings.general_questions]]
+
+    def _known_general(self, learnings: Sequence[Learning]) -> list[Question]:
+        """The general questions that the model got right before any adaptation."""
+        if not self.settings.general_questions or not any(learning.examine for learning in learnings):
+            return []
+        self.grade()
+        right = {
+            answer.question_id
+            for answer in self.store.scored_answers(self.grader.name, condition="none")
+            if answer.document_id is None and answer.value == "right"
+        }
+        return [question for question in general_questions() if question.id in right]
+
+    def _checked(self, result: UnitResult, by_id: Mapping[str, list[int]]) -> list[int]:
+        if result.error is not None:
+            raise RuntimeError(f"{result.unit_id} was given up: {result.error}")
+        return by_id[result.unit_id]
+
+    # Grading and scores
+
+    def grade(self) -> None:
+        """Gives every answer that has none its verdict.  Errors: UserError where too many stay ungraded."""
+        todo = self.store.to_grade(self.grader.name)
+        if todo and self.grader.name.startswith("judge:"):
+            self.progress.begin(f"grading by {self.grader.name}", len(todo))
+        for start in range(0, len(todo), _GRADE_CHUNK):
+            chunk = todo[start : start + _GRADE_CHUNK]
+            verdicts = self.grader.grade([item for _, item in chunk])
+            self.store.add_verdicts(zip((id for id, _ in chunk), verdicts, strict=True))
+        counts = self.store.verdict_counts(self.grader.name)
+        total = sum(counts.values())
+        if total and counts["ungraded"] / total > self.settings.max_ungraded:
+            raise UserError(
+                f"{counts['ungraded']} of {total} answers could not be graded by {self.grader.name}, more than"
+                f" --max-ungraded {self.settings.max_ungraded:.0%} allows; nothing is reported.  The same command tries them again"
+            )
+
+    def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
+        """Credits and graded answers by document; ungraded answers count neither way."""
+        found: dict[str, DocumentScore] = {}
+        for answer in self.store.scored_answers(self.grader.name, condition=condition, round=round):
+            if answer.document_id is None or answer.credit is None:
+                continue
+            before = found.get(answer.document_id, DocumentScore(0.0, 0))
+            found[answer.document_id] = DocumentScore(before.credit + answer.credit, before.graded + 1)
+        return found
+
+    # Costs
+
+    def _device_cost(self, what: str, condition: str, seconds: float, round: int) -> CostRecord:
+        cost = device_cost(
+            what,
+            condition,
+            seconds=seconds,
+            usd_per_hour=self.settings.usd_per_hour,
+            round=round,
+            model=self.settings.model,
+        )
+        self.budget.spend(cost.usd or 0.0)
+        return cost
+
+    def _run(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
+        """The pool's results.  Stops cleanly before a unit of device time that would pass the budget, judged by those before it."""
+        hourly = self.settings.usd_per_hour
+        limited = hourly is not None and self.budget.limit is not None
+        dearest = 0.0
+        results = self.pool.run(units)
+        while True:
+            if hourly is not None and limited and self.budget.would_exceed(dearest):
+                results.close()
+                raise self.budget.reached("the next unit of work", dearest)
+            result = next(results, None)
+            if result is None:
+                return
+            if hourly is not None:
+                dearest = max(dearest, result.seconds / 3600 * hourly)
+            yield result
+
+    def _api_cost(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> CostRecord:
+        known = self.prices.models.get(model)
+        usd = None
+        if known is not None:
+            usd = 0.0 if result.cached else known.cost(result.input_tokens, result.output_tokens, result.batch)
+        return api_cost(
+            what,
+            condition,
+            model=model,
+            input_tokens=result.input_tokens,
+            output_tokens=result.output_tokens,
+            usd=usd,
+            round=round,
+        )
+
+
+def make_pool(settings: Settings, progress: Progress) -> Pool:
+    """The workers that the settings ask for."""
+    source = ModelSource(settings.model, settings.device, settings.dtype, settings.instruct, settings.trust_remote_code)
+    if settings.workers or settings.ray:
+        from selfedit.workers.ray_pool import RayPool
+
+        return RayPool(
+            source,
+            workers=settings.workers or None,
+            address=settings.ray,
+            gpus_per_worker=settings.gpus_per_worker,
+            cpus_per_worker=settings.cpus_per_worker,
+            on_tokens=progress.advance,
+            on_note=progress.note,
+        )
+    return InProcess(source, on_tokens=progress.advance)
+
+
+def make_grader(experiment: Experiment) -> Grader:
+    """The grader that the settings ask for.  Errors: UserError for an unknown one."""
+    spec = experiment.settings.grader
+    if spec == "lexical":
+        from selfedit.exam.lexical import LexicalGrader
+
+        return LexicalGrader()
+    if spec == "calibrated":
+        from selfedit.exam.calibrated import CalibratedGrader
+
+        return CalibratedGrader()
+    kind, _, model = spec.partition(":")
+    if kind != "judge" or not model:
+        raise UserError(f"--grader {spec}: not known; use lexical, calibrated, or judge:MODEL")
+    return JudgeGrader(api_judge(experiment, model), model)
+
+
+def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeRequest]], list[Any]]:
+    """Asks an API model to judge; replies and their cost are kept in the run's store."""
+
+    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
+        client = experiment.api_client(model)
+        try:
+            results = client.complete(
+                [
+                    ApiRequest(
+                        messages=request.messages,
+                        max_tokens=request.max_tokens,
+                        temperature=0.0,
+                        json_schema=request.json_schema,
+                    )
+                    for request in requests
+                ],
+                lambda _, result: experiment.progress.advance(1),
+            )
+        finally:
+            client.close()
+        costs = [
+            experiment._api_cost("grading", "grading", model, result, 0)
+            for result in results
+            if result.error is None and not result.cached
+        ]
+        experiment.store.add_costs(costs)
+        return [result.text if result.error is None else RuntimeError(result.error) for result in results]
+
+    return complete
+
+
+def _shown(sequence: TrainingSequence) -> str:
+    """A training sequence as the report shows it."""
+    return sequence.text if sequence.question is None else f"Question: {sequence.question}\nAnswer: {sequence.text}"

@@ -1,0 +1,95 @@
+"""One adapter that knows all the documents: edits, a fit, an exam before and after where there are questions.
+
+Knows documents and one writer.  Asking the adapter afterwards is `ask`'s part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfedit.documents import Document
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.progress import Progress
+from selfedit.procedures.settings import LearnSettings
+from selfedit.procedures.summarise import summarise
+from selfedit.runs.files import directory_atomically
+from selfedit.runs.summary import Summary
+from selfedit.workers.pool import Pool
+from selfedit.workers.units import FitOutcome
+
+ADAPTER = "learned"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """`adapter` is a folder in PEFT's format; `summary` has the exam's figures, or None where there were no questions."""
+
+    adapter: Path
+    documents: int
+    train_tokens: int
+    last_loss: float | None
+    summary: Summary | None
+
+
+def learn(settings: LearnSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Learned:
+    """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory.
+
+    Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
+    """
+    spec = EditorSpec.parse(settings.editor)
+    if spec.kind == "none":
+        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    if not settings.documents:
+        raise UserError("no documents given: name files, folders, or news")
+    with Experiment("learn", settings, progress=progress, pool=pool) as experiment:
+        documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
+        experiment.store.add_documents(documents)
+        examined = any(document.questions for document in documents)
+        _say_what_is_cut(experiment, documents)
+        if examined:
+            experiment.examine_untrained(documents)
+        if spec.kind != "passage":
+            experiment.write_edits(documents, spec, count=settings.edits, prompt=settings.edit_prompt)
+        folder = experiment.run.adapter(ADAPTER)
+
+        def save(_: Learning, outcome: FitOutcome) -> None:
+            with directory_atomically(folder) as scratch:
+                for name, content in outcome.adapter.items():
+                    (scratch / name).write_bytes(content)
+
+        learning = Learning(spec.name, tuple(documents), _all_edits(experiment, documents, spec), keep=True)
+        experiment.fit_and_examine([learning], label="learning", on_adapter=save)
+        (fit,) = experiment.store.fits(condition=spec.name)
+        if fit.error is not None:
+            raise RuntimeError(f"the fit failed: {fit.error}")
+        summary = None
+        if examined:
+            experiment.grade()
+            summary = summarise(experiment, documents, ["none", spec.name])
+        return Learned(folder, len(documents), fit.train_tokens, fit.last_loss, summary)
+
+
+def _all_edits(
+    experiment: Experiment, documents: list[Document], spec: EditorSpec
+) -> tuple[tuple[str | None, str] | None, ...]:
+    """All edits of a document joined, in the order of documents; None for the passage alone."""
+    if spec.kind == "passage":
+        return (None,) * len(documents)
+    texts: dict[str, list[str]] = {document.id: [] for document in documents}
+    for stored in experiment.store.edits(writer=spec.name):
+        texts[stored.edit.document_id].append(stored.edit.text)
+    return tuple((None, "\n".join(texts[document.id])) for document in documents)
+
+
+def _say_what_is_cut(experiment: Experiment, documents: list[Document]) -> None:
+    tokenizer = experiment.pool.tokenizer
+    limit = min(experiment.recipe.max_sequence_tokens, experiment.pool.context_length)
+    for document in documents:
+        tokens = len(tokenizer.encode(document.text))
+        if tokens > limit:
+            line = f"{document.id}: {tokens} tokens, more than the {limit} that are learned at once: cut into overlapping parts"
+            experiment.store.add_event("document cut into parts", document.id, line)
+            experiment.progress.note(line)
