@@ -19,27 +19,40 @@ from units_of_work import Experiment, content, make_experiment, whole_units
 from selfedit.runs.store import Store
 
 KILLS = 20
+UNITS_A_LIFE = 9
 
+# Writes at most `units` units, then waits; stops and waits at a statement of the last one, where `statement` names one.
 WRITER = """
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from units_of_work import make_experiment
 from selfedit.runs.directory import RunDirectory
 experiment = make_experiment(int(sys.argv[3]))
+units, statement = int(sys.argv[4]), int(sys.argv[5])
+def step():
+    global statement
+    if units == 1:
+        if statement == 0:
+            print("inside", flush=True)
+            time.sleep(600)
+        statement -= 1
 with RunDirectory.open(Path(sys.argv[2]), {"units": experiment.units}) as run:
     experiment.prepare(run.store)
     for unit in range(experiment.units):
         if not experiment.is_done(run.store, unit):
             print("begin", unit, flush=True)
-            experiment.write(run.store, unit)
+            experiment.write(run.store, unit, step)
             print("done", unit, flush=True)
-print("end", flush=True)
+            units -= 1
+            if units == 0:
+                time.sleep(600)
 """
 
 
-def start_writer(run: Path, units: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(run), str(units)]
+def start_writer(run: Path, experiment: Experiment, units: int, statement: int) -> subprocess.Popen[str]:
+    numbers = map(str, (experiment.units, units, statement))
+    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(run), *numbers]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -52,38 +65,41 @@ def uninterrupted(path: Path, experiment: Experiment) -> dict[str, list[tuple[ob
 
 
 def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    experiment = make_experiment(150)
+    """Every second kill falls inside a transaction for certain, the others where they fall."""
+    experiment = make_experiment(KILLS * UNITS_A_LIFE)
     run = tmp_path / "run"
     generator = random.Random(0)
-    committed: list[int] = []
-    inside_writes = 0
+    committed = [0]
     for kill in range(KILLS):
-        writer = start_writer(run, experiment.units)
+        inside = kill % 2 == 1
+        units = generator.randrange(1, UNITS_A_LIFE)
+        writer = start_writer(run, experiment, units, generator.randrange(6) if inside else -1)
         assert writer.stdout is not None
-        if kill > 2:  # the first three may fall before or into the making of the directory and the store
-            for _ in range(generator.randrange(1, 16)):
-                writer.stdout.readline()
+        if inside:
+            while writer.stdout.readline() != "inside\n":
+                assert writer.poll() is None
+        elif kill > 4:
+            for _ in range(generator.randrange(1, 2 * units)):
+                assert writer.stdout.readline()
             time.sleep(generator.random() * 0.01)
-        else:
-            time.sleep(0.08 + generator.random() * 0.1)
-        writer.send_signal(signal.SIGKILL)
-        lines = writer.stdout.read().splitlines()
+        else:  # may fall before, or into, the making of the directory and the store
+            time.sleep(0.1 + generator.random() * 0.2)
+        writer.kill()
         assert writer.wait() == -signal.SIGKILL
         writer.stdout.close()
-        inside_writes += bool(lines) and lines[-1].startswith("begin")
-        if not (run / "run.sqlite").exists() or not Path(run, "run.sqlite").stat().st_size:
+        if not (run / "run.sqlite").exists():
             continue
         with Store(run / "run.sqlite") as store:
             committed.append(sum(experiment.is_done(store, unit) for unit in range(experiment.units)))
         assert whole_units(run / "run.sqlite", experiment) == committed[-1]
+        if inside and kill > 1:
+            assert committed[-1] == committed[-2] + units - 1
     assert committed == sorted(committed), "a later kill lost a finished unit"
-    assert committed[-1] < experiment.units, "the kills came too late to test anything"
-    assert inside_writes >= KILLS // 2, "too few kills fell inside a write"
 
-    writer = start_writer(run, experiment.units)
-    out, _ = writer.communicate()
-    begun = [line for line in out.splitlines() if line.startswith("begin")]
-    assert len(begun) == experiment.units - committed[-1], "a finished unit was done again"
+    last_life = start_writer(run, experiment, -1, -1)
+    begun = [line for line in last_life.communicate()[0].splitlines() if line.startswith("begin")]
+    assert last_life.returncode == 0
+    assert len(begun) == experiment.units - committed[-1] > 0, "a finished unit was done again"
     assert content(run / "run.sqlite") == uninterrupted(tmp_path / "whole.sqlite", experiment)
 
 
