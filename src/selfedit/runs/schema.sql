@@ -108,7 +108,7 @@ CREATE TABLE api_calls (                       -- everything an API returned, ca
 );
 
 CREATE TABLE api_batches (                     -- batches under way, so that a restart goes on polling
-  key        TEXT PRIMARY KEY,                 -- sha256 of the sorted request keys
+  key        TEXT PRIMARY KEY,                 -- the request's key, as in api_calls
   batch_id   TEXT NOT NULL,
   status     TEXT NOT NULL
 );

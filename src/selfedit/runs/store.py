@@ -140,7 +140,7 @@ class Store:
         """What is written inside is kept whole, or not at all; what is read inside is of one moment.
 
         Transactions nest: an inner one that fails takes back its own writes and raises; the outer one decides.  Other
-        threads wait until it ends, and coroutines do not: await nothing inside.
+        threads wait until it ends: inside, wait neither for them nor for anything slow, and await nothing.
         """
         with self._turn:
             name = f"level_{self._depth}"
