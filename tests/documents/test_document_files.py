@@ -120,6 +120,6 @@ def test_html_is_read_through_markitdown(tmp_path):
 
 def test_a_file_that_markitdown_cannot_convert_is_named(tmp_path):
     pytest.importorskip("markitdown", reason="the extra `files` is not installed")
-    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04 not a document")
+    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04" + bytes(range(256)) * 4)
     with pytest.raises(UserError, match=r"a\.docx: cannot be converted to text"):
         load_documents(tmp_path / "a.docx")

@@ -81,7 +81,7 @@ def document_from_row(row: object, where: str = "document") -> Document:
 def _question_pairs(questions: object, where: str) -> Iterator[tuple[str, list[str]]]:
     for n, item in enumerate(_list(questions, "questions", where), 1):
         place = f"{where}, question {n}"
-        if not isinstance(item, Mapping):
+        if not isinstance(item, dict):
             raise UserError(f'{place}: must be an object with "question" and "answers", not {json_type(item)}')
         for field in ("question", "answers"):
             if field not in item:
@@ -96,7 +96,7 @@ def edits_field(edits: object, where: str) -> dict[str, tuple[str, ...]]:
     """A row's field "edits": {writer: [text, ...]}; none where it is missing or null."""
     if edits is None:
         return {}
-    if not isinstance(edits, Mapping):
+    if not isinstance(edits, dict):
         raise UserError(f'{where}: field "edits" must be an object of lists by writer, not {json_type(edits)}')
     return {
         clean_text(writer, "edits", where): tuple(

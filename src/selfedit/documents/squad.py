@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
@@ -167,7 +167,7 @@ def _article(
         for m, item in enumerate(_list_field(paragraph, "qas", place), 1):
             spot = f"{place}, question {m}"
             answers = [_field(answer, "text", spot) for answer in _list_field(item, "answers", spot)]
-            if isinstance(item, Mapping) and item.get("is_impossible"):
+            if isinstance(item, dict) and item.get("is_impossible"):
                 answers = []  # v2 lists such answers as plausible only
             questions.append((_field(item, "question", spot), answers, spot))
         document = _document(name, _field(paragraph, "context", place), questions, place, paragraphs_of, counts)
@@ -178,7 +178,7 @@ def _article(
 
 
 def group_flat_rows(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], *, require_questions: bool, counts: Counter[str]
+    rows: Iterable[tuple[str, dict[str, Any]]], *, require_questions: bool, counts: Counter[str]
 ) -> Iterator[tuple[str, Document]]:
     """Documents of rows with one question each ("title", "context", "question", "answers": {"text": [...]}).
 
@@ -191,7 +191,7 @@ def group_flat_rows(
         for where, row in group:
             place = place or where
             answers = row["answers"]
-            if not isinstance(answers, Mapping) or not isinstance(answers.get("text"), list):
+            if not isinstance(answers, dict) or not isinstance(answers.get("text"), list):
                 raise UserError(f'{where}: column "answers" must hold {{"text": [...]}}, as SQuAD has it')
             questions.append((row["question"], answers["text"], where))
         document = _document(clean_text(name, "title", place), context, questions, place, paragraphs_of, counts)
@@ -228,7 +228,7 @@ def _document(
 
 
 def _field(value: object, field: str, where: str) -> Any:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise UserError(f'{where}: must be an object with "{field}", not {json_type(value)}')
     if field not in value:
         raise UserError(f'{where}: field "{field}" is missing, which SQuAD JSON has')

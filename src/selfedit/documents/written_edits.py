@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, dict[str, list[str]]]:
     by_writer: dict[str, dict[str, list[str]]] = {}
     seen: dict[str, str] = {}
     for where, row in read_rows(path):
-        if isinstance(row, Mapping) and ("edits" in row or "title" in row):
+        if isinstance(row, dict) and ("edits" in row or "title" in row):
             if "id" not in row:
                 raise UserError(f'{where}: field "id" is missing; edits belong to the document that it names')
             document_id = clean_text(row["id"], "id", where)
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _edit_row(row: object, where: str) -> tuple[str, str, str]:
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         raise UserError(f"{where}: an edit row must be an object, not {json_type(row)}")
     key = "document_id" if "document_id" in row else "id"
     for field in (key, "text"):
