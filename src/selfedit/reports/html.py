@@ -390,7 +390,7 @@ def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
 
     documents = []
     for document in run.documents:
-        edits = edits_of[document.id]
+        edits = sorted(edits_of[document.id], key=lambda edit: (index_of[edit.round, edit.writer], edit.index))
         sequences, fits = shown_fits(fits_of[document.id], {edit.id: index for index, edit in enumerate(edits)})
         documents.append(
             {
