@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from selfedit.engine.bank import UnsupportedModelError
 from selfedit.engine.packing import Layout, packed
 
+# Set on a model that passed the check.
+_CHECKED = "_selfedit_checked"
+
 
 class Backbone:
     """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
@@ -30,9 +33,9 @@ class Backbone:
             raise UnsupportedModelError(f"{type(model).__name__} has no plain output head; it cannot be trained here")
         self.head_VD: Tensor = head.weight
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        if not getattr(model, "_selfedit_checked", False):
+        if not getattr(model, _CHECKED, False):
             self._check()
-            model._selfedit_checked = True
+            setattr(model, _CHECKED, True)
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,8 @@ class AdapterBank:
         self.size = size
         self.routing: Routing | None = None
         self.names = target_layers(model, spec)
-        linears = [model.get_submodule(name) for name in self.names]
-        self.device = linears[0].weight.device
+        linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
+        self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
         # Grouped products exist for bfloat16 on CUDA; elsewhere one product a segment is best.
         self.grouped = self.device.type == "cuda" and self.dtype == torch.bfloat16
@@ -163,18 +164,23 @@ def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
     head = model.get_output_embeddings()
     names = []
     for name, module in model.named_modules():
-        if module is head or not _matches(name, module, spec):
-            continue
         if isinstance(module, LoraLinear):
             raise UnsupportedModelError(f"{name} carries the adapters of another bank: detach that bank first")
+        if module is head or not _matches(name, module, spec):
+            continue
         if not isinstance(module, nn.Linear):
             raise UnsupportedModelError(
                 f"{name} is a {type(module).__name__}; only torch.nn.Linear layers can be adapted"
                 " (models built on Conv1D, such as GPT-2, are not supported)"
             )
-        if module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if (
+            module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+            or type(module.weight.data) is not Tensor
+            or type(module).forward is not nn.Linear.forward
+        ):
             raise UnsupportedModelError(
-                f"{name} is quantised ({type(module).__name__}, {module.weight.dtype}); load the model in bfloat16 or float32"
+                f"{name} is no plain torch.nn.Linear ({type(module).__name__}, {module.weight.dtype}), quantised perhaps;"
+                " load the model in bfloat16 or float32"
             )
         names.append(name)
     if not names:

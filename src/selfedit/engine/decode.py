@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.lora import Routing
+from selfedit.engine.memory import out_of_memory, release_memory
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ def decode(
         raise ValueError("requests to adapters need a bank, and cannot be mixed with requests to the base model")
     if any(not request.prompt for request in requests):
         raise ValueError("a prompt is empty")
+    if bank is not None and any(
+        not 0 <= request.adapter < bank.size for request in requests if request.adapter is not None
+    ):
+        wrong = next(r.adapter for r in requests if r.adapter is not None and not 0 <= r.adapter < bank.size)
+        raise ValueError(f"a request names adapter {wrong} of a bank of {bank.size}")
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
     while waiting:
@@ -73,12 +79,11 @@ def decode(
         batch = sorted(waiting[:rows], key=lambda k: (requests[k].adapter or 0, requests[k].prompt, k))
         try:
             results = _decode_batch(backbone, [requests[k] for k in batch], bank, on_tokens)
-        except torch.OutOfMemoryError:
-            if rows == 1:
+        except RuntimeError as error:
+            if rows == 1 or not out_of_memory(error):
                 raise
             token_budget //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
             continue
         completions.update(zip(batch, results, strict=True))
         waiting = waiting[rows:]
@@ -157,7 +162,7 @@ def _decode_batch(
         hidden_BD = hidden[:, -1]
 
 
-def _route(bank: AdapterBank | None, adapters: Sequence[int | None], width: int):  # type: ignore[no-untyped-def]
+def _route(bank: AdapterBank | None, adapters: Sequence[int | None], width: int) -> AbstractContextManager[None]:
     chosen = [adapter for adapter in adapters if adapter is not None]
     if bank is None or not chosen:
         return nullcontext()

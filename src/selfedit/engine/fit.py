@@ -9,6 +9,7 @@ need not move in lockstep: those with the most work left go first, as many as th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import warnings
@@ -22,6 +23,7 @@ from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
+from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.packing import Layout, packed
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
@@ -212,12 +214,20 @@ def fit(
     gradients_NF = bank.enable_gradients()
     running = [_Running.start(bank, adapter, job) for adapter, job in enumerate(jobs)]
     active = [r for r in running if r.order]
+    warned = False
     while active:
         chosen = _choose(active, token_budget)
         try:
             losses = _gradients(bank, backbone, chosen, token_budget)
-        except torch.OutOfMemoryError:
-            token_budget = _halve(token_budget, chosen)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            smaller = _halve(token_budget, chosen)
+            if not warned:
+                warnings.warn(
+                    f"out of memory: going on with {smaller} tokens a step instead of {token_budget}", stacklevel=2
+                )
+            token_budget, warned = smaller, True
             for r in chosen:
                 gradients_NF[r.adapter].zero_()
             continue
@@ -250,33 +260,38 @@ def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], to
     return totals
 
 
-def _micro_batches(chosen: list[_Running], token_budget: int) -> list[list[tuple[int, TokenSequence]]]:
-    """(number in `chosen`, sequence) of the step, cut into forward passes of at most the budget."""
-    batches: list[list[tuple[int, TokenSequence]]] = [[]]
+def _micro_batches(chosen: list[_Running], token_budget: int) -> list[list[tuple[int, int]]]:
+    """(number in `chosen`, place in its step) of the step's sequences, cut into forward passes of at most the budget."""
+    batches: list[list[tuple[int, int]]] = [[]]
     tokens = 0
     for k, r in enumerate(chosen):
-        for sequence in r.batch:
+        for place, sequence in enumerate(r.batch):
             if batches[-1] and tokens + len(sequence.ids) > token_budget:
                 batches.append([])
                 tokens = 0
-            batches[-1].append((k, sequence))
+            batches[-1].append((k, place))
             tokens += len(sequence.ids)
     return batches
 
 
 def _micro_step(
-    bank: AdapterBank, backbone: Backbone, chosen: list[_Running], batch: list[tuple[int, TokenSequence]]
+    bank: AdapterBank, backbone: Backbone, chosen: list[_Running], batch: list[tuple[int, int]]
 ) -> list[tuple[int, float]]:
     device = bank.device
-    grouped = bank.grouped
-    rows: list[list[int]] = [list(sequence.ids) for _, sequence in batch]
+    # Dropout has its own path, and its masks must not depend on rows added for alignment.
+    grouped = bank.grouped and not bank.spec.dropout
+    sequences = [chosen[k].batch[place] for k, place in batch]
+    rows: list[list[int]] = [list(sequence.ids) for sequence in sequences]
     if grouped:
         _align(rows, [k for k, _ in batch])
     lengths = [len(row) for row in rows]
     # Position p predicts token p + 1 of the same sequence; only positions with a label get logits.
-    positions, targets, weights, owners = [], [], [], []
+    positions: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    owners: list[int] = []
     start = 0
-    for (k, sequence), row in zip(batch, rows, strict=True):
+    for (k, _), sequence, row in zip(batch, sequences, rows, strict=True):
         first, last = max(sequence.prompt_length, 1), len(sequence.ids)
         positions += range(start + first - 1, start + last - 1)
         targets += sequence.ids[first:last]
@@ -285,8 +300,8 @@ def _micro_step(
         start += len(row)
     seeds = None
     if bank.spec.dropout:
-        # One stream an adapter and step; sequences of one fit in one pass share a segment.
-        seeds = [chosen[k].job.seed * 1_000_003 + chosen[k].done for k in dict.fromkeys(k for k, _ in batch)]
+        # One stream a fit, step and sequence, so that it does not matter how a step is cut into passes.
+        seeds = [_mix(chosen[k].job.seed, chosen[k].done, place) for k, place in batch]
     routing = Routing.of(
         [chosen[k].adapter for k, _ in batch],
         lengths,
@@ -322,15 +337,16 @@ def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:
         mine[-1] += [mine[-1][-1]] * (-sum(map(len, mine)) % multiple)
 
 
+def _mix(*numbers: int) -> int:
+    """A seed from several numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "big")
+
+
 def _halve(token_budget: int, chosen: list[_Running]) -> int:
     longest = max(len(sequence.ids) for r in chosen for sequence in r.batch)
     if token_budget <= longest:
         raise torch.OutOfMemoryError(
             f"out of memory with a single sequence of {longest} tokens: use shorter sequences, a smaller model or less rank"
         )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warnings.warn(
-        f"out of memory: going on with {token_budget // 2} tokens a step instead of {token_budget}", stacklevel=3
-    )
+    release_memory()
     return token_budget // 2

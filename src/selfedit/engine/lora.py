@@ -75,12 +75,13 @@ class Routing:
         grouped: bool,
         dropout_seeds: list[int] | None = None,
     ) -> Routing:
-        """Routes `lengths[k]` consecutive rows to `adapters[k]`; neighbours of one adapter become one segment."""
+        """Routes `lengths[k]` consecutive rows to `adapters[k]`; neighbours of one adapter become one segment, unless each
+        has a dropout seed of its own."""
         segments: list[tuple[int, int, int]] = []
         start = 0
         for adapter, length in zip(adapters, lengths, strict=True):
             end = start + length
-            if segments and segments[-1][0] == adapter:
+            if segments and segments[-1][0] == adapter and dropout_seeds is None:
                 segments[-1] = (adapter, segments[-1][1], end)
             else:
                 segments.append((adapter, start, end))
@@ -200,7 +201,7 @@ class _Adapted(torch.autograd.Function):
         return y_PO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, None, None, None]:
         x_PI, h_PR = ctx.saved_tensors
         layer, routing = ctx.layer, ctx.routing
         a_NRI, b_NOR = layer.a_NRI, layer.b_NOR

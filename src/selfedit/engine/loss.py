@@ -61,6 +61,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (losses_L * weights_L).sum(), losses_L
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_LD,) = ctx.saved_tensors
         return grad_LD * grad_total.to(grad_LD.dtype), None, None, None, None

@@ -95,7 +95,9 @@ def merge(model: PreTrainedModel, folder: Path, *, scale: float = 1.0) -> None:
     spec, state = load(folder)
     for name, (a, b) in state.items():
         try:
-            weight = model.get_submodule(name).weight
+            module = model.get_submodule(name)
+            # Under a bank, the layer's own weights are one level down.
+            weight: Tensor = getattr(module, "base_layer", module).get_parameter("weight")
         except AttributeError:
             raise ValueError(f"{folder}: the model has no layer {name}; the adapter belongs to another model") from None
         if weight.shape != (b.shape[0], a.shape[1]):

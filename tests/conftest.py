@@ -1,0 +1,83 @@
+"""Options and fixtures that several rooms' tests share.
+
+Imports nothing but pytest at the top: the engine's tests also run on machines that have torch, transformers and peft only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+KINDS = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the engine's tests run: cpu (default), cuda, cuda:1, ...")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> Any:
+    import torch
+
+    chosen = torch.device(request.config.getoption("--device"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device cuda: this machine has no CUDA device", returncode=2)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def tiny_model(device: Any) -> Callable[..., Any]:
+    """`tiny_model(kind, dtype="float32", seed=0, **config)`: a fresh frozen causal language model with random weights."""
+
+    def build(kind: str = "llama", *, dtype: str = "float32", seed: int = 0, **config: Any) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(tiny_config(kind, **config))
+        return model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+
+    return build
+
+
+def tiny_config(kind: str, **changes: Any) -> Any:
+    """The configuration of a model of a few ten thousand parameters.
+
+    `llama` has grouped queries and a head of its own, `qwen2` biases, `qwen3` normalised queries and keys, `gemma3` a
+    sliding window of 8 on two of three layers; `gpt2` is built on Conv1D."""
+    import transformers
+
+    shape = {
+        "vocab_size": 160,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if kind == "llama":
+        return transformers.LlamaConfig(**{**shape, "tie_word_embeddings": False, **changes})
+    if kind == "qwen2":
+        shape.pop("head_dim")
+        return transformers.Qwen2Config(**{**shape, "tie_word_embeddings": True, **changes})
+    if kind == "qwen3":
+        return transformers.Qwen3Config(**{**shape, "tie_word_embeddings": True, **changes})
+    if kind == "gemma3":
+        pattern = ["sliding_attention", "full_attention", "sliding_attention"]
+        return transformers.Gemma3TextConfig(
+            **{**shape, "sliding_window": 8, "layer_types": pattern, "query_pre_attn_scalar": 16, **changes}
+        )
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            **{"vocab_size": 160, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, **changes}
+        )
+    raise ValueError(f"no tiny model of kind {kind}")

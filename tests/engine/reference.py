@@ -1,0 +1,116 @@
+"""The plain way to train one adapter, against which the engine is held: PEFT, torch's AdamW, one sequence at a time."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence
+
+
+def random_job(
+    seed: int, *, sequences: int, shortest: int = 4, longest: int = 24, vocabulary: int = 160, **settings: Any
+) -> FitJob:
+    """A job on random tokens; about a third of the sequences begin with a prompt that is not learned."""
+    generator = random.Random(seed)
+    made = []
+    for _ in range(sequences):
+        length = generator.randint(shortest, longest)
+        ids = tuple(generator.randrange(3, vocabulary) for _ in range(length))
+        made.append(TokenSequence(ids, prompt_length=generator.choice([0, 0, length // 2])))
+    return FitJob(tuple(made), FitSettings(**settings), seed)
+
+
+def lora_config(model: Any, spec: LoraSpec) -> peft.LoraConfig:
+    targets = spec.targets if spec.targets == "all-linear" else list(spec.targets)
+    layers = None if spec.layers is None else list(range(spec.layers[0], spec.layers[1] + 1))
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        layers_to_transform=layers,
+        use_rslora=spec.rslora,
+    )
+
+
+def first_weights(model: Any, spec: LoraSpec, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The weights that a bank gives an adapter of this seed before training."""
+    with AdapterBank(model, spec, 1) as bank:
+        bank.reset(0, seed)
+        return {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
+
+
+def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
+    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's clipping
+    and AdamW."""
+    start = first_weights(model, spec, job.seed)
+    wrapped = peft.get_peft_model(copy.deepcopy(model), lora_config(model, spec)).eval()
+    with torch.no_grad():
+        for name, (a, b) in start.items():
+            layer = wrapped.base_model.model.get_submodule(name)
+            layer.lora_A["default"].weight.copy_(a)
+            layer.lora_B["default"].weight.copy_(b)
+    settings = job.settings
+    parameters = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay
+    )
+    schedule = transformers.get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=job.steps
+    )
+    for numbers in job.order():
+        optimizer.zero_grad()
+        batch = [job.sequences[k] for k in numbers]
+        labelled = sum(s.labelled for s in batch)
+        for sequence in batch:
+            ids = torch.tensor([sequence.ids], device=model.device)
+            logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
+            first = max(sequence.prompt_length, 1)
+            loss = torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum") / labelled
+            loss.backward()
+        if settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+    return wrapped
+
+
+def peft_state(wrapped: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    layers = {name: wrapped.base_model.model.get_submodule(name) for name in names}
+    return {
+        name: (layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data)
+        for name, layer in layers.items()
+    }
+
+
+def difference(own: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """How far an adapter is from another in norm: relative to all its parameters, and, for the B matrices, which start at
+    zero and are therefore all learned, relative to those."""
+    assert own.keys() == other.keys()
+
+    def relative(which: tuple[int, ...]) -> float:
+        x, y = (
+            torch.cat([state[name][k].detach().float().flatten() for name in own for k in which])
+            for state in (own, other)
+        )
+        return ((x - y).norm() / y.norm()).item()
+
+    return relative((0, 1)), relative((1,))
+
+
+@torch.no_grad()
+def greedy_alone(wrapped: Any, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
+    """Greedy tokens, without a cache."""
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        logits = wrapped(input_ids=torch.tensor([ids], device=wrapped.device), use_cache=False).logits[0, -1]
+        ids.append(int(logits.argmax()))
+    return tuple(ids[len(prompt) :])

@@ -1,0 +1,111 @@
+"""A bank gives each adapter what PEFT and torch's AdamW give it alone, under the same settings and data order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from reference import difference, greedy_alone, peft_state, random_job, train_alone
+
+from selfedit.engine import AdapterBank, DecodeRequest, FitJob, LoraSpec, decode, fit
+
+# How far parameters may be apart, in norm: all of them, and those of B alone, which are nothing but what was learned.  AdamW
+# makes a whole step out of a gradient that is itself rounding noise, so the second is wider.  bfloat16 keeps 3 digits of each
+# product: there the direction of learning is compared, and greedy answers are not.
+TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-3, 0.15)}
+
+
+def assert_equal(own, other, dtype="float32"):
+    everything, learned = difference(own, other)
+    assert everything < TOLERANCE[dtype][0]
+    assert learned < TOLERANCE[dtype][1]
+
+
+def five_jobs() -> list[FitJob]:
+    return [
+        random_job(11, sequences=2, learning_rate=3e-4, epochs=3),
+        random_job(12, sequences=5, learning_rate=2e-4, epochs=1, batch_size=2, schedule="cosine", warmup_steps=1),
+        random_job(13, sequences=3, learning_rate=3e-4, epochs=2, batch_size=3, weight_decay=0.1),
+        random_job(14, sequences=1, longest=60, learning_rate=3e-4, epochs=5, max_grad_norm=None, shuffle=False),
+        random_job(15, sequences=7, learning_rate=3e-4, epochs=2, batch_size=2, schedule="constant", max_grad_norm=0.1),
+    ]
+
+
+_references: dict[tuple[str, str], list] = {}
+
+
+def references(kind, dtype, model, spec):
+    """The five jobs trained alone; made once for both paths."""
+    if (kind, dtype) not in _references:
+        _references[kind, dtype] = [train_alone(model, spec, job) for job in five_jobs()]
+    return _references[kind, dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_five_adapters_equal_five_separate_runs(tiny_model, kind, dtype, path):
+    model = tiny_model(kind, dtype=dtype)
+    if path == "grouped" and model.device.type == "cuda" and dtype == "float32":
+        pytest.skip("grouped products on CUDA are for bfloat16")
+    jobs = five_jobs()
+    spec = LoraSpec(rank=8, alpha=16)
+    alone = references(kind, dtype, model, spec)
+    prompts = [(3, 4 + k, *range(20, 24 + k)) for k in range(5)]
+    with AdapterBank(model, spec, 5) as bank:
+        bank.grouped = path == "grouped"
+        results = fit(bank, jobs, token_budget=64)
+        for k, wrapped in enumerate(alone):
+            assert results[k].error is None
+            assert results[k].steps == jobs[k].steps
+            assert_equal(bank.state(k), peft_state(wrapped, bank.names), dtype)
+        answers = decode(model, [DecodeRequest(prompts[k], 12, adapter=k) for k in range(5)], bank=bank)
+    if dtype == "float32":
+        assert [a.ids for a in answers] == [greedy_alone(w, p, 12) for w, p in zip(alone, prompts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"targets": ("q_proj", "v_proj"), "rank": 4},
+        {"targets": ("self_attn.o_proj", "model.layers.0.mlp.down_proj")},
+        {"layers": (1, 2), "targets": ("k_proj", "gate_proj")},
+        {"rslora": True, "rank": 4, "alpha": 8},
+    ],
+    ids=["names", "suffix-and-whole-name", "layer-range", "rslora"],
+)
+def test_options_mean_what_they_mean_in_peft(tiny_model, path, change):
+    model = tiny_model("qwen3")
+    spec = dataclasses.replace(LoraSpec(rank=8, alpha=16), **change)
+    jobs = five_jobs()[:2]
+    with AdapterBank(model, spec, 2) as bank:
+        bank.grouped = path == "grouped" and model.device.type == "cpu"
+        fit(bank, jobs)
+        states = [{name: (a.clone(), b.clone()) for name, (a, b) in bank.state(k).items()} for k in range(2)]
+        names = bank.names
+    for job, state in zip(jobs, states, strict=True):
+        assert_equal(state, peft_state(train_alone(model, spec, job), names))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads(tiny_model, tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    job, spec = five_jobs()[0], LoraSpec(rank=8, alpha=16)
+    with AdapterBank(model, spec, 1) as bank:
+        fit(bank, [job])
+        state = {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
+        names = bank.names
+    assert "lm_head" not in names
+    assert_equal(state, peft_state(train_alone(model, spec, job), names))
+
+
+def test_a_small_budget_changes_nothing(tiny_model):
+    """Steps cut into several forward passes, and fits out of step with each other, end where whole steps end."""
+    model, jobs, spec = tiny_model("llama"), five_jobs(), LoraSpec(rank=8, alpha=16)
+    states = []
+    for budget in (16, 4096):
+        with AdapterBank(model, spec, 5) as bank:
+            fit(bank, jobs, token_budget=budget)
+            states.append(bank.parameters_NF.clone())
+    assert (states[0] - states[1]).norm() < 1e-5 * states[1].norm()
+    assert torch.isfinite(states[0]).all()

@@ -1,0 +1,114 @@
+"""Labels, data order, schedules and results of fits; the cross-entropy that never holds all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import random_job
+
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit
+from selfedit.engine.lora import Routing
+from selfedit.engine.loss import linear_cross_entropy
+
+
+def loss_of(model, sequences):
+    """Mean loss over the labelled tokens, from the model's own logits."""
+    losses = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence.ids], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0].float()
+        first = max(1, sequence.prompt_length)
+        losses.append(torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="none"))
+    return torch.cat(losses).mean().item()
+
+
+def test_the_first_loss_is_the_models_own_over_the_labelled_tokens(tiny_model):
+    model = tiny_model("gemma3")
+    sequences = (TokenSequence(tuple(range(3, 40)), 10), TokenSequence((9, 8, 7)), TokenSequence((5, 4), 1))
+    assert [s.labelled for s in sequences] == [27, 2, 1]
+    job = FitJob(sequences, FitSettings(epochs=1, batch_size=3), seed=0)
+    with AdapterBank(model, LoraSpec(rank=4), 1) as bank:
+        result = fit(bank, [job])[0]
+    assert result.first_loss == pytest.approx(loss_of(model, sequences), rel=1e-4)
+    assert (result.steps, result.tokens) == (1, 42)
+
+
+def test_a_prompt_is_read_but_not_learned(tiny_model):
+    """Two jobs that differ in the prompt's length alone learn different things, and the unlearned prompt stays unlikely."""
+    model = tiny_model("llama")
+    ids = tuple(range(10, 40))
+    jobs = [
+        FitJob((TokenSequence(ids, prompt),), FitSettings(epochs=30, learning_rate=3e-3), seed=1) for prompt in (0, 15)
+    ]
+    whole, rest = TokenSequence(ids), TokenSequence(ids, 15)
+    with AdapterBank(model, LoraSpec(rank=8), 2) as bank:
+        results = fit(bank, jobs)
+        losses = []
+        for adapter in range(2):
+            with bank.route(Routing.of([adapter], [len(ids)], size=2, device=bank.device, grouped=False)):
+                losses.append((loss_of(model, [whole]), loss_of(model, [rest])))
+    assert results[0].last_loss < 0.5 * loss_of(model, [whole])
+    assert losses[0][0] < 0.3 * losses[1][0]
+    assert losses[1][1] < 0.5 * loss_of(model, [rest])
+
+
+def test_order_shuffles_each_epoch_by_the_jobs_seed():
+    job = random_job(3, sequences=9, epochs=3, batch_size=4)
+    order = job.order()
+    assert len(order) == job.steps == 9
+    epochs = [[number for step in order[k : k + 3] for number in step] for k in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert order == job.order()
+    assert order != FitJob(job.sequences, job.settings, seed=4).order()
+    plain = FitJob(job.sequences, FitSettings(epochs=1, batch_size=4, shuffle=False), seed=3)
+    assert plain.order() == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_schedules():
+    linear = FitSettings(learning_rate=1.0, schedule="linear", warmup_steps=2)
+    assert [linear.rate(k, 6) for k in range(6)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    assert FitSettings(learning_rate=1.0, schedule="cosine").rate(2, 4) == pytest.approx(0.5)
+    assert FitSettings(learning_rate=1.0, schedule="constant").rate(3, 4) == 1.0
+
+
+def test_progress_counts_every_training_token(tiny_model):
+    jobs = [random_job(k, sequences=4, epochs=2) for k in range(3)]
+    seen = []
+    with AdapterBank(tiny_model("llama"), LoraSpec(rank=2), 3) as bank:
+        results = fit(bank, jobs, token_budget=50, on_tokens=seen.append)
+    assert sum(seen) == sum(job.tokens for job in jobs) == sum(r.tokens for r in results)
+
+
+def test_jobs_that_cannot_be_trained_are_refused(tiny_model):
+    good = random_job(1, sequences=2)
+    with AdapterBank(tiny_model("llama"), LoraSpec(rank=2), 1) as bank:
+        with pytest.raises(ValueError, match="2 jobs do not fit a bank of 1"):
+            fit(bank, [good, good])
+        for sequences in [(), (TokenSequence((5,)),), (TokenSequence((5, 6), prompt_length=2),)]:
+            with pytest.raises(ValueError, match="job 0 has no sequences, or one without a token to learn"):
+                fit(bank, [FitJob(sequences, good.settings, 0)])
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_linear_cross_entropy_equals_torchs(device, softcap, monkeypatch):
+    import selfedit.engine.loss as module
+
+    monkeypatch.setattr(module, "_BLOCK_NUMBERS", {"cpu": 16 * 50, "accelerator": 16 * 50})  # three blocks
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(41, 24, generator=generator).to(device).requires_grad_()
+    head = torch.randn(50, 24, generator=generator).to(device)
+    targets = torch.randint(0, 50, (41,), generator=generator).to(device)
+    weights = torch.rand(41, generator=generator).to(device)
+    total, losses = linear_cross_entropy(hidden, head, targets, weights, softcap)
+    (3 * total).backward()
+    copied = hidden.detach().clone().requires_grad_()
+    logits = copied @ head.t()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (3 * (expected * weights).sum()).backward()
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total, (expected * weights).sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden.grad, copied.grad, rtol=1e-4, atol=1e-5)
