@@ -280,24 +280,23 @@ def write_train(
             document = spell(f"d{index}")
             rewards = []
             for k in range(edits if split == "train" else 1):
-                edit = f"{number}|{document}|self:implications|{k}"
+                edit = f"{number}|{document}|{split}|{k}"
                 lines = [f"Statement {i} of edit {k}, written in round {number}, about the opening." for i in range(6)]
                 insert(
-                    store, "edits", id=edit, round=number, document_id=document, writer="self:implications", idx=k,
+                    store, "edits", id=edit, round=number, document_id=document, writer=split, idx=k,
                     prompt="implications", text=spell("\n".join(lines)), truncated=0, dropped_lines=0, input_tokens=150,
                     output_tokens=90, kept=None, reward=None,
                 )  # fmt: skip
                 chance = ease and min(0.95, ease + 0.05 * number + 0.2 * rng.random())
                 rewards.append(
-                    sum(fit(edit, document, number, r, "self:implications", chance, index) for r in range(replicates))
-                    / replicates
+                    sum(fit(edit, document, number, r, split, chance, index) for r in range(replicates)) / replicates
                 )
             if split == "train":
                 best = max(range(edits), key=lambda k: (rewards[k], -k))
                 for k in range(edits):
                     store.execute(
                         "UPDATE edits SET kept = ?, reward = ? WHERE id = ?",
-                        (k == best, rewards[k], f"{number}|{document}|self:implications|{k}"),
+                        (k == best, rewards[k], f"{number}|{document}|{split}|{k}"),
                     )
                 rewards_of.append(rewards)
         reward = sum(sum(r) / len(r) for r in rewards_of) / len(rewards_of) if rewards_of else None
@@ -305,21 +304,23 @@ def write_train(
         if reward is not None:
             details["train_reward_ci95"] = [max(0, reward - 0.1), reward + 0.1]
             details["documents_without_signal"] = sum(len(set(r)) == 1 for r in rewards_of)
+        if number == 0:
+            continue  # the untrained editor was only examined on the validation documents
         entry = {
             "round": number, "train_reward": reward, "validation_accuracy": min(0.45, 0.25 + 0.08 * number),
             "kept_edits": len(rewards_of), "seconds": 260.0 + number,
         }  # fmt: skip
         insert(store, "rounds", **entry, checkpoint=f"checkpoints/round-{number:02d}", details=json.dumps(details))
         insert(
-            store, "costs", what="edits", condition="self:implications", model="smollm2-135m",
+            store, "costs", what="edits", condition="train", model="smollm2-135m",
             input_tokens=150 * documents * edits, output_tokens=90 * documents * edits, seconds=30.0, usd=0.001,
         )  # fmt: skip
         insert(
-            store, "costs", what="fits", condition="self:implications", model="smollm2-135m",
+            store, "costs", what="fits", condition="train", model="smollm2-135m",
             seconds=3.9 * documents * edits * replicates, usd=0.02,
         )  # fmt: skip
         entries.append(entry | details)
-    insert(store, "events", kind="cut_edit", subject=f"1|{spell('d1')}|self:implications|0", message="cut at 96 tokens")
+    insert(store, "events", kind="cut_edit", subject=f"1|{spell('d1')}|train|0", message="cut at 96 tokens")
     store.commit()
     store.close()
     settings = {
@@ -333,7 +334,14 @@ def write_train(
     if finished:
         summary = {
             "schema": 1, "procedure": "train", "model": "smollm2-135m", "instruct": True, "documents": documents,
-            "questions": documents * questions, "recipe": RECIPE, "conditions": [], "rounds": entries,
+            "questions": documents * questions, "recipe": RECIPE, "rounds": entries,
+            "conditions": [
+                {
+                    "name": "none", "accuracy": 0.04, "ci95": [0.0, 0.1], "correct": 2, "graded": 40, "ungraded": 0,
+                    "train_tokens": 0, "edit_tokens": 0, "seconds": 9.0, "cost_usd": None,
+                }
+            ],
+            "untrained_validation": {"accuracy": 0.25, "ci95": [0.1, 0.4]},
             "selected_round": 2 if rounds >= 2 else 1, "grader": "lexical", "device": "cpu", "seconds": 1040.0,
             "worth_it": spell("Step A gained 24.0 points. Step B added 3.1 points, within noise. Better keep Step A."),
         }  # fmt: skip

@@ -76,6 +76,32 @@ def test_unfinished_training_says_how_many_rounds_have_ended(tmp_path: Path) -> 
     assert "1 of 2 rounds have ended." in findings.missing(read_run(folder))
 
 
+def test_round_0_is_the_untrained_editor(train_run: Path, tmp_path: Path) -> None:
+    run = read_run(train_run)
+    assert [entry.round for entry in run.rounds] == [1, 2, 3]
+    first, *rest = findings.rounds(run)
+    assert (first.round, first.validation_accuracy, first.validation_ci95) == (0, 0.25, (0.1, 0.4))
+    assert tuple(rest) == run.rounds
+    assert findings.compared(run) == ()  # no adaptation alone is no comparison
+
+    folder = fake_runs.write_train(tmp_path / "run", documents=2, edits=2, rounds=1, replicates=1, finished=False)
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        (expected,) = store.execute(
+            "SELECT AVG(v.credit) FROM verdicts v JOIN answers a ON a.id = v.answer_id JOIN fits f ON f.id = a.fit_id"
+            " WHERE f.round = 0 AND f.condition = 'validation'"
+        ).fetchone()
+    assert findings.rounds(read_run(folder))[0].validation_accuracy == pytest.approx(expected)
+
+
+def test_documents_without_questions_are_not_unfinished(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(
+        tmp_path / "run", documents=2, conditions=("passage",), questions=0, finished=False
+    )
+    assert findings.missing(read_run(folder)) == [
+        "The documents have no questions: there was no exam, so there are no figures."
+    ]
+
+
 def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
     run = read_run(partial_run)
     found = {condition.name: condition for condition in findings.conditions(run)}
@@ -95,7 +121,7 @@ def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
 def test_signal_counts_documents_whose_edits_score_alike(train_run: Path) -> None:
     run = read_run(train_run)
     assert [signal.round for signal in findings.signals(run)] == [1, 2, 3]
-    for signal, entry in zip(findings.signals(run), run.rounds[1:], strict=True):
+    for signal, entry in zip(findings.signals(run), run.rounds, strict=True):
         assert signal.without_signal == entry.documents_without_signal
         assert signal.mean == pytest.approx(entry.train_reward)
         assert signal.best >= signal.mean

@@ -146,10 +146,28 @@ def test_step_b_page(train_run: Path, tmp_path: Path) -> None:
         assert words in text
 
 
+def test_continual_page_shows_its_steps(compare_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compare_run, tmp_path / "continual"))
+    summary = json.loads((folder / "summary.json").read_text())
+    known = {"accuracy": 0.375, "ci95": [0.25, 0.5], "documents": 1}
+    summary |= {"procedure": "continual", "conditions": summary["conditions"][:1], "differences": None}
+    summary["steps"] = [
+        {"step": 1, "document": "d0", "new": known, "earlier": None},
+        {"step": 2, "document": "d1" + spell_for_store(""), "new": None, "earlier": known},
+    ]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    path = build_report([folder])
+    assert_self_contained(Page(path))
+    text = path.read_text(encoding="utf-8")
+    assert "Step by step" in text
+    assert text.count("37.5") >= 3  # both tables' cells and the chart's label
+    assert 'id="conditions"' not in text
+
+
 def test_unfinished_run_says_so_and_shows_what_is_there(partial_run: Path, tmp_path: Path) -> None:
     path = build_report([Path(shutil.copytree(partial_run, tmp_path / "part"))])
     text = path.read_text(encoding="utf-8")
-    assert "Not finished" in text
+    assert "What is missing" in text
     assert "3 of 6 documents lack fits" in text
     assert "Accuracy so far" in text
     assert any("" in [answer[2] for answer in q["a"]] for d in Page(path).data["documents"] for q in d["questions"])

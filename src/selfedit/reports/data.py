@@ -66,8 +66,25 @@ class Round(_Lenient):
     validation_ci95: tuple[float, float] | None = None
     kept_edits: int | None = None
     documents_without_signal: int | None = None
+    judge_correlation: float | None = None  # rank correlation of a judge's rewards with real ones, on a sample
+    judge_sample: int | None = None
     seconds: float | None = None
     usd: float | None = None
+
+
+class Accuracy(_Lenient):
+    accuracy: float
+    ci95: tuple[float, float] | None = None
+    documents: int = 0
+
+
+class Step(_Lenient):
+    """One step of continual learning: how the new document and the earlier ones are answered after it."""
+
+    step: int
+    document: str
+    new: Accuracy | None = None
+    earlier: Accuracy | None = None
 
 
 class Forgetting(_Lenient):
@@ -92,6 +109,8 @@ class Summary(_Lenient):
     conditions: tuple[Condition, ...] = ()
     rounds: tuple[Round, ...] = ()
     selected_round: int | None = None
+    untrained_validation: Accuracy | None = None
+    steps: tuple[Step, ...] = ()
     grader: str = ""
     differences: tuple[Difference, ...] = ()
     forgetting: tuple[Forgetting, ...] = ()

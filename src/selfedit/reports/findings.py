@@ -55,6 +55,25 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
     return tuple(result)
 
 
+def compared(run: RunData) -> tuple[Condition, ...]:
+    """The conditions that are there to be compared: none where a run trains an editor or learns step by step."""
+    found = conditions(run)
+    sequential = run.rounds or (run.summary and run.summary.steps)
+    return () if sequential and len(found) < 2 else found
+
+
+def rounds(run: RunData) -> tuple[Round, ...]:
+    """Step B's rounds.  Round 0, the untrained editor on the validation documents, is put before them where it is known."""
+    if not run.rounds or run.rounds[0].round == 0:
+        return run.rounds
+    untrained = run.summary.untrained_validation if run.summary else None
+    if untrained is not None:
+        return (Round(round=0, validation_accuracy=untrained.accuracy, validation_ci95=untrained.ci95), *run.rounds)
+    fits = {fit.id for fit in run.fits if (fit.round, fit.condition) == (0, "validation")}
+    credits = [answer.credit for answer in run.answers if answer.fit_id in fits and answer.credit is not None]
+    return (Round(round=0, validation_accuracy=_mean(credits)), *run.rounds) if credits else run.rounds
+
+
 def reference(names: Sequence[str]) -> str:
     """The condition that the others are compared with: no adaptation, or the first where that was not examined."""
     return BASE if BASE in names or not names else names[0]
@@ -186,6 +205,8 @@ def missing(run: RunData) -> list[str]:
     lines = ["The run has not finished: there is no summary.json, so there are no intervals yet."]
     if not run.documents:
         return [*lines, "No documents have been stored yet."]
+    if not run.questions and run.fits:
+        return ["The documents have no questions: there was no exam, so there are no figures."]
     if run.procedure == "train" or run.rounds:
         planned = run.config.get("rounds")
         done = sum(entry.train_reward is not None for entry in run.rounds)

@@ -32,8 +32,9 @@ EVENTS_SHOWN = 40
 def render_run(run: RunData) -> str:
     """The page of one run, finished or not."""
     summary = run.summary or Summary()
-    found = findings.conditions(run)
-    selected = findings.selected(run.rounds, run.summary)
+    found = findings.compared(run)
+    rounds = findings.rounds(run)
+    selected = findings.selected(rounds, run.summary)
     signal = findings.signals(run)
     return _render(
         "run.html.jinja",
@@ -46,10 +47,16 @@ def render_run(run: RunData) -> str:
         bars=_bars(found, summary),
         conditions=found,
         reference=findings.reference([condition.name for condition in found]),
-        rounds=run.rounds,
+        rounds=rounds,
         selected=selected,
-        reward_chart=_line_chart([(r.round, r.train_reward, r.train_reward_ci95) for r in run.rounds]),
-        validation_chart=_line_chart([(r.round, r.validation_accuracy, r.validation_ci95) for r in run.rounds]),
+        reward_chart=_line_chart([(r.round, r.train_reward, r.train_reward_ci95) for r in rounds]),
+        validation_chart=_line_chart([(r.round, r.validation_accuracy, r.validation_ci95) for r in rounds]),
+        steps_chart=_line_chart(
+            [
+                (s.step, s.earlier.accuracy if s.earlier else None, s.earlier.ci95 if s.earlier else None)
+                for s in summary.steps
+            ]
+        ),
         signals=[_strip(entry) for entry in signal],
         examples=findings.best_and_worst(signal, EXAMPLES),
         api_estimates=findings.api_estimates(run) if run.rounds else [],
@@ -327,6 +334,7 @@ def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
     groups: names of the columns (condition, or round and condition in Step B); documents: see `_document`.
     """
     by_rounds = any(fit.round for fit in run.fits) or any(edit.round for edit in run.edits)
+    word = "step" if run.procedure == "continual" else "round"
     order = {condition.name: index for index, condition in enumerate(conditions)}
     groups = sorted(
         {(fit.round, fit.condition) for fit in run.fits} | {(edit.round, edit.writer) for edit in run.edits},
@@ -422,17 +430,18 @@ def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
     shared = [fit for fit in fits_of[None] if fit.sequences]
     sequences, fits = shown_fits(shared, {})
     return {
-        "groups": [_group_name(number, name, by_rounds) for number, name in groups],
+        "groups": [_group_name(number, name, word if by_rounds else "") for number, name in groups],
         "base": index_of.get((0, findings.BASE), -1),
         "documents": documents,
         "shared": {"seqs": sequences, "fits": fits},
     }
 
 
-def _group_name(number: int, name: str, by_rounds: bool) -> str:
-    if not by_rounds or name == findings.BASE:
+def _group_name(number: int, name: str, word: str) -> str:
+    """A column's name: the condition, and where there are rounds or steps (`word`), which one."""
+    if not word or name == findings.BASE:
         return name
-    return f"round {number} · {name}" if number else f"before training · {name}"
+    return f"{word} {number} · {name}" if number else f"before training · {name}"
 
 
 def _mean(values: Sequence[float]) -> float | None:

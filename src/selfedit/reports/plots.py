@@ -50,15 +50,16 @@ def write_charts(run: RunData, folder: Path) -> list[Path]:
     `chart` compares the conditions; Step B adds `reward`, `validation` and `signal`.  What has no figures has no chart.
     """
     written: list[Path] = []
-    found = [condition for condition in findings.conditions(run) if condition.accuracy is not None]
+    found = [condition for condition in findings.compared(run) if condition.accuracy is not None]
+    rounds = findings.rounds(run)
     selected_round = run.summary.selected_round if run.summary else None
     with style():
         if found:
             written += save(comparison(found, format.clean(run.model)), folder / "chart")
-        if any(entry.train_reward is not None for entry in run.rounds):
-            written += save(reward_by_round(run.rounds), folder / "reward")
-        if any(entry.validation_accuracy is not None for entry in run.rounds):
-            written += save(validation_by_round(run.rounds, selected_round), folder / "validation")
+        if any(entry.train_reward is not None for entry in rounds):
+            written += save(reward_by_round(rounds), folder / "reward")
+        if any(entry.validation_accuracy is not None for entry in rounds):
+            written += save(validation_by_round(rounds, selected_round), folder / "validation")
         signal = findings.signals(run)
         if signal:
             written += save(rewards_within_documents(signal), folder / "signal")

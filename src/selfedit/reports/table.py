@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfedit.reports import findings, format
-from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Summary
+from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary
 
 PLAIN_WIDTH = 100
 """Columns of a table where no terminal says how wide it is."""
@@ -120,9 +120,32 @@ def rounds(entries: Sequence[Round], selected_round: int | None) -> Group:
             style="bold" if chosen else "",
         )
     notes = ["no signal: documents whose edits all scored alike, so that nothing could be selected."]
+    for entry in entries:
+        if entry.judge_correlation is not None:
+            told = f"{entry.judge_correlation:.2f} on {entry.judge_sample or 0} edits"
+            notes.append(f"round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
     if any(entry.round == selected_round for entry in entries):
         notes.insert(0, "* selected on the validation documents.")
     return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def steps(entries: Sequence[Step]) -> Group:
+    """Continual learning: after each step, how the new document and the earlier ones are answered."""
+    table = _table()
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("document", overflow="fold", max_width=30)
+    for heading in ("new\n%", "earlier\n%", "95 %\ninterval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in entries:
+        table.add_row(
+            str(entry.step),
+            Text(format.clean(entry.document)),
+            format.percent(entry.new.accuracy if entry.new else None),
+            format.percent(entry.earlier.accuracy if entry.earlier else None),
+            format.interval(entry.earlier.ci95 if entry.earlier else None),
+        )
+    note = Text("earlier: accuracy on the documents of all earlier steps, after this one.", style="dim")
+    return Group(table, note)
 
 
 def forgetting(entries: Sequence[Forgetting]) -> Group:
@@ -180,13 +203,15 @@ def summary_view(run: RunData) -> Group:
     summary = run.summary or Summary()
     parts: list[RenderableType] = [Text(heading(run), style="bold")]
     parts += [Text(line, style="yellow") for line in findings.missing(run)]
-    found = findings.conditions(run)
+    found = findings.compared(run)
     if found:
         parts.append(comparison(found, summary.differences, summary.recipe, run.grader))
     if summary.differences:
         parts += [Text(), differences(summary.differences)]
     if run.rounds:
-        parts += [Text(), rounds(run.rounds, summary.selected_round)]
+        parts += [Text(), rounds(findings.rounds(run), summary.selected_round)]
+    if summary.steps:
+        parts += [Text(), steps(summary.steps)]
     if summary.forgetting:
         parts += [Text(), forgetting(summary.forgetting)]
     events = summary.events or _counted(run)

@@ -84,8 +84,16 @@
       (estimated ? " A number behind an answer is the credit that the grader gives it." : "")
     : "Open a document for its edits and training sequences.";
 
+  // Bars of documents of one split stand under each other; groups that never examined the split take no room.
+  const examinedBySplit = new Map(
+    [...new Set(documents.map((doc) => doc.split))].map((split) => [
+      split,
+      groups.map((_, g) => g).filter((g) => documents.some((doc) => doc.split === split && doc.graded[g])),
+    ]),
+  );
+
   function spark(doc) {
-    const shown = groups.map((_, g) => g).filter((g) => documents.some((d) => d.graded[g]));
+    const shown = examinedBySplit.get(doc.split);
     const width = Math.max(3, Math.min(12, Math.floor(100 / Math.max(1, shown.length)) - 2));
     const chart = svg("svg", { width: 104, height: 22, role: "img" });
     chart.append(svg("line", { class: "grid", x1: 0, x2: 104, y1: 21.5, y2: 21.5 }));
