@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_summary_of_every_kind_of_run_fits_and_is_plain(name: str, request: pyte
     assert "\x1b" not in out.getvalue()
     wanted = {"compare_run": "still right", "partial_run": "has not finished", "train_run": "Worth it?"}
     assert wanted[name] in out.getvalue()
+
+
+def test_without_a_terminal_100_columns_are_used(compare_run: Path) -> None:
+    out = io.StringIO()
+    print_summary(compare_run, Console(file=out, width=80))
+    assert max(len(line) for line in out.getvalue().splitlines()) > 80
+    narrow = io.StringIO()
+    print_summary(compare_run, Console(file=narrow, width=80, force_terminal=True, color_system=None))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow.getvalue())
+    assert max(len(line) for line in plain.splitlines()) <= 80
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

@@ -30,8 +30,11 @@ def plain_text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
 
 
 def print_wide(renderable: RenderableType, console: Console) -> None:
-    """Prints at the terminal's width, or at `PLAIN_WIDTH` columns where there is no terminal."""
-    console.print(renderable, width=None if console.is_terminal else PLAIN_WIDTH, soft_wrap=False)
+    """Prints at the terminal's width, or at `PLAIN_WIDTH` columns where there is no terminal to be narrower."""
+    if console.is_terminal:
+        console.print(renderable)
+    else:
+        console.print(Text(plain_text(renderable)), soft_wrap=True, end="")
 
 
 def comparison(
