@@ -87,6 +87,10 @@ class Prompts:
         """The prompt that asks an exam question, closed book."""
         return self._render(self._texts["exam"]["chat" if instruct else "base"], title=title, question=question)
 
+    def reward(self, *, title: str, text: str, edit: str, fence: str) -> str:
+        """The prompt that has a judge rate an edit."""
+        return self._render(self._texts["reward"]["chat"], title=title, text=text, edit=edit, fence=fence)
+
     @cached_property
     def _environment(self) -> Any:
         from jinja2 import StrictUndefined

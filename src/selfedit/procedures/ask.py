@@ -5,6 +5,7 @@ Knows a model, an adapter on disk, and the exam's prompt.  Knows nothing of runs
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from selfedit.runs.directory import read_config
 class Asker:
     """A model with one adapter attached.
 
-    `adapter` is a folder in PEFT's format, or the run directory of `learn`, whose adapter it then is.  The model is the one that the
-    adapter names, unless `model` says otherwise.  Errors: UserError where the folder holds no adapter, or it does not fit.
+    `adapter` is a folder in PEFT's format, or the run directory of `learn`, whose adapter it then is.  The model is the one
+    that the adapter names, unless `model` says otherwise.  Errors: UserError where the folder holds no adapter, or it does not fit.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class Asker:
     ) -> None:
         from selfedit.engine import AdapterBank, load_adapter
 
-        folder, run_model = _adapter_folder(adapter)
+        folder, run_model = adapter_folder(adapter)
         try:
             spec, state = load_adapter(folder)
         except FileNotFoundError as error:
             raise UserError(f"{adapter}: no adapter there ({Path(str(error.filename)).name} is missing)") from None
         except ValueError as error:
             raise UserError(str(error)) from None
-        name = model or run_model or _base_model(folder)
+        name = model or run_model or base_model(folder)
         self.model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.max_tokens = max_tokens
         try:
@@ -60,7 +61,7 @@ class Asker:
         return tokenizer.decode(completion.ids).strip()
 
 
-def _adapter_folder(path: Path) -> tuple[Path, str | None]:
+def adapter_folder(path: Path) -> tuple[Path, str | None]:
     """The adapter's folder, and the model of the run that it belongs to."""
     if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
         return path / "adapters" / "learned", str(read_config(path)["model"])
@@ -69,8 +70,10 @@ def _adapter_folder(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
-def _base_model(folder: Path) -> str:
-    import json
-
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+def base_model(folder: Path) -> str:
+    """The model that an adapter says it was trained on."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder}: no adapter there (adapter_config.json is missing)") from None
     return str(config.get("base_model_name_or_path") or BUNDLED)

@@ -6,6 +6,7 @@ what was committed before.  Knows nothing of which conditions or rounds there ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,12 +18,13 @@ from selfedit.documents import Document, Question, load_documents, load_edits
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.cleaning import clean
 from selfedit.editors.edit import Edit
-from selfedit.editors.prices import Budget, Prices, load_prices
+from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
 from selfedit.editors.sequences import TrainingSequence, cut
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.general import general_questions
-from selfedit.exam.judge import JudgeGrader, JudgeRequest
+from selfedit.exam.graders import judge_model, make_grader
+from selfedit.exam.judge import JudgeRequest
 from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
 from selfedit.procedures.progress import Progress, Quiet
@@ -100,7 +102,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         self.prompts = Prompts(settings.prompt_file)
         # What the user can get wrong is looked at before the run directory is made or a model is loaded.
         self.prices: Prices = load_prices(settings.prices)
-        self.grader_spec = settings.grader
+        judge_model(settings.grader)
         config = {
             "procedure": procedure,
             **settings.model_dump(mode="json"),
@@ -110,7 +112,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         self.store = self.run.store
         self._own_pool = pool is None
         self._pool = pool
-        self._grader: Grader | None = None
+        self._retried = False
         spent = total_cost(self.store).known_usd
         self.budget = Budget(settings.budget)
         self.budget.spend(spent)
@@ -133,7 +135,8 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     @cached_property
     def grader(self) -> Grader:
-        return make_grader(self)
+        model = judge_model(self.settings.grader)
+        return make_grader(self.settings.grader, complete=None if model is None else api_judge(self, model))
 
     @property
     def unit_size(self) -> int:
@@ -143,7 +146,19 @@ class Experiment(AbstractContextManager["Experiment"]):
         return 96 if self.pool.description.startswith("cuda") else 16
 
     def load(self, sources: Sequence[str], *, limit: int | None, require_questions: bool) -> list[Document]:
-        return load_documents(list(sources), limit=limit, seed=self.settings.seed, require_questions=require_questions)
+        counts: Counter[str] = Counter()
+        documents = load_documents(
+            list(sources), limit=limit, seed=self.settings.seed, require_questions=require_questions, counts=counts
+        )
+        for what, count in counts.items():
+            self.warn("left out while loading", f"{what.replace('_', ' ')}: {count}")
+        return documents
+
+    def warn(self, kind: str, message: str) -> None:
+        """Tells the user, and keeps it for the report (once)."""
+        if not any(event.message == message for event in self.store.events(kind)):
+            self.store.add_event(kind, self.procedure, message)
+        self.progress.note(message)
 
     def seed(self, *parts: str | int) -> int:
         return derive_seed(self.settings.seed, *parts)
@@ -196,7 +211,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         tokenizer = self.pool.tokenizer
         requests, leads = [], []
         for document, index in missing:
-            text, lead = self._edit_prompt(prompt, document)
+            text, lead = self.edit_prompt(prompt, document)
             ids = tokenizer.prompt_ids(text)
             requests.append(
                 DecodeRequest(
@@ -230,7 +245,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         instruct = self.settings.api_kind == "chat"
         requests, leads = [], []
         for document, index in missing:
-            text, lead = self._edit_prompt(prompt, document, instruct=instruct)
+            text, lead = self.edit_prompt(prompt, document, instruct=instruct)
             requests.append(
                 ApiRequest(
                     messages=({"role": "user", "content": text},) if instruct else (),
@@ -272,7 +287,7 @@ class Experiment(AbstractContextManager["Experiment"]):
     def api_client(self, model: str) -> ApiClient:
         """A client whose replies are kept in this run's store.  A price must be known where there is a budget."""
         settings = self.settings
-        price = self.prices.model(model) if settings.budget is not None else self.prices.models.get(model)
+        price = self.prices.model(model) if settings.budget is not None else self._price(model)
         return ApiClient(
             model,
             settings.api_base,
@@ -290,7 +305,24 @@ class Experiment(AbstractContextManager["Experiment"]):
             ),
         )
 
-    def _edit_prompt(self, name: str, document: Document, *, instruct: bool | None = None) -> tuple[str, str]:
+    def ask_api(
+        self, model: str, prompts: Sequence[str], *, max_tokens: int, what: str, round: int
+    ) -> list[str | None]:
+        """Replies to plain chat prompts, greedily; None where a call failed after its retries.  Costs go to the ledger."""
+        client = self.api_client(model)
+        try:
+            results = client.complete(
+                [
+                    ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=max_tokens, temperature=0.0)
+                    for prompt in prompts
+                ],
+                lambda _, result: self.book_api(what, model, model, result, round),
+            )
+        finally:
+            client.close()
+        return [None if result.error is not None else result.text for result in results]
+
+    def edit_prompt(self, name: str, document: Document, *, instruct: bool | None = None) -> tuple[str, str]:
         """The prompt, and what an edit begins with because a plain prompt ended with it."""
         if instruct is None:
             instruct = self.pool.tokenizer.instruct
@@ -327,7 +359,9 @@ class Experiment(AbstractContextManager["Experiment"]):
         """Examines the policy without any adapter, document by document, and asks it the general questions."""
         exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
         if general and self.settings.general_questions:
-            exams.append((None, tuple(general_questions())))
+            asked = general_questions()
+            self.store.add_general_questions(asked)
+            exams.append((None, tuple(asked)))
         records = [FitRecord(condition=condition, round=round, document_id=d.id if d else None) for d, _ in exams]
         done = self.store.fit_ids()
         todo = [k for k, record in enumerate(records) if record.id not in done]
@@ -513,7 +547,9 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     def grade(self) -> None:
         """Gives every answer that has none its verdict.  Errors: UserError where too many stay ungraded."""
-        todo = self.store.to_grade(self.grader.name)
+        # Answers that a judge could not grade are tried again, once an attempt at the run.
+        todo = self.store.to_grade(self.grader.name, retry_ungraded=not self._retried)
+        self._retried = True
         if todo and self.grader.name.startswith("judge:"):
             self.progress.begin(f"grading by {self.grader.name}", len(todo))
         for start in range(0, len(todo), _GRADE_CHUNK):
@@ -569,8 +605,20 @@ class Experiment(AbstractContextManager["Experiment"]):
                 dearest = max(dearest, result.seconds / 3600 * hourly)
             yield result
 
+    def _price(self, model: str) -> ModelPrice | None:
+        try:
+            return self.prices.model(model)
+        except UserError:  # a model without a price can be used; its cost is then unknown
+            return None
+
+    def book_api(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> None:
+        """Counts a reply and books its cost, as soon as it is there."""
+        self.progress.advance(1)
+        if result.error is None and not result.cached:
+            self.store.add_costs([self._api_cost(what, condition, model, result, round)])
+
     def _api_cost(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> CostRecord:
-        known = self.prices.models.get(model)
+        known = self._price(model)
         usd = None
         if known is not None:
             usd = 0.0 if result.cached else known.cost(result.input_tokens, result.output_tokens, result.batch)
@@ -603,23 +651,6 @@ def make_pool(settings: Settings, progress: Progress) -> Pool:
     return InProcess(source, on_tokens=progress.advance)
 
 
-def make_grader(experiment: Experiment) -> Grader:
-    """The grader that the settings ask for.  Errors: UserError for an unknown one."""
-    spec = experiment.settings.grader
-    if spec == "lexical":
-        from selfedit.exam.lexical import LexicalGrader
-
-        return LexicalGrader()
-    if spec == "calibrated":
-        from selfedit.exam.calibrated import CalibratedGrader
-
-        return CalibratedGrader()
-    kind, _, model = spec.partition(":")
-    if kind != "judge" or not model:
-        raise UserError(f"--grader {spec}: not known; use lexical, calibrated, or judge:MODEL")
-    return JudgeGrader(api_judge(experiment, model), model)
-
-
 def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeRequest]], list[Any]]:
     """Asks an API model to judge; replies and their cost are kept in the run's store."""
 
@@ -636,16 +667,10 @@ def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeReq
                     )
                     for request in requests
                 ],
-                lambda _, result: experiment.progress.advance(1),
+                lambda _, result: experiment.book_api("grading", "grading", model, result, 0),
             )
         finally:
             client.close()
-        costs = [
-            experiment._api_cost("grading", "grading", model, result, 0)
-            for result in results
-            if result.error is None and not result.cached
-        ]
-        experiment.store.add_costs(costs)
         return [result.text if result.error is None else RuntimeError(result.error) for result in results]
 
     return complete

@@ -91,5 +91,4 @@ def _say_what_is_cut(experiment: Experiment, documents: list[Document]) -> None:
         tokens = len(tokenizer.encode(document.text))
         if tokens > limit:
             line = f"{document.id}: {tokens} tokens, more than the {limit} that are learned at once: cut into overlapping parts"
-            experiment.store.add_event("document cut into parts", document.id, line)
-            experiment.progress.note(line)
+            experiment.warn("document cut into parts", line)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
 from selfedit.runs.directory import RunDirectory
@@ -49,15 +49,17 @@ def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tupl
     return tuple(names)
 
 
-def selected_round(path: Path) -> tuple[RunDirectory, int]:
-    """A finished run of `train`, and the round that it selected.  Errors: UserError for any other directory."""
-    run = RunDirectory.read(path)
-    if run.config.get("procedure") != "train":
-        raise UserError(f"{path}: a run of {run.config.get('procedure')}, not of train; name a run of `selfedit train`")
-    selected = run.read_summary().selected_round
-    if selected is None:
-        raise UserError(f"{path}: no round is selected yet; let `selfedit train` finish")
-    return run, selected
+def selected_round(path: Path) -> tuple[dict[str, Any], int]:
+    """The settings of a finished run of `train`, and the round that it selected.  Errors: UserError for any other directory."""
+    with RunDirectory.read(path) as run:
+        if run.config.get("procedure") != "train":
+            raise UserError(
+                f"{path}: a run of {run.config.get('procedure')}, not of train; name a run of `selfedit train`"
+            )
+        selected = run.read_summary().selected_round
+        if selected is None:
+            raise UserError(f"{path}: no round is selected yet; let `selfedit train` finish")
+        return run.config, selected
 
 
 def load_policy(path: Path, experiment: Experiment) -> Policy:
@@ -65,12 +67,11 @@ def load_policy(path: Path, experiment: Experiment) -> Policy:
 
     Errors: UserError for a run of another procedure, an unfinished one, or one of another model.
     """
-    run, selected = selected_round(path)
-    with run:
-        if run.config["model"] != experiment.settings.model:
-            raise UserError(
-                f"{path}: its checkpoints belong to model {run.config['model']}, not {experiment.settings.model};"
-                " give the same --model"
-            )
-        chain = publish_chain(experiment, path, range(1, selected + 1))
-        return Policy(selected, chain, str(run.config["edit_prompt"]))
+    config, selected = selected_round(path)
+    if config["model"] != experiment.settings.model:
+        raise UserError(
+            f"{path}: its checkpoints belong to model {config['model']}, not {experiment.settings.model};"
+            " give the same --model"
+        )
+    chain = publish_chain(experiment, path, range(1, selected + 1))
+    return Policy(selected, chain, str(config["edit_prompt"]))

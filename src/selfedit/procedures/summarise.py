@@ -21,7 +21,7 @@ def summarise(experiment: Experiment, documents: Sequence[Document], conditions:
     costs = cost_by_condition(experiment.store)
     tokenizer = experiment.pool.tokenizer
     summary = Summary(
-        schema=1,  # type: ignore[call-arg]  # pydantic's alias
+        schema=1,
         procedure=experiment.procedure,
         model=experiment.settings.model,
         instruct=tokenizer.instruct,

@@ -58,7 +58,7 @@ class RoundSummary(_Part):
 
     round: Count
     train_reward: Fraction
-    validation_accuracy: Fraction
+    validation_accuracy: Fraction | None  # None without validation documents
     kept_edits: Count
     seconds: Amount
 

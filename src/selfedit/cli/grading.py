@@ -1,0 +1,94 @@
+"""`selfedit grade`: grades rows of answers, and compares a grader's verdicts with labels.
+
+Knows the files of rows.  Grading itself is `exam`'s part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfedit.errors import UserError
+from selfedit.exam.check import check_grader, grade_rows, read_verdict_rows
+from selfedit.exam.graders import judge_model, make_grader
+from selfedit.exam.judge import JudgeRequest
+from selfedit.exam.verdict import Grader
+
+
+def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], None]) -> Any:
+    """Agreement of a grader with labelled rows."""
+    report = check_grader(_grader(arguments), read_verdict_rows(path))
+    low, high = report.kappa_ci95
+    say(
+        f"{report.n} answers to {report.questions} questions, {report.grader} against the labels\n"
+        f"agreement: {report.agreement:.1%}\n"
+        f"kappa:     {report.kappa:.3f} (95 % interval {low:.3f} to {high:.3f})\n"
+        f"bias:      {100 * report.bias:+.2f} points of accuracy\n"
+        f"ungraded:  {report.ungraded}\n"
+        "                 graded right  graded wrong"
+    )
+    for label in ("right", "wrong"):
+        found = report.confusion[label]
+        say(f"labelled {label}  {found.get('right', 0):>12}  {found.get('wrong', 0):>12}")
+    return report.to_json()
+
+
+def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
+    """Writes each row with `value` and `credit`; returns counts."""
+    rows = read_verdict_rows(path, labelled=False)
+    verdicts = grade_rows(_grader(arguments), rows)
+    lines = "".join(
+        json.dumps(
+            {
+                "title": row.title,
+                "question": row.question,
+                "gold": row.gold[0] if len(row.gold) == 1 else list(row.gold),
+                "answer": row.answer,
+                "value": verdict.value,
+                "credit": verdict.credit,
+                **({"note": verdict.note} if verdict.note else {}),
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for row, verdict in zip(rows, verdicts, strict=True)
+    )
+    counts = Counter(verdict.value for verdict in verdicts)
+    credits = [verdict.credit for verdict in verdicts if verdict.credit is not None]
+    if arguments.out:
+        try:
+            Path(arguments.out).write_text(lines, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {arguments.out}: {error.strerror}") from None
+    elif not arguments.json:
+        sys.stdout.write(lines)
+    told = ", ".join(f"{counts[value]} {value}" for value in ("right", "wrong", "ungraded"))
+    accuracy = sum(credits) / len(credits) if credits else None
+    shown = "" if accuracy is None else f"; accuracy {accuracy:.1%}"
+    print(f"{len(rows)} answers: {told}{shown}", file=sys.stderr)
+    return {"n": len(rows), **{value: counts[value] for value in ("right", "wrong", "ungraded")}, "accuracy": accuracy}
+
+
+def _grader(arguments: argparse.Namespace) -> Grader:
+    model = judge_model(arguments.grader)
+    if model is None:
+        return make_grader(arguments.grader)
+    from selfedit.editors.api import ApiClient, ApiRequest
+
+    client = ApiClient(model, arguments.api_base)
+
+    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
+        results = client.complete(
+            [
+                ApiRequest(messages=r.messages, max_tokens=r.max_tokens, temperature=0.0, json_schema=r.json_schema)
+                for r in requests
+            ]
+        )
+        return [result.text if result.error is None else RuntimeError(result.error) for result in results]
+
+    return make_grader(arguments.grader, complete=complete)

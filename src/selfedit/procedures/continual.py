@@ -1,0 +1,86 @@
+"""Documents one after another into one model: what is learned at each step, and what is forgotten of the steps before.
+
+Knows steps: each document's delta is merged into the policy before the next document is learned.  The paper's continual
+self-editing experiment (Zweiger et al. 2025, section 5) is of this form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.exam.statistics import DocumentScore, accuracy_interval
+from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.policies import read_delta
+from selfedit.procedures.progress import Progress
+from selfedit.procedures.settings import ContinualSettings
+from selfedit.procedures.summarise import summarise
+from selfedit.runs.files import directory_atomically
+from selfedit.runs.summary import Summary
+from selfedit.workers.pool import Pool
+from selfedit.workers.units import FitOutcome
+
+
+def continual(settings: ContinualSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+    """Learns the documents in their order; after each step the model is examined on all documents learned so far.
+
+    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its interval).
+    Errors: UserError for what the user can mend.
+    """
+    spec = EditorSpec.parse(settings.editor)
+    if spec.kind == "none":
+        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    with Experiment("continual", settings, progress=progress, pool=pool) as experiment:
+        documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+        experiment.store.add_documents(documents)
+        experiment.examine_untrained(documents)
+        chain: tuple[str, ...] = ()
+        for step, document in enumerate(documents, start=1):
+            folder = experiment.run.checkpoint(step)
+
+            def save(_: Learning, outcome: FitOutcome, folder: Path = folder) -> None:
+                with directory_atomically(folder) as scratch:
+                    for name, content in outcome.adapter.items():
+                        (scratch / name).write_bytes(content)
+
+            edits: tuple[tuple[str | None, str] | None, ...] = (None,)
+            if spec.kind != "passage":
+                experiment.write_edits(
+                    [document], spec, count=settings.edits, prompt=settings.edit_prompt, round=step, policy=chain
+                )
+                stored = experiment.store.edits(round=step, writer=spec.name, document_id=document.id)
+                text = "\n".join(edit.edit.text for edit in stored)
+                edits = ((stored[0].id if len(stored) == 1 else None, text),)
+            experiment.fit_and_examine(
+                [Learning(spec.name, (document,), edits, 0, step, chain, keep=True, examine=False)],
+                label=f"step {step} of {len(documents)}",
+                on_adapter=save,
+            )
+            if not folder.exists():
+                raise RuntimeError(f"step {step}: the fit on {document.id} failed; see the run's events")
+            experiment.pool.publish(folder.name, read_delta(folder))
+            chain = (*chain, folder.name)
+            experiment.examine_untrained(documents[:step], condition="after", round=step, policy=chain, general=True)
+        experiment.grade()
+        steps = [_step(experiment, step, document.id) for step, document in enumerate(documents, start=1)]
+        return summarise(experiment, documents, ["none"], steps=tuple(steps))
+
+
+def _step(experiment: Experiment, step: int, document_id: str) -> dict[str, Any]:
+    scores = experiment.scores("after", round=step)
+    earlier = {document: score for document, score in scores.items() if document != document_id}
+    return {
+        "step": step,
+        "document": document_id,
+        "new": _accuracy({document_id: scores[document_id]} if document_id in scores else {}),
+        "earlier": _accuracy(earlier),
+    }
+
+
+def _accuracy(scores: dict[str, DocumentScore]) -> dict[str, Any] | None:
+    if not any(score.graded for score in scores.values()):
+        return None
+    found = accuracy_interval(scores)
+    return {"accuracy": found.mean, "ci95": [found.lo, found.hi], "documents": len(scores)}

@@ -1,0 +1,337 @@
+"""Step B: train the model to write better edits, by ReST-EM.
+
+Each round the current policy writes K edits a document; each edit is rewarded by S fine-tunes on it and their exams; the best are
+kept; the policy is fine-tuned to write them; the new policy is examined on validation documents.  The steps themselves are
+`experiment`'s part; test documents are never seen here (`compare --policy` touches them once).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from selfedit.documents import Document, split_by_title
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
+from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.policies import delta_name, publish_chain
+from selfedit.procedures.progress import Progress
+from selfedit.procedures.rewards import judged_rewards
+from selfedit.procedures.selection import Rewarded, Selection, select
+from selfedit.procedures.settings import TrainSettings
+from selfedit.procedures.summarise import summarise
+from selfedit.procedures.tracking import make_tracker
+from selfedit.procedures.worth import worth_it
+from selfedit.recipes import Recipe, load_recipe
+from selfedit.runs.costs import cost_by_condition, device_cost
+from selfedit.runs.files import directory_atomically
+from selfedit.runs.records import RoundRecord
+from selfedit.runs.summary import Summary
+from selfedit.workers.pool import Pool
+from selfedit.workers.units import FitJob, FitTask, FitUnit, TokenSequence
+
+TRAIN, VALIDATION, BASELINE = "train", "validation", "baseline"
+
+
+def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+    """Trains the editor and writes the run's summary, with the round that validation selected.
+
+    Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
+    """
+    outer = load_recipe(settings.outer_recipe).with_settings(settings.outer_set)
+    with Experiment("train", settings, progress=progress, pool=pool) as experiment:
+        if settings.edits == 1 and settings.select == "best-of-k":
+            experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
+        experiment.prompts.check(settings.edit_prompt)
+        training, validation = _documents(experiment, settings)
+        experiment.examine_untrained([*training, *validation])
+        validate(experiment, validation, round=0, chain=())
+
+        tracker = make_tracker(settings.track, settings.out, experiment.run.config)
+        for round in range(1, settings.rounds + 1):
+            chain = publish_chain(experiment, settings.out, range(1, round))
+            if round not in {record.round for record in experiment.store.rounds()}:
+                one_round(experiment, training, validation, round, chain, outer)
+            tracker.log(_metrics(experiment, round), step=round)
+        tracker.finish()
+
+        selected = select_round(experiment, validation)
+        return _summarise(experiment, training, validation, selected)
+
+
+def one_round(
+    experiment: Experiment,
+    training: Sequence[Document],
+    validation: Sequence[Document],
+    round: int,
+    chain: tuple[str, ...],
+    outer: Recipe,
+) -> None:
+    """Write, reward, select, train, validate; then the round counts."""
+    settings = _settings(experiment)
+    started = time.monotonic()
+    spec = EditorSpec("self", settings.edit_prompt)
+    experiment.write_edits(
+        training, spec, count=settings.edits, prompt=settings.edit_prompt, condition=TRAIN, round=round, policy=chain
+    )
+    details = reward(experiment, training, round, chain)
+    selection = keep(experiment, training, round, chain)
+    train_editor(experiment, training, selection, round, chain, outer)
+    validate(experiment, validation, round=round, chain=publish_chain(experiment, settings.out, range(1, round + 1)))
+
+    rewards = {
+        document.id: DocumentScore(sum(known), len(known))
+        for document in training
+        if (known := _known_rewards(experiment, round, document))
+    }
+    mean = accuracy_interval(rewards) if rewards else None
+    scores = experiment.scores(VALIDATION, round=round)
+    validated = accuracy_interval(scores) if scores else None
+    spent = list(cost_by_condition(experiment.store, round=round).values())
+    experiment.store.put_round(
+        RoundRecord(
+            round=round,
+            train_reward=mean.mean if mean else None,
+            validation_accuracy=validated.mean if validated else None,
+            kept_edits=len(selection.kept),
+            checkpoint=f"checkpoints/{delta_name(round)}",
+            seconds=time.monotonic() - started,
+            details={
+                "train_reward_ci95": [mean.lo, mean.hi] if mean else None,
+                "validation_ci95": [validated.lo, validated.hi] if validated else None,
+                "documents_without_signal": len(selection.without_signal),
+                "device_seconds": sum(cost.seconds for cost in spent),
+                "usd": None if any(cost.usd is None for cost in spent) else sum(cost.known_usd for cost in spent),
+                **details,
+            },
+        )
+    )
+
+
+def reward(experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]) -> dict[str, Any]:
+    """Gives each edit of the round its reward: the mean exam score of its fits, or a judge's opinion of it."""
+    settings = _settings(experiment)
+    if settings.reward == "judge":
+        return judged_rewards(experiment, training, round, chain)
+    fit_rewards(experiment, training, round, chain)
+    return {}
+
+
+def fit_rewards(
+    experiment: Experiment,
+    training: Sequence[Document],
+    round: int,
+    chain: tuple[str, ...],
+) -> None:
+    """Fits S adapters an edit, examines them, and stores each edit's mean score."""
+    settings = _settings(experiment)
+    by_id = {document.id: document for document in training}
+    edits = experiment.store.edits(round=round, writer=TRAIN)
+    experiment.fit_and_examine(
+        [
+            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+            for e in edits
+            for replicate in range(settings.replicates)
+        ],
+        label=f"round {round} rewards",
+    )
+    experiment.grade()
+    experiment.store.set_rewards(edit_rewards(experiment, round))
+
+
+def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
+    """Store id of edit -> mean credit of the answers of its fits about its own document; failed fits count neither way."""
+    sums: dict[str, list[float]] = {}
+    for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
+        if answer.document_id is not None and answer.credit is not None and answer.edit_id is not None:
+            sums.setdefault(answer.edit_id, []).append(answer.credit)
+    return {edit: sum(credits) / len(credits) for edit, credits in sums.items()}
+
+
+def keep(experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]) -> Selection:
+    """Selects among the round's edits and records which are kept."""
+    settings = _settings(experiment)
+    stored = experiment.store.edits(round=round, writer=TRAIN)
+    baseline = None
+    if settings.select == "above-baseline":
+        baseline = _baseline(experiment, training, round, chain)
+    selection = select(
+        [Rewarded(e.id, e.edit.document_id, e.edit.index, e.edit.output_tokens, e.reward) for e in stored],
+        rule=settings.select,
+        baseline=baseline,
+        fraction=settings.top_fraction,
+        keep_ties=settings.keep_ties,
+    )
+    experiment.store.set_kept({e.id: e.id in selection.kept for e in stored})
+    return selection
+
+
+def train_editor(
+    experiment: Experiment,
+    training: Sequence[Document],
+    selection: Selection,
+    round: int,
+    chain: tuple[str, ...],
+    outer: Recipe,
+) -> None:
+    """Fine-tunes the policy on (editing prompt -> kept edit), loss on the edit only, and writes the round's checkpoint."""
+    settings = _settings(experiment)
+    folder = experiment.run.checkpoint(round)
+    if folder.exists():
+        return
+    by_id = {document.id: document for document in training}
+    tokenizer = experiment.pool.tokenizer
+    sequences = []
+    for stored in experiment.store.edits(round=round, writer=TRAIN):
+        if stored.id not in selection.kept or not stored.edit.text:
+            continue
+        document = by_id[stored.edit.document_id]
+        prompt = tokenizer.prompt_ids(experiment.edit_prompt(settings.edit_prompt, document)[0])
+        completion = tokenizer.completion_ids(stored.edit.text)
+        sequences.append(TokenSequence((*prompt, *completion), len(prompt)))
+    if not sequences:
+        raise UserError(
+            f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"
+            " sample more edits (--edits) or select otherwise"
+        )
+    job = FitJob(tuple(sequences), outer.settings(), experiment.seed("outer", round))
+    experiment.progress.begin(f"round {round}: training the editor on {len(sequences)} edits", job.tokens)
+    unit = FitUnit(f"outer/{round}", chain, outer.lora(), (FitTask("outer", job, keep=True),))
+    (result,) = list(experiment.pool.run([unit]))
+    (outcome,) = result.outcomes
+    if outcome.result.error is not None:
+        raise RuntimeError(f"round {round}: training the editor failed: {outcome.result.error}")
+    experiment.store.add_costs(
+        [
+            device_cost(
+                "outer",
+                TRAIN,
+                seconds=result.seconds,
+                usd_per_hour=settings.usd_per_hour,
+                round=round,
+                model=settings.model,
+            )
+        ]
+    )
+    with directory_atomically(folder) as scratch:
+        for name, content in outcome.adapter.items():
+            (scratch / name).write_bytes(content)
+
+
+def validate(experiment: Experiment, validation: Sequence[Document], *, round: int, chain: tuple[str, ...]) -> None:
+    """Step A with the policy's own edits on the validation documents: one edit a document, S fits."""
+    if not validation:
+        return
+    settings = _settings(experiment)
+    spec = EditorSpec("self", settings.edit_prompt)
+    experiment.write_edits(
+        validation, spec, count=1, prompt=settings.edit_prompt, condition=VALIDATION, round=round, policy=chain
+    )
+    by_id = {document.id: document for document in validation}
+    experiment.fit_and_examine(
+        [
+            Learning(VALIDATION, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+            for e in experiment.store.edits(round=round, writer=VALIDATION)
+            for replicate in range(settings.replicates)
+        ],
+        label=f"round {round} validation",
+    )
+    experiment.grade()
+
+
+def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
+    """The earliest round whose validation score is not below the best one by more than noise (paired by document); round 0 is
+    the untrained model.  Without validation documents, the last round."""
+    rounds = [0, *(record.round for record in experiment.store.rounds())]
+    if not validation:
+        return rounds[-1]
+    scores = {round: experiment.scores(VALIDATION, round=round) for round in rounds}
+    best = max(rounds, key=lambda round: (accuracy_interval(scores[round]).mean, -round))
+    for round in rounds:
+        if round == best or not paired_difference(scores[round], scores[best], seed=0).larger_than_noise:
+            return round
+    return best
+
+
+def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Document], list[Document]]:
+    documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+    if settings.validation:
+        validation = experiment.load(settings.validation, limit=None, require_questions=True)
+        shared = {d.title for d in documents} & {d.title for d in validation}
+        if shared:
+            raise UserError(
+                f"--validation: title {sorted(shared)[0]!r} is among the training documents too; give other documents"
+            )
+        training = documents
+    elif settings.validation_share:
+        shares = {TRAIN: 1 - settings.validation_share, VALIDATION: settings.validation_share}
+        parts = split_by_title(documents, shares, seed=settings.seed)
+        training, validation = parts[TRAIN], parts[VALIDATION]
+    else:
+        training, validation = documents, []
+        experiment.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
+    experiment.store.add_documents(training, TRAIN)
+    experiment.store.add_documents(validation, VALIDATION)
+    return training, validation
+
+
+def _baseline(
+    experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]
+) -> dict[str, float]:
+    """Each document's score by the round's student before it learns the document."""
+    condition, number = ("none", 0) if round == 1 else (BASELINE, round)
+    experiment.examine_untrained(training, condition=condition, round=number, policy=chain, general=False)
+    experiment.grade()
+    scores = experiment.scores(condition, round=number)
+    return {document: score.credit / score.graded for document, score in scores.items() if score.graded}
+
+
+def _summarise(
+    experiment: Experiment, training: Sequence[Document], validation: Sequence[Document], selected: int
+) -> Summary:
+    rounds = [
+        {
+            "round": record.round,
+            "train_reward": record.train_reward or 0.0,
+            "validation_accuracy": record.validation_accuracy,
+            "kept_edits": record.kept_edits or 0,
+            "seconds": record.seconds or 0.0,
+            **record.details,
+        }
+        for record in experiment.store.rounds()
+    ]
+    untrained = experiment.scores(VALIDATION, round=0)
+    first = accuracy_interval(untrained) if untrained else None
+    return summarise(
+        experiment,
+        [*training, *validation],
+        ["none"],
+        rounds=tuple(rounds),
+        selected_round=selected,
+        untrained_validation=None if first is None else {"accuracy": first.mean, "ci95": [first.lo, first.hi]},
+        worth_it=worth_it(experiment, [document.id for document in validation], selected),
+    )
+
+
+def _metrics(experiment: Experiment, round: int) -> dict[str, float]:
+    record = next(record for record in experiment.store.rounds() if record.round == round)
+    values = {
+        "train_reward": record.train_reward,
+        "validation_accuracy": record.validation_accuracy,
+        "kept_edits": record.kept_edits,
+        "seconds": record.seconds,
+        "documents_without_signal": record.details.get("documents_without_signal"),
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _known_rewards(experiment: Experiment, round: int, document: Document) -> list[float]:
+    stored = experiment.store.edits(round=round, writer=TRAIN, document_id=document.id)
+    return [edit.reward for edit in stored if edit.reward is not None]
+
+
+def _settings(experiment: Experiment) -> TrainSettings:
+    assert isinstance(experiment.settings, TrainSettings)
+    return experiment.settings

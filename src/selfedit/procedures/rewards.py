@@ -1,0 +1,97 @@
+"""A judge's opinion of an edit as its reward, for users without the compute for real fits; and how well it agrees with them.
+
+Knows rubric replies.  Whether the opinion is worth anything is measured on a sample of edits that are really fine-tuned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfedit.documents import Document
+from selfedit.exam.statistics import spearman
+from selfedit.procedures.settings import TrainSettings
+from selfedit.workers.units import DecodeRequest, write_units
+
+if TYPE_CHECKING:
+    from selfedit.procedures.experiment import Experiment
+    from selfedit.runs.records import StoredEdit
+
+_REPLY_TOKENS = 8
+_NUMBER = re.compile(r"\s*(10|[0-9])(?:\.0)?(?:\s*/\s*10)?\s*\.?\s*")
+
+
+def judged_rewards(
+    experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]
+) -> dict[str, Any]:
+    """Stores a judge's rating of each edit, in [0, 1], as its reward; really fits a sample and returns their rank correlation.
+
+    An unreadable reply leaves the edit without a reward.  The judge is an API model, or the untrained local model.
+    """
+    from selfedit.procedures.experiment import Learning
+    from selfedit.procedures.restem import TRAIN, edit_rewards
+
+    settings = experiment.settings
+    assert isinstance(settings, TrainSettings)
+    by_id = {document.id: document for document in training}
+    edits = experiment.store.edits(round=round, writer=TRAIN)
+    todo = [edit for edit in edits if edit.reward is None]
+    prompts = [_prompt(experiment, by_id[edit.edit.document_id], edit) for edit in todo]
+    replies = _ask(experiment, prompts, round) if todo else []
+    rewards = {
+        edit.id: score for edit, reply in zip(todo, replies, strict=True) if (score := read_rating(reply)) is not None
+    }
+    experiment.store.set_rewards(rewards)
+    if len(rewards) < len(todo):
+        experiment.warn(
+            "unreadable ratings", f"round {round}: {len(todo) - len(rewards)} of {len(todo)} ratings could not be read"
+        )
+
+    rated = {
+        edit.id: edit.reward for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None
+    }
+    sample = sorted(rated, key=lambda id: experiment.seed("judge sample", id))[: settings.judge_sample]
+    experiment.fit_and_examine(
+        [
+            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+            for e in edits
+            if e.id in sample
+            for replicate in range(settings.replicates)
+        ],
+        label=f"round {round} check of the judge",
+    )
+    experiment.grade()
+    real = edit_rewards(experiment, round)
+    common = [id for id in sample if id in real]
+    correlation = spearman([rated[id] for id in common], [real[id] for id in common]) if len(common) > 2 else None
+    return {"judge_correlation": correlation, "judge_sample": len(common)}
+
+
+def read_rating(reply: str | None) -> float | None:
+    """The rating in [0, 1] of a reply that is a number from 0 to 10 and nothing else; None otherwise."""
+    found = _NUMBER.fullmatch(reply or "")
+    return None if found is None else int(found[1]) / 10
+
+
+def _prompt(experiment: Experiment, document: Document, edit: StoredEdit) -> str:
+    fence = "=" * 8 + hashlib.sha256(edit.edit.text.encode()).hexdigest()[:12]
+    return experiment.prompts.reward(title=document.title, text=document.text, edit=edit.edit.text, fence=fence)
+
+
+def _ask(experiment: Experiment, prompts: Sequence[str], round: int) -> list[str | None]:
+    settings = experiment.settings
+    assert isinstance(settings, TrainSettings)
+    experiment.progress.begin(f"round {round}: rating {len(prompts)} edits", len(prompts) * _REPLY_TOKENS)
+    if settings.judge is not None:
+        return experiment.ask_api(settings.judge, prompts, max_tokens=_REPLY_TOKENS, what="edits", round=round)
+    tokenizer = experiment.pool.tokenizer
+    requests = [DecodeRequest(tuple(tokenizer.prompt_ids(p)), _REPLY_TOKENS, tokenizer.stop_ids) for p in prompts]
+    units = write_units(f"ratings/{round}", (), requests, size=experiment.unit_size)
+    groups = {unit.id: group for unit, group in units}
+    replies: list[str | None] = [None] * len(prompts)
+    for result in experiment.pool.run([unit for unit, _ in units]):
+        for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
+            replies[number] = tokenizer.decode(completion.ids)
+    return replies

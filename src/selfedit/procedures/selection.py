@@ -1,0 +1,84 @@
+"""Which edits of a round are kept: ReST-EM's selection step (Singh et al. 2023, arXiv 2312.06585).
+
+Knows rewards.  Knows nothing of how they came about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """An edit with its reward (None: unknown, because no fit of it succeeded); `tokens` is its length."""
+
+    id: str
+    document_id: str
+    index: int
+    tokens: int
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`kept` are ids of edits; `without_signal` are documents whose edits all scored alike, so that they teach nothing about
+    which is better."""
+
+    kept: tuple[str, ...]
+    without_signal: tuple[str, ...]
+
+
+def select(
+    edits: Sequence[Rewarded],
+    *,
+    rule: str,
+    baseline: Mapping[str, float] | None = None,
+    fraction: float = 0.2,
+    keep_ties: bool = True,
+) -> Selection:
+    """Applies one rule.  Edits without a reward are never kept.
+
+    `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score
+    without adaptation (`baseline`).  `top-fraction` keeps that share of all edits, rounded up.  Ties go to the shorter edit (as
+    much learned from less), then to the one sampled first.  Without `keep_ties`, documents without signal keep nothing.
+    """
+    by_document: dict[str, list[Rewarded]] = {}
+    for edit in edits:
+        if edit.reward is not None:
+            by_document.setdefault(edit.document_id, []).append(edit)
+    without_signal = tuple(
+        document for document, group in by_document.items() if len({edit.reward for edit in group}) == 1
+    )
+    eligible = {
+        document: sorted(group, key=_order)
+        for document, group in by_document.items()
+        if keep_ties or document not in without_signal
+    }
+    if rule == "best-of-k":
+        kept = [group[0] for group in eligible.values()]
+    elif rule == "above-baseline":
+        if baseline is None:
+            raise ValueError("above-baseline needs each document's score without adaptation")
+        kept = [
+            edit
+            for document, group in eligible.items()
+            for edit in group
+            if _reward(edit) > baseline.get(document, 0.0)
+        ]
+    elif rule == "top-fraction":
+        ranked = sorted((edit for group in eligible.values() for edit in group), key=_order)
+        kept = ranked[: math.ceil(fraction * sum(map(len, by_document.values())))]
+    else:
+        raise ValueError(f"no selection rule {rule!r}")
+    return Selection(tuple(edit.id for edit in kept), without_signal)
+
+
+def _order(edit: Rewarded) -> tuple[float, int, int, str]:
+    return (-_reward(edit), edit.tokens, edit.index, edit.document_id)
+
+
+def _reward(edit: Rewarded) -> float:
+    assert edit.reward is not None
+    return edit.reward

@@ -1,0 +1,53 @@
+"""Metrics to TensorBoard, Weights & Biases or trackio, through accelerate's trackers.  Off unless asked for.
+
+Knows names of trackers.  Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfedit.errors import UserError
+
+_CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
+
+
+class Tracker(Protocol):
+    """What the procedures need of accelerate's trackers."""
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class NoTracker:
+    """Tells nobody."""
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        del values, step
+
+    def finish(self) -> None:
+        """Nothing to close."""
+
+
+def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Tracker:
+    """A tracker that writes below the run's directory (TensorBoard) or to its service.
+
+    Errors: UserError where the package is not installed.
+    """
+    if name is None:
+        return NoTracker()
+    try:
+        from accelerate import tracking
+
+        __import__("torch.utils.tensorboard" if name == "tensorboard" else name)
+    except ImportError as error:
+        raise UserError(f"--track {name}: {error.name} is not installed; run `pip install 'selfedit[track]'`") from None
+    kind = getattr(tracking, _CLASSES[name])
+    tracker = kind(out.name, logging_dir=out / "track") if name == "tensorboard" else kind(f"selfedit-{out.name}")
+    tracker.start()
+    plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
+    tracker.store_init_configuration(plain)
+    return tracker
