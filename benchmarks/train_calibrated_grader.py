@@ -175,7 +175,8 @@ def report(name: str, p: Floats, rows: list[VerdictRow], y: NDArray[np.int64], *
         bias = random_subset_bias(p, y, questions, size)
         print(
             f"  random subsets of {size}: |bias| mean {bias['mean']:.2f}, under 1 point in {bias['share_under_1']:.0%}, "
-            f"95th percentile {bias['p95']:.2f}, largest of 2,000 {bias['max']:.2f} points"
+            f"95th percentile {bias['p95']:.2f}, largest of 2,000 {bias['max']:.2f} points; "
+            f"mean {100 * np.sqrt(2 / np.pi * np.mean(p * (1 - p)) / size):.2f} if calibrated and independent"
         )
     for subset, mask in subsets(rows).items():
         bias_points = 100 * float(np.mean(p[mask] - y[mask]))
