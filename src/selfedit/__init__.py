@@ -1,1 +1,69 @@
-"""Language models that learn by teaching themselves."""
+"""Language models that learn documents by fine-tuning on notes they write themselves.
+
+    import selfedit
+
+    model = selfedit.load_model()
+    adapted = selfedit.adapt(model, selfedit.load_documents("news:test", limit=2))
+
+Everything here is loaded when first used; importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfedit.documents import Document, Question, load_documents
+    from selfedit.errors import UserError
+    from selfedit.models import load_model
+    from selfedit.procedures.adapt import adapt
+    from selfedit.procedures.compare import compare
+    from selfedit.procedures.continual import continual
+    from selfedit.procedures.learn import learn
+    from selfedit.procedures.restem import train
+    from selfedit.procedures.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
+    from selfedit.recipes import Recipe
+    from selfedit.reports import build_report
+
+_HOMES = {
+    "Document": "documents",
+    "Question": "documents",
+    "load_documents": "documents",
+    "UserError": "errors",
+    "load_model": "models",
+    "adapt": "procedures.adapt",
+    "compare": "procedures.compare",
+    "continual": "procedures.continual",
+    "learn": "procedures.learn",
+    "train": "procedures.restem",
+    "CompareSettings": "procedures.settings",
+    "ContinualSettings": "procedures.settings",
+    "LearnSettings": "procedures.settings",
+    "TrainSettings": "procedures.settings",
+    "Recipe": "recipes",
+    "build_report": "reports",
+}
+
+__all__ = [
+    "CompareSettings",
+    "ContinualSettings",
+    "Document",
+    "LearnSettings",
+    "Question",
+    "Recipe",
+    "TrainSettings",
+    "UserError",
+    "adapt",
+    "build_report",
+    "compare",
+    "continual",
+    "learn",
+    "load_documents",
+    "load_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'selfedit' has no attribute {name!r}")
+    return getattr(import_module(f"selfedit.{_HOMES[name]}"), name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.models import BUNDLED, load_model
+from selfedit.models import BUNDLED, Model, load_model
 from selfedit.runs.directory import read_config
 
 
@@ -25,7 +25,7 @@ class Asker:
         self,
         adapter: Path,
         *,
-        model: str | None = None,
+        model: Model | str | None = None,
         device: str | None = None,
         dtype: str = "auto",
         max_tokens: int = 128,
@@ -40,14 +40,25 @@ class Asker:
             raise UserError(f"{adapter}: no adapter there ({Path(str(error.filename)).name} is missing)") from None
         except ValueError as error:
             raise UserError(str(error)) from None
-        name = model or run_model or base_model(folder)
-        self.model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        if isinstance(model, Model):
+            self.model = model
+        else:
+            name = model or run_model or base_model(folder)
+            self.model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.max_tokens = max_tokens
         try:
             self.bank = AdapterBank(self.model.hf, spec, 1)
             self.bank.load_state(0, state)
         except ValueError as error:
-            raise UserError(f"{adapter}: does not fit model {name} ({error}); name its model with --model") from None
+            raise UserError(
+                f"{adapter}: does not fit model {self.model.name} ({error}); name its model with --model"
+            ) from None
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bank.detach()
 
     def answer(self, messages: Sequence[dict[str, str]], *, base: bool = False) -> str:
         """Goes on with a conversation, greedily; with `base` as the model without the adapter would."""

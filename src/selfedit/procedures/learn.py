@@ -5,10 +5,12 @@ Knows documents and one writer.  Asking the adapter afterwards is `ask`'s part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.documents import Document
+from selfedit.editors.edit import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.procedures.experiment import Experiment, Learning
@@ -29,23 +31,31 @@ class Learned:
 
     adapter: Path
     documents: int
+    edits: tuple[Edit, ...]
     train_tokens: int
     last_loss: float | None
     summary: Summary | None
 
 
-def learn(settings: LearnSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Learned:
+def learn(
+    settings: LearnSettings,
+    *,
+    progress: Progress | None = None,
+    pool: Pool | None = None,
+    documents: Sequence[Document] | None = None,
+) -> Learned:
     """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory.
 
-    Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
+    `documents` are used in place of those that the settings name.  Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
     """
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
-    if not settings.documents:
+    if not settings.documents and not documents:
         raise UserError("no documents given: name files, folders, or news")
     with Experiment("learn", settings, progress=progress, pool=pool) as experiment:
-        documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
+        if documents is None:
+            documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
         experiment.store.add_documents(documents)
         examined = any(document.questions for document in documents)
         _say_what_is_cut(experiment, documents)
@@ -69,11 +79,12 @@ def learn(settings: LearnSettings, *, progress: Progress | None = None, pool: Po
         if examined:
             experiment.grade()
             summary = summarise(experiment, documents, ["none", spec.name])
-        return Learned(folder, len(documents), fit.train_tokens, fit.last_loss, summary)
+        edits = tuple(stored.edit for stored in experiment.store.edits(writer=spec.name))
+        return Learned(folder, len(documents), edits, fit.train_tokens, fit.last_loss, summary)
 
 
 def _all_edits(
-    experiment: Experiment, documents: list[Document], spec: EditorSpec
+    experiment: Experiment, documents: Sequence[Document], spec: EditorSpec
 ) -> tuple[tuple[str | None, str] | None, ...]:
     """All edits of a document joined, in the order of documents; None for the passage alone."""
     if spec.kind == "passage":
@@ -84,7 +95,7 @@ def _all_edits(
     return tuple((None, "\n".join(texts[document.id])) for document in documents)
 
 
-def _say_what_is_cut(experiment: Experiment, documents: list[Document]) -> None:
+def _say_what_is_cut(experiment: Experiment, documents: Sequence[Document]) -> None:
     tokenizer = experiment.pool.tokenizer
     limit = min(experiment.recipe.max_sequence_tokens, experiment.pool.context_length)
     for document in documents:

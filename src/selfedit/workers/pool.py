@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
-from selfedit.models import Tokenizer
+from selfedit.models import Model, Tokenizer
 from selfedit.workers.units import Unit, UnitResult
 from selfedit.workers.worker import ModelSource, OnTokens, Worker
 
@@ -36,11 +36,11 @@ class Pool(Protocol):
 
 
 class InProcess:
-    """One worker, in this process.  `on_tokens` is told of tokens trained and written while a unit is under way."""
+    """One worker, in this process, with a model that is loaded already or loads now.  `on_tokens` is told of tokens trained and written while a unit is under way."""
 
-    def __init__(self, source: ModelSource, *, on_tokens: OnTokens | None = None) -> None:
+    def __init__(self, source: ModelSource, *, on_tokens: OnTokens | None = None, model: Model | None = None) -> None:
         self.deltas: dict[str, Mapping[str, bytes]] = {}
-        self.worker = Worker(source, self.deltas.__getitem__)
+        self.worker = Worker(source, self.deltas.__getitem__, model)
         self.on_tokens: Callable[[int], None] | None = on_tokens
 
     @property
