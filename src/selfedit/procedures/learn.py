@@ -46,7 +46,9 @@ def learn(
 ) -> Learned:
     """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory.
 
-    `documents` are used in place of those that the settings name.  Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
+    `documents` are used in place of those that the settings name.
+
+    Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
     """
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":

@@ -36,7 +36,10 @@ class Pool(Protocol):
 
 
 class InProcess:
-    """One worker, in this process, with a model that is loaded already or loads now.  `on_tokens` is told of tokens trained and written while a unit is under way."""
+    """One worker, in this process, with a model that is loaded already or loads now.
+
+    `on_tokens` is told of tokens trained and written while a unit is under way.
+    """
 
     def __init__(self, source: ModelSource, *, on_tokens: OnTokens | None = None, model: Model | None = None) -> None:
         self.deltas: dict[str, Mapping[str, bytes]] = {}
