@@ -49,13 +49,6 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
     )
-    parser.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="NAME=A,B,C",
-        help="try recipe settings on validation documents and report the best on the test documents",
-    )
 
 
 def _compare(arguments: argparse.Namespace) -> Any:
@@ -74,10 +67,6 @@ def _compare(arguments: argparse.Namespace) -> Any:
 
     progress = make_progress()
     try:
-        if arguments.sweep:
-            from selfedit.procedures.sweep import sweep
-
-            settings = sweep(settings, arguments.sweep, progress=progress)
         summary = compare(settings, progress=progress)
     finally:
         progress.close()

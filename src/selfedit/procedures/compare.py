@@ -14,6 +14,7 @@ from selfedit.procedures.policies import load_policy
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import CompareSettings
 from selfedit.procedures.summarise import summarise
+from selfedit.procedures.sweep import sweep
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
@@ -29,6 +30,8 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
             if spec.kind == "self":
                 experiment.prompts.check(spec.argument or settings.edit_prompt)
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+        if settings.sweep:
+            documents, experiment.recipe, tried = sweep(experiment, documents, specs)
         experiment.store.add_documents(documents)
 
         experiment.examine_untrained(documents)
@@ -44,7 +47,7 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
         experiment.grade()
 
         names = ["none", *dict.fromkeys(learning.condition for learning in learnings)]
-        return summarise(experiment, documents, names)
+        return summarise(experiment, documents, names, **({"sweep": tried} if settings.sweep else {}))
 
 
 def learnings_of(

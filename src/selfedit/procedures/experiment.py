@@ -41,6 +41,7 @@ from selfedit.workers.units import (
     FitJob,
     FitOutcome,
     FitTask,
+    LoraSpec,
     TokenSequence,
     Unit,
     UnitResult,
@@ -389,23 +390,25 @@ class Experiment(AbstractContextManager["Experiment"]):
         self,
         learnings: Sequence[Learning],
         *,
-        recipe: Recipe | None = None,
+        recipes: Mapping[str, Recipe] | None = None,
         label: str = "fits",
         on_adapter: Callable[[Learning, FitOutcome], None] | None = None,
     ) -> None:
         """Makes the fits that are not there yet, through the engine, and commits each unit with its answers.
 
+        Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share banks.
         `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.
         """
-        recipe = recipe or self.recipe
+        recipes = recipes or {}
         done = self.store.fit_ids()
         todo = [learning for learning in learnings if learning.id not in done]
         if not todo:
             return
         known = self._known_general(todo)
         tasks, texts, asked = [], {}, {}
-        by_policy: dict[tuple[str, ...], list[FitTask]] = {}
+        groups: dict[tuple[tuple[str, ...], LoraSpec], list[FitTask]] = {}
         for learning in todo:
+            recipe = recipes.get(learning.condition, self.recipe)
             sequences = self.sequences(learning, recipe)
             questions = self._exam_questions(learning, known)
             job = FitJob(
@@ -416,14 +419,14 @@ class Experiment(AbstractContextManager["Experiment"]):
             requests = tuple(self.exam_request(document, question) for document, question in questions)
             task = FitTask(learning.id, job, requests, learning.keep)
             tasks.append(task)
-            by_policy.setdefault(learning.policy, []).append(task)
+            groups.setdefault((learning.policy, recipe.lora()), []).append(task)
             texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
             asked[learning.id] = [question for _, question in questions]
         by_id = {learning.id: learning for learning in todo}
         units = [
             unit
-            for policy, group in by_policy.items()
-            for unit in fit_units(f"{label}/{len(policy)}", policy, recipe.lora(), group, size=self.unit_size)
+            for number, ((policy, lora), group) in enumerate(groups.items())
+            for unit in fit_units(f"{label}/{number}", policy, lora, group, size=self.unit_size)
         ]
         self.progress.begin(f"{label}: {len(tasks)} adapters", sum(t.job.tokens for t in tasks))
         for result in self._run(units):

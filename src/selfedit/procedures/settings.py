@@ -90,6 +90,12 @@ class CompareSettings(Settings):
     replicates: int = Field(1, ge=1, description="fits an edit, with different seeds")
     regime: Literal["single", "joint"] = Field("single", description="an adapter a document, or one for all documents")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
+    sweep: tuple[str, ...] = Field(
+        (), description="recipe settings to try on validation documents, as NAME=A,B,C; the best is used"
+    )
+    validation: tuple[str, ...] = Field(
+        (), description="where --sweep chooses; a quarter of the documents, split by title, if left out"
+    )
     policy: Path | None = Field(None, description="a run of `train`: its selected policy becomes a further condition")
 
 

@@ -102,7 +102,9 @@ class Worker:
                     answers.setdefault(number, []).append(completion)
             completions.update({number: tuple(found) for number, found in answers.items()})
 
-        engine.fit_all(self.model.hf, unit.lora, [task.job for task in unit.tasks], examine, on_tokens=on_tokens)
+        engine.fit_all(
+            self.model.hf, unit.lora, [task.job for task in unit.tasks], on_wave=examine, on_tokens=on_tokens
+        )
         seconds = time.perf_counter() - started
         total = sum(task.job.tokens for task in unit.tasks)
         outcomes = tuple(

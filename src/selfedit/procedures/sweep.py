@@ -1,0 +1,109 @@
+"""Chooses recipe settings on validation documents, which then take no part in the comparison.
+
+Knows grids of recipe settings.  All fits whose adapters have one shape go through the engine together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from selfedit.documents import Document, split_by_title
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.exam.statistics import accuracy_interval
+from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.settings import CompareSettings
+from selfedit.recipes import Recipe
+
+_SHARE = 0.25
+
+
+def sweep(
+    experiment: Experiment, documents: Sequence[Document], specs: Sequence[EditorSpec]
+) -> tuple[list[Document], Recipe, list[dict[str, Any]]]:
+    """(documents left for the comparison, the chosen recipe, a row for each recipe that was tried).
+
+    The chosen one has the best mean accuracy over all editors on the validation documents; ties go to the one tried first.
+    """
+    settings = experiment.settings
+    assert isinstance(settings, CompareSettings)
+    test, validation = _split(experiment, documents)
+    grid = parse_grid(settings.sweep)
+    recipes = [experiment.recipe.with_settings(changes) for changes in grid]
+    experiment.store.add_documents(validation, "validation")
+    by_id = {document.id: document for document in validation}
+    learnings: list[Learning] = []
+    conditions: dict[str, Recipe] = {}
+    for spec in specs:
+        if spec.kind == "none":
+            continue
+        if spec.kind == "passage":
+            sources: list[tuple[Document, tuple[str | None, str] | None]] = [(d, None) for d in validation]
+        else:
+            experiment.write_edits(validation, spec, count=settings.edits, prompt=settings.edit_prompt)
+            sources = [
+                (by_id[e.edit.document_id], (e.id, e.edit.text))
+                for e in experiment.store.edits(writer=spec.name, round=0)
+                if e.edit.document_id in by_id
+            ]
+        for changes, recipe in zip(grid, recipes, strict=True):
+            name = _condition(spec, changes)
+            conditions[name] = recipe
+            learnings += [
+                Learning(name, (document,), (edit,), replicate)
+                for document, edit in sources
+                for replicate in range(settings.replicates)
+            ]
+    experiment.fit_and_examine(learnings, recipes=conditions, label="sweep")
+    experiment.grade()
+    rows = []
+    for changes in grid:
+        found = {
+            spec.name: accuracy_interval(experiment.scores(_condition(spec, changes))).mean
+            for spec in specs
+            if spec.kind != "none"
+        }
+        rows.append({"settings": changes, "accuracy": found, "mean": sum(found.values()) / len(found)})
+    best = max(range(len(rows)), key=lambda k: (rows[k]["mean"], -k))
+    experiment.progress.note(f"sweep: {grid[best]} chosen on {len(validation)} validation documents")
+    return test, recipes[best], rows
+
+
+def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Every combination of `NAME=A,B,C` settings.  Errors: UserError for another form."""
+    import yaml
+
+    axes = []
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise UserError(f"--sweep {text}: write NAME=A,B,C, such as learning_rate=1e-3,2e-3")
+        axes.append([(name.strip(), _number(yaml.safe_load(value))) for value in values.split(",")])
+    return [dict(combination) for combination in itertools.product(*axes)]
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 2e-3 for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _condition(spec: EditorSpec, changes: dict[str, Any]) -> str:
+    return f"{spec.name} [{', '.join(f'{name}={value}' for name, value in changes.items())}]"
+
+
+def _split(experiment: Experiment, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    settings = experiment.settings
+    assert isinstance(settings, CompareSettings)
+    if not settings.validation:
+        parts = split_by_title(documents, {"test": 1 - _SHARE, "validation": _SHARE}, seed=settings.seed)
+        return parts["test"], parts["validation"]
+    validation = experiment.load(settings.validation, limit=None, require_questions=True)
+    shared = {d.title for d in documents} & {d.title for d in validation}
+    if shared:
+        raise UserError(f"--validation: title {sorted(shared)[0]!r} is among the documents too; give other documents")
+    return list(documents), validation
