@@ -5,14 +5,19 @@ Knows how Hugging Face models are put together and checks that this one is put t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.bank import UnsupportedModelError
-from selfedit.engine.packing import Layout, packed
+from selfedit.engine.packing import Layout, packed_attention
 
 # Set on a model that passed the check.
 _CHECKED = "_selfedit_checked"
@@ -41,10 +46,33 @@ class Backbone:
         """Last hidden states [B, T, D]."""
         return self.decoder(**inputs).last_hidden_state
 
+    def packed(self, input_ids: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states [1, P, D] of packed sequences; inside `packed_attention` only."""
+        return self.hidden(
+            input_ids=input_ids, position_ids=layout.positions(input_ids.device), use_cache=False, packed_layout=layout
+        )
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], float32."""
         logits = (hidden @ self.head_VD.t()).float()
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Within this context, decoder layers keep their inputs only and compute the rest again in the backward pass.
+
+        transformers' own switch asks for training mode, which would also switch a model's dropout on.
+        """
+        layers = [module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise UnsupportedModelError(f"{type(self.model).__name__} has no layers that can be computed again")
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -56,8 +84,8 @@ class Backbone:
             raise UnsupportedModelError(f"{name} does not compute its logits as head times hidden state; not supported")
         layout = Layout.of([4, 7], device)
         row = torch.cat([ids[:4], ids[:7]])[None]
-        with packed(self.model, layout):
-            together = self.hidden(input_ids=row, position_ids=layout.positions(device), use_cache=False)[0]
+        with packed_attention(self.model):
+            together = self.packed(row, layout)[0]
         if not _close(self.logits(together[4:]), whole[:7]):
             raise UnsupportedModelError(f"{name} cannot take packed sequences: its attention mixes them")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selfedit.engine import peft_format
-from selfedit.engine.lora import LoraLinear, LoraSpec, Routing
+from selfedit.engine.lora import LoraLinear, LoraSpec, Routing, Shared
 
 # Each tensor of an adapter starts at a multiple of this many numbers: grouped products want 16-byte strides.
 _ALIGN = 16
@@ -44,15 +44,14 @@ class AdapterBank:
         self.model = model
         self.spec = spec
         self.size = size
-        self.routing: Routing | None = None
         self.names = target_layers(model, spec)
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
         # Grouped products exist for bfloat16 on CUDA; elsewhere one product a segment is best.
         self.grouped = self.device.type == "cuda" and self.dtype == torch.bfloat16
-        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
-        self.layers = [LoraLinear(linear, self, index) for index, linear in enumerate(linears)]
+        self._shared = Shared(spec, torch.zeros((), device=self.device, requires_grad=True))
+        self.layers = [LoraLinear(linear, self._shared, index) for index, linear in enumerate(linears)]
 
         self._slices: list[tuple[int, int]] = []
         offset = 0
@@ -116,13 +115,13 @@ class AdapterBank:
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
         """Within this context, the rows of a batch (batch and time flattened) belong to adapters as `routing` says."""
-        if self.routing is not None:
+        if self._shared.routing is not None:
             raise RuntimeError("a routing is active already")
-        self.routing = routing
+        self._shared.routing = routing
         try:
             yield
         finally:
-            self.routing = None
+            self._shared.routing = None
 
     def state(self, adapter: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Layer name -> (A [R, D_in], B [D_out, R]) of one adapter, float32, views."""

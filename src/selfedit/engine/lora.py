@@ -99,6 +99,16 @@ class Routing:
         return Routing(segments, "bmm" if equal and consecutive and len(ids) > 1 else "loop")
 
 
+@dataclass
+class Shared:
+    """What the layers of a bank have in common: `routing` is None while no adapter is active.  `anchor` is a leaf that requires
+    a gradient, so that a backward pass reaches layers whose input does not need one."""
+
+    spec: LoraSpec
+    anchor: Tensor
+    routing: Routing | None = None
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer with the updates of a bank's adapters: `y = x W^T + b + scaling * x A_i^T B_i^T`, i the row's adapter.
 
@@ -106,20 +116,15 @@ class LoraLinear(nn.Module):
     written straight into the bank's gradient buffer during the backward pass, not returned through autograd.
     """
 
-    def __init__(self, base_layer: nn.Linear, bank: Any, index: int) -> None:
+    def __init__(self, base_layer: nn.Linear, shared: Shared, index: int) -> None:
         super().__init__()
         self.base_layer = base_layer
-        # The bank holds this layer and this layer the bank; a plain tuple keeps torch from registering it as a child.
-        self._bank = (bank,)
+        self.shared = shared
         self.index = index
         self.a_NRI: Tensor
         self.b_NOR: Tensor
         self.grad_a_NRI: Tensor | None = None
         self.grad_b_NOR: Tensor | None = None
-
-    @property
-    def bank(self) -> Any:
-        return self._bank[0]
 
     @property
     def in_features(self) -> int:
@@ -138,18 +143,18 @@ class LoraLinear(nn.Module):
         return self.base_layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        routing = self.bank.routing
+        routing = self.shared.routing
         if routing is None:
             return self.base_layer(x)
         if torch.is_grad_enabled():
-            return _Adapted.apply(x, self.bank.anchor, self, routing)
+            return _Adapted.apply(x, self.shared.anchor, self, routing)
         y, _ = _forward(x.reshape(-1, x.shape[-1]), self, routing)
         return y.view(*x.shape[:-1], -1)
 
 
 def _dropout_mask(layer: LoraLinear, seed: int, x: Tensor) -> Tensor:
     """The scaled keep mask of one segment; made again in the backward pass from the same seed instead of being stored."""
-    rate = layer.bank.spec.dropout
+    rate = layer.shared.spec.dropout
     generator = torch.Generator(device=x.device).manual_seed((seed * 1_000_003 + layer.index) % 2**63)
     keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
     return keep.to(x.dtype) / (1.0 - rate)
@@ -159,7 +164,7 @@ def _forward(x_PI: Tensor, layer: LoraLinear, routing: Routing) -> tuple[Tensor,
     if x_PI.shape[0] != routing.rows:
         raise RuntimeError(f"the batch has {x_PI.shape[0]} rows, but {routing.rows} were routed to adapters")
     base, a_NRI, b_NOR = layer.base_layer, layer.a_NRI, layer.b_NOR
-    scaling = layer.bank.spec.scaling
+    scaling = layer.shared.spec.scaling
     y_PO = nn.functional.linear(x_PI, base.weight, base.bias)
     if routing.path == "grouped":
         h_PR = torch._grouped_mm(x_PI, a_NRI.transpose(1, 2), offs=routing.offsets_N)
@@ -189,8 +194,7 @@ def _accumulate(grad: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0)
 
 
 class _Adapted(torch.autograd.Function):
-    """Forward and backward of `LoraLinear` with a routing.  `anchor` is a leaf that requires a gradient, so that the backward
-    pass runs even where the input does not need one (below the first adapted layer no gradient is computed)."""
+    """Forward and backward of `LoraLinear` with a routing; below the first adapted layer no gradient is computed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LoraLinear, routing: Routing) -> Tensor:
@@ -205,7 +209,7 @@ class _Adapted(torch.autograd.Function):
         x_PI, h_PR = ctx.saved_tensors
         layer, routing = ctx.layer, ctx.routing
         a_NRI, b_NOR = layer.a_NRI, layer.b_NOR
-        scaling = layer.bank.spec.scaling
+        scaling = layer.shared.spec.scaling
         g_PO = grad_y.reshape(-1, grad_y.shape[-1])
         grad_x = g_PO @ layer.base_layer.weight if ctx.needs_input_grad[0] else None
         if routing.path == "grouped":

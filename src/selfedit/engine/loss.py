@@ -31,13 +31,21 @@ def linear_cross_entropy(
     return total, losses_L
 
 
+def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> int:
+    """Bytes that the loss takes on top of the hidden states: a block of logits in float32, and its copies."""
+    return _rows(vocabulary, device) * vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0))
+
+
+def _rows(vocabulary: int, device: torch.device) -> int:
+    return max(16, _BLOCK_NUMBERS["cpu" if device.type == "cpu" else "accelerator"] // vocabulary)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_LD: Tensor, head_VD: Tensor, targets_L: Tensor, weights_L: Tensor, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
-        kind = "cpu" if hidden_LD.device.type == "cpu" else "accelerator"
-        rows = max(16, _BLOCK_NUMBERS[kind] // head_VD.shape[0])
+        rows = _rows(head_VD.shape[0], hidden_LD.device)
         losses_L = torch.empty(hidden_LD.shape[0], device=hidden_LD.device)
         grad_LD = torch.empty_like(hidden_LD)
         for start in range(0, hidden_LD.shape[0], rows):

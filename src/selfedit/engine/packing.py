@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 _NAME = "selfedit_packed"
-_current: ContextVar[Layout] = ContextVar("selfedit_packed_layout")
 
 
 @dataclass
@@ -56,19 +54,15 @@ def _buckets(lengths: list[int], device: torch.device) -> list[Tensor]:
 
 
 @contextmanager
-def packed(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Within this context, the model takes one row [1, P] of packed sequences; it must last through the backward pass
-    (recomputed layers attend again)."""
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context, the model takes one row [1, P] of packed sequences; each call names its `Layout` with the
+    keyword `packed_layout`, which transformers hands through to the attention."""
     before = model.config._attn_implementation
-    if before != _NAME:
-        model.set_attn_implementation(_NAME)
-    token = _current.set(layout)
+    model.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        _current.reset(token)
-        if before != _NAME:
-            model.set_attn_implementation(before)
+        model.set_attn_implementation(before)
 
 
 def _attention(
@@ -82,12 +76,17 @@ def _attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    packed_layout: Layout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each packed sequence to itself.  query [1, H, P, D] -> [1, P, H, D]."""
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("packed attention knows neither soft-capped logits nor attention sinks")
-    layout = _current.get()
+    if packed_layout is None:
+        raise RuntimeError(
+            f"{type(module).__name__} got no packed layout: its model drops keywords on the way to attention"
+        )
+    layout = packed_layout
     gqa = query.shape[1] != key.shape[1]
     if layout.buckets is None:
         # split, not slices: its backward is one concatenation

@@ -1,0 +1,92 @@
+"""A job list of any length through one bank, wave after wave.
+
+Knows plans and banks.  Knows nothing of what its caller does with a wave's adapters before the bank is used again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
+
+from selfedit.engine.bank import AdapterBank
+from selfedit.engine.fit import fit
+from selfedit.engine.jobs import FitJob, FitResult
+from selfedit.engine.lora import LoraSpec
+from selfedit.engine.memory import out_of_memory, release_memory
+from selfedit.engine.plan import NotEnoughMemoryError, Plan
+from selfedit.engine.plan import plan as make_plan
+
+# Called after each wave with the bank and, for each job of the wave, its place in the bank and how it went.
+OnWave = Callable[[AdapterBank, dict[int, tuple[int, FitResult]]], None]
+
+
+def fit_all(
+    model: PreTrainedModel,
+    spec: LoraSpec,
+    jobs: Sequence[FitJob],
+    *,
+    plan: Plan | None = None,
+    on_wave: OnWave | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[FitResult]:
+    """Trains one adapter a job, any number of jobs; results in the jobs' order.
+
+    `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the bank: the
+    time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where a bank does not
+    fit into memory after all, the rest goes on with half of its adapters, with one warning.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        return []
+    chosen = make_plan(model, spec, jobs, calibrate=False) if plan is None else plan
+    results: dict[int, FitResult] = {}
+    waves, size, warned = list(chosen.waves), chosen.bank_size, False
+    while waves:
+        bank = _bank(model, spec, size)
+        if bank is not None:
+            with bank:
+                while waves and (fitted := _wave(bank, [jobs[k] for k in waves[0]], chosen, on_tokens)) is not None:
+                    wave = waves.pop(0)
+                    results.update(zip(wave, fitted, strict=True))
+                    if on_wave is not None:
+                        bank.drop_gradients()
+                        on_wave(bank, {k: (place, results[k]) for place, k in enumerate(wave)})
+        if waves:
+            # Memory ran out.
+            if size == 1:
+                raise NotEnoughMemoryError("not even one adapter fits: use a lower rank or a smaller model")
+            smaller = -(-size // 2)
+            if not warned:
+                warnings.warn(
+                    f"out of memory: going on with banks of {smaller} adapters instead of {size}", stacklevel=2
+                )
+            size, warned, bank = smaller, True, None
+            waves = [wave[k : k + size] for wave in waves for k in range(0, len(wave), size)]
+            release_memory()
+    return [results[k] for k in range(len(jobs))]
+
+
+def _bank(model: PreTrainedModel, spec: LoraSpec, size: int) -> AdapterBank | None:
+    """A bank, or None where it does not fit into memory."""
+    try:
+        return AdapterBank(model, spec, size)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def _wave(
+    bank: AdapterBank, jobs: list[FitJob], chosen: Plan, on_tokens: Callable[[int], None] | None
+) -> list[FitResult] | None:
+    """The results of one wave, or None where its optimiser states do not fit into memory."""
+    try:
+        return fit(
+            bank, jobs, token_budget=chosen.token_budget, checkpointing=chosen.checkpointing, on_tokens=on_tokens
+        )
+    except RuntimeError as error:
+        if not out_of_memory(error) or bank.size == 1:
+            raise
+        return None
