@@ -1,0 +1,45 @@
+"""Tiny models, tiny documents, and settings that keep runs short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_world import SMALL, model_folder, rows, write_rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Equal thread counts give equal sums; the tiny model gains nothing from more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.getbasetemp(), chat=False)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Callable[[int], str]:
+    """`documents(n)`: a file of n documents."""
+
+    def write(count: int) -> str:
+        return str(write_rows(tmp_path / f"documents-{count}.jsonl", rows(count)))
+
+    return write
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> dict[str, Any]:
+    """Settings that keep a run short; `out` is a new folder."""
+    return {**SMALL, "out": tmp_path / "run"}

@@ -1,0 +1,31 @@
+"""A pool that counts what it is given, and can change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+
+from selfedit.workers.pool import InProcess
+from selfedit.workers.units import FitUnit, Unit, UnitResult, WriteUnit
+from selfedit.workers.worker import ModelSource
+
+
+class CountingPool(InProcess):
+    """The pool of this process; `fits` and `written` say what it was asked for, `alter` changes what it does."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(ModelSource(model, "cpu", "float32"))
+        self.units: list[Unit] = []
+        self.alter: Callable[[Unit], Unit] = lambda unit: unit
+
+    def run(self, units: Iterable[Unit]) -> Generator[UnitResult]:
+        for unit in units:
+            self.units.append(unit)
+            yield from super().run([self.alter(unit)])
+
+    @property
+    def fits(self) -> list[str]:
+        return [task.id for unit in self.units if isinstance(unit, FitUnit) for task in unit.tasks]
+
+    @property
+    def written(self) -> int:
+        return sum(len(unit.requests) for unit in self.units if isinstance(unit, WriteUnit))
