@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/selfedit compare --config examples/demo.yaml --out runs/demo
 
+demo-train: setup
+	$(BIN)/selfedit train --config examples/demo-train.yaml --out runs/demo-train
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

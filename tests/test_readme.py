@@ -1,0 +1,24 @@
+"""The README's Python example runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.model
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    # The same code, with less to write and to train, so that it takes seconds.
+    shortened = example.replace('editor="self"', 'editor="self", max_edit_tokens=32, set={"epochs": 4}, general_questions=0')
+    assert shortened != example
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shortened, str(README), "exec"), {})
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[0].startswith("Interval(mean=")
+    assert printed[-1]
+    from peft import PeftConfig
+
+    assert PeftConfig.from_pretrained(tmp_path / "tarn-adapter").peft_type == "LORA"
