@@ -75,7 +75,8 @@ def test_summary_json_is_schema_1_and_has_every_condition(finished: Finished) ->
         assert condition["seconds"] > 0
     pairs = {(d["a"], d["b"]) for d in data["differences"]}
     assert len(pairs) == len(names) * (len(names) - 1) // 2
-    assert "rounds" not in data and "selected_round" not in data
+    assert "rounds" not in data
+    assert "selected_round" not in data
 
 
 def test_accuracies_follow_from_the_stored_verdicts(finished: Finished) -> None:
@@ -119,7 +120,8 @@ def test_replicates_differ_and_edits_are_trained_with_their_document(finished: F
         document,
     )
     one, two = fits[0], fits[1]
-    assert one.edit_id == two.edit_id and one.sequences == two.sequences
+    assert one.edit_id == two.edit_id
+    assert one.sequences == two.sequences
     assert one.last_loss != two.last_loss
     assert all(fit.last_loss < fit.first_loss for fit in fits)
 
@@ -259,8 +261,10 @@ def test_a_fit_that_turns_nan_fails_and_the_others_go_on(
     assert len(fits) == 5
     passage = summary.conditions[1]
     assert passage.graded == 10
-    assert passage.model_extra is not None and passage.model_extra["failed_fits"] == 1
-    assert summary.events is not None and summary.events["failed fit"] == 1
+    assert passage.model_extra is not None
+    assert passage.model_extra["failed_fits"] == 1
+    assert summary.events is not None
+    assert summary.events["failed fit"] == 1
 
 
 class Unsure:

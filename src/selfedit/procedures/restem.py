@@ -46,10 +46,10 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
             experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
         experiment.prompts.check(settings.edit_prompt)
         training, validation = _documents(experiment, settings)
+        tracker = make_tracker(settings.track, settings.out, experiment.run.config)
         experiment.examine_untrained([*training, *validation])
         validate(experiment, validation, round=0, chain=())
 
-        tracker = make_tracker(settings.track, settings.out, experiment.run.config)
         for round in range(1, settings.rounds + 1):
             chain = publish_chain(experiment, settings.out, range(1, round))
             if round not in {record.round for record in experiment.store.rounds()}:
@@ -158,7 +158,12 @@ def keep(experiment: Experiment, training: Sequence[Document], round: int, chain
     if settings.select == "above-baseline":
         baseline = _baseline(experiment, training, round, chain)
     selection = select(
-        [Rewarded(e.id, e.edit.document_id, e.edit.index, e.edit.output_tokens, e.reward) for e in stored],
+        # An edit of which nothing was left cannot be taught, whatever its document alone earned.
+        [
+            Rewarded(e.id, e.edit.document_id, e.edit.index, e.edit.output_tokens, e.reward)
+            for e in stored
+            if e.edit.text
+        ],
         rule=settings.select,
         baseline=baseline,
         fraction=settings.top_fraction,
@@ -185,7 +190,7 @@ def train_editor(
     tokenizer = experiment.pool.tokenizer
     sequences = []
     for stored in experiment.store.edits(round=round, writer=TRAIN):
-        if stored.id not in selection.kept or not stored.edit.text:
+        if stored.id not in selection.kept:
             continue
         document = by_id[stored.edit.document_id]
         prompt = tokenizer.prompt_ids(experiment.edit_prompt(settings.edit_prompt, document)[0])
@@ -243,11 +248,15 @@ def validate(experiment: Experiment, validation: Sequence[Document], *, round: i
 
 def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
     """The earliest round whose validation score is not below the best one by more than noise (paired by document); round 0 is
-    the untrained model.  Without validation documents, the last round."""
+    the untrained model.  Without validation documents, the last round; rounds of which no validation fit succeeded are passed
+    over."""
     rounds = [0, *(record.round for record in experiment.store.rounds())]
     if not validation:
         return rounds[-1]
-    scores = {round: experiment.scores(VALIDATION, round=round) for round in rounds}
+    scores = {round: found for round in rounds if (found := experiment.scores(VALIDATION, round=round))}
+    rounds = list(scores)
+    if not rounds:
+        raise RuntimeError("no validation fit succeeded in any round; see the run's events")
     best = max(rounds, key=lambda round: (accuracy_interval(scores[round]).mean, -round))
     for round in rounds:
         if round == best or not paired_difference(scores[round], scores[best], seed=0).larger_than_noise:
@@ -259,10 +268,11 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
     if settings.validation:
         validation = experiment.load(settings.validation, limit=None, require_questions=True)
-        shared = {d.title for d in documents} & {d.title for d in validation}
+        titles = {_plain_title(document) for document in documents}
+        shared = [document.title for document in validation if _plain_title(document) in titles]
         if shared:
             raise UserError(
-                f"--validation: title {sorted(shared)[0]!r} is among the training documents too; give other documents"
+                f"--validation: title {shared[0]!r} is among the training documents too; give other documents"
             )
         training = documents
     elif settings.validation_share:
@@ -275,6 +285,11 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     experiment.store.add_documents(training, TRAIN)
     experiment.store.add_documents(validation, VALIDATION)
     return training, validation
+
+
+def _plain_title(document: Document) -> str:
+    """Titles that differ in case or white space alone are one, as in `split_by_title`."""
+    return " ".join(document.title.casefold().split())
 
 
 def _baseline(

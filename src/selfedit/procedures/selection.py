@@ -69,7 +69,8 @@ def select(
         ]
     elif rule == "top-fraction":
         ranked = sorted((edit for group in eligible.values() for edit in group), key=_order)
-        kept = ranked[: math.ceil(fraction * sum(map(len, by_document.values())))]
+        # 0.07 * 100 is a little more than 7 in floating point, and must not become 8.
+        kept = ranked[: math.ceil(round(fraction * sum(map(len, by_document.values())), 9))]
     else:
         raise ValueError(f"no selection rule {rule!r}")
     return Selection(tuple(edit.id for edit in kept), without_signal)
