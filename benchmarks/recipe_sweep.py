@@ -19,47 +19,39 @@ from pathlib import Path
 import torch
 
 from selfedit.documents import Document, load_documents
-from selfedit.editors.sequences import cut
-from selfedit.engine import AdapterBank, DecodeRequest, FitJob, TokenSequence, decode, fit
+from selfedit.engine import AdapterBank, DecodeRequest, FitJob, decode, fit
 from selfedit.exam.lexical import LexicalGrader
 from selfedit.exam.verdict import GradeItem
 from selfedit.models import Model, load_model
+from selfedit.procedures.training_data import training_sequences
 from selfedit.prompts import Prompts
-from selfedit.recipes import Recipe
+from selfedit.recipes import SEAL, Recipe
 from selfedit.runs.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "recipe-sweep.jsonl"
-_ALL = Recipe(rank=16, alpha=32)
+_TEXT = Recipe(rank=16, alpha=32, form="text")
+_CHAT = Recipe(rank=16, alpha=32, form="chat")
 GRID = {
-    "r16-lr5e-4-e8": _ALL.model_copy(update={"learning_rate": 5e-4}),
-    "r16-lr1e-3-e5": _ALL.model_copy(update={"epochs": 5}),
-    "r16-lr1e-3-e8": _ALL,
-    "r16-lr1e-3-e12": _ALL.model_copy(update={"epochs": 12}),
-    "r16-lr2e-3-e5": _ALL.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
-    "r16-lr2e-3-e8": _ALL.model_copy(update={"learning_rate": 2e-3}),
-    "r16-lr2e-3-e8-b3": _ALL.model_copy(update={"learning_rate": 2e-3, "batch_size": 3}),
-    "r16-lr4e-3-e8-b3": _ALL.model_copy(update={"learning_rate": 4e-3, "batch_size": 3}),
-    "r16-lr2e-3-e8-whole": _ALL.model_copy(update={"learning_rate": 2e-3, "cutting": "whole"}),
-    "seal": Recipe(rank=32, alpha=64, targets=("q_proj", "v_proj"), learning_rate=1e-3, epochs=10),
-    "mlp-r16-lr2e-3-e8": Recipe(
-        rank=16, alpha=32, targets=("gate_proj", "up_proj", "down_proj"), learning_rate=2e-3, epochs=8
+    "text-r16-lr5e-4-e8": _TEXT.model_copy(update={"learning_rate": 5e-4}),
+    "text-r16-lr1e-3-e5": _TEXT.model_copy(update={"epochs": 5}),
+    "text-r16-lr1e-3-e8": _TEXT,
+    "text-r16-lr1e-3-e12": _TEXT.model_copy(update={"epochs": 12}),
+    "text-r16-lr2e-3-e5": _TEXT.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
+    "chat-r16-lr1e-3-e8": _CHAT,
+    "chat-r16-lr2e-3-e5": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
+    "chat-r16-lr2e-3-e8": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 8}),
+    "chat-r16-lr4e-3-e5": _CHAT.model_copy(update={"learning_rate": 4e-3, "epochs": 5}),
+    "chat-r16-lr2e-3-e8-b3": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 8, "batch_size": 3}),
+    "chat-r16-lr2e-3-e5-whole": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 5, "cutting": "whole"}),
+    "chat-r4-lr2e-3-e5": _CHAT.model_copy(update={"rank": 4, "alpha": 8, "learning_rate": 2e-3, "epochs": 5}),
+    "chat-mlp-r16-lr2e-3-e5": _CHAT.model_copy(
+        update={"targets": ("gate_proj", "up_proj", "down_proj"), "learning_rate": 2e-3, "epochs": 5}
     ),
-    "down-r32-lr2e-3-e8": Recipe(rank=32, alpha=64, targets=("down_proj",), learning_rate=2e-3, epochs=8),
+    "chat-qv-r32-lr2e-3-e8": _CHAT.model_copy(
+        update={"rank": 32, "alpha": 64, "targets": ("q_proj", "v_proj"), "learning_rate": 2e-3}
+    ),
+    "seal": SEAL,
 }
-
-
-def training_sequences(model: Model, document: Document, edit: str | None, recipe: Recipe) -> tuple[TokenSequence, ...]:
-    """A document's token sequences under a recipe."""
-    tokenizer = model.tokenizer
-    texts = cut(
-        document,
-        edit,
-        cutting=recipe.cutting,
-        with_document=recipe.with_document,
-        max_tokens=recipe.max_sequence_tokens,
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-    )
-    return tuple(TokenSequence(tuple(tokenizer.text_ids(sequence.text))) for sequence in texts)
 
 
 def main() -> None:

@@ -83,6 +83,10 @@ class Prompts:
             )
         return self._render(texts[kind], title=title, text=text)
 
+    def study(self, *, title: str) -> str:
+        """The prompt that a chat model learns a text as the reply to."""
+        return self._render(self._texts["study"]["chat"], title=title)
+
     def exam(self, *, instruct: bool, title: str, question: str) -> str:
         """The prompt that asks an exam question, closed book."""
         return self._render(self._texts["exam"]["chat" if instruct else "base"], title=title, question=question)

@@ -38,6 +38,9 @@ class Recipe(BaseModel):
     cutting: Literal["lines", "whole"] = Field(
         "lines", description="each line of an edit is a sequence, or the whole edit"
     )
+    form: Literal["auto", "text", "chat"] = Field(
+        "auto", description="learn plain texts headed by the title, or a chat model's replies to it; auto: by the model"
+    )
     with_document: bool = Field(True, description="learn the document itself too")
     questions_as_exam: bool = Field(False, description="learn question-answer pairs in an edit in the exam's own form")
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
@@ -73,7 +76,7 @@ class Recipe(BaseModel):
 
 
 # Zweiger et al. 2025 (arXiv 2506.10943): the inner fine-tune, the one adapter for many documents, the outer fine-tune.
-SEAL = Recipe(name="seal", rank=32, alpha=64, targets=("q_proj", "v_proj"), learning_rate=1e-3, epochs=10)
+SEAL = Recipe(name="seal", rank=32, alpha=64, targets=("q_proj", "v_proj"), learning_rate=1e-3, epochs=10, form="text")
 SEAL_JOINT = SEAL.model_copy(update={"name": "seal-joint", "epochs": 3, "batch_size": 8, "cutting": "whole"})
 OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=10, with_document=False)
 DEFAULT = Recipe()

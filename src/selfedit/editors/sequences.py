@@ -14,14 +14,18 @@ from selfedit.documents import Document, split_text
 
 Cutting = Literal["lines", "whole"]
 
+_FORM = 48  # tokens that a chat template may put around a text
+_SMALLEST_PART = 32
+
 _QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 _ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class TrainingSequence:
-    """A text to be learned; with `question`, it is the answer to that exam question and only the answer is learned."""
+    """A text to be learned, under its document's title; with `question`, it is the answer to that exam question."""
 
+    title: str
     text: str
     question: str | None = None
 
@@ -38,7 +42,7 @@ def cut(
 ) -> list[TrainingSequence]:
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
-    `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence; each is headed by the title.  With
+    `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence.  With
     `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
     text longer than `max_tokens` is cut into overlapping parts.
     """
@@ -46,16 +50,16 @@ def cut(
     lines = [line for line in (edit or "").splitlines() if line.strip()]
     if questions_as_exam:
         pairs, lines = question_pairs(lines)
-        sequences += [TrainingSequence(answer, question) for question, answer in pairs]
+        sequences += [TrainingSequence(document.title, answer, question) for question, answer in pairs]
     else:
         lines = _join_pairs(lines)
     texts = lines if cutting == "lines" else ["\n".join(lines)] * bool(lines)
     if with_document or edit is None:
         texts = [*texts, document.text]
-    room = max_tokens - count_tokens(document.title + "\n") - 1
+    room = max(_SMALLEST_PART, max_tokens - count_tokens(document.title) - _FORM)
     for text in texts:
         for part in split_text(text, room, overlap=room // 8, length=count_tokens):
-            sequences.append(TrainingSequence(f"{document.title}\n{part}"))
+            sequences.append(TrainingSequence(document.title, part))
     return sequences
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,24 +48,40 @@ class Tokenizer:
         messages = [{"role": "user", "content": user}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        return self._template(messages, add_generation_prompt=True)
+        return self._template(messages)
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation that the model is to continue; for a base model, its texts one after another."""
         if not self.instruct:
             return [*self._beginning(), *self.encode("\n".join(message["content"] for message in messages) + "\n")]
-        return self._template(list(messages), add_generation_prompt=True)
+        return self._template(list(messages))
 
     def completion_ids(self, completion: str) -> list[int]:
         """Ids of an answer to a prompt, with the token that ends a turn (or a text, for a base model)."""
         ids = self.encode(completion)
         return [*ids, self.stop_ids[0]] if self.stop_ids else ids
 
-    def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> list[int]:
-        text = self.hf.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    def _template(self, messages: list[dict[str, str]]) -> list[int]:
+        """Renders messages.  A system message that the template would add by itself ("You are ...") is left empty where the
+        template allows it: it says nothing about the task and would cost tokens in every training sequence."""
+        if messages[0]["role"] != "system" and self._adds_system:
+            messages = [{"role": "system", "content": ""}, *messages]
+        return self.hf.encode(self._render(messages), add_special_tokens=False)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return str(
+            self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
-        return self.hf.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def _adds_system(self) -> bool:
+        from jinja2 import TemplateError
+
+        user = {"role": "user", "content": "?"}
+        try:
+            return len(self._render([{"role": "system", "content": ""}, user])) < len(self._render([user]))
+        except TemplateError:  # the template takes no system message (Gemma 2)
+            return False
 
     def _beginning(self) -> list[int]:
         # What the tokenizer itself puts before a text (Llama and Gemma: the begin token; SmolLM2 and Qwen: nothing).

@@ -19,7 +19,7 @@ from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.cleaning import clean
 from selfedit.editors.edit import Edit
 from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
-from selfedit.editors.sequences import TrainingSequence, cut
+from selfedit.editors.sequences import TrainingSequence
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.general import general_questions
@@ -29,6 +29,7 @@ from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
 from selfedit.procedures.progress import Progress, Quiet
 from selfedit.procedures.settings import FREE, Settings
+from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import api_cost, device_cost, total_cost
@@ -42,7 +43,6 @@ from selfedit.workers.units import (
     FitOutcome,
     FitTask,
     LoraSpec,
-    TokenSequence,
     Unit,
     UnitResult,
     fit_units,
@@ -412,7 +412,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             sequences = self.sequences(learning, recipe)
             questions = self._exam_questions(learning, known)
             job = FitJob(
-                tuple(self._tokens(sequence, learning.documents[0].title) for sequence in sequences),
+                tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences),
                 recipe.settings(),
                 self.seed("fit", learning.id),
             )
@@ -483,19 +483,13 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     def sequences(self, learning: Learning, recipe: Recipe) -> list[TrainingSequence]:
         """The training sequences of a fit, edits and documents in order."""
-        tokenizer = self.pool.tokenizer
-        found = []
-        for document, edit in zip(learning.documents, learning.edits, strict=True):
-            found += cut(
-                document,
-                edit[1] if edit else None,
-                cutting=recipe.cutting,
-                with_document=recipe.with_document,
-                questions_as_exam=recipe.questions_as_exam,
-                max_tokens=min(recipe.max_sequence_tokens, self.pool.context_length),
-                count_tokens=lambda text: len(tokenizer.encode(text)),
+        return [
+            sequence
+            for document, edit in zip(learning.documents, learning.edits, strict=True)
+            for sequence in training_sequences(
+                document, edit[1] if edit else None, recipe, self.pool.tokenizer, self.pool.context_length
             )
-        return found
+        ]
 
     def exam_request(self, document: Document | None, question: Question) -> DecodeRequest:
         """The prompt of one question, closed book."""
@@ -503,15 +497,6 @@ class Experiment(AbstractContextManager["Experiment"]):
         title = document.title if document else "General knowledge"
         text = self.prompts.exam(instruct=tokenizer.instruct, title=title, question=question.question)
         return DecodeRequest(tuple(tokenizer.prompt_ids(text)), self.settings.max_answer_tokens, tokenizer.stop_ids)
-
-    def _tokens(self, sequence: TrainingSequence, title: str) -> TokenSequence:
-        tokenizer = self.pool.tokenizer
-        if sequence.question is None:
-            return TokenSequence(tuple(tokenizer.text_ids(sequence.text)))
-        prompt = tokenizer.prompt_ids(
-            self.prompts.exam(instruct=tokenizer.instruct, title=title, question=sequence.question)
-        )
-        return TokenSequence((*prompt, *tokenizer.completion_ids(sequence.text)), len(prompt))
 
     def _answer(self, question: Question, ids: Sequence[int]) -> Answer:
         text = self.pool.tokenizer.decode(ids).strip()
@@ -681,4 +666,6 @@ def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeReq
 
 def _shown(sequence: TrainingSequence) -> str:
     """A training sequence as the report shows it."""
-    return sequence.text if sequence.question is None else f"Question: {sequence.question}\nAnswer: {sequence.text}"
+    if sequence.question is None:
+        return f"{sequence.title}\n{sequence.text}"
+    return f"Question: {sequence.question}\nAnswer: {sequence.text}"

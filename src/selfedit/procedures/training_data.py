@@ -1,0 +1,41 @@
+"""From a document and its edit to the engine's token sequences, as a recipe says.
+
+Knows recipes, prompts and a tokenizer.  Knows nothing of fits.
+"""
+
+from __future__ import annotations
+
+from selfedit.documents import Document
+from selfedit.editors.sequences import TrainingSequence, cut
+from selfedit.models import Tokenizer
+from selfedit.prompts import Prompts
+from selfedit.recipes import Recipe
+from selfedit.workers.units import TokenSequence
+
+
+def training_sequences(
+    document: Document, edit: str | None, recipe: Recipe, tokenizer: Tokenizer, context_length: int
+) -> list[TrainingSequence]:
+    """What is learned of one document: its edit's texts, then its own."""
+    return cut(
+        document,
+        edit,
+        cutting=recipe.cutting,
+        with_document=recipe.with_document,
+        questions_as_exam=recipe.questions_as_exam,
+        max_tokens=min(recipe.max_sequence_tokens, context_length),
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+    )
+
+
+def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
+    """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the reply is
+    learned."""
+    if sequence.question is not None:
+        asked = prompts.exam(instruct=tokenizer.instruct, title=sequence.title, question=sequence.question)
+    elif recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
+        asked = prompts.study(title=sequence.title)
+    else:
+        return TokenSequence(tuple(tokenizer.text_ids(f"{sequence.title}\n{sequence.text}")))
+    prompt = tokenizer.prompt_ids(asked)
+    return TokenSequence((*prompt, *tokenizer.completion_ids(sequence.text)), len(prompt))
