@@ -24,6 +24,7 @@ from selfedit.exam.lexical import LexicalGrader
 from selfedit.exam.verdict import GradeItem
 from selfedit.models import Model, load_model
 from selfedit.procedures.training_data import training_sequences
+from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import SEAL, Recipe
 from selfedit.runs.seeds import derive_seed
@@ -84,7 +85,16 @@ def measure(model: Model, documents: list[Document], recipe: Recipe, source: str
     prompts, tokenizer = Prompts(), model.tokenizer
     jobs = [
         FitJob(
-            training_sequences(model, document, document.edits["editor"][0] if source == "editor" else None, recipe),
+            tuple(
+                tokenize(sequence, recipe, tokenizer, prompts)
+                for sequence in training_sequences(
+                    document,
+                    document.edits["editor"][0] if source == "editor" else None,
+                    recipe,
+                    tokenizer,
+                    model.context_length,
+                )
+            ),
             recipe.settings(),
             derive_seed("sweep", document.id),
         )
