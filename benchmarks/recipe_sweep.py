@@ -23,7 +23,6 @@ from selfedit.engine import AdapterBank, DecodeRequest, FitJob, decode, fit
 from selfedit.exam.lexical import LexicalGrader
 from selfedit.exam.verdict import GradeItem
 from selfedit.models import Model, load_model
-from selfedit.procedures.training_data import training_sequences
 from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import SEAL, Recipe

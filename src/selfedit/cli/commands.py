@@ -45,7 +45,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.cli.flags import add_settings
     from selfedit.procedures.settings import CompareSettings
 
-    add_settings(parser, CompareSettings)
+    add_settings(parser, CompareSettings, repeated="model")
     parser.add_argument(
         "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
     )
@@ -56,9 +56,10 @@ def _compare(arguments: argparse.Namespace) -> Any:
     from selfedit.cli.progress import make_progress
     from selfedit.procedures.settings import CompareSettings
 
-    models = (arguments.model or "").split(",")
-    if len(models) > 1:
-        return _compare_models(arguments, models)
+    if isinstance(arguments.model, list):
+        if len(arguments.model) > 1:
+            return _compare_models(arguments, arguments.model)
+        (arguments.model,) = arguments.model
     settings = read_settings(CompareSettings, arguments)
     if arguments.plan:
         return _plan(arguments, "compare", settings)

@@ -27,8 +27,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], *, positional: str | None = None) -> None:
-    """Adds a flag for each setting; `positional` names one that is given without a flag."""
+def add_settings(
+    parser: argparse.ArgumentParser, kind: type[Settings], *, positional: str | None = None, repeated: str | None = None
+) -> None:
+    """Adds a flag for each setting; `positional` names one that is given without a flag, `repeated` one that may be given several
+    times although a run has one value of it."""
     parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; a flag wins")
     for name, field in kind.model_fields.items():
         annotation, many = _element(field.annotation)
@@ -49,7 +52,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], *, posit
         else:
             metavar = {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
             # Types are checked by the settings, whose messages name the bound that is broken.
-            parser.add_argument(flag, metavar=metavar, action="append" if many else "store", **options)
+            parser.add_argument(flag, metavar=metavar, action="append" if many or name == repeated else "store", **options)
 
 
 def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:

@@ -51,6 +51,7 @@ from selfedit.workers.units import (
 from selfedit.workers.worker import ModelSource
 
 _EXAM_UNIT = 64  # prompts of one unit without adapters
+LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
 _GRADE_CHUNK = 64  # verdicts committed together
 
 
@@ -137,7 +138,10 @@ class Experiment(AbstractContextManager["Experiment"]):
     @cached_property
     def grader(self) -> Grader:
         model = judge_model(self.settings.grader)
-        return make_grader(self.settings.grader, complete=None if model is None else api_judge(self, model))
+        if model is None:
+            return make_grader(self.settings.grader)
+        judge = local_judge(self) if model == LOCAL_JUDGE else api_judge(self, model)
+        return make_grader(self.settings.grader, complete=judge)
 
     @property
     def unit_size(self) -> int:
@@ -637,6 +641,30 @@ def make_pool(settings: Settings, progress: Progress) -> Pool:
             on_note=progress.note,
         )
     return InProcess(source, on_tokens=progress.advance)
+
+
+def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], list[Any]]:
+    """Asks the run's own model, untrained, to judge, through the engine."""
+
+    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
+        tokenizer = experiment.pool.tokenizer
+        prompts = [
+            DecodeRequest(
+                tuple(tokenizer.chat_ids([dict(message) for message in request.messages])),
+                request.max_tokens,
+                tokenizer.stop_ids,
+            )
+            for request in requests
+        ]
+        units = write_units("judge", (), prompts, size=_EXAM_UNIT)
+        groups = {unit.id: group for unit, group in units}
+        replies: list[Any] = [None] * len(requests)
+        for result in experiment.pool.run([unit for unit, _ in units]):
+            for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
+                replies[number] = tokenizer.decode(completion.ids)
+        return replies
+
+    return complete
 
 
 def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeRequest]], list[Any]]:

@@ -58,7 +58,7 @@ class Settings(BaseModel):
     max_answer_tokens: int = Field(64, ge=1, description="an answer is cut off after this many tokens")
     temperature: float = Field(1.0, ge=0, description="of edits; answers are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="of edits")
-    grader: str = Field("calibrated", description="lexical, calibrated, or judge:MODEL")
+    grader: str = Field("calibrated", description="lexical, calibrated, judge:MODEL of an API, or judge:local")
     max_ungraded: float = Field(0.02, ge=0, le=1, description="stop if a larger share of answers stays ungraded")
     general_questions: int = Field(3, ge=0, description="general questions each adapter is asked, to see forgetting")
     unit_size: int | None = Field(None, ge=1, description="fits that share a bank; chosen by the device if left out")

@@ -1,6 +1,6 @@
 """Where units of work are done: what every pool offers, and the pool that is this process.
 
-Knows units, and that the longest go first.  Knows nothing of documents or stores.
+Knows units, and that those of one policy go together, the longest first.  Knows nothing of documents or stores.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ class InProcess:
 
     @property
     def context_length(self) -> int:
-        return self.worker.model.context_length
+        return self.worker.context_length
 
     @property
     def description(self) -> str:
         """The device and dtype, for the run's record."""
-        hf = self.worker.model.hf
-        return f"{hf.device}, {str(hf.dtype).removeprefix('torch.')}"
+        return self.worker.description
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         self.deltas[name] = dict(files)
 
     def run(self, units: Iterable[Unit]) -> Generator[UnitResult]:
-        for unit in sorted(units, key=lambda unit: -unit.cost):
+        # Units of one policy together: merging takes a moment, going back to the base model a whole loading.
+        for unit in sorted(units, key=lambda unit: (len(unit.policy), unit.policy, -unit.cost)):
             yield self.worker.run(unit, self.on_tokens)
 
     def close(self) -> None:

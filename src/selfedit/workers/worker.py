@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfedit import engine
-from selfedit.models import Model, load_model
+from selfedit.engine.memory import free_memory
+from selfedit.models import Model, Tokenizer, load_model, load_tokenizer
 from selfedit.workers.units import FitOutcome, FitUnit, Unit, UnitResult, WriteUnit
 
 OnTokens = Callable[[int], None]
@@ -29,6 +30,14 @@ class ModelSource:
     instruct: bool | None = None
     trust_remote_code: bool = False
 
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer alone, for a process that needs no weights."""
+        return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
+
+    def worker(self, delta: Callable[[str], Mapping[str, bytes]], *, memory_share: float = 1.0) -> Worker:
+        """A worker with this model."""
+        return Worker(self, delta, memory_share=memory_share)
+
     def load(self) -> Model:
         return load_model(
             self.name,
@@ -43,15 +52,32 @@ class Worker:
     """Does units.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
 
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
+    `memory_share` is how much of the memory that a plan would use this worker may: less than 1 where several share a
+    device, or after it ran out.
     """
 
     def __init__(
-        self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
+        self,
+        source: ModelSource,
+        delta: Callable[[str], Mapping[str, bytes]],
+        model: Model | None = None,
+        *,
+        memory_share: float = 1.0,
     ) -> None:
         self.source = source
         self.delta = delta
+        self.memory_share = memory_share
         self.model = model if model is not None else source.load()
         self.policy: tuple[str, ...] = ()
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    @property
+    def description(self) -> str:
+        """The device and dtype, for the run's record."""
+        return f"{self.model.hf.device}, {str(self.model.hf.dtype).removeprefix('torch.')}"
 
     def run(self, unit: Unit, on_tokens: OnTokens | None = None) -> UnitResult:
         """Does one unit.  Errors propagate."""
@@ -102,9 +128,9 @@ class Worker:
                     answers.setdefault(number, []).append(completion)
             completions.update({number: tuple(found) for number, found in answers.items()})
 
-        engine.fit_all(
-            self.model.hf, unit.lora, [task.job for task in unit.tasks], on_wave=examine, on_tokens=on_tokens
-        )
+        jobs = [task.job for task in unit.tasks]
+        plan = engine.plan(self.model.hf, unit.lora, jobs, memory=self._memory(), calibrate=False)
+        engine.fit_all(self.model.hf, unit.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
         seconds = time.perf_counter() - started
         total = sum(task.job.tokens for task in unit.tasks)
         outcomes = tuple(
@@ -118,6 +144,12 @@ class Worker:
             for number, task in enumerate(unit.tasks)
         )
         return UnitResult(unit.id, seconds, outcomes=outcomes)
+
+    def _memory(self) -> int | None:
+        """Bytes that a plan may use; None leaves it to the plan."""
+        if self.memory_share >= 1:
+            return None
+        return int(free_memory(self.model.hf.device) * self.memory_share / 2)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
