@@ -34,9 +34,9 @@ class ModelSource:
         """The tokenizer alone, for a process that needs no weights."""
         return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
 
-    def worker(self, delta: Callable[[str], Mapping[str, bytes]], *, memory_share: float = 1.0) -> Worker:
+    def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Worker:
         """A worker with this model."""
-        return Worker(self, delta, memory_share=memory_share)
+        return Worker(self, delta)
 
     def load(self) -> Model:
         return load_model(
@@ -52,21 +52,16 @@ class Worker:
     """Does units.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
 
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
-    `memory_share` is how much of the memory that a plan would use this worker may: less than 1 where several share a
-    device, or after it ran out.
+    `memory_share` may be set at any time: how much of the memory that a plan would use this worker may.  It is less than 1
+    where several share a device, and after memory ran out.
     """
 
     def __init__(
-        self,
-        source: ModelSource,
-        delta: Callable[[str], Mapping[str, bytes]],
-        model: Model | None = None,
-        *,
-        memory_share: float = 1.0,
+        self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
     ) -> None:
         self.source = source
         self.delta = delta
-        self.memory_share = memory_share
+        self.memory_share = 1.0
         self.model = model if model is not None else source.load()
         self.policy: tuple[str, ...] = ()
 

@@ -1,0 +1,81 @@
+"""Workers without a model, for tests of the pool: what a unit does is in its id.  Imported by the actors, too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfedit.engine import Completion, DecodeRequest
+from selfedit.errors import UserError
+from selfedit.workers.units import UnitResult, WriteUnit
+
+
+@dataclass(frozen=True)
+class FakeSource:
+    """`folder` keeps what outlives a worker; `problem` is what starting one fails with."""
+
+    folder: str
+    name: str = "fake"
+    device: str | None = None
+    problem: str = ""
+
+    def tokenizer(self) -> Any:
+        return "a tokenizer"
+
+    def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> FakeWorker:
+        if self.problem == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.problem:
+            raise UserError(self.problem)
+        return FakeWorker(Path(self.folder), delta)
+
+
+class FakeWorker:
+    description = "cpu, float32"
+    context_length = 128
+
+    def __init__(self, folder: Path, delta: Callable[[str], Mapping[str, bytes]]) -> None:
+        self.folder = folder
+        self.delta = delta
+        self.memory_share = 1.0
+
+    def run(self, unit: WriteUnit, on_tokens: Callable[[int], None]) -> UnitResult:
+        started = time.perf_counter()
+        what = unit.id.split("/")[0]
+        with (self.folder / "began").open("a") as log:
+            log.write(f"{unit.id} {os.getpid()}\n")
+        if what == "raises":
+            raise RuntimeError("this unit never works")
+        if what == "kills-once" and self._first(unit.id):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hungry" and self.memory_share > 0.3:
+            raise MemoryError(f"{self.memory_share} is not enough")
+        slow = what == "slow-once" and self._first(unit.id)
+        time.sleep(20.0 if slow else unit.requests[0].max_new_tokens / 1000)
+        on_tokens(unit.requests[0].max_new_tokens)
+        deltas = b"".join(content for name in unit.policy for content in self.delta(name).values())
+        ids = (*unit.requests[0].prompt, *deltas)
+        return UnitResult(unit.id, time.perf_counter() - started, completions=(Completion(ids, True),))
+
+    def _first(self, name: str) -> bool:
+        try:
+            (self.folder / name.replace("/", "-")).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def unit(id: str, *, milliseconds: int = 20, policy: tuple[str, ...] = ()) -> WriteUnit:
+    """A unit that takes a while and answers with numbers made from its id."""
+    return WriteUnit(id, policy, (DecodeRequest(tuple(id.encode()), milliseconds),))
+
+
+def answer(id: str, deltas: bytes = b"") -> tuple[Completion, ...]:
+    return (Completion((*id.encode(), *deltas), True),)
