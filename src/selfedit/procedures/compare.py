@@ -26,10 +26,8 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
     """
     specs = parse_editors(list(settings.editor))
     with Experiment("compare", settings, progress=progress, pool=pool) as experiment:
-        for spec in specs:
-            if spec.kind == "self":
-                experiment.prompts.check(spec.argument or settings.edit_prompt)
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+        experiment.check(documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         if settings.sweep:
             documents, experiment.recipe, tried = sweep(experiment, documents, specs)
         experiment.store.add_documents(documents)

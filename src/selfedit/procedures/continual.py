@@ -34,6 +34,7 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
     with Experiment("continual", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
+        experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         experiment.store.add_documents(documents)
         experiment.examine_untrained(documents)
         chain: tuple[str, ...] = ()

@@ -124,7 +124,12 @@ class Experiment(AbstractContextManager["Experiment"]):
     ) -> None:
         if self._own_pool and self._pool is not None:
             self._pool.close()
+        # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
+        unused = isinstance(error, UserError) and not self.run.resumed and not self.store.documents()
         self.run.close()
+        if unused:
+            for name in ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "config.yaml"):
+                (self.run.path / name).unlink(missing_ok=True)
 
     # What is asked for
 
@@ -158,6 +163,24 @@ class Experiment(AbstractContextManager["Experiment"]):
         for what, count in counts.items():
             self.warn("left out while loading", f"{what.replace('_', ' ')}: {count}")
         return documents
+
+    def check(self, documents: Sequence[Document], specs: Sequence[EditorSpec], *, count: int, prompt: str) -> None:
+        """Finds what a user got wrong about model, editors or judge before a new run does any work.  Errors: UserError."""
+        if self.run.resumed:
+            return
+        judge = judge_model(self.settings.grader)
+        if judge not in (None, LOCAL_JUDGE):
+            self.api_client(str(judge)).close()
+        for spec in specs:
+            if spec.kind == "replay":
+                self._written_edits(spec, [(document, count - 1) for document in documents])
+            elif spec.kind == "api":
+                self.api_client(spec.argument).close()
+                self.edit_prompt(prompt, documents[0], instruct=self.settings.api_kind == "chat")
+            elif spec.kind == "self":
+                self.prompts.check(spec.argument or prompt)
+                self.edit_prompt(spec.argument or prompt, documents[0])
+        assert self.pool
 
     def warn(self, kind: str, message: str) -> None:
         """Tells the user, and keeps it for the report (once)."""
@@ -197,18 +220,25 @@ class Experiment(AbstractContextManager["Experiment"]):
             raise ValueError(f"{spec.name} writes no edits")
 
     def _replay(self, missing: Sequence[tuple[Document, int]], spec: EditorSpec, name: str, round: int) -> None:
+        texts = self._written_edits(spec, missing)
+        found = [
+            self._edit(document, name, index, text, prompt="", cut_off=False)
+            for (document, index), text in zip(missing, texts, strict=True)
+        ]
+        self._commit_edits(found, round)
+
+    def _written_edits(self, spec: EditorSpec, wanted: Sequence[tuple[Document, int]]) -> list[str]:
+        """The edits of these numbers from a replay file.  Errors: UserError where one is not there."""
         source = f"{spec.argument}#{spec.writer}" if spec.writer else spec.argument
         edits = load_edits(source)
-        edits.require(document.id for document, _ in missing)
-        found = []
-        for document, index in missing:
-            texts = edits[document.id]
-            if index >= len(texts):
+        edits.require(document.id for document, _ in wanted)
+        for document, index in wanted:
+            if index >= len(edits[document.id]):
                 raise UserError(
-                    f"--editor replay:{source}: document {document.id} has {len(texts)} edits; --edits asks for {index + 1}"
+                    f"--editor replay:{source}: document {document.id} has {len(edits[document.id])} edits; --edits asks"
+                    f" for {index + 1}"
                 )
-            found.append(self._edit(document, name, index, texts[index], prompt="", cut_off=False))
-        self._commit_edits(found, round)
+        return [edits[document.id][index] for document, index in wanted]
 
     def _write_self(
         self, missing: Sequence[tuple[Document, int]], name: str, prompt: str, round: int, policy: tuple[str, ...]

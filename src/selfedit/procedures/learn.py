@@ -58,6 +58,7 @@ def learn(
     with Experiment("learn", settings, progress=progress, pool=pool) as experiment:
         if documents is None:
             documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
+        experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         experiment.store.add_documents(documents)
         examined = any(document.questions for document in documents)
         _say_what_is_cut(experiment, documents)

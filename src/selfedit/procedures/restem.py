@@ -44,7 +44,6 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
     with Experiment("train", settings, progress=progress, pool=pool) as experiment:
         if settings.edits == 1 and settings.select == "best-of-k":
             experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
-        experiment.prompts.check(settings.edit_prompt)
         training, validation = _documents(experiment, settings)
         tracker = make_tracker(settings.track, settings.out, experiment.run.config)
         experiment.examine_untrained([*training, *validation])
@@ -282,6 +281,10 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     else:
         training, validation = documents, []
         experiment.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
+    editor = EditorSpec("self", settings.edit_prompt)
+    experiment.check([*training, *validation], [editor], count=settings.edits, prompt=settings.edit_prompt)
+    if settings.reward == "judge" and settings.judge is not None and not experiment.run.resumed:
+        experiment.api_client(settings.judge).close()
     experiment.store.add_documents(training, TRAIN)
     experiment.store.add_documents(validation, VALIDATION)
     return training, validation
