@@ -6,13 +6,13 @@ Knows grids of recipe settings.  All fits whose adapters have one shape go throu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfedit.documents import Document, split_by_title
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.exam.statistics import accuracy_interval
+from selfedit.exam.statistics import DocumentScore, accuracy_interval
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.settings import CompareSettings
 from selfedit.recipes import Recipe
@@ -29,8 +29,10 @@ def sweep(
     """
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
-    test, validation = _split(experiment, documents)
+    if all(spec.kind == "none" for spec in specs):
+        raise UserError("--sweep: no editor given that recipes could be tried on; add one with --editor")
     grid = parse_grid(settings.sweep)
+    test, validation = _split(experiment, documents)
     recipes = [experiment.recipe.with_settings(changes) for changes in grid]
     experiment.store.add_documents(validation, "validation")
     by_id = {document.id: document for document in validation}
@@ -61,7 +63,7 @@ def sweep(
     rows = []
     for changes in grid:
         found = {
-            spec.name: accuracy_interval(experiment.scores(_condition(spec, changes))).mean
+            spec.name: _accuracy(experiment.scores(_condition(spec, changes)))
             for spec in specs
             if spec.kind != "none"
         }
@@ -73,23 +75,31 @@ def sweep(
 
 def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Every combination of `NAME=A,B,C` settings.  Errors: UserError for another form."""
-    import yaml
-
     axes = []
     for text in texts:
         name, equals, values = text.partition("=")
         if not equals or not values:
             raise UserError(f"--sweep {text}: write NAME=A,B,C, such as learning_rate=1e-3,2e-3")
-        axes.append([(name.strip(), _number(yaml.safe_load(value))) for value in values.split(",")])
+        axes.append([(name.strip(), _value(value)) for value in values.split(",")])
     return [dict(combination) for combination in itertools.product(*axes)]
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 2e-3 for text."""
+def _value(text: str) -> Any:
+    import yaml
+
     try:
-        return float(value) if isinstance(value, str) else value
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 2e-3 for text
     except ValueError:
         return value
+
+
+def _accuracy(scores: Mapping[str, DocumentScore]) -> float:
+    """Mean accuracy; 0 for a recipe under which every fit failed (a learning rate far too high)."""
+    return accuracy_interval(scores).mean if any(score.graded for score in scores.values()) else 0.0
 
 
 def _condition(spec: EditorSpec, changes: dict[str, Any]) -> str:
