@@ -43,3 +43,18 @@ def documents(tmp_path: Path) -> Callable[[int], str]:
 def quick(tmp_path: Path) -> dict[str, Any]:
     """Settings that keep a run short; `out` is a new folder."""
     return {**SMALL, "out": tmp_path / "run"}
+
+
+@pytest.fixture
+def small_train(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> dict[str, Any]:
+    """Settings of a run of `train`: four documents to train on, two to validate, two rounds, K = 2, S = 1."""
+    return {
+        **quick,
+        "model": chat_model,
+        "documents": (documents(6),),
+        "validation_share": 0.34,
+        "rounds": 2,
+        "edits": 2,
+        "replicates": 1,
+        "outer_set": {"rank": 4, "learning_rate": 3e-3},
+    }

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tiny_world import PLACES
 
 from selfedit.procedures import restem
 from selfedit.procedures.experiment import Experiment
 from selfedit.procedures.settings import TrainSettings
 from selfedit.runs.store import Store
+from tiny_world import PLACES
 
 
 class Planted:
