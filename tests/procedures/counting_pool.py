@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 
 from selfedit.workers.pool import InProcess
-from selfedit.workers.units import FitUnit, Unit, UnitResult, WriteUnit
+from selfedit.workers.units import FitUnit, Unit, UnitResult
 from selfedit.workers.worker import ModelSource
 
 
 class CountingPool(InProcess):
-    """The pool of this process; `fits` and `written` say what it was asked for, `alter` changes what it does."""
+    """The pool of this process; `units` and `fits` say what it was asked for, `alter` changes what it does."""
 
     def __init__(self, model: str) -> None:
         super().__init__(ModelSource(model, "cpu", "float32"))
@@ -24,8 +24,7 @@ class CountingPool(InProcess):
 
     @property
     def fits(self) -> list[str]:
-        return [task.id for unit in self.units if isinstance(unit, FitUnit) for task in unit.tasks]
-
-    @property
-    def written(self) -> int:
-        return sum(len(unit.requests) for unit in self.units if isinstance(unit, WriteUnit))
+        """The inner fits, by id; the editor's own is not among them."""
+        return [
+            task.id for unit in self.units if isinstance(unit, FitUnit) for task in unit.tasks if task.id != "outer"
+        ]

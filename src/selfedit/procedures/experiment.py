@@ -24,7 +24,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.general import general_questions
 from selfedit.exam.graders import judge_model, make_grader
-from selfedit.exam.judge import JudgeRequest
+from selfedit.exam.judge import JudgeRequest, parse_reply
 from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
 from selfedit.procedures.progress import Progress, Quiet
@@ -700,16 +700,17 @@ def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], li
 def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeRequest]], list[Any]]:
     """Asks an API model to judge; replies and their cost are kept in the run's store."""
 
-    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
+    def ask(requests: Sequence[JudgeRequest], sample: int) -> list[ApiResult]:
         client = experiment.api_client(model)
         try:
-            results = client.complete(
+            return client.complete(
                 [
                     ApiRequest(
                         messages=request.messages,
                         max_tokens=request.max_tokens,
                         temperature=0.0,
                         json_schema=request.json_schema,
+                        sample=sample,
                     )
                     for request in requests
                 ],
@@ -717,6 +718,14 @@ def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeReq
             )
         finally:
             client.close()
+
+    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
+        results = ask(requests, sample := 0)
+        # A reply that could not be read is kept like any other; an answer that is tried again must not get it again.
+        while again := [k for k, r in enumerate(results) if r.cached and parse_reply(r.text) is None]:
+            sample += 1
+            for k, result in zip(again, ask([requests[k] for k in again], sample), strict=True):
+                results[k] = result
         return [result.text if result.error is None else RuntimeError(result.error) for result in results]
 
     return complete

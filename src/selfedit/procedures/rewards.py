@@ -44,14 +44,13 @@ def judged_rewards(
         edit.id: score for edit, reply in zip(todo, replies, strict=True) if (score := read_rating(reply)) is not None
     }
     experiment.store.set_rewards(rewards)
-    if len(rewards) < len(todo):
-        experiment.warn(
-            "unreadable ratings", f"round {round}: {len(todo) - len(rewards)} of {len(todo)} ratings could not be read"
-        )
-
     rated = {
         edit.id: edit.reward for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None
     }
+    if len(rated) < len(edits):
+        experiment.warn(
+            "unreadable ratings", f"round {round}: {len(edits) - len(rated)} of {len(edits)} ratings could not be read"
+        )
     sample = sorted(rated, key=lambda id: experiment.seed("judge sample", id))[: settings.judge_sample]
     experiment.fit_and_examine(
         [
