@@ -12,7 +12,7 @@ from typing import Any
 
 from selfedit.errors import UserError
 
-KINDS = ("chat", "base")
+KINDS = ("chat", "base", "system")
 
 
 class Prompts:
@@ -94,6 +94,12 @@ class Prompts:
     def reward(self, *, title: str, text: str, edit: str, fence: str) -> str:
         """The prompt that has a judge rate an edit."""
         return self._render(self._texts["reward"]["chat"], title=title, text=text, edit=edit, fence=fence)
+
+    def judge(self, *, question: str, gold: str, answer: str, fence: str) -> tuple[str, str]:
+        """(system message, user's message) that ask a judge about one answer."""
+        fields = {"question": question, "gold": gold, "answer": answer, "fence": fence}
+        texts = self._texts["judge"]
+        return self._render(texts["system"], **fields), self._render(texts["chat"], **fields)
 
     @cached_property
     def _environment(self) -> Any:

@@ -7,7 +7,7 @@ clipping and AdamW are a few operations an adapter.  Knows nothing of training d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selfedit.engine import peft_format
-from selfedit.engine.lora import LoraLinear, LoraSpec, Routing, Shared
+from selfedit.engine.lora import LoraGroup, LoraLinear, LoraSpec, Routing, Shared
 
 # Each tensor of an adapter starts at a multiple of this many numbers: grouped products want 16-byte strides.
 _ALIGN = 16
@@ -48,25 +48,42 @@ class AdapterBank:
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
-        # Grouped products exist for bfloat16 on CUDA; elsewhere one product a segment is best.
-        self.grouped = self.device.type == "cuda" and self.dtype == torch.bfloat16
+        # Grouped products exist for bfloat16 on CUDA, where rows are multiples of 16 bytes; elsewhere one product a run is best.
+        self.grouped = (
+            self.device.type == "cuda"
+            and self.dtype == torch.bfloat16
+            and all(n % 8 == 0 for m in linears for n in (spec.rank, m.in_features, m.out_features))
+        )
         self._shared = Shared(spec, torch.zeros((), device=self.device, requires_grad=True))
-        self.layers = [LoraLinear(linear, self._shared, index) for index, linear in enumerate(linears)]
+        # Dropout draws a mask for each layer, so that nothing can be shared there.
+        together = [[k] for k in range(len(linears))] if spec.dropout else _same_input(model, linears)
+        self.groups = [
+            LoraGroup([linears[k] for k in members], self._shared, index) for index, members in enumerate(together)
+        ]
+        places = {
+            k: (group, place)
+            for group, members in zip(self.groups, together, strict=True)
+            for place, k in enumerate(members)
+        }
+        self.layers = [LoraLinear(linear, *places[k]) for k, linear in enumerate(linears)]
 
-        self._slices: list[tuple[int, int]] = []
+        self._starts: list[list[int]] = []
         offset = 0
-        for layer in self.layers:
-            a, b = spec.rank * layer.in_features, layer.out_features * spec.rank
-            self._slices.append((offset, offset + _aligned(a)))
-            offset += _aligned(a) + _aligned(b)
+        for group in self.groups:
+            starts = [offset]
+            offset += _aligned(spec.rank * group.in_features * len(group.linears))
+            for linear in group.linears:
+                starts.append(offset)
+                offset += _aligned(linear.out_features * spec.rank)
+            self._starts.append(starts)
         self.adapter_size = offset
         self.parameters_NF = torch.zeros(size, offset, device=self.device)
         self._compute_NF = (
             self.parameters_NF if self.dtype == torch.float32 else self.parameters_NF.to(self.dtype, copy=True)
         )
         self.gradients_NF: Tensor | None = None
-        for index, layer in enumerate(self.layers):
-            layer.a_NRI, layer.b_NOR = self._views(self._compute_NF, index)
+        for group in self.groups:
+            group.set_parameters(*self._views(self._compute_NF, group))
         for name, layer in zip(self.names, self.layers, strict=True):
             _set_submodule(model, name, layer)
 
@@ -85,11 +102,9 @@ class AdapterBank:
         """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero."""
         generator = torch.Generator().manual_seed(seed)
         self.parameters_NF[adapter].zero_()
-        for index, layer in enumerate(self.layers):
-            a_NRI, _ = self._views(self.parameters_NF, index)
-            bound = 1 / math.sqrt(layer.in_features)
-            values = torch.empty(self.spec.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-            a_NRI[adapter].copy_(values)
+        for a_RI, _ in self.state(adapter).values():
+            bound = 1 / math.sqrt(a_RI.shape[1])
+            a_RI.copy_(torch.empty(a_RI.shape).uniform_(-bound, bound, generator=generator))
         self.publish([adapter])
 
     def publish(self, adapters: Sequence[int]) -> None:
@@ -102,15 +117,27 @@ class AdapterBank:
         """The gradient buffer [N, F], float32, made at the first call."""
         if self.gradients_NF is None:
             self.gradients_NF = torch.zeros_like(self.parameters_NF)
-            for index, layer in enumerate(self.layers):
-                layer.grad_a_NRI, layer.grad_b_NOR = self._views(self.gradients_NF, index)
+            for group in self.groups:
+                group.set_gradients(*self._views(self.gradients_NF, group))
         return self.gradients_NF
+
+    def gradient(self, adapter: int) -> Tensor:
+        """The gradient [F] of an adapter's step, which ends here: the next backward pass overwrites it."""
+        gradient_F = self.enable_gradients()[adapter]
+        for group, starts in zip(self.groups, self._starts, strict=True):
+            if adapter in group.written:
+                group.written.remove(adapter)
+            else:
+                # No row of this adapter came through these layers.
+                end = starts[-1] + _aligned(group.linears[-1].out_features * self.spec.rank)
+                gradient_F[starts[0] : end].zero_()
+        return gradient_F
 
     def drop_gradients(self) -> None:
         """Frees the gradient buffer (answers need none)."""
         self.gradients_NF = None
-        for layer in self.layers:
-            layer.grad_a_NRI = layer.grad_b_NOR = None
+        for group in self.groups:
+            group.set_gradients(None, [])
 
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:
@@ -122,11 +149,15 @@ class AdapterBank:
             yield
         finally:
             self._shared.routing = None
+            self._shared.waiting.clear()
 
     def state(self, adapter: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Layer name -> (A [R, D_in], B [D_out, R]) of one adapter, float32, views."""
-        views = (self._views(self.parameters_NF, index) for index in range(len(self.layers)))
-        return {name: (a_NRI[adapter], b_NOR[adapter]) for name, (a_NRI, b_NOR) in zip(self.names, views, strict=True)}
+        rank, state = self.spec.rank, {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            a_NGI, b_NOR = self._views(self.parameters_NF, layer.group)
+            state[name] = a_NGI[adapter, layer.place * rank : (layer.place + 1) * rank], b_NOR[layer.place][adapter]
+        return state
 
     def load_state(self, adapter: int, state: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Sets an adapter's weights.  Errors: ValueError where layers or shapes differ from the bank's."""
@@ -148,11 +179,41 @@ class AdapterBank:
         name_or_path = self.model.config._name_or_path
         peft_format.save(Path(path), self.spec, self.state(adapter), base_model=name_or_path)
 
-    def _views(self, flat_NF: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        layer, (a_start, b_start), rank = self.layers[index], self._slices[index], self.spec.rank
-        a = flat_NF[:, a_start : a_start + rank * layer.in_features]
-        b = flat_NF[:, b_start : b_start + rank * layer.out_features]
-        return a.view(-1, rank, layer.in_features), b.view(-1, layer.out_features, rank)
+    def _views(self, flat_NF: Tensor, group: LoraGroup) -> tuple[Tensor, list[Tensor]]:
+        rank, starts = self.spec.rank, self._starts[group.index]
+        stacked = rank * len(group.linears)
+        a = flat_NF[:, starts[0] : starts[0] + stacked * group.in_features].view(-1, stacked, group.in_features)
+        bs = [
+            flat_NF[:, start : start + linear.out_features * rank].view(-1, linear.out_features, rank)
+            for start, linear in zip(starts[1:], group.linears, strict=True)
+        ]
+        return a, bs
+
+
+@torch.no_grad()
+def _same_input(model: PreTrainedModel, linears: list[nn.Linear]) -> list[list[int]]:
+    """Numbers of the layers that read one and the same tensor, found by running two tokens through the model."""
+    readers: dict[int, list[int]] = {}
+    inputs: list[Tensor] = []  # kept, so that no two share an id
+
+    def note(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            inputs.append(given[0])
+            readers.setdefault(id(given[0]), []).append(number)
+
+        return hook
+
+    hooks = [linear.register_forward_pre_hook(note(k)) for k, linear in enumerate(linears)]
+    try:
+        model.get_decoder()(input_ids=torch.tensor([[0, 1]], device=linears[0].weight.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [number for members in readers.values() for number in members]
+    if sorted(called) != list(range(len(linears))):
+        # Layers that are skipped, or called more than once, stand alone.
+        return [[k] for k in range(len(linears))]
+    return list(readers.values())
 
 
 def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:

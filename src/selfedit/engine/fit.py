@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
@@ -39,20 +40,19 @@ class _Running(Course):
         self.error: str | None = None
 
     @torch.no_grad()
-    def update(self, bank: AdapterBank, loss: float) -> None:
-        """Clips the gradient, takes one AdamW step and clears the gradient."""
+    def update(self, bank: AdapterBank, loss: float, gradient_F: Tensor, norm: float) -> None:
+        """Clips the gradient, of which `norm` is the norm, and takes one AdamW step."""
         settings = self.job.settings
-        parameters, gradient = bank.parameters_NF[self.adapter], bank.gradients_NF[self.adapter]  # type: ignore[index]
-        norm = torch.linalg.vector_norm(gradient)
-        if not math.isfinite(loss) or not math.isfinite(norm.item()):
-            self.error = f"step {self.done + 1} of {len(self.order)}: loss {loss}, gradient norm {norm.item()}"
-            gradient.zero_()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self.error = f"step {self.done + 1} of {len(self.order)}: loss {loss}, gradient norm {norm}"
             return
-        if settings.max_grad_norm is not None:
-            gradient.mul_((settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        scale = None
+        if settings.max_grad_norm is not None and norm + 1e-6 > settings.max_grad_norm:
+            # The gradient is divided by it, within the same pass over memory as the step.
+            scale = torch.tensor((norm + 1e-6) / settings.max_grad_norm, device=bank.device)
         torch._fused_adamw_(
-            [parameters],
-            [gradient],
+            [bank.parameters_NF[self.adapter]],
+            [gradient_F],
             [self.exp_avg_F],
             [self.exp_avg_sq_F],
             [],
@@ -64,8 +64,8 @@ class _Running(Course):
             eps=ADAM_EPSILON,
             amsgrad=False,
             maximize=False,
+            grad_scale=scale,
         )
-        gradient.zero_()
         bank.publish([self.adapter])
         self.losses.append(loss)
         self.advance()
@@ -102,7 +102,7 @@ def fit(
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
     check(jobs)
     backbone = Backbone(bank.model)
-    gradients_NF = bank.enable_gradients()
+    bank.enable_gradients()
     running = []
     for adapter, job in enumerate(jobs):
         bank.reset(adapter, job.seed)
@@ -114,7 +114,7 @@ def fit(
             losses = _gradients(bank, backbone, chosen, token_budget)
             if losses is None:
                 for r in chosen:
-                    gradients_NF[r.adapter].zero_()
+                    bank.gradient(r.adapter)  # begun, and to be written anew
                 smaller = _halve(token_budget, chosen)
                 if not warned:
                     warnings.warn(
@@ -123,8 +123,10 @@ def fit(
                 token_budget, warned = smaller, True
                 continue
             tokens = sum(r.batch_tokens for r in chosen)
-            for r, loss in zip(chosen, losses, strict=True):
-                r.update(bank, loss)
+            gradients = [bank.gradient(r.adapter) for r in chosen]
+            norms = torch.stack([torch.linalg.vector_norm(gradient_F) for gradient_F in gradients]).tolist()
+            for r, loss, gradient_F, norm in zip(chosen, losses, gradients, norms, strict=True):
+                r.update(bank, loss, gradient_F, norm)
             if on_tokens is not None:
                 on_tokens(tokens)
     return [r.result() for r in running]

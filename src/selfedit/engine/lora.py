@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -47,23 +47,42 @@ class LoraSpec:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+@dataclass(frozen=True)
+class Run:
+    """Rows `start:start + count * length` belong to adapters `first`, `first + 1`, ..., `length` rows each."""
+
+    first: int
+    count: int
+    start: int
+    length: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.count * self.length)
+
+
 @dataclass
 class Routing:
-    """Which rows of a batch belong to which adapter: rows `start[k]:end[k]` to `adapter[k]`, in order, without gaps.
+    """Which rows of a batch belong to which adapter: `segments` of (adapter, first row, end), in order, without gaps.
 
-    `path` says how the low-rank products are computed: `loop` (one product a segment; best on CPUs), `bmm` (segments of
-    equal length and consecutive adapters), `grouped` (one grouped product over all adapters of the bank; best on GPUs).
+    Low-rank products are computed run by run (consecutive adapters with equally many rows share one batched product) or,
+    with `offsets`, by grouped products over the bank's adapters, or over those named by `chosen` only.
     `dropout_seeds` holds one seed a segment where dropout is active, else None.
     """
 
     segments: list[tuple[int, int, int]]
-    path: Literal["loop", "bmm", "grouped"]
-    offsets_N: Tensor | None = None
+    runs: list[Run]
+    offsets: Tensor | None = None
+    chosen: Tensor | None = None
     dropout_seeds: list[int] | None = None
 
     @property
     def rows(self) -> int:
         return self.segments[-1][2] if self.segments else 0
+
+    @property
+    def adapters(self) -> list[int]:
+        return [adapter for adapter, _, _ in self.segments]
 
     @staticmethod
     def of(
@@ -75,8 +94,8 @@ class Routing:
         grouped: bool,
         dropout_seeds: list[int] | None = None,
     ) -> Routing:
-        """Routes `lengths[k]` consecutive rows to `adapters[k]`; neighbours of one adapter become one segment, unless each
-        has a dropout seed of its own."""
+        """Routes `lengths[k]` consecutive rows to `adapters[k]` of a bank of `size`; neighbours of one adapter become one
+        segment, unless each has a dropout seed of its own."""
         segments: list[tuple[int, int, int]] = []
         start = 0
         for adapter, length in zip(adapters, lengths, strict=True):
@@ -87,16 +106,22 @@ class Routing:
                 segments.append((adapter, start, end))
             start = end
         ids = [adapter for adapter, _, _ in segments]
-        if dropout_seeds is not None:
-            return Routing(segments, "loop", dropout_seeds=dropout_seeds)
-        if grouped and ids == sorted(set(ids)):
-            counts = torch.zeros(size, dtype=torch.int32)
-            for adapter, first, last in segments:
-                counts[adapter] = last - first
-            return Routing(segments, "grouped", offsets_N=counts.cumsum(0, dtype=torch.int32).to(device))
-        equal = len({last - first for _, first, last in segments}) == 1
-        consecutive = ids == list(range(ids[0], ids[0] + len(ids))) if ids else False
-        return Routing(segments, "bmm" if equal and consecutive and len(ids) > 1 else "loop")
+        if grouped and dropout_seeds is None and ids == sorted(set(ids)):
+            ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32)
+            chosen = None if len(ids) == size else torch.tensor(ids)
+            return Routing(segments, [], ends.to(device), None if chosen is None else chosen.to(device))
+        return Routing(segments, _runs(segments, dropout_seeds is None), dropout_seeds=dropout_seeds)
+
+
+def _runs(segments: list[tuple[int, int, int]], join: bool) -> list[Run]:
+    runs: list[Run] = []
+    for adapter, start, end in segments:
+        last = runs[-1] if runs else None
+        if join and last is not None and last.length == end - start and last.first + last.count == adapter:
+            runs[-1] = Run(last.first, last.count + 1, last.start, last.length)
+        else:
+            runs.append(Run(adapter, 1, start, end - start))
+    return runs
 
 
 @dataclass
@@ -107,24 +132,67 @@ class Shared:
     spec: LoraSpec
     anchor: Tensor
     routing: Routing | None = None
+    # Outputs of a group that its other layers have yet to fetch: group -> (input, place -> output).
+    waiting: dict[int, tuple[Tensor, dict[int, Tensor]]] = field(default_factory=dict)
+
+
+class LoraGroup:
+    """Layers that read the same input (query, key and value; gate and up) and are computed together.
+
+    `a_NGI` stacks their A matrices along the rank, member after member (G = members times R); `b_NOR` has one tensor a member.
+    All are views into the bank's flat buffers.  Gradients are written straight into the bank's gradient buffer during the
+    backward pass, not returned through autograd; `written` remembers for which adapters this step has done so: the first
+    product of a step overwrites, so that nothing needs to be zeroed.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], shared: Shared, index: int) -> None:
+        self.linears = list(linears)
+        self.shared = shared
+        self.index = index
+        self.a_NGI: Tensor
+        self.b_NOR: list[Tensor]
+        self.grad_a_NGI: Tensor | None = None
+        self.grad_b_NOR: list[Tensor] = []
+        self.written: set[int] = set()
+
+    @property
+    def in_features(self) -> int:
+        return self.linears[0].in_features
+
+    def set_parameters(self, a_NGI: Tensor, b_NOR: list[Tensor]) -> None:
+        self.a_NGI, self.b_NOR = a_NGI, b_NOR
+        # Views that the loop over adapters needs again and again.
+        self.a_GI, self.a_IG = list(a_NGI.unbind(0)), list(a_NGI.transpose(1, 2).unbind(0))
+        self.b_OR = [list(b.unbind(0)) for b in b_NOR]
+        self.b_RO = [list(b.transpose(1, 2).unbind(0)) for b in b_NOR]
+
+    def set_gradients(self, a_NGI: Tensor | None, b_NOR: list[Tensor]) -> None:
+        self.grad_a_NGI, self.grad_b_NOR = a_NGI, b_NOR
+        self.grad_a_GI = [] if a_NGI is None else list(a_NGI.unbind(0))
+        self.grad_b_OR = [list(b.unbind(0)) for b in b_NOR]
+        self.written.clear()
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of all members."""
+        routing = self.shared.routing
+        assert routing is not None
+        if torch.is_grad_enabled():
+            return _Adapted.apply(x, self.shared.anchor, self, routing)
+        ys, _ = _forward(x.reshape(-1, x.shape[-1]), self, routing)
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
 
 
 class LoraLinear(nn.Module):
     """A frozen linear layer with the updates of a bank's adapters: `y = x W^T + b + scaling * x A_i^T B_i^T`, i the row's adapter.
 
-    Without a routing it is the frozen layer, bit for bit.  A and B are views into the bank's flat buffers; gradients are
-    written straight into the bank's gradient buffer during the backward pass, not returned through autograd.
+    Without a routing it is the frozen layer, bit for bit.
     """
 
-    def __init__(self, base_layer: nn.Linear, shared: Shared, index: int) -> None:
+    def __init__(self, base_layer: nn.Linear, group: LoraGroup, place: int) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.shared = shared
-        self.index = index
-        self.a_NRI: Tensor
-        self.b_NOR: Tensor
-        self.grad_a_NRI: Tensor | None = None
-        self.grad_b_NOR: Tensor | None = None
+        self.group = group
+        self.place = place
 
     @property
     def in_features(self) -> int:
@@ -143,94 +211,162 @@ class LoraLinear(nn.Module):
         return self.base_layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        routing = self.shared.routing
-        if routing is None:
+        group = self.group
+        if group.shared.routing is None:
             return self.base_layer(x)
-        if torch.is_grad_enabled():
-            return _Adapted.apply(x, self.shared.anchor, self, routing)
-        y, _ = _forward(x.reshape(-1, x.shape[-1]), self, routing)
-        return y.view(*x.shape[:-1], -1)
+        if len(group.linears) == 1:
+            return group(x)[0]
+        waiting = group.shared.waiting
+        source, outputs = waiting.pop(group.index, (None, {}))
+        if source is not x or self.place not in outputs:
+            outputs = dict(enumerate(group(x)))
+        y = outputs.pop(self.place)
+        if outputs:
+            waiting[group.index] = (x, outputs)
+        return y
 
 
-def _dropout_mask(layer: LoraLinear, seed: int, x: Tensor) -> Tensor:
+def dropout_mask(group: LoraGroup, seed: int, x: Tensor) -> Tensor:
     """The scaled keep mask of one segment; made again in the backward pass from the same seed instead of being stored."""
-    rate = layer.shared.spec.dropout
-    generator = torch.Generator(device=x.device).manual_seed((seed * 1_000_003 + layer.index) % 2**63)
+    rate = group.shared.spec.dropout
+    generator = torch.Generator(device=x.device).manual_seed((seed * 1_000_003 + group.index) % 2**63)
     keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
     return keep.to(x.dtype) / (1.0 - rate)
 
 
-def _forward(x_PI: Tensor, layer: LoraLinear, routing: Routing) -> tuple[Tensor, Tensor]:
+def _forward(x_PI: Tensor, group: LoraGroup, routing: Routing) -> tuple[list[Tensor], Tensor]:
+    """Outputs [P, O] of each member, and scaling * x A^T [P, G]."""
     if x_PI.shape[0] != routing.rows:
         raise RuntimeError(f"the batch has {x_PI.shape[0]} rows, but {routing.rows} were routed to adapters")
-    base, a_NRI, b_NOR = layer.base_layer, layer.a_NRI, layer.b_NOR
-    scaling = layer.shared.spec.scaling
-    y_PO = nn.functional.linear(x_PI, base.weight, base.bias)
-    if routing.path == "grouped":
-        h_PR = torch._grouped_mm(x_PI, a_NRI.transpose(1, 2), offs=routing.offsets_N)
-        y_PO.add_(torch._grouped_mm(h_PR, b_NOR.transpose(1, 2), offs=routing.offsets_N), alpha=scaling)
-        return y_PO, h_PR
-    if routing.path == "bmm":
-        first, count = routing.segments[0][0], len(routing.segments)
-        h_nlR = torch.bmm(x_PI.view(count, -1, x_PI.shape[1]), a_NRI[first : first + count].transpose(1, 2))
-        y_PO.view(count, -1, y_PO.shape[1]).baddbmm_(h_nlR, b_NOR[first : first + count].transpose(1, 2), alpha=scaling)
-        return y_PO, h_nlR.view(x_PI.shape[0], -1)
-    h_PR = x_PI.new_empty(x_PI.shape[0], a_NRI.shape[1])
-    for k, (adapter, start, end) in enumerate(routing.segments):
-        x = x_PI[start:end]
+    rank, scaling = group.shared.spec.rank, group.shared.spec.scaling
+    ys = [nn.functional.linear(x_PI, linear.weight, linear.bias) for linear in group.linears]
+    if routing.offsets is not None:
+        a_nGI, b_nOR = _taken(group, routing)
+        h_PG = torch._grouped_mm(x_PI, a_nGI.transpose(1, 2), offs=routing.offsets).mul_(scaling)
+        for y_PO, h_PR, b in zip(ys, h_PG.split(rank, 1), b_nOR, strict=True):
+            y_PO.add_(torch._grouped_mm(h_PR, b.transpose(1, 2), offs=routing.offsets))
+        return ys, h_PG
+    h_PG = x_PI.new_empty(x_PI.shape[0], group.a_NGI.shape[1])
+    for k, run in enumerate(routing.runs):
+        x = x_PI[run.rows]
+        if run.count > 1:
+            adapters = slice(run.first, run.first + run.count)
+            h_nlG = torch.bmm(x.view(run.count, run.length, -1), group.a_NGI[adapters].transpose(1, 2)).mul_(scaling)
+            for y_PO, h_nlR, b_NOR in zip(ys, h_nlG.split(rank, 2), group.b_NOR, strict=True):
+                y_nlO = y_PO[run.rows].view(run.count, run.length, -1)
+                y_nlO.baddbmm_(h_nlR, b_NOR[adapters].transpose(1, 2))
+            h_PG[run.rows] = h_nlG.view(-1, h_nlG.shape[2])
+            continue
         if routing.dropout_seeds is not None:
-            x = x * _dropout_mask(layer, routing.dropout_seeds[k], x)
-        h = torch.mm(x, a_NRI[adapter].t(), out=h_PR[start:end])
-        y_PO[start:end].addmm_(h, b_NOR[adapter].t(), alpha=scaling)
-    return y_PO, h_PR
+            x = x * dropout_mask(group, routing.dropout_seeds[k], x)
+        h = torch.mm(x, group.a_IG[run.first], out=h_PG[run.rows]).mul_(scaling)
+        for y_PO, h_lR, b_RO in zip(ys, h.split(rank, 1), group.b_RO, strict=True):
+            y_PO[run.rows].addmm_(h_lR, b_RO[run.first])
+    return ys, h_PG
 
 
-def _accumulate(grad: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> None:
-    """grad += scaling * left @ right, where grad is float32 and the factors may be in a narrower type."""
-    if left.dtype == grad.dtype:
-        grad.addmm_(left, right, alpha=scaling)
+def _taken(group: LoraGroup, routing: Routing) -> tuple[Tensor, list[Tensor]]:
+    """The parameters of the adapters that have rows, for grouped products."""
+    if routing.chosen is None:
+        return group.a_NGI, group.b_NOR
+    return group.a_NGI[routing.chosen], [b_NOR[routing.chosen] for b_NOR in group.b_NOR]
+
+
+def _backward(
+    gs: list[Tensor], x_PI: Tensor, h_PG: Tensor, group: LoraGroup, routing: Routing, needs_x: bool
+) -> Tensor | None:
+    """Writes the gradients of A and B; returns that of x [P, I] where it is needed."""
+    rank, scaling = group.shared.spec.rank, group.shared.spec.scaling
+    grad_x = None
+    if needs_x:
+        grad_x = torch.mm(gs[0], group.linears[0].weight)
+        for g_PO, linear in zip(gs[1:], group.linears[1:], strict=True):
+            grad_x.addmm_(g_PO, linear.weight)
+    fresh = [adapter not in group.written for adapter in routing.adapters]
+    group.written.update(routing.adapters)
+    if routing.offsets is not None:
+        a_nGI, b_nOR = _taken(group, routing)
+        dh_PG = torch.empty_like(h_PG)
+        for g_PO, h_PR, dh_PR, b, grad_b in zip(
+            gs, h_PG.split(rank, 1), dh_PG.split(rank, 1), b_nOR, group.grad_b_NOR, strict=True
+        ):
+            dh_PR.copy_(torch._grouped_mm(g_PO, b, offs=routing.offsets))
+            _store(grad_b, torch._grouped_mm(g_PO.t(), h_PR, offs=routing.offsets), routing, fresh)
+        dh_PG.mul_(scaling)
+        _store(group.grad_a_NGI, torch._grouped_mm(dh_PG.t(), x_PI, offs=routing.offsets), routing, fresh)
+        if grad_x is not None:
+            grad_x.add_(torch._grouped_mm(dh_PG, a_nGI, offs=routing.offsets))
+        return grad_x
+    for k, (adapter, start, end) in enumerate(routing.segments):
+        rows = slice(start, end)
+        x, h = x_PI[rows], h_PG[rows]
+        dh = torch.empty_like(h)
+        for place, (h_lR, dh_lR) in enumerate(zip(h.split(rank, 1), dh.split(rank, 1), strict=True)):
+            g = gs[place][rows]
+            torch.mm(g, group.b_OR[place][adapter], out=dh_lR)
+            _accumulate(group.grad_b_OR[place][adapter], g.t(), h_lR, fresh[k])
+        dh.mul_(scaling)
+        if routing.dropout_seeds is not None:
+            mask = dropout_mask(group, routing.dropout_seeds[k], x)
+            _accumulate(group.grad_a_GI[adapter], dh.t(), x * mask, fresh[k])
+            if grad_x is not None:
+                grad_x[rows].add_(torch.mm(dh, group.a_GI[adapter]).mul_(mask))
+            # Another segment of the same adapter may follow.
+            fresh = [one and other != adapter for one, other in zip(fresh, routing.adapters, strict=True)]
+            continue
+        _accumulate(group.grad_a_GI[adapter], dh.t(), x, fresh[k])
+        if grad_x is not None:
+            grad_x[rows].addmm_(dh, group.a_GI[adapter])
+    return grad_x
+
+
+def _accumulate(grad: Tensor, left: Tensor, right: Tensor, fresh: bool) -> None:
+    """grad = left @ right, or += where it is not fresh; grad is float32, the factors may be in a narrower type."""
+    if left.dtype != grad.dtype:
+        product = torch.mm(left, right)
+        if fresh:
+            grad.copy_(product)
+        else:
+            grad.add_(product)
+    elif fresh:
+        torch.mm(left, right, out=grad)
     else:
-        grad.add_(torch.mm(left, right), alpha=scaling)
+        grad.addmm_(left, right)
+
+
+def _store(grad_N: Tensor | None, values_n: Tensor, routing: Routing, fresh: list[bool]) -> None:
+    """Writes or adds the gradients of the adapters that have rows."""
+    assert grad_N is not None
+    if routing.chosen is None:
+        if all(fresh):
+            grad_N.copy_(values_n)
+            return
+        chosen = torch.arange(len(grad_N), device=grad_N.device)
+    else:
+        chosen = routing.chosen
+    if all(fresh):
+        grad_N.index_copy_(0, chosen, values_n.to(grad_N.dtype))
+        return
+    for k, adapter in enumerate(routing.adapters):
+        if fresh[k]:
+            grad_N[adapter].zero_()
+    grad_N.index_add_(0, chosen, values_n.to(grad_N.dtype))
 
 
 class _Adapted(torch.autograd.Function):
-    """Forward and backward of `LoraLinear` with a routing; below the first adapted layer no gradient is computed."""
+    """Forward and backward of a `LoraGroup` with a routing; below the first adapted layer no gradient is computed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LoraLinear, routing: Routing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, group: LoraGroup, routing: Routing) -> tuple[Tensor, ...]:
         x_PI = x.reshape(-1, x.shape[-1])
-        y_PO, h_PR = _forward(x_PI, layer, routing)
-        ctx.save_for_backward(x_PI, h_PR)
-        ctx.layer, ctx.routing, ctx.shape = layer, routing, x.shape
-        return y_PO.view(*x.shape[:-1], -1)
+        ys, h_PG = _forward(x_PI, group, routing)
+        ctx.save_for_backward(x_PI, h_PG)
+        ctx.group, ctx.routing, ctx.shape = group, routing, x.shape
+        return tuple(y_PO.view(*x.shape[:-1], -1) for y_PO in ys)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, None, None, None]:
-        x_PI, h_PR = ctx.saved_tensors
-        layer, routing = ctx.layer, ctx.routing
-        a_NRI, b_NOR = layer.a_NRI, layer.b_NOR
-        scaling = layer.shared.spec.scaling
-        g_PO = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_x = g_PO @ layer.base_layer.weight if ctx.needs_input_grad[0] else None
-        if routing.path == "grouped":
-            offsets = routing.offsets_N
-            dh_PR = torch._grouped_mm(g_PO, b_NOR, offs=offsets).mul_(scaling)
-            layer.grad_b_NOR.add_(torch._grouped_mm(g_PO.t(), h_PR, offs=offsets), alpha=scaling)
-            layer.grad_a_NRI.add_(torch._grouped_mm(dh_PR.t(), x_PI, offs=offsets))
-            if grad_x is not None:
-                grad_x.add_(torch._grouped_mm(dh_PR, a_NRI, offs=offsets))
-        else:
-            for k, (adapter, start, end) in enumerate(routing.segments):
-                g, x, h = g_PO[start:end], x_PI[start:end], h_PR[start:end]
-                dh = torch.mm(g, b_NOR[adapter]).mul_(scaling)
-                _accumulate(layer.grad_b_NOR[adapter], g.t(), h, scaling)
-                if routing.dropout_seeds is not None:
-                    mask = _dropout_mask(layer, routing.dropout_seeds[k], x)
-                    _accumulate(layer.grad_a_NRI[adapter], dh.t(), x * mask)
-                    if grad_x is not None:
-                        grad_x[start:end].add_(torch.mm(dh, a_NRI[adapter]).mul_(mask))
-                    continue
-                _accumulate(layer.grad_a_NRI[adapter], dh.t(), x)
-                if grad_x is not None:
-                    grad_x[start:end].addmm_(dh, a_NRI[adapter])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+        x_PI, h_PG = ctx.saved_tensors
+        gs = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        grad_x = _backward(gs, x_PI, h_PG, ctx.group, ctx.routing, ctx.needs_input_grad[0])
         return (None if grad_x is None else grad_x.view(ctx.shape)), None, None, None

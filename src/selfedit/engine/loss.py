@@ -48,22 +48,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = _rows(head_VD.shape[0], hidden_LD.device)
         losses_L = torch.empty(hidden_LD.shape[0], device=hidden_LD.device)
         grad_LD = torch.empty_like(hidden_LD)
+        # One buffer for all blocks: fresh memory costs a CPU more than the arithmetic on it.
+        buffer = head_VD.new_empty(min(rows, hidden_LD.shape[0]), head_VD.shape[0])
         for start in range(0, hidden_LD.shape[0], rows):
             block = slice(start, start + rows)
             index = targets_L[block, None]
-            logits = (hidden_LD[block] @ head_VD.t()).float()
+            logits = torch.mm(hidden_LD[block], head_VD.t(), out=buffer[: len(index)]).float()
             capped = None
             if softcap is not None:
                 capped = torch.tanh(logits / softcap)
                 logits = capped * softcap
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            losses_L[block] = (normalizer - logits.gather(1, index)).squeeze(1)
-            slope = logits.sub_(normalizer).exp_()
-            slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
-            slope.mul_(weights_L[block, None])
+            slope = torch.log_softmax(logits, -1, out=logits)
+            losses_L[block] = -slope.gather(1, index).squeeze(1)
+            slope.exp_().scatter_add_(1, index, slope.new_full(index.shape, -1.0))
             if capped is not None:
-                slope.mul_(1 - capped.square())
+                slope.mul_(1 - capped.square_())
             torch.mm(slope.to(head_VD.dtype), head_VD, out=grad_LD[block])
+        # In the hidden states' own precision, but after the sum over the vocabulary.
+        grad_LD.mul_(weights_L[:, None])
         ctx.save_for_backward(grad_LD)
         ctx.mark_non_differentiable(losses_L)
         return (losses_L * weights_L).sum(), losses_L

@@ -12,6 +12,7 @@ from selfedit.exam.calibrated import CalibratedGrader
 from selfedit.exam.judge import Complete, JudgeGrader
 from selfedit.exam.lexical import LexicalGrader
 from selfedit.exam.verdict import Grader
+from selfedit.prompts import Prompts
 
 DEFAULT_GRADER = "calibrated"
 
@@ -34,8 +35,9 @@ def make_grader(
     complete: Complete | None = None,
     cache: MutableMapping[str, str] | None = None,
     max_tokens: int = 64,
+    prompts: Prompts | None = None,
 ) -> Grader:
-    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache` and `max_tokens` (see `JudgeGrader`).
+    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache`, `max_tokens` and `prompts` (see `JudgeGrader`).
 
     Raises UserError on an unknown name, ValueError for a judge without `complete`.
     """
@@ -44,4 +46,4 @@ def make_grader(
         return LexicalGrader() if spec == "lexical" else CalibratedGrader()
     if complete is None:
         raise ValueError("a judge needs a callable that reaches its model")
-    return JudgeGrader(complete, model, cache, max_tokens=max_tokens)
+    return JudgeGrader(complete, model, cache, max_tokens=max_tokens, prompts=prompts)

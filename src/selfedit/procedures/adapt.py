@@ -55,7 +55,7 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
     """Has edits of the documents written, teaches them to one adapter, and examines it where there are questions.
 
     `settings` are those of `selfedit learn` (`editor="self"`, `edits=1`, `recipe="default"`, `seed=0`, ...).  The model itself is
-    not changed.  Errors: UserError for a setting that is wrong, RuntimeError where the fit failed.
+    not changed.  Errors: UserError for a setting that is wrong, or a fit that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         chosen = make_settings(LearnSettings, {**settings, "model": model.name, "out": Path(folder) / "run"})

@@ -60,7 +60,11 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
                 on_adapter=save,
             )
             if not folder.exists():
-                raise RuntimeError(f"step {step}: the fit on {document.id} failed; see the run's events")
+                (failed,) = experiment.store.fits(round=step, condition=spec.name)
+                raise UserError(
+                    f"step {step}: the fit on {document.id} failed ({failed.error}); try a lower learning rate"
+                    " (--set learning_rate=...) and another --out"
+                )
             experiment.pool.publish(folder.name, read_delta(folder))
             chain = (*chain, folder.name)
             experiment.examine_untrained(documents[:step], condition="after", round=step, policy=chain, general=True)

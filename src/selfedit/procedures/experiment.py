@@ -146,7 +146,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         if model is None:
             return make_grader(self.settings.grader)
         judge = local_judge(self) if model == LOCAL_JUDGE else api_judge(self, model)
-        return make_grader(self.settings.grader, complete=judge)
+        return make_grader(self.settings.grader, complete=judge, prompts=self.prompts)
 
     @property
     def unit_size(self) -> int:

@@ -34,7 +34,7 @@ def export(
     """
     from selfedit.engine import merge_adapter
 
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
     folders, name = _adapters(source)
     loaded = load_model(model or name, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)

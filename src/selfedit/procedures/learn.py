@@ -48,7 +48,7 @@ def learn(
 
     `documents` are used in place of those that the settings name.
 
-    Errors: UserError for what the user can mend; RuntimeError where the fit failed (its loss was not a number).
+    Errors: UserError for what the user can mend, a fit that failed (its loss was not a number) among it.
     """
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
@@ -77,7 +77,9 @@ def learn(
         experiment.fit_and_examine([learning], label="learning", on_adapter=save)
         (fit,) = experiment.store.fits(condition=spec.name)
         if fit.error is not None:
-            raise RuntimeError(f"the fit failed: {fit.error}")
+            raise UserError(
+                f"the fit failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
+            )
         summary = None
         if examined:
             experiment.grade()

@@ -206,7 +206,10 @@ def train_editor(
     (result,) = list(experiment.pool.run([unit]))
     (outcome,) = result.outcomes
     if outcome.result.error is not None:
-        raise RuntimeError(f"round {round}: training the editor failed: {outcome.result.error}")
+        raise UserError(
+            f"round {round}: training the editor failed: {outcome.result.error}; try a lower learning rate"
+            " (--outer-set learning_rate=...) and another --out"
+        )
     experiment.store.add_costs(
         [
             device_cost(
@@ -255,7 +258,7 @@ def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
     scores = {round: found for round in rounds if (found := experiment.scores(VALIDATION, round=round))}
     rounds = list(scores)
     if not rounds:
-        raise RuntimeError("no validation fit succeeded in any round; see the run's events")
+        raise UserError("no validation fit succeeded in any round; try a lower learning rate and another --out")
     best = max(rounds, key=lambda round: (accuracy_interval(scores[round]).mean, -round))
     for round in rounds:
         if round == best or not paired_difference(scores[round], scores[best], seed=0).larger_than_noise:

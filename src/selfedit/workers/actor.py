@@ -63,7 +63,6 @@ class WorkerActor:
 
         began = time.monotonic()
         try:
-            self.worker = None  # its memory is needed
             self.worker = source.worker(self._delta)
         except UserError as error:
             self.log.error("%s", error)
@@ -78,8 +77,8 @@ class WorkerActor:
         }
 
     def run(self, order: int, unit: Any, deltas: dict[str, list[Any]], memory_share: float) -> dict[str, Any]:
-        """Does a unit.  Answers with its `result`, with the `error` that it raised, or with neither where it was to be dropped."""
-        if order in self.dropped:
+        """Does a unit.  Answers with its `result`, with the `error` that it raised, or with neither where it was not begun."""
+        if order in self.dropped or self.worker is None:
             return {}
         self.deltas.update(deltas)
         self.unit, self.tokens, self.began = unit.id, 0, time.monotonic()
@@ -89,6 +88,7 @@ class WorkerActor:
             result = self.worker.run(unit, self._count)
         except Exception as error:
             self.log.exception("raised")
+            self.worker = None  # its state is in doubt: nothing is done before it is started anew
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             return {"error": f"{type(error).__name__}: {line}", "out_of_memory": _out_of_memory(error)}
         else:

@@ -60,6 +60,7 @@ class WorkerState:
 
     number: int
     host: str
+    pid: int
     state: str
     unit: str
     tokens: int
@@ -77,19 +78,24 @@ class _Slot:
     state: str = "waiting"
     host: str = "-"
     node: str = ""
+    pid: int = 0
     memory_share: float = 1.0
     halvings: int = 0
     cpu: bool = True
     failed_starts: int = 0
     looking: bool = False
     orders: dict[str, int] = field(default_factory=dict)  # units given to it and not answered, with the order's number
-    unit: str = "-"
     counted: dict[str, int] = field(default_factory=dict)  # tokens of units that are not answered yet
     tokens: int = 0
     busy_seconds: float = 0.0
     busy_before: float = 0.0
     ready_at: float = 0.0
     ready_before: float = 0.0
+
+    @property
+    def unit(self) -> str:
+        """The unit under way."""
+        return next(iter(self.orders), "-")
 
     @property
     def key(self) -> str:
@@ -202,6 +208,7 @@ class RayPool:
             WorkerState(
                 slot.number,
                 slot.host,
+                slot.pid,
                 slot.state if slot.state != "ready" else "idle" if slot.unit == "-" else "working",
                 slot.unit,
                 slot.tokens,
@@ -210,6 +217,18 @@ class RayPool:
             )
             for slot in list(self._slots)
         ]
+
+    def resize(self, workers: int) -> None:
+        """Goes on with so many workers; units of those that end go back."""
+        if workers < 1:
+            raise ValueError(f"{workers} workers cannot do anything")
+
+        def resize() -> None:
+            self._wanted = workers
+            self._grow()
+            self._assign_all()
+
+        self._inbox.put(resize)
 
     def close(self) -> None:
         """Ends the workers, and Ray where this pool started or joined it."""
@@ -352,8 +371,10 @@ class RayPool:
         for slot in self._slots:
             if slot.state == "ready":
                 self._schedule.join(slot.key, slot.node)
-                if slot.unit != "-":
-                    self._restart(slot)
+                if slot.orders:
+                    self._leave(slot, "its unit is not wanted any more", blame=False)
+                    self._kill(slot)
+                    self._respawn(slot)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -376,7 +397,7 @@ class RayPool:
         else:
             tokens = sum(slot.tokens for slot in self._slots)
             rate = (tokens - self._tokens_noted) / (now - self._noted_at)
-            working = sum(slot.unit != "-" for slot in self._slots)
+            working = sum(bool(slot.orders) for slot in self._slots)
             self._note(
                 f"{ready} workers, {working} of them working: {rate:,.0f} tokens/s; {self._schedule.left} units left"
             )
@@ -390,11 +411,13 @@ class RayPool:
         target = self._wanted
         if target is None:
             target = sum(self._fitting(node) for node in self._ray.nodes())
-            # Those that wait for a place that no longer exists.
-            for slot in reversed(self._slots):
-                if len(self._slots) > target and slot.state == "waiting":
-                    self._kill(slot)
-                    self._slots.remove(slot)
+        # Too many are those that wait for a place that no longer exists, or that are no longer wanted.
+        for slot in sorted(self._slots, key=lambda slot: (slot.state != "waiting", -slot.number)):
+            if len(self._slots) > target and (slot.state == "waiting" or self._wanted is not None):
+                if slot.state == "ready":
+                    self._leave(slot, "it is no longer wanted", blame=False)
+                self._kill(slot)
+                self._slots.remove(slot)
         numbers = {slot.number for slot in self._slots}
         free = (n for n in range(1, target + 1) if n not in numbers)
         while len(self._slots) < target:
@@ -404,7 +427,7 @@ class RayPool:
 
     def _spawn(self, slot: _Slot) -> None:
         slot.life += 1
-        slot.state, slot.host, slot.node, slot.unit, slot.looking = "waiting", "-", "", "-", False
+        slot.state, slot.host, slot.node, slot.looking = "waiting", "-", "", False
         slot.busy_before += slot.busy_seconds
         slot.counted, slot.orders, slot.busy_seconds = {}, {}, 0.0
         threads = max(1, int(self._cpus))
@@ -440,7 +463,7 @@ class RayPool:
             self._lost(slot, error)
 
     def _greeted(self, slot: _Slot, hello: dict[str, Any]) -> None:
-        slot.host, slot.node, slot.state = hello["host"], hello["node"], "starting"
+        slot.host, slot.node, slot.pid, slot.state = hello["host"], hello["node"], hello["pid"], "starting"
         here = {"python": platform.python_version(), "selfedit": version("selfedit")}
         for what, mine in here.items():
             theirs = hello["versions"][what]
@@ -518,18 +541,16 @@ class RayPool:
         self._kill(slot)
         if slot.failed_starts >= _STARTS:
             slot.life += 1
-            self._refuse(slot, f"it could not be started {_STARTS} times ({why})")
+            self._refuse(slot, f"worker {slot.number} could not be started {_STARTS} times ({why})")
             return
         self._respawn(slot)
 
     def _restart(self, slot: _Slot) -> None:
-        """Begins anew where a worker's state is in doubt: with a fresh process where a device may be, else a fresh model."""
+        """Begins anew after an error: with a fresh process where a device's state may be in doubt, else with a fresh model."""
         self._leave(slot, "it was started anew", blame=False)
-        if slot.cpu and slot.unit == "-":
-            for unit_id in list(slot.orders):
-                self._forget(slot, unit_id)
+        if slot.cpu:
             slot.life += 1
-            slot.counted, slot.looking = {}, False
+            slot.counted, slot.orders, slot.looking = {}, {}, False
             self._ask(slot, slot.actor.start.remote(self.source), self._started)
             self._assign_all()
             return
@@ -589,7 +610,6 @@ class RayPool:
         now = time.monotonic()
         if "error" in answer:
             out_of_memory = answer["out_of_memory"]
-            slot.unit = "-"
             slot.halvings += out_of_memory
             given_up = self._schedule.fail(slot.key, unit_id, answer["error"], now, out_of_memory=out_of_memory)
             what = "is given up" if given_up else "goes back"
@@ -604,8 +624,6 @@ class RayPool:
             first = self._schedule.finish(slot.key, unit_id, now)
             self._count(slot, unit_id, answer["tokens"] if first else 0)
             slot.counted.pop(unit_id, None)
-            if slot.unit == unit_id:
-                slot.unit = "-"
             if first:
                 self._say("result", answer["result"])
         self._assign(slot)
@@ -615,8 +633,7 @@ class RayPool:
         unit, tokens, slot.busy_seconds = answer
         if slot.state != "ready":
             return
-        slot.unit = unit
-        if unit != "-":
+        if unit in slot.orders:
             self._count(slot, unit, tokens)
 
     def _count(self, slot: _Slot, unit_id: str, total: int) -> None:

@@ -66,8 +66,7 @@ class Schedule:
     behind another's unit, so that none waits longer than the unit under way.  Times are in seconds, from any one clock.
     """
 
-    def __init__(self, units: Iterable[Unit], *, slow: float = SLOW, slow_seconds: float = SLOW_SECONDS) -> None:
-        self.slow = slow
+    def __init__(self, units: Iterable[Unit], *, slow_seconds: float = SLOW_SECONDS) -> None:
         self.slow_seconds = slow_seconds
         self._tasks = {unit.id: _Task(unit, number) for number, unit in enumerate(units)}
         self._waiting = sorted(self._tasks.values(), key=lambda task: task.order)
@@ -208,7 +207,7 @@ class Schedule:
             if task.over or len(task.holders) > 1 or len(rates) < _ENOUGH_TIMES:
                 continue
             elapsed = now - lane.started
-            allowed = max(self.slow_seconds, self.slow * rates[len(rates) // 2] * task.unit.cost)
+            allowed = max(self.slow_seconds, SLOW * rates[len(rates) // 2] * task.unit.cost)
             if elapsed > allowed and (worst is None or elapsed / allowed > worst[0]):
                 worst = elapsed / allowed, task, name
         if worst is None:
