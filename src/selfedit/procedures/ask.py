@@ -6,7 +6,8 @@ Knows a model, an adapter on disk, and the exam's prompt.  Knows nothing of runs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from selfedit.errors import UserError
@@ -34,12 +35,8 @@ class Asker:
         from selfedit.engine import AdapterBank, load_adapter
 
         folder, run_model = adapter_folder(adapter)
-        try:
+        with adapter_errors(folder):
             spec, state = load_adapter(folder)
-        except FileNotFoundError as error:
-            raise UserError(f"{adapter}: no adapter there ({Path(str(error.filename)).name} is missing)") from None
-        except ValueError as error:
-            raise UserError(str(error)) from None
         if isinstance(model, Model):
             self.model = model
         else:
@@ -75,7 +72,7 @@ class Asker:
 def adapter_folder(path: Path) -> tuple[Path, str | None]:
     """The adapter's folder, and the model of the run that it belongs to."""
     if (path / "config.yaml").is_file() and not (path / "adapter_config.json").is_file():
-        return path / "adapters" / "learned", str(read_config(path)["model"])
+        return path / "adapters" / "learned", str(read_config(path / "config.yaml")["model"])
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give an adapter's folder or the run directory of `selfedit learn`")
     return path, None
@@ -83,8 +80,26 @@ def adapter_folder(path: Path) -> tuple[Path, str | None]:
 
 def base_model(folder: Path) -> str:
     """The model that an adapter says it was trained on."""
-    try:
+    with adapter_errors(folder):
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{folder}: no adapter there (adapter_config.json is missing)") from None
     return str(config.get("base_model_name_or_path") or BUNDLED)
+
+
+@contextmanager
+def adapter_errors(folder: Path, mend: str = "") -> Iterator[None]:
+    """What can be wrong with an adapter, in one line each; `mend` is added where it does not fit."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename or "adapter_model.safetensors")).name
+        raise UserError(f"{folder}: no adapter there ({missing} is missing)") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / 'adapter_config.json'}, line {error.lineno}: not JSON ({error.msg})") from None
+    except KeyError as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: {error} is missing; is it a LoRA adapter?") from None
+    except SafetensorError as error:
+        raise UserError(f"{folder / 'adapter_model.safetensors'}: not a whole safetensors file ({error})") from None
+    except ValueError as error:
+        raise UserError(f"{error}{mend}") from None

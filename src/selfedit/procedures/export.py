@@ -10,7 +10,7 @@ from pathlib import Path
 
 from selfedit.errors import UserError
 from selfedit.models import load_model
-from selfedit.procedures.ask import adapter_folder, base_model
+from selfedit.procedures.ask import adapter_errors, adapter_folder, base_model
 from selfedit.procedures.policies import delta_name, selected_round
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import directory_atomically
@@ -38,13 +38,9 @@ def export(
         raise UserError(f"{out}: not empty; name a new folder")
     folders, name = _adapters(source)
     loaded = load_model(model or name, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)
-    try:
-        for folder in folders:
+    for folder in folders:
+        with adapter_errors(folder, "; name its model with --model"):
             merge_adapter(loaded.hf, folder)
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: no adapter there ({Path(str(error.filename)).name} is missing)") from None
-    except ValueError as error:
-        raise UserError(f"{error}; name its model with --model") from None
     with directory_atomically(out) as scratch:
         loaded.hf.save_pretrained(scratch)
         loaded.tokenizer.hf.save_pretrained(scratch)

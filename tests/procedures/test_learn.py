@@ -1,0 +1,235 @@
+"""One adapter for all documents: learned, saved, loaded by others' tools, asked, merged and exported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from counting_pool import CountingPool
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfedit.engine import DecodeRequest, decode
+from selfedit.errors import UserError
+from selfedit.models import load_model
+from selfedit.procedures.ask import Asker
+from selfedit.procedures.export import export
+from selfedit.procedures.learn import Learned, learn
+from selfedit.procedures.restem import train
+from selfedit.procedures.settings import LearnSettings, TrainSettings
+from selfedit.runs.store import Store
+from tiny_world import SMALL, rows, write_rows
+
+QUESTION = [{"role": "user", "content": "Where did Ada make the kite?"}]
+
+
+@pytest.fixture(scope="module")
+def learned(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnSettings, Learned]:
+    folder = tmp_path_factory.mktemp("learn")
+    file = write_rows(folder / "documents.jsonl", rows(3))
+    settings = LearnSettings(
+        model=chat_model,
+        documents=(str(file),),
+        editor=f"replay:{file}#expert",
+        edits=2,
+        **{**SMALL, "out": folder / "run"},
+    )
+    return settings, learn(settings)
+
+
+def test_one_adapter_learns_all_documents_and_is_examined_before_and_after(
+    learned: tuple[LearnSettings, Learned],
+) -> None:
+    settings, found = learned
+    assert found.documents == 3
+    assert found.adapter == settings.out / "adapters" / "learned"
+    assert found.summary is not None
+    assert [c.name for c in found.summary.conditions] == ["none", "replay:documents#expert"]
+    assert [c.graded for c in found.summary.conditions] == [6, 6]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits(condition="replay:documents#expert")
+    assert len(fit.sequences) == 3 * (4 + 1)  # four lines of two edits, and the document
+    assert fit.train_tokens == found.train_tokens
+    assert (fit.last_loss, fit.document_id) == (found.last_loss, None)
+
+
+def test_the_adapter_loads_in_peft_and_answers_alike(learned: tuple[LearnSettings, Learned]) -> None:
+    settings, found = learned
+    model = load_model(settings.model, device="cpu", dtype="float32")
+    ids = torch.tensor([model.tokenizer.chat_ids(QUESTION)])
+    with Asker(settings.out, device="cpu", dtype="float32", max_tokens=12) as asker:
+        ours, base = asker.answer(QUESTION), asker.answer(QUESTION, base=True)
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings.model), str(found.adapter)).eval()
+    for expected, generator in ((ours, peft), (base, model.hf)):
+        output = generator.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+        assert model.tokenizer.decode(output[0, ids.shape[1] :].tolist()).strip() == expected
+    assert ours != base
+
+
+def test_it_is_asked_by_run_or_by_folder(learned: tuple[LearnSettings, Learned]) -> None:
+    settings, found = learned
+    answers = []
+    for path in (settings.out, found.adapter):
+        with Asker(path, device="cpu", dtype="float32", max_tokens=12) as asker:
+            answers.append(asker.answer(QUESTION))
+    assert answers[0] == answers[1]
+
+
+def test_the_merged_model_answers_like_the_adapter(learned: tuple[LearnSettings, Learned], tmp_path: Path) -> None:
+    settings, _ = learned
+    exported = export(settings.out, tmp_path / "merged", dtype="float32")
+    assert (exported.model, exported.merged) == (settings.model, 1)
+    merged = load_model(str(tmp_path / "merged"), device="cpu", dtype="float32")
+    request = DecodeRequest(tuple(merged.tokenizer.chat_ids(QUESTION)), 12, merged.tokenizer.stop_ids)
+    (completion,) = decode(merged.hf, [request])
+    with Asker(settings.out, device="cpu", dtype="float32", max_tokens=12) as asker:
+        assert merged.tokenizer.decode(completion.ids).strip() == asker.answer(QUESTION)
+    # And without selfedit: the folder is an ordinary model.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert plain.num_parameters() == merged.hf.num_parameters()
+    assert tokenizer.chat_template == merged.tokenizer.hf.chat_template
+    with pytest.raises(UserError, match="merged: not empty; name a new folder"):
+        export(settings.out, tmp_path / "merged")
+
+
+def test_the_selected_policy_of_train_is_exported(small_train: dict[str, Any], tmp_path: Path) -> None:
+    settings = TrainSettings(**{**small_train, "validation_share": 0})
+    summary = train(settings)
+    assert summary.selected_round == 2
+    exported = export(settings.out, tmp_path / "policy", dtype="float32")
+    assert exported.merged == 2
+    merged, base = (
+        load_model(name, device="cpu", dtype="float32") for name in (str(tmp_path / "policy"), settings.model)
+    )
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.hf.get_parameter(name), base.hf.get_parameter(name))
+    with pytest.raises(UserError, match="no adapter there"):
+        Asker(settings.out)
+
+
+def test_documents_without_questions_are_learned_without_an_exam(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "kite.md").write_text("# The kite\n\nAda made a kite in Oslo.\n")
+    (folder / "lamp.txt").write_text("Bo made a lamp in Lima.")
+    settings = LearnSettings(model=chat_model, documents=(str(folder),), editor="passage", **quick)
+    found = learn(settings)
+    assert found.summary is None
+    assert (found.documents, found.edits) == (2, ())
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits()
+    assert fit.answers == ()
+    assert any("Bo made a lamp in Lima." in sequence for sequence in fit.sequences)
+
+
+def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    text = " ".join(f"Ada made a kite in Oslo for {k} coins." for k in range(200))
+    file = tmp_path / "long.txt"
+    file.write_text(text)
+    notes: list[str] = []
+
+    class Listener:
+        def begin(self, phase: str, total: float | None) -> None: ...
+
+        def advance(self, amount: float) -> None: ...
+
+        def note(self, line: str) -> None:
+            notes.append(line)
+
+    settings = LearnSettings(
+        model=chat_model, documents=(str(file),), editor="passage", **{**quick, "set": {"rank": 2, "epochs": 1}}
+    )
+    learn(settings, progress=Listener())
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits()
+        (event,) = store.events("document cut into parts")
+    tokenizer = load_model(chat_model, device="cpu", dtype="float32").tokenizer
+    parts = [sequence.split("\n", 1)[1] for sequence in fit.sequences]
+    assert len(parts) > 1
+    assert all(len(tokenizer.encode(part)) <= 1024 for part in parts)
+    for k in range(200):
+        assert any(f"for {k} coins." in part for part in parts)
+    for one, two in itertools.pairwise(parts):
+        assert two[:20] in one
+    assert notes == [event.message]
+    assert "more than the 1024 that are learned at once: cut into overlapping parts" in event.message
+
+
+def test_a_finished_run_learns_nothing_again(learned: tuple[LearnSettings, Learned]) -> None:
+    settings, found = learned
+    before = {path.name: path.read_bytes() for path in found.adapter.iterdir()}
+    pool = CountingPool(settings.model)
+    assert learn(settings, pool=pool) == found
+    assert pool.units == []
+    assert {path.name: path.read_bytes() for path in found.adapter.iterdir()} == before
+
+
+def test_a_fit_that_fails_is_one_clear_line(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    settings = LearnSettings(
+        model=chat_model,
+        documents=(documents(1),),
+        editor="passage",
+        **{**quick, "set": {"rank": 4, "epochs": 4, "learning_rate": 1e30, "schedule": "constant"}},
+    )
+    with pytest.raises(UserError, match=r"the fit failed: .*; try a lower learning rate"):
+        learn(settings)
+
+
+@pytest.mark.parametrize(
+    ("editor", "says"),
+    [
+        ("none", "there is nothing to learn from; use passage, self"),
+        ("selves", "there is no kind of editor called 'selves'"),
+        ("self:poem", "no edit prompt 'poem'"),
+        ("replay:nowhere.jsonl", "nowhere.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_editor_leaves_no_run_behind(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: str, says: str
+) -> None:
+    settings = LearnSettings(model=chat_model, documents=(documents(1),), editor=editor, **quick)
+    with pytest.raises(UserError, match=says):
+        learn(settings)
+    # The right one can now be given, with the same --out.
+    assert learn(settings.model_copy(update={"editor": "passage"})).documents == 1
+
+
+def test_an_adapter_of_another_model_is_refused(
+    learned: tuple[LearnSettings, Learned], tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings, found = learned
+    other = tmp_path / "other"
+    tiny_model("llama").save_pretrained(other)
+    AutoTokenizer.from_pretrained(settings.model).save_pretrained(other)
+    with pytest.raises(UserError, match=r"does not fit model .*other .*; name its model with --model") as raised:
+        Asker(found.adapter, model=str(other), device="cpu")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"belongs to another model; name its model with --model"):
+        export(found.adapter, tmp_path / "merged", model=str(other))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_folders_without_an_adapter_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        Asker(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no adapter there \(adapter_config.json is missing\)"):
+        Asker(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(UserError, match="peft_type is IA3; only LORA adapters can be loaded"):
+        Asker(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match=rf"{tmp_path.name}.*not JSON"):
+        Asker(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path.name}.*not JSON"):
+        export(tmp_path, tmp_path / "out", model="any")
