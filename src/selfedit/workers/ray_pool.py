@@ -576,8 +576,10 @@ class RayPool:
     def _assign_all(self) -> None:
         for _ in range(2):  # one for everybody before anyone gets a second
             for slot in self._slots:
-                if slot.state == "ready" and not self._assign(slot, most=1) and not self._schedule.waiting:
-                    break  # nothing to take, to steal or to copy for this one is nothing for all
+                if slot.state != "ready" or self._assign(slot, most=1):
+                    continue
+                if not self._schedule.waiting and not self._schedule.holds(slot.key):
+                    return  # nothing to take, to steal or to copy for an idle worker is nothing for all
 
     def _assign(self, slot: _Slot, *, most: int = 2) -> int:
         """Gives a worker what it should have; how many units that was."""

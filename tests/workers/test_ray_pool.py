@@ -1,0 +1,298 @@
+"""The pool on Ray: every unit once, whatever becomes of the workers; what the user sees.  Its workers need no model."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeSource, answer, unit
+
+from selfedit.errors import UserError
+from selfedit.workers import ray_pool
+from selfedit.workers.schedule import Schedule
+from selfedit.workers.units import UnitResult
+
+MakePool = Callable[..., Any]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Waits for something that another process brings about."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def began(folder: Path) -> Counter[str]:
+    """How often each unit was begun."""
+    return Counter(line.split()[0] for line in (folder / "began").read_text().splitlines())
+
+
+def working(pool: Any) -> int:
+    return sum(state.state == "working" for state in pool.states())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_units_come_back_once_whatever_befalls_the_workers(
+    make_pool: MakePool, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pool, one misfortune after another: starting processes is what takes time here."""
+    monkeypatch.setattr(ray_pool, "Schedule", lambda units: Schedule(units, slow_seconds=0.5))
+    tokens: list[int] = []
+    pool = make_pool(FakeSource(str(tmp_path)), workers=2, on_tokens=tokens.append)
+    assert (pool.description, pool.context_length, pool.tokenizer) == ("cpu, float32", 128, "a tokenizer")
+
+    # All is well; two policies, and the driver takes its time with the results.
+    pool.publish("r1", {"a": b"one"})
+    pool.publish("r2", {"b": b"two"})
+    units = [unit(f"plain/{k}", milliseconds=30 + k) for k in range(12)]
+    units += [unit(f"policy/{k}", policy=("r1", "r2")) for k in range(4)]
+    found: list[UnitResult] = []
+    for result in pool.run(units):
+        time.sleep(0.02)
+        found.append(result)
+    assert sorted(r.unit_id for r in found) == sorted(u.id for u in units)
+    for result in found:
+        assert result.error is None
+        assert result.completions == answer(result.unit_id, b"onetwo" if "policy" in result.unit_id else b"")
+    assert sum(tokens) == sum(u.requests[0].max_new_tokens for u in units)
+    assert set(began(tmp_path).values()) == {1}
+    wait_until(lambda: all(state.state == "idle" for state in pool.states()))
+
+    # A unit that raises is given up after three tries, one that is too big is done with less memory, the others are not touched.
+    units = [unit("raises/0"), unit("hungry/0"), *[unit(f"beside/{k}") for k in range(4)]]
+    results = {r.unit_id: r for r in pool.run(units)}
+    assert set(results) == {u.id for u in units}
+    assert results.pop("raises/0").error == "failed 3 times, at last with RuntimeError: this unit never works"
+    assert all(r.completions == answer(name) for name, r in results.items())
+    counts = began(tmp_path)
+    assert counts["raises/0"] == 3
+    assert counts["hungry/0"] == 2
+    assert "half of its memory" in " ".join(notes)
+
+    # A worker dies at a unit: another takes over.
+    assert [r.completions for r in pool.run([unit("kills-once/0")])] == [answer("kills-once/0")]
+    assert "its process was killed" in " ".join(notes)
+
+    # The caller stops in the middle: the next run is not disturbed.
+    units = [unit(f"never/{k}", milliseconds=300) for k in range(6)]
+    results_of_run = pool.run(units)
+    next(results_of_run)
+    results_of_run.close()
+    assert [r.unit_id for r in pool.run([unit("after/0")])] == ["after/0"]
+    assert list(pool.run([])) == []
+
+    # A worker hangs at a unit: it is done by another as well, and counted once.
+    wait_until(lambda: sum(state.state == "idle" for state in pool.states()) == 2)
+    units = [unit(f"quick/{k}", milliseconds=100) for k in range(4)] + [unit("slow-once/0", milliseconds=110)]
+    names = [r.unit_id for r in pool.run(units)]
+    assert sorted(names) == sorted(u.id for u in units)
+    assert began(tmp_path)["slow-once/0"] == 2
+    assert any("is slow at slow-once/0" in note for note in notes)
+
+
+def test_workers_killed_at_random_lose_nothing(make_pool: MakePool, notes: list[str], tmp_path: Path) -> None:
+    pool = make_pool(FakeSource(str(tmp_path)), workers=3)
+    units = [unit(f"work/{k}", milliseconds=100 + k) for k in range(30)]
+    choose = random.Random(0)
+    results = []
+    for result in pool.run(units):
+        results.append(result)
+        if len(results) % 7 == 0:
+            working = [state for state in pool.states() if state.state == "working"]
+            if working:
+                os.kill(choose.choice(working).pid, signal.SIGKILL)
+    assert Counter(r.unit_id for r in results) == Counter(u.id for u in units)
+    assert all(r.completions == answer(r.unit_id) for r in results)
+    assert sum("is lost" in note for note in notes) >= 3
+
+
+def test_machines_come_and_go_during_a_run(
+    make_pool: MakePool, notes: list[str], tmp_path: Path, ray_cluster: Any
+) -> None:
+    # Without a number of workers, as many as fit: the first machine has room for one.
+    pool = make_pool(FakeSource(str(tmp_path)), address=ray_cluster.address, cpus_per_worker=3)
+    units = [unit(f"gate-open/{k}") for k in range(8)]
+    found: list[UnitResult] = []
+    consumer = threading.Thread(target=lambda: found.extend(pool.run(units)))
+    consumer.start()
+    wait_until(lambda: working(pool) == 1)
+    second = ray_cluster.add_node(num_cpus=3, object_store_memory=80_000_000)
+    wait_until(lambda: working(pool) == 2)
+    ray_cluster.remove_node(second)
+    wait_until(lambda: working(pool) == 1)
+    (tmp_path / "gate-open").touch()
+    consumer.join()
+    assert Counter(r.unit_id for r in found) == Counter(u.id for u in units)
+    assert all(r.completions == answer(r.unit_id) for r in found)
+    assert any("is lost" in note for note in notes)
+    wait_until(lambda: len(pool.states()) == 1)
+
+
+def test_a_pool_grows_and_shrinks_when_asked(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(FakeSource(str(tmp_path)), workers=1)
+    units = [unit(f"gate-open/{k}") for k in range(8)]
+    found: list[UnitResult] = []
+    consumer = threading.Thread(target=lambda: found.extend(pool.run(units)))
+    consumer.start()
+    pool.resize(2)
+    wait_until(lambda: working(pool) == 2)
+    pool.resize(1)
+    wait_until(lambda: len(pool.states()) == 1)
+    (tmp_path / "gate-open").touch()
+    consumer.join()
+    assert Counter(r.unit_id for r in found) == Counter(u.id for u in units)
+    assert len(pool.states()) == 1
+    with pytest.raises(ValueError, match="0 workers"):
+        pool.resize(0)
+
+
+DRIVER = """
+import sys, ray, fakes
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+ray.cloudpickle.register_pickle_by_value(fakes)
+from selfedit.workers.ray_pool import RayPool
+pool = RayPool(fakes.FakeSource(sys.argv[2]), workers=1, cpus_per_worker=1)
+next(pool.run([fakes.unit("a/0"), fakes.unit("b/0", milliseconds=60000)][::-1]))
+"""
+
+
+def test_workers_of_a_killed_driver_end(ray_cluster: Any, tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, ray_cluster.address, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    try:
+        wait_until(lambda: (tmp_path / "began").exists())
+    finally:
+        driver.kill()
+        driver.wait()
+    pid = int((tmp_path / "began").read_text().split()[1])
+    wait_until(lambda: not alive(pid))
+
+
+def test_a_worker_that_nobody_looks_at_ends_itself() -> None:
+    code = "import time; from selfedit.workers.actor import WorkerActor; WorkerActor(1, 1, '.', 0.2); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "worker 1 [-] ERROR the driver has not been heard of" in done.stderr
+
+
+def test_logs_of_workers_name_the_unit(make_pool: MakePool, ray_cluster: Any, tmp_path: Path) -> None:
+    pool = make_pool(FakeSource(str(tmp_path)), workers=1)
+    list(pool.run([unit("logged/7")]))
+    folder = Path(ray_cluster.head_node.get_session_dir_path()) / "logs"
+    pid = pool.states()[0].pid
+    (log,) = folder.glob(f"worker-*-{pid}.err")
+    assert "worker 1 [logged/7] INFO begins" in log.read_text()
+
+
+# What the user can get wrong: one line each.
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as raised:
+        call()
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = refused(lambda: ray_pool.RayPool(FakeSource(str(tmp_path)), workers=1))
+    assert line == "--workers and --ray need Ray: pip install 'selfedit[cluster]'"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://host", "host:", ":6379", "ray://host:x"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    import ray
+
+    assert refused(lambda: ray_pool._connect(ray, address)).startswith(f"--ray {address}: not an address; use auto")
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    line = refused(lambda: ray_pool._connect(ray, address))
+    assert line.startswith(f"--ray {address}: nothing answers there")
+
+
+def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**_: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert refused(lambda: ray_pool._connect(ray, "auto")).startswith(
+        "--ray auto: cannot join the cluster (Could not find"
+    )
+
+
+def test_another_python_on_the_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    def init(**_: Any) -> None:
+        check_version_info({"ray_version": ray.__version__, "python_version": "3.9.1"}, "this machine")
+
+    monkeypatch.setattr(ray, "init", init)
+    line = refused(lambda: ray_pool._connect(ray, "auto"))
+    assert line.startswith("--ray auto: other versions than here (")
+    assert "Python: 3.9.1" in line
+
+
+def test_another_selfedit_on_a_worker_is_named(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_pool, "version", lambda _: "99.0")
+    line = refused(lambda: make_pool(FakeSource(str(tmp_path)), workers=1))
+    assert line.startswith(f"{socket.gethostname()} has selfedit 0")
+    assert line.endswith("this machine 99.0; install the same on both")
+
+
+def test_a_gpu_that_is_not_there_is_named(make_pool: MakePool, tmp_path: Path) -> None:
+    line = refused(lambda: make_pool(FakeSource(str(tmp_path)), workers=1, gpus_per_worker=0.5))
+    assert line == "--gpus-per-worker: no machine of this Ray has a GPU; leave it out to work on CPUs"
+    line = refused(lambda: make_pool(FakeSource(str(tmp_path), device="cuda"), workers=1))
+    assert line.startswith("--device cuda: no machine of this Ray has a GPU")
+
+
+def test_a_worker_that_fits_nowhere_is_refused(make_pool: MakePool, tmp_path: Path) -> None:
+    line = refused(lambda: make_pool(FakeSource(str(tmp_path)), workers=1, cpus_per_worker=64))
+    assert line.startswith("a worker takes 64 CPUs and 0 GPUs, and no machine of this Ray has as many")
+
+
+def test_a_model_folder_that_workers_do_not_see_is_named(make_pool: MakePool, tmp_path: Path) -> None:
+    problem = "model x: not a local folder with a causal language model, and not loadable from the hub (...)"
+    source = FakeSource(str(tmp_path), name=str(tmp_path), problem=problem)
+    line = refused(lambda: make_pool(source, workers=1))
+    assert line.startswith(
+        f"{socket.gethostname()} does not see the model folder {tmp_path}; put it where all machines"
+    )
+
+
+def test_workers_that_die_at_the_start_are_given_up(make_pool: MakePool, tmp_path: Path) -> None:
+    line = refused(lambda: make_pool(FakeSource(str(tmp_path), problem="die"), workers=1))
+    assert line == "worker 1 could not be started 3 times (its process was killed)"
