@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(7)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file with the facts."""
+    path = tmp_path_factory.mktemp("documents") / "facts.jsonl"
+    rows = [
+        {"id": title, "title": title, "text": text, "questions": [{"question": question, "answers": [answer]}]}
+        for title, text, question, answer in FACTS
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 # Title, text, question, answer.
