@@ -47,6 +47,8 @@ class Prompts:
                     f"--prompt-file {self.user_file}: no such entry {purpose!r}; there are {', '.join(self._texts)}"
                 )
             named = entries if purpose == "edit" else {"": entries}
+            if not isinstance(named, dict):
+                raise UserError(f"--prompt-file {self.user_file}: {purpose}: expected prompts by name")
             for name, texts in named.items():
                 if (
                     not isinstance(texts, dict)

@@ -165,6 +165,8 @@ def _ask_flags(parser: argparse.ArgumentParser) -> None:
 def _ask(arguments: argparse.Namespace) -> Any:
     from selfedit.procedures.ask import Asker
 
+    if arguments.max_tokens < 1:
+        raise UserError(f"--max-tokens {arguments.max_tokens}: an answer has at least 1 token")
     asker = Asker(
         Path(arguments.adapter),
         model=arguments.model,
@@ -326,8 +328,9 @@ def _cost_flags(parser: argparse.ArgumentParser) -> None:
 def _cost(arguments: argparse.Namespace) -> Any:
     from selfedit.editors.prices import device_cost, load_prices
 
-    if min(arguments.input_tokens, arguments.output_tokens, arguments.device_seconds) < 0:
-        raise UserError("tokens and seconds cannot be negative")
+    amounts = (arguments.input_tokens, arguments.output_tokens, arguments.device_seconds, arguments.usd_per_hour or 0)
+    if min(amounts) < 0:
+        raise UserError("tokens, seconds and prices cannot be negative")
     if arguments.model is None and not arguments.device_seconds:
         raise UserError("nothing to price: give --model with tokens, or --device-seconds with --usd-per-hour")
     usd = 0.0

@@ -14,7 +14,7 @@ from selfedit.procedures.policies import load_policy
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import CompareSettings
 from selfedit.procedures.summarise import summarise
-from selfedit.procedures.sweep import sweep
+from selfedit.procedures.sweep import parse_grid, sweep
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
@@ -25,6 +25,7 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     specs = parse_editors(list(settings.editor))
+    parse_grid(settings.sweep)
     with Experiment("compare", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
         experiment.check(documents, specs, count=settings.edits, prompt=settings.edit_prompt)

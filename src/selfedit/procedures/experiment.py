@@ -21,6 +21,7 @@ from selfedit.editors.edit import Edit
 from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
 from selfedit.editors.sequences import TrainingSequence
 from selfedit.editors.spec import EditorSpec
+from selfedit.engine import NotEnoughMemoryError, UnsupportedModelError
 from selfedit.errors import UserError
 from selfedit.exam.general import general_questions
 from selfedit.exam.graders import judge_model, make_grader
@@ -262,7 +263,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         units = write_units(f"edits/{round}/{name}", policy, requests, size=self.unit_size)
         by_id = {unit.id: group for unit, group in units}
         self.progress.begin(f"writing edits ({name})", sum(r.max_new_tokens for r in requests))
-        for result in self._run([unit for unit, _ in units]):
+        for result in self.run_units([unit for unit, _ in units]):
             group = self._checked(result, by_id)
             edits = []
             for number, completion in zip(group, result.completions, strict=True):
@@ -408,7 +409,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         answers: dict[int, dict[str, Answer]] = {k: {} for k in todo}
         seconds = dict.fromkeys(todo, 0.0)
         self.progress.begin(f"exam ({condition})", sum(p.max_new_tokens for _, _, p in prompts))
-        for result in self._run([unit for unit, _ in units]):
+        for result in self.run_units([unit for unit, _ in units]):
             group = self._checked(result, by_id)
             for number, completion in zip(group, result.completions, strict=True):
                 k, question, _ = prompts[number]
@@ -463,7 +464,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             for unit in fit_units(f"{label}/{number}", policy, lora, group, size=self.unit_size)
         ]
         self.progress.begin(f"{label}: {len(tasks)} adapters", sum(t.job.tokens for t in tasks))
-        for result in self._run(units):
+        for result in self.run_units(units):
             self._commit_unit(result, by_id, texts, asked, on_adapter)
 
     def _commit_unit(
@@ -610,8 +611,11 @@ class Experiment(AbstractContextManager["Experiment"]):
         self.budget.spend(cost.usd or 0.0)
         return cost
 
-    def _run(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
-        """The pool's results.  Stops cleanly before a unit of device time that would pass the budget, judged by those before it."""
+    def run_units(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
+        """The pool's results.  Stops cleanly before a unit of device time that would pass the budget, judged by those before it.
+
+        Errors: UserError for a model that the engine cannot train as the recipe asks, and where memory cannot hold one adapter.
+        """
         hourly = self.settings.usd_per_hour
         limited = hourly is not None and self.budget.limit is not None
         dearest = 0.0
@@ -620,7 +624,10 @@ class Experiment(AbstractContextManager["Experiment"]):
             if hourly is not None and limited and self.budget.would_exceed(dearest):
                 results.close()
                 raise self.budget.reached("the next unit of work", dearest)
-            result = next(results, None)
+            try:
+                result = next(results, None)
+            except (UnsupportedModelError, NotEnoughMemoryError) as error:
+                raise UserError(f"model {self.settings.model}: {error}") from error
             if result is None:
                 return
             if hourly is not None:
@@ -689,7 +696,7 @@ def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], li
         units = write_units("judge", (), prompts, size=_EXAM_UNIT)
         groups = {unit.id: group for unit, group in units}
         replies: list[Any] = [None] * len(requests)
-        for result in experiment.pool.run([unit for unit, _ in units]):
+        for result in experiment.run_units([unit for unit, _ in units]):
             for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
                 replies[number] = tokenizer.decode(completion.ids)
         return replies

@@ -203,7 +203,9 @@ def train_editor(
     job = FitJob(tuple(sequences), outer.settings(), experiment.seed("outer", round))
     experiment.progress.begin(f"round {round}: training the editor on {len(sequences)} edits", job.tokens)
     unit = FitUnit(f"outer/{round}", chain, outer.lora(), (FitTask("outer", job, keep=True),))
-    (result,) = list(experiment.pool.run([unit]))
+    (result,) = list(experiment.run_units([unit]))
+    if result.error is not None:
+        raise RuntimeError(f"{result.unit_id} was given up: {result.error}")
     (outcome,) = result.outcomes
     if outcome.result.error is not None:
         raise UserError(

@@ -90,7 +90,7 @@ def _ask(experiment: Experiment, prompts: Sequence[str], round: int) -> list[str
     units = write_units(f"ratings/{round}", (), requests, size=experiment.unit_size)
     groups = {unit.id: group for unit, group in units}
     replies: list[str | None] = [None] * len(prompts)
-    for result in experiment.pool.run([unit for unit, _ in units]):
+    for result in experiment.run_units([unit for unit, _ in units]):
         for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
             replies[number] = tokenizer.decode(completion.ids)
     return replies

@@ -1,0 +1,101 @@
+"""A way to run the command line in this process, tiny models and documents for it, and a fake API server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import api_server
+from selfedit.cli.main import main
+from tiny_world import model_folder, rows, write_rows
+
+# Settings that keep a run on the tiny model short.
+SMALL = (
+    "--device=cpu --dtype=float32 --max-edit-tokens=16 --max-answer-tokens=4 --general-questions=0"
+    " --set=rank=4 --set=epochs=2 --set=learning_rate=1e-2"
+).split()
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("cost", "--json", ...)`: one command, in this process."""
+
+    def call(*words: object) -> Result:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def mistake(run: Run) -> Callable[..., str]:
+    """Runs a command that must fail as a user's mistake does: exit code 2, and one line; returns the line."""
+
+    def call(*words: object, after_loading: bool = False) -> str:
+        result = run(*words)
+        assert result.code == 2
+        lines = result.err.splitlines()
+        assert "Traceback" not in result.err
+        if not after_loading:  # progress comes before mistakes that only a loaded model shows
+            assert len(lines) == 1, result.err
+        assert lines[-1].startswith("selfedit: ")
+        assert [line for line in lines if line.startswith("selfedit: ")] == lines[-1:]
+        assert result.out == ""
+        return lines[-1]
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.getbasetemp(), chat=False)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Callable[[int], Path]:
+    """`documents(n)`: a file of n documents."""
+
+    def write(count: int) -> Path:
+        return write_rows(tmp_path / f"documents-{count}.jsonl", rows(count))
+
+    return write
+
+
+@pytest.fixture
+def compare_words(chat_model: str, documents: Callable[[int], Path], tmp_path: Path) -> list[str]:
+    """A command that works, to which a test adds one mistake (the last of a flag's values wins)."""
+    return ["compare", "--model", chat_model, "--documents", str(documents(2)), "--out", str(tmp_path / "run"), *SMALL]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with api_server.running(monkeypatch) as fake:
+        yield fake

@@ -1,0 +1,292 @@
+"""A user's mistakes: exit code 2 and one line that names what is wrong and what to do, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_world import rows, write_rows
+
+Mistake = Callable[..., str]
+
+
+def without(words: list[str], flag: str) -> list[str]:
+    """The command without a flag and its value."""
+    at = words.index(flag)
+    return words[:at] + words[at + 2 :]
+
+
+# Documents
+
+
+def broken(line: str, number: int, **changes: Any) -> str:
+    """Three document rows of which one is changed, as a file's text; `line` takes the place of the row where given."""
+    some = rows(3)
+    some[number].update(changes)
+    lines = [json.dumps({k: v for k, v in row.items() if v != "REMOVE"}) for row in some]
+    if line:
+        lines[number] = line
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (broken('{"id": "d1", "title":', 1), ["row 2", "JSON"]),
+        (broken('["d1"]', 1), ["row 2", "must be an object"]),
+        (broken("", 2, title="REMOVE"), ["row 3", '"title" is missing']),
+        (broken("", 2, text="  "), ["row 3", '"text" is empty']),
+        (broken("", 1, id="d0"), ["row 2", 'id "d0" is taken by', "unique"]),
+        (broken("", 1, questions=[]), ["row 2", "no questions, which an exam needs"]),
+        (broken("", 1, questions=[{"question": "Why?", "answers": []}]), ["row 2", '"answers" is empty']),
+        (broken("", 1, questions=[{"answers": ["x"]}]), ["row 2", '"question" is missing']),
+        ("", ["the file is empty; it should hold one JSON object a line"]),
+    ],
+)
+def test_documents(compare_words: list[str], mistake: Mistake, tmp_path: Path, content: str, says: list[str]) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(content)
+    line = mistake(*without(compare_words, "--documents"), "--documents", file)
+    assert "mine.jsonl" in line
+    for words in says:
+        assert words in line
+
+
+def test_files_that_are_not_there(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
+    command = without(compare_words, "--documents")
+    assert "nowhere.jsonl: no such file" in mistake(*command, "--documents", tmp_path / "nowhere.jsonl")
+    assert "news:sports: the built-in news has no such split" in mistake(*command, "--documents", "news:sports")
+    assert "no documents given" in mistake("learn", "--out", tmp_path / "run")
+    # None of these has left a run behind that would hold the user to it.
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+# Model
+
+
+def test_an_unknown_model(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
+    line = mistake(*without(compare_words, "--model"), "--model", tmp_path / "no-model", after_loading=True)
+    assert "no-model: not a local folder with a causal language model" in line
+
+
+def test_a_folder_without_a_model(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = mistake(*without(compare_words, "--model"), "--model", tmp_path / "empty", after_loading=True)
+    assert "empty: not a local folder with a causal language model" in line
+
+
+def test_a_device_that_is_not_there(compare_words: list[str], mistake: Mistake) -> None:
+    assert "--device warp: not usable here" in mistake(*compare_words, "--device", "warp", after_loading=True)
+
+
+def test_a_chat_prompt_for_a_base_model(
+    compare_words: list[str], base_model: str, mistake: Mistake, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("edit:\n  mine:\n    chat: 'Notes on {{ title }}: {{ text }}'\n")
+    command = [*without(compare_words, "--model"), "--model", base_model, "--prompt-file", str(prompts)]
+    line = mistake(*command, "--editor", "self:mine", after_loading=True)
+    assert "edit prompt 'mine' has no text for base models; add `base:` to it in" in line
+    line = mistake("train", *command[1:], "--edit-prompt", "mine", after_loading=True)
+    assert "edit prompt 'mine' has no text for base models" in line
+    line = mistake(*command, "--instruct", after_loading=True)
+    assert "has no chat template: leave out --instruct" in line
+
+
+# Editors, prompts, graders
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--editor", "magic"], "there is no kind of editor called 'magic'; the forms are none, passage"),
+        (["--editor", "passage:x"], "'passage' takes nothing after it"),
+        (["--editor", "self", "--editor", "self"], "the condition 'self' is already there"),
+        (["--editor", "self:poem"], "no edit prompt 'poem'; there are implications"),
+        (["--editor", "replay:"], "the file after 'replay:' is missing"),
+        (["--editor", "replay:nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--editor", "api:gpt-4.1"], "no API key for model 'gpt-4.1'"),
+        (["--grader", "guess"], "--grader guess: unknown grader; choose lexical, calibrated"),
+        (["--grader", "judge"], "no model named; write judge:MODEL"),
+        (["--grader", "judge:gpt-4.1"], "no API key for model 'gpt-4.1'"),
+        (["--policy", "nowhere"], "nowhere: not the directory of a run"),
+    ],
+)
+def test_editors_and_graders(
+    compare_words: list[str], mistake: Mistake, monkeypatch: pytest.MonkeyPatch, flags: list[str], says: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert says in mistake(*compare_words, *flags, after_loading=True)
+
+
+def test_replay_files_that_do_not_fit(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
+    some = rows(2)
+    del some[1]["edits"]
+    file = write_rows(tmp_path / "notes.jsonl", some)
+    line = mistake(*compare_words, "--editor", f"replay:{file}")
+    assert 'notes.jsonl: no edit by "expert" for document "d1"; add rows for it or leave the document out' in line
+    line = mistake(*compare_words, "--editor", f"replay:{file}#nobody")
+    assert 'no edits by "nobody"; writers are expert' in line
+    file = write_rows(tmp_path / "notes.jsonl", rows(2))
+    line = mistake(*compare_words, "--editor", f"replay:{file}", "--edits", 3)
+    assert "document d0 has 2 edits; --edits asks for 3" in line
+
+
+def test_a_server_that_cannot_be_reached(compare_words: list[str], mistake: Mistake) -> None:
+    command = [*compare_words, "--editor", "api:writer", "--api-base", "http://127.0.0.1:9/v1"]
+    line = mistake(*command, after_loading=True)
+    assert "http://127.0.0.1:9/v1" in line
+    assert "writer" in line or "reach" in line
+
+
+def test_a_budget_without_a_price(compare_words: list[str], mistake: Mistake, server: Any) -> None:
+    command = [*compare_words, "--editor", "api:writer", "--api-base", server.url, "--budget", "1"]
+    assert "writer" in mistake(*command, after_loading=True)
+    assert server.completions == []
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--edits", "0"], "--edits '0': Input should be greater than or equal to 1"),
+        (["--edits", "many"], "--edits 'many': Input should be a valid integer"),
+        (["--limit", "0"], "--limit '0'"),
+        (["--temperature", "-1"], "--temperature '-1'"),
+        (["--regime", "both"], "--regime: invalid choice: 'both'"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["--recipe", "soup"], "--recipe soup: not known; use default, seal"),
+        (["--recipe", "soup.yaml"], "--recipe soup.yaml: No such file"),
+        (["--set", "rank"], "--set rank: write NAME=VALUE"),
+        (["--set", "rank=-1"], "rank = -1: Input should be greater than or equal to 1"),
+        (["--set", "ranks=4"], "ranks = 4: Extra inputs are not permitted; settings are name, rank"),
+        (["--prompt-file", "nowhere.yaml"], "--prompt-file nowhere.yaml: No such file"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (["--prices", "nowhere.yaml"], "nowhere.yaml"),
+        (["--speed", "fast"], "unrecognized arguments: --speed fast"),
+        (["--sweep", "rank"], "--sweep rank: write NAME=A,B,C"),
+    ],
+)
+def test_settings(compare_words: list[str], mistake: Mistake, flags: list[str], says: str) -> None:
+    assert says in mistake(*compare_words, *flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("--config", "edits: [1", "--config {file}: not YAML"),
+        ("--config", "- edits", "a mapping of settings is expected"),
+        ("--config", "edit: 3", "no such setting 'edit'; settings are"),
+        ("--config", "edits: 0", "--edits 0: Input should be greater"),
+        ("--recipe", "rank: [", "--recipe {file}: not YAML"),
+        ("--recipe", "rank: big", "--recipe {file}: rank = 'big': Input should be a valid integer"),
+        ("--recipe", "ranks: 3", "--recipe {file}: ranks = 3"),
+        ("--prompt-file", "edit: [", "--prompt-file {file}: not YAML"),
+        ("--prompt-file", "edits: {}", "--prompt-file {file}: no such entry 'edits'"),
+        ("--prompt-file", "edit:\n  mine: text", "--prompt-file {file}: edit mine: expected texts under chat and base"),
+        ("--prompt-file", "edit:\n- mine", "--prompt-file {file}: edit: expected prompts by name"),
+        ("--prices", "models: [", "the price file {file} is not YAML"),
+    ],
+)
+def test_files_of_settings(
+    compare_words: list[str], mistake: Mistake, tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    assert says.format(file=file) in mistake(*compare_words, name, file)
+
+
+def test_a_template_that_asks_for_what_is_not_there(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.yaml"
+    for template, says in (("{{ author }}", "'author' is undefined"), ("{{ title", "unexpected end of template")):
+        file.write_text(json.dumps({"edit": {"mine": {"chat": template}}}))
+        line = mistake(*compare_words, "--prompt-file", file, "--editor", "self:mine", after_loading=True)
+        assert f"--prompt-file {file}: {says}" in line
+
+
+def test_targets_that_the_model_does_not_have(compare_words: list[str], mistake: Mistake) -> None:
+    line = mistake(*compare_words, "--editor", "passage", "--set", "targets=[query]", after_loading=True)
+    assert "no layer matches the targets ('query',)" in line
+
+
+# Runs
+
+
+def test_directories_that_are_no_runs(mistake: Mistake, compare_words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "photo.jpg").write_text("")
+    assert "holiday: is no run directory" in mistake("report", tmp_path / "holiday")
+    assert "nowhere: " in mistake("report", tmp_path / "nowhere")
+    assert "not empty and not a run" in mistake(*without(compare_words, "--out"), "--out", tmp_path / "holiday")
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a directory" in mistake(*without(compare_words, "--out"), "--out", tmp_path / "file")
+
+
+def test_train_with_too_few_documents(
+    compare_words: list[str], mistake: Mistake, documents: Callable[[int], Path]
+) -> None:
+    command = [*without(compare_words, "--documents"), "--documents", documents(1)]
+    assert "1 documents have 1 titles, too few" in mistake("train", *command[1:], after_loading=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bake"], "invalid choice: 'bake'"),
+        (["--fast"], "unrecognized arguments: --fast"),
+        (["ask"], "the following arguments are required: adapter"),
+        (["ask", "nowhere", "Why?"], "nowhere: no such folder; give an adapter's folder"),
+        (["ask", "nowhere", "--max-tokens", "0"], "--max-tokens 0: an answer has at least 1 token"),
+        (["export", "nowhere", "out"], "nowhere: no such folder"),
+        (["grade", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["grade", "check", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["grade", "a", "b", "c"], "give one file: `selfedit grade FILE`"),
+        (["cost"], "nothing to price: give --model with tokens"),
+        (["cost", "--model", "gpt-99", "--input-tokens", "5"], "gpt-99"),
+        (["cost", "--model", "gpt-5", "--input-tokens", "-5"], "cannot be negative"),
+        (["cost", "--model", "gpt-5", "--input-tokens", "five"], "invalid int value: 'five'"),
+        (["cost", "--device-seconds", "60"], "--device-seconds needs --usd-per-hour"),
+        (["cost", "--device-seconds", "60", "--usd-per-hour", "-1"], "cannot be negative"),
+    ],
+)
+def test_other_commands(mistake: Mistake, words: list[str], says: str) -> None:
+    assert says in mistake(*words)
+
+
+def test_grading_without_a_key_or_a_server(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"title": "t", "question": "Who?", "gold": "Ada", "answer": "Bo"}\n')
+    assert "no API key for model 'gpt-4.1'" in mistake("grade", file, "--grader", "judge:gpt-4.1")
+    command = ["grade", file, "--grader", "judge:m", "--api-base", "http://127.0.0.1:9/v1"]
+    assert "http://127.0.0.1:9/v1" in mistake(*command, after_loading=True)
+    file.write_text('{"title": "t", "question": "Who?", "gold": "Ada"}\n')
+    assert "row 1" in mistake("grade", file)
+    assert "answer" in mistake("grade", file)
+
+
+def test_a_policy_of_another_model(
+    mistake: Mistake,
+    run: Callable[..., Any],
+    compare_words: list[str],
+    documents: Callable[[int], Path],
+    chat_model: str,
+    tmp_path: Path,
+) -> None:
+    words = [*without(without(compare_words, "--out"), "--documents")[1:], "--documents", str(documents(3))]
+    trained = tmp_path / "trained"
+    more = ["--rounds", 1, "--edits", 1, "--replicates", 1, "--validation-share", 0, "--outer-set", "rank=2"]
+    assert run("train", *words, "--out", trained, *more).code == 0
+    other = shutil.copytree(chat_model, tmp_path / "other")
+    command = [*without(compare_words, "--model"), "--model", other, "--policy", trained]
+    line = mistake(*command, after_loading=True)
+    assert f"its checkpoints belong to model {chat_model}, not {other}; give the same --model" in line
