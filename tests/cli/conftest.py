@@ -11,13 +11,7 @@ import pytest
 
 import api_server
 from selfedit.cli.main import main
-from tiny_world import model_folder, rows, write_rows
-
-# Settings that keep a run on the tiny model short.
-SMALL = (
-    "--device=cpu --dtype=float32 --max-edit-tokens=16 --max-answer-tokens=4 --general-questions=0"
-    " --set=rank=4 --set=epochs=2 --set=learning_rate=1e-2"
-).split()
+from tiny_world import FEW_WORDS, model_folder, rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,16 @@ def documents(tmp_path: Path) -> Callable[[int], Path]:
 @pytest.fixture
 def compare_words(chat_model: str, documents: Callable[[int], Path], tmp_path: Path) -> list[str]:
     """A command that works, to which a test adds one mistake (the last of a flag's values wins)."""
-    return ["compare", "--model", chat_model, "--documents", str(documents(2)), "--out", str(tmp_path / "run"), *SMALL]
+    return [
+        "compare",
+        "--model",
+        chat_model,
+        "--documents",
+        str(documents(2)),
+        "--out",
+        str(tmp_path / "run"),
+        *FEW_WORDS,
+    ]
 
 
 @pytest.fixture

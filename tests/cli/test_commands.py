@@ -1,0 +1,352 @@
+"""The commands, each once from words to files and printed results."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_server import reply
+from selfedit.errors import UserError
+from tiny_world import FEW_WORDS, rows, write_rows
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["compare", "--help"],
+        ["train", "--help"],
+        ["cost", "--model", "gpt-5", "--input-tokens", "5"],
+        ["cost", "--model", "gpt-99", "--input-tokens", "5"],
+        ["report", "nowhere"],
+    ],
+)
+def test_light_commands_import_nothing_heavy(words: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from selfedit.cli.main import main\n"
+        "try:\n"
+        f"    main({words!r})\n"
+        "finally:\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'openai', 'ray'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+        "    print('light', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "light", done.stderr
+
+
+def test_help_names_every_command_and_setting(capsys: pytest.CaptureFixture[str], run: Run) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--help")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("compare", "learn", "ask", "train", "continual", "report", "grade", "cost", "export"):
+        assert command in text
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    text = capsys.readouterr().out
+    for flag in (
+        "--rounds",
+        "--edits",
+        "--replicates",
+        "--select",
+        "--validation-share",
+        "--reward",
+        "--json",
+        "--plan",
+    ):
+        assert flag in text
+
+
+def test_no_command_shows_the_help_and_version_the_version(run: Run) -> None:
+    assert "COMMAND" in run().out
+    assert run("--version").out.startswith("selfedit ")
+
+
+# cost
+
+
+def test_published_costs(run: Run) -> None:
+    """The reproduction's figures: GPT-5's edits by batch, and ten rounds at 0.88 dollars."""
+    result = run(*"cost --model gpt-5 --input-tokens 44496 --output-tokens 143673 --batch --json".split())
+    assert result.code == 0
+    assert json.loads(result.out)["cost_usd"] == pytest.approx(0.746, abs=0.0005)
+    result = run(*"cost --device-seconds 36000 --usd-per-hour 0.88 --json".split())
+    assert json.loads(result.out)["cost_usd"] == pytest.approx(8.80)
+    assert run(*"cost --device-seconds 36000 --usd-per-hour 0.88".split()).out == "8.8000 USD\n"
+
+
+# compare and report
+
+
+def test_compare_prints_a_table_and_writes_chart_and_report(run: Run, compare_words: list[str], tmp_path: Path) -> None:
+    result = run(*compare_words, "--editor", "none", "--editor", "passage")
+    assert result.code == 0
+    for words in ("none", "passage", "95", "report:", "chart:"):
+        assert words in result.out
+    for name in ("summary.json", "report.html", "chart.png", "chart.svg", "run.sqlite", "config.yaml"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert "exam (none)" in result.err
+    assert "fits: 2 adapters" in result.err
+
+    again = run(*compare_words, "--editor", "none", "--editor", "passage", "--json")
+    assert again.code == 0
+    assert json.loads(again.out) == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "fits: " not in again.err
+
+
+def test_a_flag_wins_over_the_configuration_file(run: Run, compare_words: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text("editor: [passage]\nreplicates: 2\nset: {rank: 2, epochs: 1}\n")
+    result = run(*compare_words, "--config", file, "--replicates", "3", "--json")
+    (_, passage) = json.loads(result.out)["conditions"]
+    assert (passage["name"], passage["graded"]) == ("passage", 12)
+    # --set on the command line takes the place of the file's.
+    assert json.loads(result.out)["recipe"]["rank"] == 4
+
+
+def test_a_changed_setting_is_refused_in_one_line(
+    run: Run, compare_words: list[str], mistake: Callable[..., str]
+) -> None:
+    assert run(*compare_words, "--editor", "none").code == 0
+    line = mistake(*compare_words, "--editor", "none", "--seed", "7")
+    assert "this run began with seed = 0, now it is 7; put it back to resume, or name another directory" in line
+
+
+def test_several_models_in_one_table(
+    run: Run, chat_model: str, base_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    words = ["compare", "--model", chat_model, "--model", base_model, "--documents", documents(2), *FEW_WORDS]
+    result = run(*words, "--editor", "none", "--editor", "passage", "--out", tmp_path / "both", "--json")
+    assert result.code == 0
+    assert [summary["instruct"] for summary in json.loads(result.out)] == [True, False]
+    assert (tmp_path / "both" / "comparison.html").exists()
+    assert (tmp_path / "both" / "comparison.png").exists()
+    assert "tiny-base" in result.err
+
+    again = run(
+        "report", tmp_path / "both" / "tiny-chat", tmp_path / "both" / "tiny-base", "--out", tmp_path / "page.html"
+    )
+    assert again.code == 0
+    assert "tiny-chat" in (tmp_path / "page.html").read_text()
+
+
+def test_the_report_of_an_unfinished_run_says_what_is_missing(
+    run: Run, compare_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("the lights went out")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfedit.procedures.experiment.Experiment.fit_and_examine", stop)
+        assert run(*compare_words, "--editor", "none", "--editor", "passage").code == 2
+    result = run("report", tmp_path / "run")
+    assert result.code == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "unfinished" in (result.out + page).lower() or "not finished" in (result.out + page).lower()
+    assert "passage" in page
+    # And the same command goes on.
+    assert run(*compare_words, "--editor", "none", "--editor", "passage").code == 0
+
+
+def test_a_plan_counts_and_does_nothing(run: Run, compare_words: list[str], tmp_path: Path) -> None:
+    command = [*compare_words, "--editor", "passage", "--editor", "self", "--edits", 2, "--replicates", 3, "--plan"]
+    result = run(*command, "--json")
+    plan = json.loads(result.out)
+    assert (plan["documents"], plan["questions"], plan["fits"]) == (2, 4, 2 * 3 + 2 * 2 * 3)
+    assert plan["train_tokens"] > 0
+    assert not (tmp_path / "run").exists()
+    assert "to see 3 points" in run(*command).out
+
+
+def test_a_budget_stops_before_it_is_passed(
+    run: Run, compare_words: list[str], mistake: Callable[..., str], server: Any, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("models:\n  writer: {input: 100, output: 1000, date: 2026-01-01}\n")
+    command = [*compare_words, "--editor", "api:writer", "--api-base", server.url, "--prices", prices]
+    server.reply = lambda body: reply("The kite was dear.")
+    line = mistake(*command, "--budget", "0.000001", after_loading=True)
+    assert "stopped before passing the budget" in line
+    assert server.completions == []
+    result = run(*command, "--budget", "10", "--json")
+    (_, written) = json.loads(result.out)["conditions"]
+    # Two calls of 10 input and 5 output tokens; device time has no price.
+    assert len(server.completions) == 2
+    assert written["cost_usd"] is None
+    result = run(*command, "--budget", "10", "--usd-per-hour", "0", "--out", tmp_path / "priced", "--json")
+    assert json.loads(result.out)["conditions"][1]["cost_usd"] == pytest.approx(2 * (10 * 100 + 5 * 1000) / 1e6)
+
+
+# learn, ask, export, train, continual
+
+
+@pytest.fixture(scope="module")
+def learned(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from selfedit.cli.main import main
+
+    folder = tmp_path_factory.mktemp("learned")
+    file = write_rows(folder / "documents.jsonl", rows(2))
+    words = ["learn", str(file), "--model", chat_model, "--editor", "passage", "--out", str(folder / "run"), *FEW_WORDS]
+    assert main(words) == 0
+    return folder / "run"
+
+
+def test_learn_reports_and_says_how_to_ask(
+    run: Run, chat_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    note = tmp_path / "note.md"
+    note.write_text("# The horn\n\nHal made a horn in Bath.")
+    words = [
+        "learn",
+        documents(1),
+        note,
+        "--model",
+        chat_model,
+        "--editor",
+        "passage",
+        "--out",
+        tmp_path / "run",
+        *FEW_WORDS,
+    ]
+    result = run(*words)
+    assert result.code == 0
+    assert "learned: 2 documents" in result.out
+    assert f"selfedit ask {tmp_path / 'run'}" in result.out
+    found = json.loads(run(*words, "--json").out)
+    assert Path(found["adapter"]).joinpath("adapter_model.safetensors").exists()
+    assert found["summary"]["questions"] == 2
+
+
+def test_ask_answers_with_and_without_the_adapter(run: Run, learned: Path) -> None:
+    words = ["ask", learned, "Where did Ada make the kite?", "--device", "cpu", "--dtype", "float32", "--max-tokens", 6]
+    found = json.loads(run(*words, "--base", "--json").out)
+    assert found["question"] == "Where did Ada make the kite?"
+    assert run(*words).out.strip() == found["adapter"].strip()
+    assert run(*words, "--base").out == f"learned: {found['adapter']}\nbase:    {found['base']}\n"
+    by_folder = run("ask", learned / "adapters" / "learned", *words[2:])
+    assert by_folder.out.strip() == found["adapter"].strip()
+
+
+def test_a_chat_goes_on_until_an_empty_line(run: Run, learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["ask", learned, "--device", "cpu", "--dtype", "float32", "--max-tokens", 6]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where did Ada make the kite?\nAnd the lamp?\n\nnever asked\n"))
+    result = run(*words, "--json")
+    messages = json.loads(result.out)
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert [m["content"] for m in messages[::2]] == ["Where did Ada make the kite?", "And the lamp?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where did Ada make the kite?"))  # and until the input ends
+    assert run(*words, "--base").out.startswith(f"learned: {messages[1]['content']}\nbase:    ")
+
+
+def test_export_writes_a_model(run: Run, learned: Path, tmp_path: Path) -> None:
+    result = run("export", learned, tmp_path / "model", "--dtype", "float32")
+    assert result.code == 0
+    assert "1 adapter(s) merged" in result.out
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    answer = ["Where did Ada make the kite?", "--device", "cpu", "--dtype", "float32", "--max-tokens", "6"]
+    assert run("ask", learned, *answer).code == 0
+
+
+def test_train_prints_rounds_and_a_verdict(
+    run: Run, chat_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    words = ["train", "--model", chat_model, "--documents", documents(5), "--out", tmp_path / "run", *FEW_WORDS]
+    words += ["--rounds", 1, "--edits", 2, "--replicates", 1, "--validation-share", 0.4, "--outer-set", "rank=2"]
+    result = run(*words)
+    assert result.code == 0
+    assert "On 2 validation documents the untrained model answers" in " ".join(result.out.split())
+    for name in ("report.html", "checkpoints/round-01/adapter_model.safetensors", "validation.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    data = json.loads(run(*words, "--json").out)
+    assert data["procedure"] == "train"
+    assert len(data["rounds"]) == 1
+    plan = json.loads(run(*words, "--plan", "--json").out)
+    assert plan["fits"] > 0
+
+
+def test_continual_prints_its_steps(
+    run: Run, chat_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    words = ["continual", "--model", chat_model, "--documents", documents(2), "--editor", "passage", *FEW_WORDS]
+    result = run(*words, "--out", tmp_path / "run", "--json")
+    assert [step["document"] for step in json.loads(result.out)["steps"]] == ["d0", "d1"]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+# grade
+
+
+LABELLED = [
+    {"title": "t", "question": "Where?", "gold": "Oslo", "answer": "in Oslo", "correct": True, "gradings": 1},
+    {"title": "t", "question": "Who?", "gold": "Ada", "answer": "Bo", "correct": False, "gradings": 1},
+    {"title": "t", "question": "How many?", "gold": "3", "answer": "300", "correct": False, "gradings": 1},
+    {"title": "t", "question": "What?", "gold": "a kite", "answer": "a flying toy", "correct": True, "gradings": 1},
+]
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "answers.jsonl", LABELLED)
+
+
+def test_grade_writes_each_row_with_its_verdict(run: Run, answers: Path, tmp_path: Path) -> None:
+    result = run("grade", answers, "--grader", "lexical")
+    graded = [json.loads(line) for line in result.out.splitlines()]
+    assert [row["value"] for row in graded] == ["right", "wrong", "wrong", "wrong"]
+    assert [row["answer"] for row in graded] == [row["answer"] for row in LABELLED]
+    assert "4 answers: 1 right, 3 wrong, 0 ungraded; accuracy 25.0%" in result.err
+    result = run("grade", answers, "--grader", "lexical", "--json", "--out", tmp_path / "graded.jsonl")
+    assert json.loads(result.out) == {"n": 4, "right": 1, "wrong": 3, "ungraded": 0, "accuracy": 0.25}
+    assert len((tmp_path / "graded.jsonl").read_text().splitlines()) == 4
+
+
+def test_grade_check_compares_with_labels(run: Run, answers: Path) -> None:
+    found = json.loads(run("grade", "check", answers, "--grader", "lexical", "--json").out)
+    assert found["n"] == 4
+    assert found["agreement"] == 0.75
+    assert found["bias"] == pytest.approx(-0.25)
+    assert found["kappa"] == pytest.approx(0.5)
+    assert len(found["kappa_ci95"]) == 2
+    text = run("grade", "check", answers, "--grader", "lexical").out
+    for words in ("agreement: 75.0%", "kappa:     0.500", "bias:      -25.00 points", "labelled right"):
+        assert words in text
+    assert run("grade", "check", answers).code == 0  # by the calibrated grader
+
+
+def test_grade_by_a_judge(run: Run, answers: Path, server: Any) -> None:
+    server.reply = lambda body: reply(json.dumps({"verdict": "yes" if "flying toy" in str(body) else "no"}))
+    result = run("grade", answers, "--grader", "judge:marker", "--api-base", server.url, "--json")
+    assert json.loads(result.out)["right"] == 1
+
+
+# How a command ends
+
+
+def test_interrupted(run: Run, compare_words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfedit.procedures.compare.compare", interrupt)
+    result = run(*compare_words)
+    assert (result.code, result.err) == (130, "selfedit: interrupted; the same command goes on from here\n")
+
+
+def test_a_bug_keeps_its_traceback(run: Run, compare_words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("selfedit.procedures.compare.compare", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(*compare_words)
