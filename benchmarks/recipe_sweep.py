@@ -37,19 +37,16 @@ GRID = {
     "text-r16-lr1e-3-e8": _TEXT,
     "text-r16-lr1e-3-e12": _TEXT.model_copy(update={"epochs": 12}),
     "text-r16-lr2e-3-e5": _TEXT.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
+    "chat-r16-lr5e-4-e8": _CHAT.model_copy(update={"learning_rate": 5e-4}),
+    "chat-r16-lr1e-3-e5": _CHAT.model_copy(update={"epochs": 5}),
     "chat-r16-lr1e-3-e8": _CHAT,
     "chat-r16-lr2e-3-e5": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
-    "chat-r16-lr2e-3-e8": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 8}),
-    "chat-r16-lr4e-3-e5": _CHAT.model_copy(update={"learning_rate": 4e-3, "epochs": 5}),
-    "chat-r16-lr2e-3-e8-b3": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 8, "batch_size": 3}),
-    "chat-r16-lr2e-3-e5-whole": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 5, "cutting": "whole"}),
-    "chat-r4-lr2e-3-e5": _CHAT.model_copy(update={"rank": 4, "alpha": 8, "learning_rate": 2e-3, "epochs": 5}),
-    "chat-mlp-r16-lr2e-3-e5": _CHAT.model_copy(
-        update={"targets": ("gate_proj", "up_proj", "down_proj"), "learning_rate": 2e-3, "epochs": 5}
-    ),
-    "chat-qv-r32-lr2e-3-e8": _CHAT.model_copy(
-        update={"rank": 32, "alpha": 64, "targets": ("q_proj", "v_proj"), "learning_rate": 2e-3}
-    ),
+    "chat-r16-lr1e-3-e8-b3": _CHAT.model_copy(update={"batch_size": 3}),
+    "chat-r16-lr2e-3-e8-b3": _CHAT.model_copy(update={"learning_rate": 2e-3, "batch_size": 3}),
+    "chat-r4-lr1e-3-e8": _CHAT.model_copy(update={"rank": 4, "alpha": 8}),
+    "chat-mlp-r16-lr1e-3-e8": _CHAT.model_copy(update={"targets": ("gate_proj", "up_proj", "down_proj")}),
+    "chat-r16-lr1e-3-e8-whole": _CHAT.model_copy(update={"cutting": "whole"}),
+    "chat-qv-r32-lr1e-3-e8": _CHAT.model_copy(update={"rank": 32, "alpha": 64, "targets": ("q_proj", "v_proj")}),
     "seal": SEAL,
 }
 
