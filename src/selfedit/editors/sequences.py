@@ -5,20 +5,17 @@ Knows lines, titles, and pairs of question and answer.  Knows nothing of token i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from selfedit.documents import Document, split_text
+from selfedit.editors.cleaning import ANSWER, QUESTION
 
 Cutting = Literal["lines", "whole"]
 
 _FORM = 48  # tokens that a chat template may put around a text
 _SMALLEST_PART = 32
-
-_QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
-_ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def cut(
 
     `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence.  With
     `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
-    text longer than `max_tokens` is cut into overlapping parts.
+    text longer than `max_tokens` is cut into overlapping parts.  An edit of which nothing is left leaves the document.
     """
     sequences: list[TrainingSequence] = []
     lines = [line for line in (edit or "").splitlines() if line.strip()]
@@ -54,7 +51,7 @@ def cut(
     else:
         lines = _join_pairs(lines)
     texts = lines if cutting == "lines" else ["\n".join(lines)] * bool(lines)
-    if with_document or edit is None:
+    if with_document or not (sequences or texts):
         texts = [*texts, document.text]
     room = max(_SMALLEST_PART, max_tokens - count_tokens(document.title) - _FORM)
     for text in texts:
@@ -70,9 +67,9 @@ def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
     others: list[str] = []
     asked: str | None = None
     for line in lines:
-        if question := _QUESTION.match(line):
+        if question := QUESTION.match(line):
             asked = question[1].strip()
-        elif (answer := _ANSWER.match(line)) and asked is not None:
+        elif (answer := ANSWER.match(line)) and asked is not None:
             pairs.append((asked, answer[1].strip()))
             asked = None
         else:
@@ -84,7 +81,7 @@ def _join_pairs(lines: list[str]) -> list[str]:
     """A question and its answer are learned together: one line, not two."""
     joined: list[str] = []
     for line in lines:
-        if joined and _ANSWER.match(line) and _QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
+        if joined and ANSWER.match(line) and QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
             joined[-1] += "\n" + line
         else:
             joined.append(line)
