@@ -463,7 +463,8 @@ class Experiment(AbstractContextManager["Experiment"]):
             for number, ((policy, lora), group) in enumerate(groups.items())
             for unit in fit_units(f"{label}/{number}", policy, lora, group, size=self.unit_size)
         ]
-        self.progress.begin(f"{label}: {len(tasks)} adapters", sum(t.job.tokens for t in tasks))
+        most = sum(task.job.tokens + sum(request.max_new_tokens for request in task.exam) for task in tasks)
+        self.progress.begin(f"{label}: {len(tasks)} adapters", most)
         for result in self.run_units(units):
             self._commit_unit(result, by_id, texts, asked, on_adapter)
 
