@@ -61,8 +61,13 @@ def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.info("converting the bundled model to safetensors, once (half a minute or so)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: no place for the converted model ({error.strerror}); name another with SELFEDIT_CACHE"
+        ) from None
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
         # The weights are dequantised now; without this, save_pretrained takes them for GGUF and refuses.
