@@ -52,7 +52,9 @@ def add_settings(
         else:
             metavar = {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
             # Types are checked by the settings, whose messages name the bound that is broken.
-            parser.add_argument(flag, metavar=metavar, action="append" if many or name == repeated else "store", **options)
+            parser.add_argument(
+                flag, metavar=metavar, action="append" if many or name == repeated else "store", **options
+            )
 
 
 def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:

@@ -63,9 +63,7 @@ def sweep(
     rows = []
     for changes in grid:
         found = {
-            spec.name: _accuracy(experiment.scores(_condition(spec, changes)))
-            for spec in specs
-            if spec.kind != "none"
+            spec.name: _accuracy(experiment.scores(_condition(spec, changes))) for spec in specs if spec.kind != "none"
         }
         rows.append({"settings": changes, "accuracy": found, "mean": sum(found.values()) / len(found)})
     best = max(range(len(rows)), key=lambda k: (rows[k]["mean"], -k))
