@@ -66,8 +66,13 @@ def learnings_of(
             alone = (None,) * len(documents)
             return [Learning(condition, tuple(documents), alone, r, policy=policy) for r in replicates]
         return [Learning(condition, (d,), (None,), r, policy=policy) for d in documents for r in replicates]
-    stored = [edit for edit in experiment.store.edits(writer=condition, round=0) if edit.edit.index < settings.edits]
     by_id = {document.id: document for document in documents}
+    stored = [
+        edit
+        for edit in experiment.store.edits(writer=condition, round=0)
+        # A sweep has edits of validation documents written too.
+        if edit.edit.index < settings.edits and edit.edit.document_id in by_id
+    ]
     if joint:
         # All edits of a document are learned, and the document itself once.
         texts: dict[str, list[str]] = {document.id: [] for document in documents}

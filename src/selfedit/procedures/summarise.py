@@ -28,7 +28,9 @@ def summarise(experiment: Experiment, documents: Sequence[Document], conditions:
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
         recipe=experiment.recipe.model_dump(mode="json"),
-        conditions=tuple(condition_summary(experiment, name, costs.get(name, Spent())) for name in conditions),
+        conditions=tuple(
+            condition_summary(experiment, documents, name, costs.get(name, Spent())) for name in conditions
+        ),
         differences=tuple(differences(experiment, conditions)),
         forgetting=tuple(forgetting(experiment, conditions)),
         grader=experiment.grader.name,
@@ -41,7 +43,9 @@ def summarise(experiment: Experiment, documents: Sequence[Document], conditions:
     return summary
 
 
-def condition_summary(experiment: Experiment, name: str, spent: Spent) -> ConditionSummary:
+def condition_summary(
+    experiment: Experiment, documents: Sequence[Document], name: str, spent: Spent
+) -> ConditionSummary:
     """One bar of the comparison."""
     store = experiment.store
     answers = [
@@ -53,7 +57,8 @@ def condition_summary(experiment: Experiment, name: str, spent: Spent) -> Condit
     scores = experiment.scores(name)
     mean, low, high = accuracy_interval(scores) if any(s.graded for s in scores.values()) else (0.0, 0.0, 1.0)
     fits = store.fits(condition=name)
-    edits = store.edits(writer=name)
+    asked = {document.id for document in documents}
+    edits = [edit for edit in store.edits(writer=name) if edit.edit.document_id in asked]
     return ConditionSummary(
         name=name,
         accuracy=mean,

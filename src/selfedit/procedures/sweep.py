@@ -76,7 +76,7 @@ def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
     axes = []
     for text in texts:
         name, equals, values = text.partition("=")
-        if not equals or not values:
+        if not name.strip() or not equals or not values:
             raise UserError(f"--sweep {text}: write NAME=A,B,C, such as learning_rate=1e-3,2e-3")
         axes.append([(name.strip(), _value(value)) for value in values.split(",")])
     return [dict(combination) for combination in itertools.product(*axes)]
