@@ -690,7 +690,9 @@ def _connect(ray: Any, address: str) -> str:
     try:
         context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
-        raise UserError(f"--ray {address}: cannot join the cluster ({_line(error)})") from None
+        raise UserError(f"--ray {address}: cannot join the cluster ({_line(error)}); where it asks for a token (docs/cluster.md),"
+            " set RAY_AUTH_MODE=token"
+        ) from None
     except RuntimeError as error:
         if "version" not in str(error).lower():
             raise
