@@ -126,7 +126,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         if self._own_pool and self._pool is not None:
             self._pool.close()
         # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
-        unused = isinstance(error, UserError) and not self.run.resumed and not self.store.documents()
+        unused = isinstance(error, UserError) and not self.store.documents()
         self.run.close()
         if unused:
             for name in ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "config.yaml"):
@@ -166,8 +166,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         return documents
 
     def check(self, documents: Sequence[Document], specs: Sequence[EditorSpec], *, count: int, prompt: str) -> None:
-        """Finds what a user got wrong about model, editors or judge before a new run does any work.  Errors: UserError."""
-        if self.run.resumed:
+        """Finds what a user got wrong about model, editors or judge before a run does any work.  Errors: UserError."""
+        if self.store.documents():
             return
         judge = judge_model(self.settings.grader)
         if judge not in (None, LOCAL_JUDGE):

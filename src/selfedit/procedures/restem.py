@@ -288,7 +288,7 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
         experiment.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
     editor = EditorSpec("self", settings.edit_prompt)
     experiment.check([*training, *validation], [editor], count=settings.edits, prompt=settings.edit_prompt)
-    if settings.reward == "judge" and settings.judge is not None and not experiment.run.resumed:
+    if settings.reward == "judge" and settings.judge is not None and not experiment.store.documents():
         experiment.api_client(settings.judge).close()
     experiment.store.add_documents(training, TRAIN)
     experiment.store.add_documents(validation, VALIDATION)
