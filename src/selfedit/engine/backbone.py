@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.bank import UnsupportedModelError
-from selfedit.engine.packing import Layout, packed_attention
 
 # Set on a model that passed the check.
 _CHECKED = "_selfedit_checked"
@@ -48,9 +48,7 @@ class Backbone:
 
     def packed(self, input_ids: Tensor, layout: Layout) -> Tensor:
         """Last hidden states [1, P, D] of packed sequences; inside `packed_attention` only."""
-        return self.hidden(
-            input_ids=input_ids, position_ids=layout.positions(input_ids.device), use_cache=False, packed_layout=layout
-        )
+        return self.hidden(input_ids=input_ids, position_ids=layout.positions(), use_cache=False, packed_layout=layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], float32."""

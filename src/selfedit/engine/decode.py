@@ -17,12 +17,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.lora import Routing
-from selfedit.engine.memory import out_of_memory, release_memory
+from selfedit.engine.memory import free_memory, out_of_memory, release_memory
+
+# Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
+_LEAVE = 0.75
 
 
 @dataclass(frozen=True)
@@ -53,36 +57,27 @@ def decode(
     requests: Sequence[DecodeRequest],
     *,
     bank: AdapterBank | None = None,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Completes all requests, in batches of rows of similar length whose caches together hold at most `token_budget` tokens.
+    """Completes all requests, in batches of similar length whose prompts and answers together hold at most `token_budget` tokens
+    (by default 16,384 on a CPU; on an accelerator, what half of its free memory holds).
 
-    Running out of memory halves the budget and repeats the batch.
+    Running out of memory halves the budget and repeats the batch.  Errors: ValueError for an empty prompt, for no new tokens, or
+    for an adapter that the bank does not have.
     """
     backbone = Backbone(model)
-    routed = [request.adapter is not None for request in requests]
-    if any(routed) and (bank is None or not all(routed)):
-        raise ValueError("requests to adapters need a bank, and cannot be mixed with requests to the base model")
-    if any(not request.prompt for request in requests):
-        raise ValueError("a prompt is empty")
-    if bank is not None and any(
-        not 0 <= request.adapter < bank.size for request in requests if request.adapter is not None
-    ):
-        wrong = next(r.adapter for r in requests if r.adapter is not None and not 0 <= r.adapter < bank.size)
-        raise ValueError(f"a request names adapter {wrong} of a bank of {bank.size}")
+    _check(requests, bank)
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
+    budget = _default_budget(backbone) if token_budget is None else token_budget
     while waiting:
-        rows = max(1, token_budget // _size(requests[waiting[0]]))
+        rows = max(1, budget // _size(requests[waiting[0]]))
         # Rows of one adapter lie together.
         batch = sorted(waiting[:rows], key=lambda k: (requests[k].adapter or 0, requests[k].prompt, k))
-        try:
-            results = _decode_batch(backbone, [requests[k] for k in batch], bank, on_tokens)
-        except RuntimeError as error:
-            if rows == 1 or not out_of_memory(error):
-                raise
-            token_budget //= 2
+        results = _attempt(backbone, [requests[k] for k in batch], bank, on_tokens)
+        if results is None:
+            budget //= 2
             release_memory()
             continue
         completions.update(zip(batch, results, strict=True))
@@ -90,8 +85,49 @@ def decode(
     return [completions[k] for k in range(len(requests))]
 
 
+def _check(requests: Sequence[DecodeRequest], bank: AdapterBank | None) -> None:
+    routed = [request.adapter is not None for request in requests]
+    if any(routed) and (bank is None or not all(routed)):
+        raise ValueError("requests to adapters need a bank, and cannot be mixed with requests to the base model")
+    for request in requests:
+        if not request.prompt:
+            raise ValueError("a prompt is empty")
+        if request.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
+        if bank is not None and request.adapter is not None and not 0 <= request.adapter < bank.size:
+            raise ValueError(f"a request names adapter {request.adapter} of a bank of {bank.size}")
+
+
 def _size(request: DecodeRequest) -> int:
     return len(request.prompt) + request.max_new_tokens
+
+
+def _default_budget(backbone: Backbone) -> int:
+    device = backbone.head_VD.device
+    if device.type == "cpu":
+        return 16_384
+    config = backbone.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * width * backbone.head_VD.dtype.itemsize
+    # Beside keys and values: a prompt's hidden states, and logits where every row is a token.
+    return max(1024, int(free_memory(device) / 2 / (kept + 64 * config.hidden_size)))
+
+
+def _attempt(
+    backbone: Backbone,
+    requests: list[DecodeRequest],
+    bank: AdapterBank | None,
+    on_tokens: Callable[[int], None] | None,
+) -> list[Completion] | None:
+    """The completions of one batch, or None where memory ran out and a smaller one may fit."""
+    try:
+        with packed_attention(backbone.model):
+            return _decode_batch(backbone, requests, bank, on_tokens)
+    except RuntimeError as error:
+        if len(requests) == 1 or not out_of_memory(error):
+            raise
+        return None
 
 
 @torch.no_grad()
@@ -105,70 +141,57 @@ def _decode_batch(
     # Requests with the same adapter and prompt (several samples of one edit) share its prefill.
     unique: dict[tuple[int | None, tuple[int, ...]], int] = {}
     source = [unique.setdefault((r.adapter, r.prompt), len(unique)) for r in requests]
-    adapters = [adapter for adapter, _ in unique]
     prompts = [prompt for _, prompt in unique]
-    width = max(map(len, prompts))
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    input_ids_BT = torch.tensor([(width - len(p)) * [p[0]] + list(p) for p in prompts], device=device)
-    mask_BT = (torch.arange(width, device=device)[None] >= width - lengths[:, None]).long()
-    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=backbone.model.config)
-    with _route(bank, adapters, width):
-        hidden = backbone.hidden(
-            input_ids=input_ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-        )
+    lengths = [len(prompt) for prompt in prompts]
+    store = KeyValues(torch.tensor(lengths, device=device), max(map(_size, requests)))
+    row = torch.tensor([token for prompt in prompts for token in prompt], device=device)[None]
+    with _route(bank, [adapter for adapter, _ in unique], lengths):
+        hidden_PD = backbone.packed(row, Layout.of(lengths, device, store))[0]
     select = torch.tensor(source, device=device)
-    hidden_BD, mask_BT, lengths = hidden[select, -1], mask_BT[select], lengths[select]
+    hidden_BD = hidden_PD[torch.tensor(lengths, device=device).cumsum(0) - 1][select]
     if len(unique) < len(requests):
-        cache.batch_select_indices(select)
+        store.select(select)
 
     output: list[list[int]] = [[] for _ in requests]
     finished = [False] * len(requests)
-    alive = list(range(len(requests)))  # the request of each row
+    rows = list(range(len(requests)))  # the request of each row
+    going = set(rows)
     while True:
-        tokens = _next_tokens(backbone.logits(hidden_BD), [requests[k] for k in alive], [len(output[k]) for k in alive])
-        going = []
-        for row, (k, token) in enumerate(zip(alive, tokens, strict=True)):
+        tokens = _next_tokens(backbone.logits(hidden_BD), [requests[k] for k in rows], [len(output[k]) for k in rows])
+        computed = 0
+        for k, token in zip(rows, tokens, strict=True):
+            if k not in going:
+                continue
+            computed += 1
             if token in requests[k].stop_ids:
                 finished[k] = True
+                going.remove(k)
                 continue
             output[k].append(token)
-            if len(output[k]) < requests[k].max_new_tokens:
-                going.append(row)
+            if len(output[k]) == requests[k].max_new_tokens:
+                going.remove(k)
         if on_tokens is not None:
-            on_tokens(len(tokens))
+            on_tokens(computed)
         if not going:
             return [Completion(tuple(ids), done) for ids, done in zip(output, finished, strict=True)]
-        if len(going) < len(alive):
+        if len(going) <= _LEAVE * len(rows):
             # Finished rows leave the batch.
-            keep = torch.tensor(going, device=device)
-            cache.batch_select_indices(keep)
-            mask_BT, lengths = mask_BT[keep], lengths[keep]
-            alive = [alive[row] for row in going]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=1)
-        done = torch.tensor([len(output[k]) for k in alive], device=device)
-        with _route(bank, [requests[k].adapter for k in alive], 1):
-            hidden = backbone.hidden(
-                input_ids=torch.tensor([output[k][-1:] for k in alive], device=device),
-                attention_mask=mask_BT,
-                position_ids=(lengths + done - 1)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        hidden_BD = hidden[:, -1]
+            keep = [place for place, k in enumerate(rows) if k in going]
+            store.select(torch.tensor(keep, device=device))
+            rows, tokens = [rows[place] for place in keep], [tokens[place] for place in keep]
+        with _route(bank, [requests[k].adapter for k in rows], [1] * len(rows)):
+            hidden_BD = backbone.packed(torch.tensor([tokens], device=device), Layout.next_tokens(store))[0]
+        # A finished row that has not left writes to its last place again and again.
+        store.lengths_B = (store.lengths_B + 1).clamp_(max=store.width - 1)
 
 
-def _route(bank: AdapterBank | None, adapters: Sequence[int | None], width: int) -> AbstractContextManager[None]:
+def _route(
+    bank: AdapterBank | None, adapters: Sequence[int | None], lengths: Sequence[int]
+) -> AbstractContextManager[None]:
     chosen = [adapter for adapter in adapters if adapter is not None]
     if bank is None or not chosen:
         return nullcontext()
-    return bank.route(
-        Routing.of(chosen, [width] * len(chosen), size=bank.size, device=bank.device, grouped=bank.grouped)
-    )
+    return bank.route(Routing.of(chosen, lengths, size=bank.size, device=bank.device, grouped=bank.grouped))
 
 
 def _next_tokens(logits_BV: Tensor, requests: list[DecodeRequest], positions: list[int]) -> list[int]:

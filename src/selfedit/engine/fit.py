@@ -16,13 +16,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.jobs import FitJob, FitResult, TokenSequence, check
 from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
 from selfedit.engine.memory import out_of_memory, release_memory
-from selfedit.engine.packing import Layout, packed_attention
 from selfedit.engine.schedule import Course, Pass, choose, passes
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8

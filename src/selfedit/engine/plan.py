@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fit import fit
@@ -24,7 +25,6 @@ from selfedit.engine.jobs import FitJob, FitSettings, TokenSequence, check
 from selfedit.engine.lora import LoraLinear, LoraSpec, Routing
 from selfedit.engine.loss import block_bytes
 from selfedit.engine.memory import free_memory
-from selfedit.engine.packing import Layout, packed_attention
 from selfedit.engine.schedule import simulate
 
 # Tokens of a forward pass beyond which more bring no speed (docs/performance.md), and the share of free memory to use: other
