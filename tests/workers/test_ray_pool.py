@@ -19,7 +19,7 @@ import pytest
 from fakes import FakeSource, answer, unit
 
 from selfedit.errors import UserError
-from selfedit.workers import ray_pool
+from selfedit.workers import ray_cluster, ray_pool
 from selfedit.workers.schedule import Schedule
 from selfedit.workers.units import UnitResult
 
@@ -225,7 +225,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_what_is_no_address_is_refused(address: str) -> None:
     import ray
 
-    assert refused(lambda: ray_pool._connect(ray, address)).startswith(f"--ray {address}: not an address; use auto")
+    assert refused(lambda: ray_cluster.connect(ray, address)).startswith(f"--ray {address}: not an address; use auto")
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
@@ -234,7 +234,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"ray://127.0.0.1:{free.getsockname()[1]}"
-    line = refused(lambda: ray_pool._connect(ray, address))
+    line = refused(lambda: ray_cluster.connect(ray, address))
     assert line.startswith(f"--ray {address}: nothing answers there")
 
 
@@ -245,7 +245,7 @@ def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", init)
-    assert refused(lambda: ray_pool._connect(ray, "auto")).startswith(
+    assert refused(lambda: ray_cluster.connect(ray, "auto")).startswith(
         "--ray auto: cannot join the cluster (Could not find"
     )
 
@@ -258,7 +258,7 @@ def test_another_python_on_the_cluster_is_named(monkeypatch: pytest.MonkeyPatch)
         check_version_info({"ray_version": ray.__version__, "python_version": "3.9.1"}, "this machine")
 
     monkeypatch.setattr(ray, "init", init)
-    line = refused(lambda: ray_pool._connect(ray, "auto"))
+    line = refused(lambda: ray_cluster.connect(ray, "auto"))
     assert line.startswith("--ray auto: other versions than here (")
     assert "Python: 3.9.1" in line
 

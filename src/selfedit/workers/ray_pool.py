@@ -1,6 +1,6 @@
-"""Workers on Ray: a local one, or a cluster.  The only module that imports Ray.
+"""Workers on Ray: a local one, or a cluster.
 
-Knows actors, machines and their resources, and how they fail.  Which unit goes where is `schedule`'s business; what a worker
+Knows actors, and how they and their machines fail.  Which unit goes where is `schedule`'s business; what a worker
 does is `worker`'s.  The driver holds the tokenizer and no tensors.
 
 A thread of the pool hands out units and receives results, so that workers go on while the caller grades and commits.  All of
@@ -14,10 +14,10 @@ import math
 import os
 import platform
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.workers import actor as actor_module
 from selfedit.workers.actor import WorkerActor
+from selfedit.workers.ray_cluster import choose_share, connect, import_ray, one_line, start_local
 from selfedit.workers.schedule import Schedule
 from selfedit.workers.units import Unit, UnitResult
 from selfedit.workers.worker import OnTokens
@@ -35,7 +36,6 @@ _NODES_EVERY = 3.0  # seconds between two looks at the cluster's machines
 _NOTE_EVERY = 60.0  # seconds between two lines about throughput, or about waiting
 _PATIENCE = 120.0  # seconds after which a worker that nobody looks at ends itself
 _STARTS = 3  # a worker that cannot be started so often in a row is given up
-_ANSWERS_WITHIN = 10.0  # seconds for a cluster's address to answer
 _OUT_OF_MEMORY = "its machine ran out of memory"
 
 
@@ -138,18 +138,16 @@ class RayPool:
         self._patience = patience
         if cpus_per_worker is None:
             cpus_per_worker = 1.0 if address is not None else float(max(1, (os.cpu_count() or 1) // (workers or 1)))
-        self._cpus = cpus_per_worker
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._own_ray = not self._ray.is_initialized()
         dashboard_url = ""
         if self._own_ray:
             if address is None:
-                dashboard_url = _start_local(self._ray, math.ceil((workers or 1) * cpus_per_worker), dashboard)
+                dashboard_url = start_local(self._ray, math.ceil((workers or 1) * cpus_per_worker), dashboard)
             else:
-                dashboard_url = _connect(self._ray, address)
+                dashboard_url = connect(self._ray, address)
         try:
-            self._gpus = self._gpus_per_worker(gpus_per_worker)
-            self._check_fits()
+            self._share = choose_share(self._ray, cpus_per_worker, gpus_per_worker, source.device)
             self._actor_class = self._make_actor_class()
             self._start()
             if dashboard_url:
@@ -188,6 +186,8 @@ class RayPool:
         units = list(units)
         if not units:
             return
+        if len({unit.id for unit in units}) < len(units):
+            raise ValueError("two units have the same id")
         self._runs += 1
         number = self._runs
         self._inbox.put(lambda: self._begin(number, units))
@@ -265,46 +265,13 @@ class RayPool:
         while not hasattr(self, "_description"):
             self._listen(0)
 
-    # The cluster
-
-    def _gpus_per_worker(self, asked: float | None) -> float:
-        device = self.source.device or ""
-        there = float(self._ray.cluster_resources().get("GPU", 0.0))
-        if asked is None:
-            asked = 0.0 if device.startswith("cpu") or (not there and not device) else 1.0
-        if asked and not there:
-            flag = "--gpus-per-worker" if not device else f"--device {device}"
-            raise UserError(f"{flag}: no machine of this Ray has a GPU; leave it out to work on CPUs")
-        return asked
-
-    def _fitting(self, node: dict[str, Any]) -> int:
-        """Workers that a machine has room for."""
-        resources = node["Resources"] if node["Alive"] else {}
-        room = math.floor(resources.get("CPU", 0.0) / self._cpus + 1e-6)
-        if self._gpus:
-            room = min(room, math.floor(resources.get("GPU", 0.0) / self._gpus + 1e-6))
-        return room
-
-    def _check_fits(self) -> None:
-        nodes = self._ray.nodes()
-        if any(self._fitting(node) for node in nodes):
-            return
-        largest = {
-            what: max((node["Resources"].get(what, 0.0) for node in nodes if node["Alive"]), default=0.0)
-            for what in ("CPU", "GPU")
-        }
-        raise UserError(
-            f"a worker takes {self._cpus:g} CPUs and {self._gpus:g} GPUs, and no machine of this Ray has as many (at most"
-            f" {largest['CPU']:g} CPUs, {largest['GPU']:g} GPUs); lower --cpus-per-worker or --gpus-per-worker"
-        )
-
     def _make_actor_class(self) -> Any:
         # The class travels itself, not as a name to be imported: a worker may lack selfedit, and says so.
         self._ray.cloudpickle.register_pickle_by_value(actor_module)
         remote = self._ray.remote(concurrency_groups={"watch": 1})(WorkerActor)
         return remote.options(
-            num_cpus=self._cpus,
-            num_gpus=self._gpus,
+            num_cpus=self._share.cpus,
+            num_gpus=self._share.gpus,
             scheduling_strategy="SPREAD",
             max_restarts=0,
             max_task_retries=0,
@@ -340,11 +307,19 @@ class RayPool:
                 if time.monotonic() > tick + _TICK:
                     self._tick()
                     tick = time.monotonic() + _TICK
+        except ConnectionError as error:
+            self._say(
+                "error",
+                UserError(
+                    f"the Ray cluster is lost ({one_line(error)}); what was committed is kept: run the same command again"
+                ),
+            )
         except Exception as error:
             self._say("error", error)
         finally:
             for slot in self._slots:
-                self._kill(slot)
+                with suppress(ConnectionError):
+                    self._kill(slot)
 
     def _say(self, kind: str, value: Any) -> None:
         self._outbox.put((kind, self._run, value))
@@ -358,7 +333,8 @@ class RayPool:
         self._tokens_noted = sum(slot.tokens for slot in self._slots)
         self._noted_at = time.monotonic()
         for slot in self._slots:
-            if slot.state == "ready":
+            # One that is still at a unit that another has done meanwhile joins when it is free.
+            if slot.state == "ready" and not slot.orders:
                 self._schedule.join(slot.key, slot.node)
         self._assign_all()
 
@@ -369,12 +345,10 @@ class RayPool:
         self._schedule = Schedule(())
         self._run = 0
         for slot in self._slots:
-            if slot.state == "ready":
-                self._schedule.join(slot.key, slot.node)
-                if slot.orders:
-                    self._leave(slot, "its unit is not wanted any more", blame=False)
-                    self._kill(slot)
-                    self._respawn(slot)
+            if slot.state == "ready" and slot.orders:
+                self._leave(slot, "its unit is not wanted any more", blame=False)
+                self._kill(slot)
+                self._respawn(slot)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -410,7 +384,7 @@ class RayPool:
         """As many actors as are wanted, or as the machines have room for."""
         target = self._wanted
         if target is None:
-            target = sum(self._fitting(node) for node in self._ray.nodes())
+            target = sum(self._share.fitting(node) for node in self._ray.nodes())
         # Too many are those that wait for a place that no longer exists, or that are no longer wanted.
         for slot in sorted(self._slots, key=lambda slot: (slot.state != "waiting", -slot.number)):
             if len(self._slots) > target and (slot.state == "waiting" or self._wanted is not None):
@@ -430,7 +404,7 @@ class RayPool:
         slot.state, slot.host, slot.node, slot.looking = "waiting", "-", "", False
         slot.busy_before += slot.busy_seconds
         slot.counted, slot.orders, slot.busy_seconds = {}, {}, 0.0
-        threads = max(1, int(self._cpus))
+        threads = max(1, int(self._share.cpus))
         slot.actor = self._actor_class.remote(slot.number, threads, os.getcwd(), self._patience)
         self._ask(slot, slot.actor.hello.remote(), self._greeted)
 
@@ -474,17 +448,9 @@ class RayPool:
             theirs = hello["versions"][what]
             if theirs != version(what):
                 self._note(f"{slot.host} has {what} {theirs}, this machine {version(what)}: results may differ")
-        slot.memory_share = self._memory_share(slot)
+        node = next((node for node in self._ray.nodes() if node["NodeID"] == slot.node), None)
+        slot.memory_share = self._share.of_memory(node)
         self._ask(slot, slot.actor.start.remote(self.source), self._started)
-
-    def _memory_share(self, slot: _Slot) -> float:
-        """A worker's share of its device's memory."""
-        if self._gpus:
-            return min(1.0, self._gpus)
-        for node in self._ray.nodes():
-            if node["NodeID"] == slot.node:
-                return min(1.0, self._cpus / max(1.0, node["Resources"].get("CPU", 1.0)))
-        return 1.0
 
     def _started(self, slot: _Slot, answer: dict[str, Any]) -> None:
         if "user_error" in answer:
@@ -496,7 +462,7 @@ class RayPool:
                 )
             self._refuse(slot, reason)
             return
-        if self._gpus and answer["description"].startswith("cpu"):
+        if self._share.gpus and answer["description"].startswith("cpu"):
             self._refuse(slot, f"{slot.host} has a GPU but its torch sees none; install a CUDA build of torch there")
             return
         slot.failed_starts = 0
@@ -567,16 +533,17 @@ class RayPool:
         for unit_id in list(slot.counted):
             self._count(slot, unit_id, 0)
         slot.state = "starting"
-        now = time.monotonic()
-        for result in self._schedule.leave(slot.key, why, now, blame=blame, out_of_memory=out_of_memory):
-            self._say("result", result)
+        if slot.key in self._schedule:
+            now = time.monotonic()
+            for result in self._schedule.leave(slot.key, why, now, blame=blame, out_of_memory=out_of_memory):
+                self._say("result", result)
 
     # Units
 
     def _assign_all(self) -> None:
         for _ in range(2):  # one for everybody before anyone gets a second
             for slot in self._slots:
-                if slot.state != "ready" or self._assign(slot, most=1):
+                if slot.key not in self._schedule or self._assign(slot, most=1):
                     continue
                 if not self._schedule.waiting and not self._schedule.holds(slot.key):
                     return  # nothing to take, to steal or to copy for an idle worker is nothing for all
@@ -608,6 +575,11 @@ class RayPool:
     def _answered(self, slot: _Slot, answer: dict[str, Any], run: int, unit_id: str) -> None:
         slot.orders.pop(unit_id, None)
         if run != self._run:
+            if "error" in answer:
+                self._restart(slot)
+            elif not slot.orders:
+                self._schedule.join(slot.key, slot.node)
+                self._assign(slot)
             return
         now = time.monotonic()
         if "error" in answer:
@@ -647,64 +619,6 @@ class RayPool:
             self._say("tokens", more)
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--workers and --ray need Ray: pip install 'selfedit[cluster]'") from None
-    # Ray tells of lost workers on standard output, which is the caller's; `on_note` tells of them.
-    ray._private.worker._worker_logs_enabled = False
-    return ray
-
-
-def _start_local(ray: Any, cpus: int, dashboard: bool) -> str:
-    """Starts Ray on this machine; the dashboard's address."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Deltas and results are megabytes.
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    context = ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=dashboard,
-        object_store_memory=int(min(2e9, max(2e8, memory / 100))),
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    return str(context.dashboard_url or "")
-
-
-def _connect(ray: Any, address: str) -> str:
-    """Joins a cluster; the dashboard's address.  Errors: UserError for one that does not answer, or has other versions."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address != "auto":
-        host, separator, port = address.removeprefix("ray://").rpartition(":")
-        if not separator or not host or not port.isdigit():
-            raise UserError(f"--ray {address}: not an address; use auto, HOST:PORT or ray://HOST:PORT")
-        try:
-            # Ray itself would try for minutes.
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"--ray {address}: nothing answers there ({error}); is the cluster up, and the port open?"
-            ) from None
-    try:
-        context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
-        raise UserError(f"--ray {address}: cannot join the cluster ({_line(error)}); where it asks for a token (docs/cluster.md),"
-            " set RAY_AUTH_MODE=token"
-        ) from None
-    except RuntimeError as error:
-        if "version" not in str(error).lower():
-            raise
-        raise UserError(f"--ray {address}: other versions than here ({_line(error)}); use the same on both") from None
-    return str(getattr(context, "dashboard_url", "") or "")
-
-
-def _line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _kind(description: str) -> tuple[str, str]:
     """Kind of device, and dtype."""
     device, dtype = description.split(", ")
@@ -718,4 +632,4 @@ def _cause(error: Exception) -> str:
         return _OUT_OF_MEMORY
     if "connection error code 2" in text:
         return "its process was killed"
-    return _line(error)[-160:]
+    return one_line(error)[-160:]

@@ -83,6 +83,10 @@ class Schedule:
         """Units that no worker holds."""
         return len(self._waiting)
 
+    def __contains__(self, worker: str) -> bool:
+        """Whether a worker has joined and not left."""
+        return worker in self._lanes
+
     def holds(self, worker: str) -> int:
         """How many units a worker holds."""
         return len(self._lanes[worker].tasks)
