@@ -4,7 +4,7 @@
 
 Makes network namespaces with their own addresses, joined by a bridge in a further namespace; starts a Ray head in one and a
 worker machine in each of two others; runs a small `train` with the bundled model from the head, which holds no worker.  When
-a worker of host B has had its first unit done, host B's link goes down; then a third machine joins.  The result is
+the first fits for rewards are done, host B's link goes down; then a third machine joins.  The result is
 compared with the same run in a single process: edits, fits, answers, rewards and checkpoint must be equal.  The hosts share the
 machine's disk, so this shows how machines are lost, not how a model is brought to them.
 
@@ -223,7 +223,7 @@ def main() -> int:
         driver = network.start("head", *me, str(folder / "hosts"), "--ray", f"{HEAD}:{PORT}", output=log)
         wait_for("both hosts worked", lambda: log.read_text().count("is ready") >= 2, driver)
         store = folder / "hosts" / "run.sqlite"
-        wait_for("fits were committed", lambda: store.exists() and _fits(folder / "hosts") >= 4, driver)
+        wait_for("fits were committed", lambda: store.exists() and _fits(folder / "hosts") >= 8, driver)
         network.cut("b")
         cut_after, cut_fits = time.monotonic() - started, _fits(folder / "hosts")
         print(f"host b is cut off after {cut_after:.0f} s, with {cut_fits} fits done", flush=True)

@@ -55,7 +55,8 @@ class WorkerActor:
             except PackageNotFoundError:
                 versions[package] = "not installed"
         node = ray.get_runtime_context().get_node_id()
-        return {"versions": versions, "host": platform.node(), "node": node, "pid": os.getpid()}
+        host = f"{platform.node()} ({ray.util.get_node_ip_address()})"
+        return {"versions": versions, "host": host, "node": node, "pid": os.getpid()}
 
     def start(self, source: Any) -> dict[str, Any]:
         """Loads the model, or loads it afresh.  What the user can mend comes back as `user_error`."""
