@@ -202,6 +202,7 @@ def main() -> int:
         print(f"skipped: {reason}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces go
     with ExitStack() as stack:
         # A short path, and Ray's own: sockets below it may have 107 characters.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hosts-")))

@@ -303,6 +303,8 @@ def round_of(
     documents: int, workers: int, unit_size: int, times: Mapping[str, Sequence[tuple[float, float]]], driver: float
 ) -> dict[str, Any]:
     """A round's phases in seconds.  `times`: for each kind of unit, (cost, seconds) as measured."""
+    from selfedit.workers.units import even_groups
+
     draw = random.Random(documents)
     rates = {kind: [seconds / cost for cost, seconds in pairs] for kind, pairs in times.items()}
 
@@ -314,11 +316,8 @@ def round_of(
 
     def units(name: str, costs: list[float], kind: str) -> list[SimulatedUnit]:
         costs = sorted(costs, reverse=True)
-        groups = [costs[k : k + unit_size] for k in range(0, len(costs), unit_size)]
-        return [
-            SimulatedUnit(f"{name}/{n}", sum(group), sum(group) * draw.choice(rates[kind]))
-            for n, group in enumerate(groups)
-        ]
+        sums = [sum(costs[k] for k in group) for group in even_groups(costs, size=unit_size)]
+        return [SimulatedUnit(f"{name}/{n}", cost, cost * draw.choice(rates[kind])) for n, cost in enumerate(sums)]
 
     validation = round(documents * VALIDATION)
     training = documents - validation

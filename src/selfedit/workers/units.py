@@ -97,10 +97,26 @@ def fit_units(
 ) -> list[FitUnit]:
     """Cuts fits into units of at most `size`, long ones first and fits of similar length together, so that a bank stays full."""
     ordered = sorted(tasks, key=lambda task: (-task.job.tokens, task.id))
+    groups = even_groups([task.job.tokens for task in ordered], size=size)
     return [
-        FitUnit(f"{prefix}/{number}", policy, lora, tuple(ordered[start : start + size]))
-        for number, start in enumerate(range(0, len(ordered), size))
+        FitUnit(f"{prefix}/{number}", policy, lora, tuple(ordered[k] for k in group))
+        for number, group in enumerate(groups)
     ]
+
+
+def even_groups(amounts: Sequence[float], *, size: int) -> list[list[int]]:
+    """Numbers of neighbours, at most `size` together and no more of the amount than `size` average ones have (one larger goes
+    alone): otherwise the longest fits would make a unit that everybody waits for in the end."""
+    limit = size * sum(amounts) / max(1, len(amounts)) * (1 + 1e-9)
+    groups: list[list[int]] = []
+    amount = 0.0
+    for number, one in enumerate(amounts):
+        if not groups or len(groups[-1]) == size or amount + one > limit:
+            groups.append([])
+            amount = 0.0
+        groups[-1].append(number)
+        amount += one
+    return groups
 
 
 __all__ = [
@@ -117,6 +133,7 @@ __all__ = [
     "Unit",
     "UnitResult",
     "WriteUnit",
+    "even_groups",
     "fit_units",
     "write_units",
 ]
