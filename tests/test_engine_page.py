@@ -1,0 +1,28 @@
+"""The example on the engine's page runs as it stands there, with a tiny model in place of the named one."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_world import model_folder
+
+PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
+
+
+def test_the_example_trains_a_hundred_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    name = '"Qwen/Qwen2.5-0.5B"'
+    assert name in example
+    folder = model_folder(tmp_path, chat=False)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(example.replace(name, repr(folder)), str(PAGE), "exec"), scope)
+    results = scope["results"]
+    assert isinstance(results, list)
+    assert len(results) == 100
+    assert all(result.error is None and result.last_loss < result.first_loss for result in results)
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(tmp_path / "adapters" / "7"))
+    assert loaded.peft_config["default"].r == 16
