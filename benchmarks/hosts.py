@@ -150,7 +150,9 @@ def start_ray(network: Network, host: str, folder: Path) -> None:
         command += ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}"]
     else:
         command += [f"--address={HEAD}:{PORT}", "--num-cpus=1"]
-    network.start(host, *command, output=folder / f"{host}.log")
+    log = folder / f"{host}.log"
+    started = network.start(host, *command, output=log)
+    wait_for(f"Ray ran on host {host}", lambda: "Ray runtime started" in log.read_text(), started)
 
 
 def drive(out: str, ray: str | None) -> None:
@@ -179,11 +181,11 @@ def outcome(run: Path) -> dict[str, Any]:
         }
 
 
-def wait_for(what: str, true: Callable[[], bool], driver: subprocess.Popen[bytes], seconds: float = 900.0) -> None:
+def wait_for(what: str, true: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 900.0) -> None:
     end = time.monotonic() + seconds
     while not true():
-        if driver.poll() is not None:
-            raise SystemExit(f"the run ended before {what}: see its output")
+        if process.poll() is not None:
+            raise SystemExit(f"its process ended before {what}: see --keep-output")
         if time.monotonic() > end:
             raise SystemExit(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.3)
@@ -218,7 +220,6 @@ def main() -> int:
         network = Network(stack)
         for host in ("head", "a", "b"):
             start_ray(network, host, folder)
-            time.sleep(5.0 if host == "head" else 0.0)
         started = time.monotonic()
         log = folder / "driver.log"
         driver = network.start("head", *me, str(folder / "hosts"), "--ray", f"{HEAD}:{PORT}", output=log)
