@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tiny_world import model_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
