@@ -11,13 +11,16 @@ Axes: L labelled tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Logits of one block: big enough for a fast matrix product, small enough for a CPU's cache.
-_BLOCK_NUMBERS = {"cpu": 128 * 49_152, "accelerator": 2048 * 151_936}
+# Logits of one block, as many as a fast matrix product wants.
+_BLOCK_NUMBERS = {"cpu": 1024 * 49_152, "accelerator": 2048 * 151_936}
+# Below this, a float32 probability has lost its last digits.
+_TINY = 1e-30
 
 
 def linear_cross_entropy(
@@ -58,9 +61,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 capped = torch.tanh(logits / softcap)
                 logits = capped * softcap
-            slope = torch.log_softmax(logits, -1, out=logits)
-            losses_L[block] = -slope.gather(1, index).squeeze(1)
-            slope.exp_().scatter_add_(1, index, slope.new_full(index.shape, -1.0))
+            target = logits.gather(1, index)
+            # One pass over the logits; log_softmax and its exponential would be two.
+            slope = torch.softmax(logits, -1, out=logits)
+            losses_L[block] = _losses(slope, target, index, hidden_LD[block], head_VD, softcap)
+            slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
             if capped is not None:
                 slope.mul_(1 - capped.square_())
             torch.mm(slope.to(head_VD.dtype), head_VD, out=grad_LD[block])
@@ -74,3 +79,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_LD,) = ctx.saved_tensors
         return grad_LD * grad_total.to(grad_LD.dtype), None, None, None, None
+
+
+def _losses(
+    shares_LV: Tensor, target_L1: Tensor, index_L1: Tensor, hidden_LD: Tensor, head_VD: Tensor, softcap: float | None
+) -> Tensor:
+    """-log of the targets' probabilities [L], also where these are too small for float32."""
+    losses_L = -shares_LV.gather(1, index_L1).squeeze(1).log()
+    small = (losses_L > -math.log(_TINY)).nonzero().squeeze(1)
+    if len(small):
+        # log p(target) = z(target) - z(best) + log p(best), with the best token's logit computed once more.
+        best_p, best = shares_LV[small].max(-1)
+        best_z = (hidden_LD[small].float() * head_VD[best].float()).sum(-1)
+        if softcap is not None:
+            best_z = torch.tanh(best_z / softcap) * softcap
+        losses_L[small] = best_z - best_p.log() - target_L1[small, 0]
+    return losses_L
