@@ -6,7 +6,7 @@ Knows how Hugging Face models are put together and checks that this one is put t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.bank import UnsupportedModelError
+from selfedit.engine.fused import fused
 
 # Set on a model that passed the check.
 _CHECKED = "_selfedit_checked"
@@ -56,7 +57,17 @@ class Backbone:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     @contextmanager
-    def checkpointed(self) -> Iterator[None]:
+    def training(self, *, checkpointing: bool = False) -> Iterator[None]:
+        """Within this context, the model takes packed rows and runs in the forms that are cheapest to train."""
+        with (
+            packed_attention(self.model),
+            fused(self.decoder),
+            self._checkpointed() if checkpointing else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def _checkpointed(self) -> Iterator[None]:
         """Within this context, decoder layers keep their inputs only and compute the rest again in the backward pass.
 
         transformers' own switch asks for training mode, which would also switch a model's dropout on.

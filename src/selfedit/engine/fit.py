@@ -11,12 +11,11 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from selfedit.engine.attention import Layout, packed_attention
+from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.jobs import FitJob, FitResult, TokenSequence, check
@@ -108,7 +107,7 @@ def fit(
         bank.reset(adapter, job.seed)
         running.append(_Running(job, adapter, bank))
     warned = False
-    with packed_attention(bank.model), backbone.checkpointed() if checkpointing else nullcontext():
+    with backbone.training(checkpointing=checkpointing):
         while active := [r for r in running if r.error is None and not r.finished]:
             chosen = choose(active, token_budget)
             losses = _gradients(bank, backbone, chosen, token_budget)

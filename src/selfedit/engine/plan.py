@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selfedit.engine.attention import Layout, packed_attention
+from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fit import fit
@@ -230,7 +230,7 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
     routing = Routing.of([0], [length], size=1, device=bank.device, grouped=False)
     try:
         with (
-            packed_attention(backbone.model),
+            backbone.training(),
             bank.route(routing),
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),

@@ -1,0 +1,60 @@
+"""Norms and gated MLPs that run fused: the same numbers and gradients as the modules themselves, which come back unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from selfedit.engine.fused import fused
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_values_and_gradients_are_the_modules_own(tiny_model, kind, dtype):
+    model = tiny_model(kind, dtype=dtype)
+    decoder = model.get_decoder()
+    for module in decoder.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            nn.init.normal_(module.weight, mean=0.5, std=0.3)
+    layer = decoder.layers[0]
+    modules = [layer.mlp, layer.input_layernorm, decoder.norm]
+    if hasattr(layer.self_attn, "q_norm"):
+        modules.append(layer.self_attn.q_norm)
+    generator = torch.Generator().manual_seed(1)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 5e-2, "atol": 5e-2}
+    for module in modules:
+        width = model.config.head_dim if module is modules[-1] and len(modules) == 4 else model.config.hidden_size
+        x = torch.randn(2, 5, width, generator=generator).to(model.device, model.dtype)
+        slope = torch.randn(2, 5, width, generator=generator).to(x)
+        results = []
+        for context in (torch.enable_grad(), fused(decoder)):
+            with context:
+                assert ("forward" in vars(module)) == (len(results) == 1)
+                own = x.clone().requires_grad_()
+                y = module(own)
+                y.backward(slope)
+                results.append((y.detach(), own.grad))
+        for plain, quick in zip(*results, strict=True):
+            torch.testing.assert_close(quick, plain, **tolerance)
+    assert not any("forward" in vars(module) for module in decoder.modules())
+
+
+def test_modules_of_another_form_run_as_they_are(tiny_model):
+    class OddRMSNorm(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+        def forward(self, x):
+            return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) + 0.01
+
+    model = tiny_model("llama")
+    decoder = model.get_decoder()
+    decoder.norm = OddRMSNorm(model.config.hidden_size).to(model.device)
+    decoder.layers[1].mlp.act_fn = nn.Tanh()
+    with fused(decoder):
+        assert "forward" not in vars(decoder.norm)
+        assert "forward" not in vars(decoder.layers[1].mlp)
+        assert "forward" in vars(decoder.layers[0].mlp)
+        assert "forward" in vars(decoder.layers[1].input_layernorm)
