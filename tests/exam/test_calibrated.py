@@ -97,6 +97,15 @@ def test_the_most_favourable_accepted_answer_counts() -> None:
     assert grade(question, ("Paris", "Washington", "Rome"), answer) == alone > grade(question, "Paris", answer)
 
 
+def test_a_probability_does_not_depend_on_the_batch_to_the_last_bit() -> None:
+    rows = np.random.default_rng(0).uniform(0, 1, (200, len(NAMES)))
+    model = shipped_model()
+    together = model.probability(rows)
+    for size in (1, 2, 7):
+        parts = [model.probability(rows[start : start + size]) for start in range(0, len(rows), size)]
+        assert np.concatenate(parts).tolist() == together.tolist()
+
+
 def test_order_and_company_change_nothing() -> None:
     items = [GradeItem("Which town?", ("Otrar",), a) for a in ("Otrar", "", "Samarkand", "the town of Otrar")]
     together = [v.credit for v in CalibratedGrader().grade(items)]

@@ -85,16 +85,21 @@ class CalibratedModel:
         for _ in range(self.depth):
             goes_left = rounded_B_F[rows, self.feature_T_W[trees, node_B_T]] <= self.threshold_T_W[trees, node_B_T]
             node_B_T = np.where(goes_left, self.left_T_W[trees, node_B_T], self.right_T_W[trees, node_B_T])
-        return self.baseline + self.value_T_W[trees, node_B_T].sum(axis=1)
+        return self.baseline + _row_sums(self.value_T_W[trees, node_B_T])
 
     def linear_log_odds(self, features_B_F: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log odds [B] by the logistic regression."""
-        return (features_B_F - self.mean_F) / self.scale_F @ self.weight_F + self.intercept
+        return _row_sums((features_B_F - self.mean_F) / self.scale_F * self.weight_F) + self.intercept
 
     def probability(self, features_B_F: NDArray[np.float64]) -> NDArray[np.float64]:
         """Calibrated probability [B] that a judge accepts."""
         mean = (self.tree_log_odds(features_B_F) + self.linear_log_odds(features_B_F)) / 2
         return 1 / (1 + np.exp(-np.clip(self.slope * mean + self.offset, -30, 30)))
+
+
+def _row_sums(values_B_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums [B] whose last bit does not depend on B, as a matrix product's or that of another memory order would."""
+    return np.asarray(np.ascontiguousarray(values_B_N).sum(axis=1))
 
 
 @cache

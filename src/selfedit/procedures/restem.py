@@ -7,6 +7,7 @@ kept; the policy is fine-tuned to write them; the new policy is examined on vali
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -146,7 +147,7 @@ def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
     for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
         if answer.document_id is not None and answer.credit is not None and answer.edit_id is not None:
             sums.setdefault(answer.edit_id, []).append(answer.credit)
-    return {edit: sum(credits) / len(credits) for edit, credits in sums.items()}
+    return {edit: math.fsum(credits) / len(credits) for edit, credits in sums.items()}
 
 
 def keep(experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]) -> Selection:
