@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfedit.engine.fused import fused
+from selfedit.engine.fused import fused, known_forms
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_the_modules_own(tiny_model, kind, dtype):
         x = torch.randn(2, 5, width, generator=generator).to(model.device, model.dtype)
         slope = torch.randn(2, 5, width, generator=generator).to(x)
         results = []
-        for context in (torch.enable_grad(), fused(decoder)):
+        for context in (torch.enable_grad(), fused(known_forms(decoder))):
             with context:
                 assert ("forward" in vars(module)) == (len(results) == 1)
                 own = x.clone().requires_grad_()
@@ -53,7 +53,7 @@ def test_modules_of_another_form_run_as_they_are(tiny_model):
     decoder = model.get_decoder()
     decoder.norm = OddRMSNorm(model.config.hidden_size).to(model.device)
     decoder.layers[1].mlp.act_fn = nn.Tanh()
-    with fused(decoder):
+    with fused(known_forms(decoder)):
         assert "forward" not in vars(decoder.norm)
         assert "forward" not in vars(decoder.layers[1].mlp)
         assert "forward" in vars(decoder.layers[0].mlp)

@@ -130,19 +130,21 @@ def test_memory_decides_bank_size_and_then_checkpointing(tiny_model):
     jobs = [dataclasses.replace(job, seed=k) for k in range(4) for job in JOBS]
     rich = plan(model, SPEC, jobs, memory=10**10, calibrate=False)
     assert not rich.checkpointing
-    poor = plan(model, SPEC, jobs, memory=costs.fixed_bytes + 6 * costs.adapter_bytes, calibrate=False)
+    poor = plan(model, SPEC, jobs, memory=costs.loss_bytes(1024) + 6 * costs.adapter_bytes, calibrate=False)
     assert poor.bank_size < rich.bank_size
-    assert poor.memory <= costs.fixed_bytes + 6 * costs.adapter_bytes
+    assert poor.memory <= costs.loss_bytes(1024) + 6 * costs.adapter_bytes
     longest = max(len(s.ids) for job in jobs for s in job.sequences)
     tight = (
-        costs.fixed_bytes + costs.adapter_bytes + int(longest * (costs.activation_bytes + costs.checkpointed_bytes) / 2)
+        costs.loss_bytes(1024)
+        + costs.adapter_bytes
+        + int(longest * (costs.activation_bytes + costs.checkpointed_bytes) / 2)
     )
     last = plan(model, SPEC, jobs, memory=tight, calibrate=False)
     assert last.checkpointing
     assert last.bank_size == 1
     assert last.flops > last.useful_flops
     with pytest.raises(NotEnoughMemoryError, match=r"need .* GiB"):
-        plan(model, SPEC, jobs, memory=costs.fixed_bytes, calibrate=False)
+        plan(model, SPEC, jobs, memory=costs.loss_bytes(1024), calibrate=False)
 
 
 def test_kept_activations_are_what_torch_holds(tiny_model):
@@ -161,7 +163,7 @@ def test_kept_activations_are_what_torch_holds(tiny_model):
             before = torch.cuda.memory_allocated()
             fit(bank, [job])
             used = torch.cuda.max_memory_allocated() - before
-        assert used < 1.25 * (500 * costs.activation_bytes + costs.adapter_bytes + costs.fixed_bytes)
+        assert used < 1.25 * (500 * costs.activation_bytes + costs.adapter_bytes + costs.loss_bytes(500))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])

@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.bank import UnsupportedModelError
-from selfedit.engine.fused import fused
+from selfedit.engine.fused import Form, fused, known_forms
 
-# Set on a model that passed the check.
-_CHECKED = "_selfedit_checked"
+# Set on a model that passed the check: its modules that can run fused.
+_FORMS = "_selfedit_forms"
 
 
 class Backbone:
@@ -39,9 +39,10 @@ class Backbone:
             raise UnsupportedModelError(f"{type(model).__name__} has no plain output head; it cannot be trained here")
         self.head_VD: Tensor = head.weight
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        if not getattr(model, _CHECKED, False):
+        if not hasattr(model, _FORMS):
             self._check()
-            setattr(model, _CHECKED, True)
+            setattr(model, _FORMS, known_forms(self.decoder))
+        self._forms: dict[nn.Module, Form] = getattr(model, _FORMS)
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]."""
@@ -61,7 +62,7 @@ class Backbone:
         """Within this context, the model takes packed rows and runs in the forms that are cheapest to train."""
         with (
             packed_attention(self.model),
-            fused(self.decoder),
+            fused(self._forms),
             self._checkpointed() if checkpointing else nullcontext(),
         ):
             yield

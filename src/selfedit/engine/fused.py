@@ -22,29 +22,39 @@ from torch import Tensor, nn
 _aten = torch.ops.aten
 
 
-@contextmanager
-def fused(decoder: nn.Module) -> Iterator[None]:
-    """Within this context, the decoder's norms and gated MLPs run fused where their form is known."""
-    known: dict[Any, Callable[..., Tensor] | None] = {}
-    changed = []
+Form = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def known_forms(decoder: nn.Module) -> dict[nn.Module, Form]:
+    """The decoder's norms and gated MLPs whose form is known, each with its own; one module of each kind is tried."""
+    tried: dict[Any, Form | None] = {}
+    forms: dict[nn.Module, Form] = {}
     for module in decoder.modules():
         for find in (_norm, _mlp):
-            key = (find, type(module), str(getattr(module, "act_fn", "")))
-            if key not in known:
-                known[key] = find(module)
-            form = known[key]
+            kind = (find, type(module), str(getattr(module, "act_fn", "")))
+            if kind not in tried:
+                tried[kind] = find(module)
+            form = tried[kind]
             if form is not None:
-                module.forward = partial(form, module)
-                changed.append(module)
+                forms[module] = form
                 break
+    return forms
+
+
+@contextmanager
+def fused(forms: dict[nn.Module, Form]) -> Iterator[None]:
+    """Within this context, these modules run in these forms."""
+    for module, form in forms.items():
+        module.forward = partial(form, module)
     try:
         yield
     finally:
-        for module in changed:
+        for module in forms:
             del module.forward
 
 
-def _norm(module: nn.Module) -> Callable[..., Tensor] | None:
+def _norm(module: nn.Module) -> Form | None:
     """A forward function for norms of this module's kind, or None."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1:
@@ -69,7 +79,7 @@ def _epsilon(module: Any) -> float:
     return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 
 
-def _mlp(module: Any) -> Callable[..., Tensor] | None:
+def _mlp(module: Any) -> Form | None:
     """A forward function for gated MLPs of this module's kind, or None."""
     if not all(
         isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")

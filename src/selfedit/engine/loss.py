@@ -34,9 +34,9 @@ def linear_cross_entropy(
     return total, losses_L
 
 
-def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> int:
-    """Bytes that the loss takes on top of the hidden states: a block of logits in float32, and its copies."""
-    return _rows(vocabulary, device) * vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0))
+def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tuple[int, int]:
+    """What the loss takes on top of the hidden states: bytes a row of logits (float32 and copies), and rows of a block."""
+    return vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0)), _rows(vocabulary, device)
 
 
 def _rows(vocabulary: int, device: torch.device) -> int:

@@ -64,7 +64,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs under a spec: FLOPs a token forward and backward, activation bytes a token, bytes an adapter."""
+    """What a model costs under a spec: FLOPs a token forward and backward, activation bytes a token, bytes an adapter, and the
+    loss's bytes a token for up to `logit_rows` tokens at once."""
 
     forward: float
     backward: float
@@ -73,7 +74,12 @@ class Costs:
     activation_bytes: float
     checkpointed_bytes: float
     adapter_bytes: int
-    fixed_bytes: int
+    logit_bytes: int
+    logit_rows: int
+
+    def loss_bytes(self, tokens: int) -> int:
+        """What the loss over `tokens` tokens takes."""
+        return self.logit_bytes * min(tokens, self.logit_rows)
 
     def flops(self, sequence: TokenSequence) -> float:
         """Floating-point operations to train on a sequence once; causal attention counts half of its square."""
@@ -115,20 +121,21 @@ def plan(
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
     target = token_budget or max(longest, _TARGET_TOKENS[kind])
+    loss_bytes = costs.loss_bytes(target)
     if bank_size is None:
         # Enough fits to fill a step four times over, so that steps stay full until the wave's end.
         wanted = max(1, -(-4 * target * steps // tokens))
-        affordable = int((usable - costs.fixed_bytes) / 2 // costs.adapter_bytes)
+        affordable = int((usable - loss_bytes) / 2 // costs.adapter_bytes)
         bank_size = max(1, min(wanted, affordable, len(jobs)))
     # Waves of equal size, so that the last is not a small rest.
     bank_size = -(-len(jobs) // -(-len(jobs) // bank_size))
-    left = usable - costs.fixed_bytes - bank_size * costs.adapter_bytes
+    left = usable - loss_bytes - bank_size * costs.adapter_bytes
     least = max(longest, target // 8) if token_budget is None else target
     checkpointing = left < least * costs.activation_bytes
     token_bytes = costs.checkpointed_bytes if checkpointing else costs.activation_bytes
     budget = min(target, int(left // token_bytes)) if token_budget is None else token_budget
     if budget < longest or left < longest * token_bytes:
-        need = costs.fixed_bytes + bank_size * costs.adapter_bytes + longest * token_bytes
+        need = loss_bytes + bank_size * costs.adapter_bytes + longest * token_bytes
         raise NotEnoughMemoryError(
             f"{bank_size} adapter(s) and a sequence of {longest} tokens need {need / 2**30:.1f} GiB beyond the model,"
             f" and {usable / 2**30:.1f} GiB may be used: use shorter sequences, a lower rank or a smaller model"
@@ -147,7 +154,7 @@ def plan(
         token_budget=budget,
         checkpointing=checkpointing,
         waves=waves,
-        memory=int(costs.fixed_bytes + bank_size * costs.adapter_bytes + max(passes) * token_bytes),
+        memory=int(loss_bytes + bank_size * costs.adapter_bytes + max(passes) * token_bytes),
         free=free,
         tokens=tokens,
         steps=steps,
@@ -176,6 +183,7 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
         adapted = sum((layer.in_features + layer.out_features) * spec.rank for layer in bank.layers)
         adapter_numbers = bank.adapter_size
         number_bytes = bank.dtype.itemsize
+    logit_bytes, logit_rows = block_bytes(vocabulary, number_bytes, backbone.head_VD.device)
     forward = sum(2.0 * linear.weight.numel() for linear, _ in products) + 2.0 * adapted
     backward = sum(2.0 * linear.weight.numel() for linear, needed in products if needed)
     # dA and dB always; dh likewise; dx only where the input needs a gradient.
@@ -199,7 +207,8 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
         checkpointed_bytes=layers * width * number_bytes + token_bytes / layers + passing,
         # float32 parameters, gradient and two moments; a copy in the model's dtype where that is narrower.
         adapter_bytes=adapter_numbers * (16 + (number_bytes if number_bytes < 4 else 0)),
-        fixed_bytes=block_bytes(vocabulary, number_bytes, bank.device),
+        logit_bytes=logit_bytes,
+        logit_rows=logit_rows,
     )
 
 
