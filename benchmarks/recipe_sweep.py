@@ -41,6 +41,7 @@ GRID = {
     "chat-r16-lr1e-3-e5": _CHAT.model_copy(update={"epochs": 5}),
     "chat-r16-lr1e-3-e8": _CHAT,
     "chat-r16-lr2e-3-e5": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 5}),
+    "chat-r16-lr2e-3-e4": _CHAT.model_copy(update={"learning_rate": 2e-3, "epochs": 4}),
     "chat-r16-lr1e-3-e8-b3": _CHAT.model_copy(update={"batch_size": 3}),
     "chat-r16-lr2e-3-e8-b3": _CHAT.model_copy(update={"learning_rate": 2e-3, "batch_size": 3}),
     "chat-r4-lr1e-3-e8": _CHAT.model_copy(update={"rank": 4, "alpha": 8}),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfedit.engine.fused import fused, known_forms
+from selfedit.engine.fused import fused, known_forms, rotating_files
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -58,3 +58,43 @@ def test_modules_of_another_form_run_as_they_are(tiny_model):
         assert "forward" not in vars(decoder.layers[1].mlp)
         assert "forward" in vars(decoder.layers[0].mlp)
         assert "forward" in vars(decoder.layers[1].input_layernorm)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_rotations_and_their_gradients_are_the_models_own(tiny_model, kind):
+    decoder = tiny_model(kind).get_decoder()
+    (file,) = rotating_files(decoder)
+    own = file.apply_rotary_pos_emb
+    generator = torch.Generator().manual_seed(2)
+    # As projections leave them: heads after positions in memory.
+    q, k, slope_q, slope_k = (
+        torch.randn(2, 7, heads, 16, generator=generator).transpose(1, 2) for heads in (4, 2, 4, 2)
+    )
+    cos, sin = (torch.randn(2, 7, 16, generator=generator) for _ in range(2))
+    results = []
+    for context in (torch.enable_grad(), fused({}, [file])):
+        with context:
+            assert (file.apply_rotary_pos_emb is own) == (not results)
+            leaves = [x.clone().requires_grad_() for x in (q, k)]
+            rotated = file.apply_rotary_pos_emb(*leaves, cos, sin)
+            torch.autograd.backward(rotated, (slope_q, slope_k))
+            results.append([*(y.detach() for y in rotated), *(leaf.grad for leaf in leaves)])
+    assert file.apply_rotary_pos_emb is own
+    for plain, quick in zip(*results, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-5, atol=1e-5)
+        assert quick.stride() == plain.stride()
+
+
+@pytest.mark.parametrize(
+    "rotate",
+    [
+        lambda q, k, cos, sin: (q * cos.unsqueeze(1), k * cos.unsqueeze(1)),
+        lambda q, k, cos, sin, sections: (q, k),
+        lambda q, k, angles: (q, k),
+    ],
+)
+def test_rotations_of_another_form_stay(tiny_model, monkeypatch, rotate):
+    decoder = tiny_model("llama").get_decoder()
+    (file,) = rotating_files(decoder)
+    monkeypatch.setattr(file, "apply_rotary_pos_emb", rotate)
+    assert rotating_files(decoder) == []

@@ -214,71 +214,62 @@ def _attend_to_store(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Packed attention on a CPU with one small score matrix a sequence and key-value head."""
+    """Packed attention on a CPU with one small score matrix a sequence and key-value head.
+
+    Query heads that share a key-value head lie side by side, [K, P, G, D], so that a sequence's part of them is a matrix
+    [K, T * G, D] without copying.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
     ) -> Tensor:
         heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-        # Scaled here once, [K, G, P, D]
-        q_KGPD = (query[0] * scale).unflatten(0, (heads, groups))
-        out_PHD = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+        q_KPGD = query[0].unflatten(0, (heads, groups)).transpose(1, 2).contiguous()
+        out_KPGD = q_KPGD.new_empty(*q_KPGD.shape[:3], value.shape[3])
         shares = []
-        parts = zip(
-            q_KGPD.split(layout.lengths, 2),
-            key[0].split(layout.lengths, 1),
-            value[0].split(layout.lengths, 1),
-            out_PHD.split(layout.lengths),
-            layout.lengths,
-            strict=True,
-        )
-        for q, k, v, out, length in parts:
-            scores = torch.baddbmm(
-                _bias(layout, length, groups, window, q.dtype), q.reshape(heads, -1, q.shape[3]), k.transpose(1, 2)
-            )
-            share = torch.softmax(scores, -1)
-            attended = torch.bmm(share, v).view(heads, groups, length, -1)
-            out.view(length, heads, groups, -1).copy_(attended.permute(2, 0, 1, 3))
+        for q, k, v, out in _sequences(layout, groups, q_KPGD, key[0], value[0], out_KPGD):
+            bias = _bias(layout, k.shape[1], groups, window, q.dtype)
+            share = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), -1)
+            torch.bmm(share, v, out=out)
             shares.append(share)
-        ctx.save_for_backward(q_KGPD, key, value, *shares)
+        ctx.save_for_backward(q_KPGD, key, value, *shares)
         ctx.layout, ctx.scale = layout, scale
-        return out_PHD[None]
+        return out_KPGD.permute(1, 0, 2, 3).flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q_KGPD, key, value, *shares = ctx.saved_tensors
-        heads, groups = q_KGPD.shape[:2]
-        lengths = ctx.layout.lengths
-        grads = [torch.empty_like(q_KGPD), torch.empty_like(key[0]), torch.empty_like(value[0])]
-        parts = zip(
-            grad[0].split(lengths),
-            q_KGPD.split(lengths, 2),
-            key[0].split(lengths, 1),
-            value[0].split(lengths, 1),
-            grads[0].split(lengths, 2),
-            grads[1].split(lengths, 1),
-            grads[2].split(lengths, 1),
-            shares,
-            strict=True,
-        )
-        for g, q, k, v, grad_q, grad_k, grad_v, share in parts:
-            g = g.unflatten(1, (heads, groups)).permute(1, 2, 0, 3).reshape(heads, -1, g.shape[2])
-            grad_v.copy_(torch.bmm(share.transpose(1, 2), g))
+        q_KPGD, key, value, *shares = ctx.saved_tensors
+        heads, _, groups, _ = q_KPGD.shape
+        g_KPGD = grad[0].unflatten(1, (heads, groups)).transpose(0, 1).contiguous()
+        grad_q, grad_k, grad_v = torch.empty_like(q_KPGD), *(torch.empty_like(x[0]) for x in (key, value))
+        parts = _sequences(ctx.layout, groups, g_KPGD, q_KPGD, key[0], value[0], grad_q, grad_k, grad_v)
+        for (g, q, k, v, into_q, into_k, into_v), share in zip(parts, shares, strict=True):
+            into_v.copy_(torch.bmm(share.transpose(1, 2), g))
             slope = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), share, -1, share.dtype)
-            grad_q.copy_(torch.bmm(slope, k).mul_(ctx.scale).view(grad_q.shape))
-            grad_k.copy_(torch.bmm(slope.transpose(1, 2), q.reshape(heads, -1, q.shape[3])))
-        return grads[0].flatten(0, 1)[None], grads[1][None], grads[2][None], None, None, None
+            slope.mul_(ctx.scale)
+            torch.bmm(slope, k, out=into_q)
+            into_k.copy_(torch.bmm(slope.transpose(1, 2), q))
+        # In the memory order of the projections that these came from, [P, H, D].
+        grad_q = grad_q.permute(1, 0, 2, 3).flatten(1, 2).transpose(0, 1)
+        return grad_q[None], grad_k[None], grad_v[None], None, None, None
+
+
+def _sequences(layout: Layout, groups: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Each sequence's part of each tensor: [K, T, D] of those [K, P, D], [K, T * G, D] of those [K, P, G, D]."""
+    rows = [x.flatten(1, 2) if x.dim() == 4 else x for x in tensors]
+    counts = [[n * groups for n in layout.lengths] if x.dim() == 4 else layout.lengths for x in tensors]
+    return zip(*(x.split(count, 1) for x, count in zip(rows, counts, strict=True)), strict=True)
 
 
 def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[1, G * T, T]: zero where a query may look, else minus infinity; made once a length."""
+    """[1, T * G, T]: zero where a query may look, else minus infinity; made once a length."""
     if (length, window) not in layout.masks:
         steps = torch.arange(length)
         distance = steps[:, None] - steps[None]
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         bias = torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        layout.masks[length, window] = bias.repeat(groups, 1)[None]
+        layout.masks[length, window] = bias.repeat_interleave(groups, 0)[None]
     return layout.masks[length, window]
 
 

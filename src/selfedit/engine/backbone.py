@@ -11,16 +11,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.bank import UnsupportedModelError
-from selfedit.engine.fused import Form, fused, known_forms
+from selfedit.engine.fused import fused, known_forms, rotating_files
 
-# Set on a model that passed the check: its modules that can run fused.
+# Set on a model that passed the check: what of it can run fused.
 _FORMS = "_selfedit_forms"
 
 
@@ -42,7 +42,6 @@ class Backbone:
         if not hasattr(model, _FORMS):
             self._check()
             setattr(model, _FORMS, known_forms(self.decoder))
-        self._forms: dict[nn.Module, Form] = getattr(model, _FORMS)
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]."""
@@ -62,7 +61,7 @@ class Backbone:
         """Within this context, the model takes packed rows and runs in the forms that are cheapest to train."""
         with (
             packed_attention(self.model),
-            fused(self._forms),
+            fused(getattr(self.model, _FORMS), rotating_files(self.decoder)),
             self._checkpointed() if checkpointing else nullcontext(),
         ):
             yield

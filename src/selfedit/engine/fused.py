@@ -1,19 +1,21 @@
-"""What decoders compute between their matrix products, as one autograd function each: RMS norms and gated activations.
+"""What decoders compute between their matrix products, as one autograd function each: RMS norms, gated activations, rotations.
 
-Knows the usual forms of these modules, and takes one over only if it gives what the module itself gives on random numbers;
+Knows the usual forms of these, and takes one over only if it gives what the model's own code gives on random numbers;
 anything else runs as it is.  Written out, a norm's backward pass is a dozen passes over memory; here it is five.
 
 Sources: root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467); gated linear units (Shazeer 2020,
-arXiv 2002.05202).
+arXiv 2002.05202); rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
 Axes: P rows, D width, F width inside the MLP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ _aten = torch.ops.aten
 
 
 Form = Callable[..., Tensor]
+_ROTATE = "apply_rotary_pos_emb"
 
 
 @torch.no_grad()
@@ -42,16 +45,35 @@ def known_forms(decoder: nn.Module) -> dict[nn.Module, Form]:
     return forms
 
 
+@torch.no_grad()
+def rotating_files(decoder: nn.Module) -> list[ModuleType]:
+    """The Python modules, of those that the decoder's layers are defined in, whose function `apply_rotary_pos_emb` has the usual
+    form.  It is no part of any layer, so it can only be exchanged where it is defined."""
+    files = {type(module).__module__ for module in decoder.modules()}
+    found = []
+    for file in (sys.modules[name] for name in sorted(files) if name in sys.modules):
+        rotate = getattr(file, _ROTATE, None)
+        if rotate is not None and _rotates_as_usual(rotate):
+            found.append(file)
+    return found
+
+
 @contextmanager
-def fused(forms: dict[nn.Module, Form]) -> Iterator[None]:
-    """Within this context, these modules run in these forms."""
+def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Iterator[None]:
+    """Within this context, these modules run in these forms, and these files' rotations too, whoever calls them: they give the
+    same numbers."""
+    before = [getattr(file, _ROTATE) for file in files]
     for module, form in forms.items():
         module.forward = partial(form, module)
+    for file in files:
+        setattr(file, _ROTATE, _rotate)
     try:
         yield
     finally:
         for module in forms:
             del module.forward
+        for file, rotate in zip(files, before, strict=True):
+            setattr(file, _ROTATE, rotate)
 
 
 def _norm(module: nn.Module) -> Form | None:
@@ -101,6 +123,23 @@ def _gelu_mlp(module: Any, x: Tensor) -> Tensor:
     return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x), "gelu"))
 
 
+def _rotates_as_usual(rotate: Callable[..., Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 5, 8, generator=generator) for heads in (4, 2))
+    cos, sin = (torch.randn(1, 5, 8, generator=generator) for _ in range(2))
+    try:
+        theirs = rotate(q, k, cos, sin)
+    except (TypeError, RuntimeError, ValueError):
+        return False  # takes other arguments
+    return all(_equal(own, their) for own, their in zip(_rotate(q, k, cos, sin), theirs, strict=False))
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """As transformers' `apply_rotary_pos_emb`."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return _Rotated.apply(q, cos, sin), _Rotated.apply(k, cos, sin)
+
+
 def _random(rows: int, width: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(rows, width, generator=generator).to(device=like.device, dtype=like.dtype)
@@ -131,6 +170,28 @@ class _RmsNorm(torch.autograd.Function):
         along = (slope * wide).sum(-1, keepdim=True)
         along.mul_(scale.pow(3)).div_(-x.shape[-1])
         return slope.mul_(scale).addcmul_(wide, along).to(x.dtype), None, None, None
+
+
+class _Rotated(torch.autograd.Function):
+    """x cos + (-x2, x1) sin, where x1 and x2 are the halves of the last axis; in the memory order of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        half = grad.shape[-1] // 2
+        slope = grad * cos
+        slope[..., :half].addcmul_(grad[..., half:], sin[..., half:])
+        slope[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
+        return slope, None, None
 
 
 class _Gated(torch.autograd.Function):

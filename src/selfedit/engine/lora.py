@@ -60,6 +60,10 @@ class Run:
     def rows(self) -> slice:
         return slice(self.start, self.start + self.count * self.length)
 
+    @property
+    def adapters(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
 
 @dataclass
 class Routing:
@@ -227,7 +231,7 @@ class LoraLinear(nn.Module):
 
 
 def dropout_mask(group: LoraGroup, seed: int, x: Tensor) -> Tensor:
-    """The scaled keep mask of one segment; made again in the backward pass from the same seed instead of being stored."""
+    """The scaled keep mask of one segment."""
     rate = group.shared.spec.dropout
     generator = torch.Generator(device=x.device).manual_seed((seed * 1_000_003 + group.index) % 2**63)
     keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
@@ -246,23 +250,35 @@ def _forward(x_PI: Tensor, group: LoraGroup, routing: Routing) -> tuple[list[Ten
         for y_PO, h_PR, b in zip(ys, h_PG.split(rank, 1), b_nOR, strict=True):
             y_PO.add_(torch._grouped_mm(h_PR, b.transpose(1, 2), offs=routing.offsets))
         return ys, h_PG
+    if routing.dropout_seeds is not None:
+        x_PI = x_PI * _masks(group, routing, x_PI)
     h_PG = x_PI.new_empty(x_PI.shape[0], group.a_NGI.shape[1])
-    for k, run in enumerate(routing.runs):
-        x = x_PI[run.rows]
+    for run in routing.runs:
         if run.count > 1:
-            adapters = slice(run.first, run.first + run.count)
-            h_nlG = torch.bmm(x.view(run.count, run.length, -1), group.a_NGI[adapters].transpose(1, 2)).mul_(scaling)
-            for y_PO, h_nlR, b_NOR in zip(ys, h_nlG.split(rank, 2), group.b_NOR, strict=True):
-                y_nlO = y_PO[run.rows].view(run.count, run.length, -1)
-                y_nlO.baddbmm_(h_nlR, b_NOR[adapters].transpose(1, 2))
-            h_PG[run.rows] = h_nlG.view(-1, h_nlG.shape[2])
-            continue
-        if routing.dropout_seeds is not None:
-            x = x * dropout_mask(group, routing.dropout_seeds[k], x)
-        h = torch.mm(x, group.a_IG[run.first], out=h_PG[run.rows]).mul_(scaling)
-        for y_PO, h_lR, b_RO in zip(ys, h.split(rank, 1), group.b_RO, strict=True):
-            y_PO[run.rows].addmm_(h_lR, b_RO[run.first])
+            x_nlI = x_PI[run.rows].view(run.count, run.length, -1)
+            torch.bmm(x_nlI, group.a_NGI[run.adapters].transpose(1, 2), out=h_PG[run.rows].view(*x_nlI.shape[:2], -1))
+        else:
+            torch.mm(x_PI[run.rows], group.a_IG[run.first], out=h_PG[run.rows])
+    h_PG.mul_(scaling)
+    for place, (y_PO, h_PR) in enumerate(zip(ys, h_PG.split(rank, 1), strict=True)):
+        for run in routing.runs:
+            if run.count > 1:
+                y_nlO, h_nlR = (x[run.rows].unflatten(0, (run.count, run.length)) for x in (y_PO, h_PR))
+                y_nlO.baddbmm_(h_nlR, group.b_NOR[place][run.adapters].transpose(1, 2))
+            else:
+                y_PO[run.rows].addmm_(h_PR[run.rows], group.b_RO[place][run.first])
     return ys, h_PG
+
+
+def _masks(group: LoraGroup, routing: Routing, x_PI: Tensor) -> Tensor:
+    """The scaled keep masks of all segments [P, I]; made again in the backward pass instead of being stored."""
+    assert routing.dropout_seeds is not None
+    return torch.cat(
+        [
+            dropout_mask(group, seed, x_PI[start:end])
+            for (_, start, end), seed in zip(routing.segments, routing.dropout_seeds, strict=True)
+        ]
+    )
 
 
 def _taken(group: LoraGroup, routing: Routing) -> tuple[Tensor, list[Tensor]]:
@@ -297,26 +313,30 @@ def _backward(
         if grad_x is not None:
             grad_x.add_(torch._grouped_mm(dh_PG, a_nGI, offs=routing.offsets))
         return grad_x
-    for k, (adapter, start, end) in enumerate(routing.segments):
-        rows = slice(start, end)
-        x, h = x_PI[rows], h_PG[rows]
-        dh = torch.empty_like(h)
-        for place, (h_lR, dh_lR) in enumerate(zip(h.split(rank, 1), dh.split(rank, 1), strict=True)):
-            g = gs[place][rows]
-            torch.mm(g, group.b_OR[place][adapter], out=dh_lR)
-            _accumulate(group.grad_b_OR[place][adapter], g.t(), h_lR, fresh[k])
-        dh.mul_(scaling)
-        if routing.dropout_seeds is not None:
-            mask = dropout_mask(group, routing.dropout_seeds[k], x)
-            _accumulate(group.grad_a_GI[adapter], dh.t(), x * mask, fresh[k])
-            if grad_x is not None:
-                grad_x[rows].add_(torch.mm(dh, group.a_GI[adapter]).mul_(mask))
-            # Another segment of the same adapter may follow.
-            fresh = [one and other != adapter for one, other in zip(fresh, routing.adapters, strict=True)]
-            continue
-        _accumulate(group.grad_a_GI[adapter], dh.t(), x, fresh[k])
-        if grad_x is not None:
-            grad_x[rows].addmm_(dh, group.a_GI[adapter])
+    mask_PI = None
+    if routing.dropout_seeds is not None:
+        mask_PI = _masks(group, routing, x_PI)
+        x_PI = x_PI * mask_PI
+        # Segments of one adapter follow each other: the first writes, the others add.
+        fresh = [
+            one and adapter not in routing.adapters[:k]
+            for k, (one, adapter) in enumerate(zip(fresh, routing.adapters, strict=True))
+        ]
+    dh_PG = torch.empty_like(h_PG)
+    for place, (g_PO, h_PR, dh_PR) in enumerate(zip(gs, h_PG.split(rank, 1), dh_PG.split(rank, 1), strict=True)):
+        for (adapter, start, end), first in zip(routing.segments, fresh, strict=True):
+            g_lO = g_PO[start:end]
+            torch.mm(g_lO, group.b_OR[place][adapter], out=dh_PR[start:end])
+            _accumulate(group.grad_b_OR[place][adapter], g_lO.t(), h_PR[start:end], first)
+    dh_PG.mul_(scaling)
+    for (adapter, start, end), first in zip(routing.segments, fresh, strict=True):
+        dh_lG = dh_PG[start:end]
+        _accumulate(group.grad_a_GI[adapter], dh_lG.t(), x_PI[start:end], first)
+        if grad_x is not None and mask_PI is None:
+            grad_x[start:end].addmm_(dh_lG, group.a_GI[adapter])
+        elif grad_x is not None:
+            assert mask_PI is not None
+            grad_x[start:end].add_(torch.mm(dh_lG, group.a_GI[adapter]).mul_(mask_PI[start:end]))
     return grad_x
 
 
