@@ -13,7 +13,9 @@ mode does work of the same kind on the same model in the same run; what counts a
 
 The slow modes do a sample of the work, `--quick` a smaller one, in the same proportions of short and long sequences.  The floor
 counts the products that any implementation must compute (`Plan.useful_flops`); the peak is this machine's own rate of
-large matrix products, measured before and after the bank's run.
+large matrix products, measured again and again between the bank's steps, because a shared machine's speed changes from one
+minute to the next.  For the same reason the modes that are close take turns: unpadded, bank, unpadded; serial answers, all
+together, serial answers.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ import json
 import os
 import platform
 import random
+import statistics
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -146,6 +150,7 @@ SIZES = {
 }
 PADDED = 2048
 PROMPT = 24  # tokens of a question with its title
+LOOKING = 0.1  # share of the time spent on looking at the peak
 
 
 def main() -> None:
@@ -171,10 +176,15 @@ def main() -> None:
         "lora": options.lora,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    lengths = sample(size["unpadded"])
+    halves = []
+    if "unpadded" in modes:
+        halves.append(run_trainer(model, spec, lengths[::2], padded=False))
     if "bank" in modes:
         figures["bank"] = run_bank(model, spec, jobs(size["fits"], size["epochs"], model), device)
     if "unpadded" in modes:
-        figures["unpadded"] = run_trainer(model, spec, sample(size["unpadded"]), padded=False)
+        halves.append(run_trainer(model, spec, lengths[1::2], padded=False))
+        figures["unpadded"] = added(*halves)
     if "padded" in modes:
         figures["padded"] = run_trainer(model, spec, sample(size["padded"]), padded=True)
     if "decode" in modes:
@@ -240,25 +250,33 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
     say(
         f"bank: {len(work)} fits, {chosen.tokens} tokens, banks of {chosen.bank_size}, {chosen.token_budget} tokens a step"
     )
-    before = matrix_peak(model)
-    computed = 0
+    product = best_product(model)
+    computed, peaks, pause = 0, [], 0.0
 
     def count(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         nonlocal computed
         computed += (named["input_ids"] if "input_ids" in named else given[0]).numel()
 
+    def look_at_the_peak(_: int) -> None:
+        nonlocal pause
+        finish(device)
+        start = time.perf_counter()
+        if pause < LOOKING * (start - began):
+            peaks.append(product())
+            pause += time.perf_counter() - start
+
     hook = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
     reset_peak(device)
-    start = time.perf_counter()
-    results = fit_all(model, spec, work, plan=chosen)
+    began = time.perf_counter()
+    results = fit_all(model, spec, work, plan=chosen, on_tokens=look_at_the_peak)
     finish(device)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began - pause
     hook.remove()
     failed = [result.error for result in results if result.error]
     if failed:
         raise RuntimeError(f"{len(failed)} fits failed: {failed[0]}")
     memory = peak_memory(device)
-    peak = max(before, matrix_peak(model))
+    peak = statistics.median(peaks)
     return {
         "fits": len(work),
         "tokens": chosen.tokens,
@@ -272,6 +290,7 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
         "passes": chosen.passes,
         "floor_flops": chosen.useful_flops,
         "peak_flops_per_second": peak,
+        "peaks": {"samples": len(peaks), "least": min(peaks), "most": max(peaks)},
         "floor_seconds": chosen.useful_flops / peak,
         "share_of_peak": chosen.useful_flops / seconds / peak,
         "padding": computed / chosen.tokens - 1,
@@ -361,17 +380,24 @@ def run_decode(model: Any, spec: LoraSpec, adapters: int, questions: int, new: i
         bank.publish(range(adapters))
         decode(model, requests[:questions], bank=bank)
         finish(device)
+        few = adapters if device.type == "cpu" else min(adapters, 16)
+        alone: list[Any] = []
+
+        def one_after_another(those: range) -> float:
+            start = time.perf_counter()
+            for k in those:
+                alone.extend(decode(model, requests[k * questions : (k + 1) * questions], bank=bank))
+            finish(device)
+            return time.perf_counter() - start
+
+        serial = one_after_another(range(few // 2))
         start = time.perf_counter()
         together = decode(model, requests, bank=bank)
         finish(device)
         batch = time.perf_counter() - start
-        few = adapters if device.type == "cpu" else min(adapters, 16)
-        start = time.perf_counter()
-        alone = [decode(model, requests[k : k + questions], bank=bank) for k in range(0, few * questions, questions)]
-        finish(device)
-        serial = (time.perf_counter() - start) * adapters / few
+        serial = (serial + one_after_another(range(few // 2, few))) * adapters / few
         state = bank.state(0)
-        same = sum(a.ids == b.ids for a, b in zip(together, [c for cs in alone for c in cs], strict=False))
+        same = sum(a.ids == b.ids for a, b in zip(together, alone, strict=False))
     generated = run_generate(model, spec, state, [list(r.prompt) for r in requests[:questions]], new) * adapters
     tokens = sum(len(completion.ids) for completion in together)
     return {
@@ -412,30 +438,41 @@ def run_generate(model: Any, spec: LoraSpec, state: dict[str, Any], prompts: lis
         wrapped.unload()
 
 
-def matrix_peak(model: Any) -> float:
-    """The best rate, in FLOP/s, of a few large products in the model's dtype; half a second each."""
-    best = 0.0
+def best_product(model: Any) -> Callable[[], float]:
+    """A function that measures the rate, in FLOP/s, of the fastest of a few large products in the model's dtype."""
     wide = 4096 if model.device.type == "cpu" else 8192
     config = model.config
-    for m, k, n in [
-        (1024, 1024, 1024),
-        (2048, 2048, 2048),
-        (wide, wide // 2, wide // 2),
-        (wide, config.hidden_size, config.intermediate_size),
-    ]:
+    repeats = 1 if model.device.type == "cpu" else 20
+
+    def product(m: int, k: int, n: int) -> Callable[[], float]:
         a = torch.randn(m, k, device=model.device).to(model.dtype)
         b = torch.randn(k, n, device=model.device).to(model.dtype)
         out = torch.empty(m, n, device=model.device, dtype=model.dtype)
-        repeats = 1 if model.device.type == "cpu" else 50
-        deadline = time.perf_counter() + 0.5
-        while time.perf_counter() < deadline:
+
+        def rate() -> float:
+            torch.mm(a, b, out=out)  # brings the operands back into the caches
             finish(model.device)
             start = time.perf_counter()
             for _ in range(repeats):
                 torch.mm(a, b, out=out)
             finish(model.device)
-            best = max(best, 2.0 * m * k * n * repeats / (time.perf_counter() - start))
-    return best
+            return 2.0 * m * k * n * repeats / (time.perf_counter() - start)
+
+        return rate
+
+    candidates = [
+        product(1024, 1024, 1024),
+        product(2048, 2048, 2048),
+        product(wide, wide // 2, wide // 2),
+        product(wide, config.hidden_size, config.intermediate_size),
+    ]
+    return max(candidates, key=lambda rate: statistics.median(rate() for _ in range(5)))
+
+
+def added(*parts: dict[str, Any]) -> dict[str, Any]:
+    """One mode's parts as one: counts and seconds summed."""
+    whole = {key: sum(part[key] for part in parts) for key in parts[0] if key != "tokens_per_second"}
+    return {**whole, "tokens_per_second": whole["tokens"] / whole["seconds"]}
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:
