@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from reference import greedy_alone, random_job
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
+from selfedit.engine.decode import _PREFILL_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,21 @@ def sampled_requests(count=24):
     ]
 
 
-def test_sampling_depends_on_the_request_alone(trained):
+def test_sampling_depends_on_the_request_alone(trained, monkeypatch):
     requests = sampled_requests()
     together = decode(trained.model, requests, bank=trained)
+    passes = []
+    with monkeypatch.context() as patch:
+        patch.setitem(_PREFILL_TOKENS, "cpu", 30)
+        patch.setitem(_PREFILL_TOKENS, "accelerator", 30)
+        hook = trained.model.get_decoder().register_forward_pre_hook(
+            lambda _, given, named: passes.append(named["input_ids"].numel()), with_kwargs=True
+        )
+        assert decode(trained.model, requests, bank=trained) == together
+        hook.remove()
+    # Prompts went through the model in parts before the first token was drawn.
+    assert sum(len(r.prompt) for r in requests) in itertools.accumulate(passes)
+    assert max(passes) <= 30
     alone = [decode(trained.model, [request], bank=trained)[0] for request in requests]
     shuffled = random.Random(1).sample(range(len(requests)), len(requests))
     other = decode(trained.model, [requests[k] for k in shuffled], bank=trained, token_budget=60)

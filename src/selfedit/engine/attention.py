@@ -33,13 +33,14 @@ class KeyValues:
 
     def fill(self, layer: int, keys_KPD: Tensor, values_KPD: Tensor, rows_P: Tensor, positions_P: Tensor) -> None:
         """Stores what a packed row of prompts computed."""
-        stored = []
-        for x_KPD in (keys_KPD, values_KPD):
-            heads, _, width = x_KPD.shape
-            room = x_KPD.new_zeros(len(self.lengths_B), heads, self.width, width)
+        if layer not in self.layers:
+            keys, values = (
+                x_KPD.new_zeros(len(self.lengths_B), len(x_KPD), self.width, x_KPD.shape[2])
+                for x_KPD in (keys_KPD, values_KPD)
+            )
+            self.layers[layer] = (keys, values)
+        for room, x_KPD in zip(self.layers[layer], (keys_KPD, values_KPD), strict=True):
             room[rows_P, :, positions_P] = x_KPD.transpose(0, 1)
-            stored.append(room)
-        self.layers[layer] = (stored[0], stored[1])
 
     def append(self, layer: int, keys_KBD: Tensor, values_KBD: Tensor) -> tuple[Tensor, Tensor]:
         """Stores one more position of each sequence; returns all positions so far."""
@@ -60,25 +61,27 @@ class Layout:
     """What a row [1, P] holds: packed sequences of these lengths, or, with `step`, the next token of each stored sequence.
 
     `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a shorter
-    sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, a step's are added.
+    sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence `first` on, a
+    step's are added.
     """
 
     lengths: list[int]
     device: torch.device
     buckets: list[Tensor] | None = None
     store: KeyValues | None = None
+    first: int = 0
     step: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(lengths: Sequence[int], device: torch.device, store: KeyValues | None = None) -> Layout:
+    def of(lengths: Sequence[int], device: torch.device, store: KeyValues | None = None, first: int = 0) -> Layout:
         lengths = list(lengths)
-        return Layout(lengths, device, None if device.type == "cpu" else _buckets(lengths, device), store)
+        return Layout(lengths, device, None if device.type == "cpu" else _buckets(lengths, device), store, first)
 
     @staticmethod
     def next_tokens(store: KeyValues) -> Layout:
         """The next token of each sequence of a store whose lengths are those before it."""
-        return Layout([1] * len(store.lengths_B), store.lengths_B.device, None, store, step=True)
+        return Layout([1] * len(store.lengths_B), store.lengths_B.device, store=store, step=True)
 
     def positions(self) -> Tensor:
         """Position of each token in its own sequence, [1, P]."""
@@ -88,8 +91,9 @@ class Layout:
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.device)
 
     def rows(self) -> Tensor:
-        """The number of each token's sequence, [P]."""
-        return torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)).to(self.device)
+        """The number of each token's sequence in the store, [P]."""
+        numbers = torch.arange(self.first, self.first + len(self.lengths))
+        return torch.repeat_interleave(numbers, torch.tensor(self.lengths)).to(self.device)
 
 
 def _buckets(lengths: list[int], device: torch.device) -> list[Tensor]:

@@ -11,7 +11,7 @@ Axes: B rows, T time, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -27,6 +27,8 @@ from selfedit.engine.memory import free_memory, out_of_memory, release_memory
 
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
+# Prompts go through the model in parts of so many tokens: more would only need more memory and leave a CPU's caches.
+_PREFILL_TOKENS = {"cpu": 1024, "accelerator": 16384}
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,15 @@ def _decode_batch(
     prompts = [prompt for _, prompt in unique]
     lengths = [len(prompt) for prompt in prompts]
     store = KeyValues(torch.tensor(lengths, device=device), max(map(_size, requests)))
-    row = torch.tensor([token for prompt in prompts for token in prompt], device=device)[None]
-    with _route(bank, [adapter for adapter, _ in unique], lengths):
-        hidden_PD = backbone.packed(row, Layout.of(lengths, device, store))[0]
+    adapters = [adapter for adapter, _ in unique]
+    ends = []
+    for part in _parts(lengths, _PREFILL_TOKENS["cpu" if device.type == "cpu" else "accelerator"]):
+        row = torch.tensor([token for prompt in prompts[part] for token in prompt], device=device)[None]
+        with _route(bank, adapters[part], lengths[part]):
+            hidden_PD = backbone.packed(row, Layout.of(lengths[part], device, store, part.start))[0]
+        ends.append(hidden_PD[torch.tensor(lengths[part], device=device).cumsum(0) - 1])
     select = torch.tensor(source, device=device)
-    hidden_BD = hidden_PD[torch.tensor(lengths, device=device).cumsum(0) - 1][select]
+    hidden_BD = torch.cat(ends)[select]
     if len(unique) < len(requests):
         store.select(select)
 
@@ -183,6 +189,17 @@ def _decode_batch(
             hidden_BD = backbone.packed(torch.tensor([tokens], device=device), Layout.next_tokens(store))[0]
         # A finished row that has not left writes to its last place again and again.
         store.lengths_B = (store.lengths_B + 1).clamp_(max=store.width - 1)
+
+
+def _parts(lengths: list[int], most: int) -> Iterator[slice]:
+    """Neighbours that have at most `most` tokens together; a longer one goes alone."""
+    first = tokens = 0
+    for k, length in enumerate(lengths):
+        if k > first and tokens + length > most:
+            yield slice(first, k)
+            first, tokens = k, 0
+        tokens += length
+    yield slice(first, len(lengths))
 
 
 def _route(
