@@ -10,7 +10,7 @@ import threading
 import pytest
 from fake_server import FakeServer, Fault, error
 
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, MemoryCache, estimate_tokens
+from selfedit.editors.api import REASONING_TOKENS, ApiClient, ApiRequest, ApiResult, MemoryCache, estimate_tokens
 from selfedit.editors.prices import Budget, BudgetReached, ModelPrice
 from selfedit.errors import UserError
 
@@ -51,7 +51,7 @@ def test_all_settings_are_sent(server: FakeServer) -> None:
                 "type": "json_schema",
                 "json_schema": {"name": "reply", "strict": True, "schema": schema},
             },
-            "max_tokens": 7,
+            "max_tokens": 7 + REASONING_TOKENS,
             "temperature": 0.5,
             "top_p": 0.9,
             "seed": 3,

@@ -157,6 +157,38 @@ def test_an_api_grader_answers_yes_no_or_nothing(
     assert summary.grader == "judge:marker"
 
 
+def test_an_api_grader_marks_a_units_answers_while_later_units_are_under_way(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
+) -> None:
+    happened: list[str] = []
+
+    def mark(body: dict[str, Any]) -> dict[str, Any]:
+        happened.append("call")
+        return reply(json.dumps({"verdict": "yes"}))
+
+    class Watched(CountingPool):
+        def run(self, units: Any) -> Any:
+            for result in super().run(units):
+                happened.append("unit")
+                yield result
+
+    server.reply = mark
+    settings = CompareSettings(
+        model=chat_model,
+        documents=(documents(3),),
+        editor=("passage",),
+        grader="judge:marker",
+        api_base=server.url,
+        unit_size=1,
+        **quick,
+    )
+    condition = compare(settings, pool=Watched(settings.model)).conditions[-1]
+    assert condition.correct == condition.graded > 0
+    fits = [k for k, what in enumerate(happened) if what == "unit"][-3:]
+    assert "call" in happened[fits[0] : fits[1]]
+    assert "call" in happened[fits[1] : fits[2]]
+
+
 def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
 ) -> None:

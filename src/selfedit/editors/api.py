@@ -43,15 +43,17 @@ _WISHES = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _LONGEST_BACKOFF = 8.0
+# Servers count reasoning towards a reply's bound: with the reply's own bound alone, nothing would be left for the reply.
+REASONING_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class ApiRequest:
     """One completion to ask for: chat `messages` (mappings of role and content) or a plain `prompt`.
 
-    `max_tokens` bounds the reply, reasoning included.  `sample` tells samples of one prompt apart in the cache; it is
-    not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a reply of that JSON schema; a server
-    that does not offer it answers in free text, and with plain completions it is not sent.
+    `max_tokens` bounds the reply; a client with a reasoning effort allows `REASONING_TOKENS` more.  `sample` tells samples
+    of one prompt apart in the cache; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a
+    reply of that JSON schema; a server that does not offer it answers in free text, and with plain completions it is not sent.
     """
 
     messages: Sequence[Mapping[str, str]] = ()
@@ -313,7 +315,7 @@ class ApiClient:
         body = {name: value for name, value in self._full_body(request).items() if name not in self._refused}
         if self.kind == "chat" and (self.url == DEFAULT_URL or "max_tokens" in self._refused):
             # The old name is all that some local servers know; OpenAI's reasoning models know the new one only.
-            body["max_completion_tokens"] = request.max_tokens
+            body["max_completion_tokens"] = self._bound(request)
             body.pop("max_tokens", None)
         return body
 
@@ -328,7 +330,7 @@ class ApiClient:
         if request.json_schema is not None:
             texts.append(json.dumps(request.json_schema))
         input_tokens = sum(len(text.encode("utf-8")) + 16 for text in texts)
-        return self.price.cost(input_tokens, request.max_tokens, self.batch)
+        return self.price.cost(input_tokens, self._bound(request), self.batch)
 
     def keep(self, key: str, request: ApiRequest, reply: Mapping[str, Any], batch: bool) -> ApiResult:
         """Puts a reply's body into the cache, counts its cost, and says what it is."""
@@ -413,6 +415,11 @@ class ApiClient:
 
     # What follows is not.
 
+    def _bound(self, request: ApiRequest) -> int:
+        """Tokens that a reply may have, with the reasoning before it."""
+        thinks = self.reasoning_effort not in (None, "none")
+        return request.max_tokens + REASONING_TOKENS * thinks
+
     def _full_body(self, request: ApiRequest) -> dict[str, Any]:
         """All that is asked for, under the names of the older standard."""
         body: dict[str, Any] = {"model": self.model}
@@ -429,7 +436,7 @@ class ApiClient:
             if request.prompt is None:
                 raise ValueError("plain completions need a prompt, not messages")
             body["prompt"] = request.prompt
-        body["max_tokens"] = request.max_tokens
+        body["max_tokens"] = self._bound(request)
         for name in ("temperature", "top_p", "seed"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)

@@ -116,6 +116,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         self._own_pool = pool is None
         self._pool = pool
         self._retried = False
+        self._aside = False  # grading beside a step whose progress is shown
         spent = total_cost(self.store).known_usd
         self.budget = Budget(settings.budget)
         self.budget.spend(spent)
@@ -467,6 +468,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         self.progress.begin(f"{label}: {len(tasks)} adapters", most)
         for result in self.run_units(units):
             self._commit_unit(result, by_id, texts, asked, on_adapter)
+            if self._grades_aside:
+                self._grade_new()
 
     def _commit_unit(
         self,
@@ -569,17 +572,17 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     # Grading and scores
 
+    @property
+    def _grades_aside(self) -> bool:
+        """Whether answers are graded while fits go on: by an API that answers at once.  Workers on Ray go on meanwhile."""
+        judge = judge_model(self.settings.grader)
+        return judge not in (None, LOCAL_JUDGE) and not self.settings.api_batch
+
     def grade(self) -> None:
         """Gives every answer that has none its verdict.  Errors: UserError where too many stay ungraded."""
         # Answers that a judge could not grade are tried again, once an attempt at the run.
-        todo = self.store.to_grade(self.grader.name, retry_ungraded=not self._retried)
+        self._grade_new(retry_ungraded=not self._retried, label=f"grading by {self.grader.name}")
         self._retried = True
-        if todo and self.grader.name.startswith("judge:"):
-            self.progress.begin(f"grading by {self.grader.name}", len(todo))
-        for start in range(0, len(todo), _GRADE_CHUNK):
-            chunk = todo[start : start + _GRADE_CHUNK]
-            verdicts = self.grader.grade([item for _, item in chunk])
-            self.store.add_verdicts(zip((id for id, _ in chunk), verdicts, strict=True))
         counts = self.store.verdict_counts(self.grader.name)
         total = sum(counts.values())
         if total and counts["ungraded"] / total > self.settings.max_ungraded:
@@ -587,6 +590,18 @@ class Experiment(AbstractContextManager["Experiment"]):
                 f"{counts['ungraded']} of {total} answers could not be graded by {self.grader.name}, more than"
                 f" --max-ungraded {self.settings.max_ungraded:.0%} allows; nothing is reported.  The same command tries them again"
             )
+
+    def _grade_new(self, *, retry_ungraded: bool = False, label: str | None = None) -> None:
+        """Gives every answer that has none its verdict; with a `label`, a judge's work is shown as a step of its own."""
+        self._aside = label is None
+        todo = self.store.to_grade(self.grader.name, retry_ungraded=retry_ungraded)
+        if todo and label and self.grader.name.startswith("judge:"):
+            self.progress.begin(label, len(todo))
+        for start in range(0, len(todo), _GRADE_CHUNK):
+            chunk = todo[start : start + _GRADE_CHUNK]
+            verdicts = self.grader.grade([item for _, item in chunk])
+            self.store.add_verdicts(zip((id for id, _ in chunk), verdicts, strict=True))
+        self._aside = False
 
     def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
         """Credits and graded answers by document; ungraded answers count neither way."""
@@ -643,7 +658,8 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     def book_api(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> None:
         """Counts a reply and books its cost, as soon as it is there."""
-        self.progress.advance(1)
+        if not self._aside:
+            self.progress.advance(1)
         if result.error is None and not result.cached:
             self.store.add_costs([self._api_cost(what, condition, model, result, round)])
 

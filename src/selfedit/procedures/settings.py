@@ -67,7 +67,9 @@ class Settings(BaseModel):
     api_batch: bool = Field(False, description="have edits written through the endpoint's batch interface")
     api_concurrency: int = Field(8, ge=1, description="calls under way at once")
     api_poll_seconds: float = Field(15.0, gt=0, description="first wait between two looks at a batch")
-    reasoning_effort: str | None = Field(None, description="passed to the endpoint")
+    reasoning_effort: str | None = Field(
+        None, description="passed to the endpoint; a reply may then have 8,192 tokens more, for the reasoning"
+    )
     prices: Path | None = Field(None, description="own price file, in the form of the built-in prices.yaml")
     usd_per_hour: float | None = Field(None, ge=0, description="price of the device")
     budget: float | None = Field(None, gt=0, description="stop before more US dollars than this are spent")
