@@ -1,14 +1,20 @@
 """Options and fixtures that several rooms' tests share.
 
-Imports nothing but pytest at the top: the engine's tests also run on machines that have torch, transformers and peft only.
+Imports no more than pytest at the top: the engine's tests also run on machines that have torch, transformers and peft only.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# Test processes side by side share the cores; torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3")
 

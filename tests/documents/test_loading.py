@@ -129,7 +129,7 @@ def test_malformed_json_names_line_and_column(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(ROW) + '\n\n{"id": "b", "title" "T"}\n', "utf-8")
     text = message(path)
-    assert text.startswith(f"{path}, row 3: not valid JSON: ")
+    assert text.startswith(f"{path}, line 3: not valid JSON: ")
     assert "column 21" in text
 
 
@@ -149,7 +149,7 @@ def test_an_empty_file_is_refused(tmp_path, content):
 def test_bytes_that_are_not_utf8_are_refused_with_their_row(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(json.dumps(ROW).encode() + b'\n{"id": "\xe9"}\n')
-    assert message(path).startswith(f"{path}, row 2: not UTF-8 text (byte 9 of the line)")
+    assert message(path).startswith(f"{path}, line 2: not UTF-8 text (byte 9 of the line)")
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path):

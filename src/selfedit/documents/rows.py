@@ -135,11 +135,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                where = f"{path}, row {number}"
-                value = _parse_line(line, where, first=number == 1)
+                value = _parse_line(line, f"{path}, line {number}", first=number == 1)
                 if value is not None:
                     found = True
-                    yield where, value[0]
+                    yield f"{path}, row {number}", value[0]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not found:

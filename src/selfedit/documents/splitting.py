@@ -14,6 +14,11 @@ from selfedit.documents.document import Document
 from selfedit.errors import UserError
 
 
+def plain_title(document: Document) -> str:
+    """Titles that differ in case or white space alone are one."""
+    return " ".join(document.title.casefold().split())
+
+
 def split_by_title(
     documents: Sequence[Document], sizes: Mapping[str, float] | Mapping[str, int], *, seed: int = 0
 ) -> dict[str, list[Document]]:
@@ -26,7 +31,7 @@ def split_by_title(
     """
     by_title: dict[str, list[Document]] = {}
     for document in documents:
-        by_title.setdefault(" ".join(document.title.casefold().split()), []).append(document)
+        by_title.setdefault(plain_title(document), []).append(document)
     titles = sorted(by_title)
     random.Random(seed).shuffle(titles)
     groups = [sorted(by_title[title], key=lambda document: document.id) for title in titles]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from selfedit.documents import Document, split_by_title
+from selfedit.documents import Document, plain_title, split_by_title
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
@@ -273,8 +273,8 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
     if settings.validation:
         validation = experiment.load(settings.validation, limit=None, require_questions=True)
-        titles = {_plain_title(document) for document in documents}
-        shared = [document.title for document in validation if _plain_title(document) in titles]
+        titles = {plain_title(document) for document in documents}
+        shared = [document.title for document in validation if plain_title(document) in titles]
         if shared:
             raise UserError(
                 f"--validation: title {shared[0]!r} is among the training documents too; give other documents"
@@ -294,11 +294,6 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     experiment.store.add_documents(training, TRAIN)
     experiment.store.add_documents(validation, VALIDATION)
     return training, validation
-
-
-def _plain_title(document: Document) -> str:
-    """Titles that differ in case or white space alone are one, as in `split_by_title`."""
-    return " ".join(document.title.casefold().split())
 
 
 def _baseline(
