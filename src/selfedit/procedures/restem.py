@@ -7,7 +7,6 @@ kept; the policy is fine-tuned to write them; the new policy is examined on vali
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_di
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.policies import delta_name, publish_chain
 from selfedit.procedures.progress import Progress
-from selfedit.procedures.rewards import judged_rewards
+from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
 from selfedit.procedures.selection import Rewarded, Selection, select
 from selfedit.procedures.settings import TrainSettings
 from selfedit.procedures.summarise import summarise
@@ -33,7 +32,7 @@ from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 from selfedit.workers.units import FitJob, FitTask, FitUnit, TokenSequence
 
-TRAIN, VALIDATION, BASELINE = "train", "validation", "baseline"
+VALIDATION, BASELINE = "validation", "baseline"
 
 
 def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
@@ -117,37 +116,6 @@ def reward(experiment: Experiment, training: Sequence[Document], round: int, cha
         return judged_rewards(experiment, training, round, chain)
     fit_rewards(experiment, training, round, chain)
     return {}
-
-
-def fit_rewards(
-    experiment: Experiment,
-    training: Sequence[Document],
-    round: int,
-    chain: tuple[str, ...],
-) -> None:
-    """Fits S adapters an edit, examines them, and stores each edit's mean score."""
-    settings = _settings(experiment)
-    by_id = {document.id: document for document in training}
-    edits = experiment.store.edits(round=round, writer=TRAIN)
-    experiment.fit_and_examine(
-        [
-            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
-            for e in edits
-            for replicate in range(settings.replicates)
-        ],
-        label=f"round {round} rewards",
-    )
-    experiment.grade()
-    experiment.store.set_rewards(edit_rewards(experiment, round))
-
-
-def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
-    """Store id of edit -> mean credit of the answers of its fits about its own document; failed fits count neither way."""
-    sums: dict[str, list[float]] = {}
-    for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
-        if answer.document_id is not None and answer.credit is not None and answer.edit_id is not None:
-            sums.setdefault(answer.edit_id, []).append(answer.credit)
-    return {edit: math.fsum(credits) / len(credits) for edit, credits in sums.items()}
 
 
 def keep(experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]) -> Selection:

@@ -1,26 +1,60 @@
-"""A judge's opinion of an edit as its reward, for users without the compute for real fits; and how well it agrees with them.
+"""The reward of an edit: the exam score of fits on it; or a judge's opinion of it, for users without the compute for real fits.
 
-Knows rubric replies.  Whether the opinion is worth anything is measured on a sample of edits that are really fine-tuned.
+Knows rubric replies.  Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfedit.documents import Document
 from selfedit.exam.statistics import spearman
+from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.settings import TrainSettings
 from selfedit.workers.units import DecodeRequest, write_units
 
 if TYPE_CHECKING:
-    from selfedit.procedures.experiment import Experiment
     from selfedit.runs.records import StoredEdit
 
+TRAIN = "train"  # the condition under which edits of training documents and their fits are stored
 _REPLY_TOKENS = 8
 _NUMBER = re.compile(r"\s*(10|[0-9])(?:\.0)?(?:\s*/\s*10)?\s*\.?\s*")
+
+
+def fit_rewards(
+    experiment: Experiment,
+    training: Sequence[Document],
+    round: int,
+    chain: tuple[str, ...],
+) -> None:
+    """Fits S adapters an edit, examines them, and stores each edit's mean score."""
+    settings = experiment.settings
+    assert isinstance(settings, TrainSettings)
+    by_id = {document.id: document for document in training}
+    edits = experiment.store.edits(round=round, writer=TRAIN)
+    experiment.fit_and_examine(
+        [
+            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+            for e in edits
+            for replicate in range(settings.replicates)
+        ],
+        label=f"round {round} rewards",
+    )
+    experiment.grade()
+    experiment.store.set_rewards(edit_rewards(experiment, round))
+
+
+def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
+    """Store id of edit -> mean credit of the answers of its fits about its own document; failed fits count neither way."""
+    sums: dict[str, list[float]] = {}
+    for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
+        if answer.document_id is not None and answer.credit is not None and answer.edit_id is not None:
+            sums.setdefault(answer.edit_id, []).append(answer.credit)
+    return {edit: math.fsum(credits) / len(credits) for edit, credits in sums.items()}
 
 
 def judged_rewards(
@@ -30,9 +64,6 @@ def judged_rewards(
 
     An unreadable reply leaves the edit without a reward.  The judge is an API model, or the untrained local model.
     """
-    from selfedit.procedures.experiment import Learning
-    from selfedit.procedures.restem import TRAIN, edit_rewards
-
     settings = experiment.settings
     assert isinstance(settings, TrainSettings)
     by_id = {document.id: document for document in training}
