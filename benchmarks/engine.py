@@ -49,6 +49,7 @@ from selfedit.engine import (
     LoraSpec,
     TokenSequence,
     decode,
+    fit,
     fit_all,
     plan,
 )
@@ -187,6 +188,8 @@ def main() -> None:
         figures["unpadded"] = added(*halves)
     if "padded" in modes:
         figures["padded"] = run_trainer(model, spec, sample(size["padded"]), padded=True)
+    if options.breakdown:
+        figures["breakdown"] = breakdown(model, spec, jobs(16, 1, model))
     if "decode" in modes:
         figures["decode"] = run_decode(model, spec, size["adapters"], size["questions"], size["new"])
     figures |= summary(figures)
@@ -209,6 +212,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--only", action="append", choices=["bank", "unpadded", "padded", "decode"])
+    parser.add_argument(
+        "--breakdown", action="store_true", help="also say where the bank's time goes, by torch's profiler"
+    )
     parser.add_argument("--quick", action="store_true", help="the same ratios from less work")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object on standard output")
     parser.add_argument("--no-out", dest="out", action="store_false", help="do not write benchmarks/results")
@@ -299,6 +305,52 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
         "planned_memory": chosen.memory,
         "peak_memory": memory,
     }
+
+
+def breakdown(model: Any, spec: LoraSpec, work: list[FitJob]) -> dict[str, float]:
+    """Shares of the time of a few steps, the first step apart, by kind of operation; what is left is Python (and the profiler)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    steps, seconds = 0, 0.0
+    profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+
+    class Enough(Exception):
+        pass
+
+    def count(_: int) -> None:
+        nonlocal steps, seconds
+        steps += 1
+        if steps == 1:
+            profiler.start()
+            seconds = -time.perf_counter()
+        elif steps == 5:
+            seconds += time.perf_counter()
+            profiler.stop()
+            raise Enough
+
+    with AdapterBank(model, spec, len(work)) as bank, contextlib.suppress(Enough):
+        fit(bank, work, token_budget=1024, on_tokens=count)
+    kinds: dict[str, float] = {}
+    for event in profiler.key_averages(group_by_input_shape=True):
+        if event.key.startswith("aten::"):
+            kind = kind_of(event.key, event.input_shapes, spec.rank)
+            kinds[kind] = kinds.get(kind, 0.0) + event.self_cpu_time_total / 1e6 / seconds
+    kinds["Python between operations"] = 1 - sum(kinds.values())
+    return dict(sorted(kinds.items(), key=lambda pair: -pair[1]))
+
+
+def kind_of(name: str, shapes: list[list[int]], rank: int) -> str:
+    """What an operation of the profiler's table belongs to."""
+    if name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+        sides = [side for shape in shapes[-2:] if len(shape) == 2 for side in shape]
+        return (
+            "products, low-rank" if any(side % rank == 0 and side <= 4 * rank for side in sides) else "products, frozen"
+        )
+    if name in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::_softmax", "aten::_softmax_backward_data"):
+        return "attention"
+    if "adamw" in name or name in ("aten::linalg_vector_norm", "aten::uniform_"):
+        return "optimiser and fresh adapters"
+    return "norms, activations, rotations, copies"
 
 
 def run_trainer(model: Any, spec: LoraSpec, lengths: list[int], *, padded: bool) -> dict[str, Any]:
@@ -509,6 +561,8 @@ def show(figures: dict[str, Any]) -> None:
             f"           {f['fits_per_hour']:.0f} fits an hour; planned {f['planned_seconds']:.1f} s"
             f" ({f['planned_over_taken']:.2f} of what it took); peak memory {f['peak_memory'] / 2**30:.2f} GiB"
         )
+    for kind, share in figures.get("breakdown", {}).items():
+        say(f"{kind:>40}: {share:6.1%}")
     if "decode" in figures:
         f = figures["decode"]
         say(
