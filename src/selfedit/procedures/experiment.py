@@ -574,9 +574,10 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     @property
     def _grades_aside(self) -> bool:
-        """Whether answers are graded while fits go on: by an API that answers at once.  Workers on Ray go on meanwhile."""
+        """Whether answers are graded while fits go on (workers on Ray do not wait for it): not by the model itself, which would
+        interrupt them, nor by an API that takes batches."""
         judge = judge_model(self.settings.grader)
-        return judge not in (None, LOCAL_JUDGE) and not self.settings.api_batch
+        return judge is None or (judge != LOCAL_JUDGE and not self.settings.api_batch)
 
     def grade(self) -> None:
         """Gives every answer that has none its verdict.  Errors: UserError where too many stay ungraded."""
