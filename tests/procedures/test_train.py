@@ -173,6 +173,40 @@ def test_the_selected_policy_becomes_a_condition_of_compare(
     assert {(d["a"], d["b"]) for d in compared.differences} >= {("self", "trained:implications")}
 
 
+def test_a_policy_is_another_rounds_only_where_asked_and_seen_documents_are_told(
+    trained: tuple[TrainSettings, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, summary = trained
+    monkeypatch.setattr(
+        "selfedit.procedures.policies.RunDirectory.read_summary",
+        lambda _: summary.model_copy(update={"selected_round": 0}),
+    )
+    file = write_rows(tmp_path / "test.jsonl", [rows(8)[0], rows(8)[7]])
+    asked = CompareSettings(
+        model=settings.model,
+        documents=(str(file),),
+        editor=("none",),
+        policy=settings.out,
+        **{**SMALL, "out": tmp_path / "run"},
+    )
+    pool = CountingPool(settings.model)
+    with pytest.raises(UserError, match=r"it selected round 0, the untrained model itself.*--policy-round N"):
+        compare(asked, pool=pool)
+    with pytest.raises(UserError, match=r"--policy-round 3: .* has 2 rounds"):
+        compare(asked.model_copy(update={"policy_round": 3, "out": tmp_path / "third"}), pool=pool)
+    with pytest.raises(UserError, match=r"--policy-round: of which run"):
+        compare(asked.model_copy(update={"policy": None, "policy_round": 1, "out": tmp_path / "none"}), pool=pool)
+    assert pool.units == []
+    first = asked.model_copy(update={"policy_round": 1, "out": tmp_path / "first"})
+    compare(first, pool=pool)
+    assert {unit.policy for unit in pool.units} == {(), ("round-01",)}
+    with Store(first.out / "run.sqlite", readonly=True) as store:
+        (told,) = store.events("policy not selected")
+        assert "the policy is round 1's" in told.message
+        (told,) = store.events("documents seen in training")
+        assert "1 of 2 documents have titles" in told.message
+
+
 def test_a_policy_of_another_model_is_refused(
     trained: tuple[TrainSettings, Summary], tmp_path: Path, documents: Callable[[int], str]
 ) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec, parse_editors
+from selfedit.errors import UserError
 from selfedit.procedures.experiment import Experiment, Learning
-from selfedit.procedures.policies import load_policy
+from selfedit.procedures.policies import Policy, load_policy
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import CompareSettings
 from selfedit.procedures.summarise import summarise
@@ -32,6 +33,11 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
         if settings.sweep:
             documents, experiment.recipe, tried = sweep(experiment, documents, specs)
         experiment.store.add_documents(documents)
+        policy = None
+        if settings.policy is not None:
+            policy = load_policy(settings.policy, experiment, documents, settings.policy_round)
+        elif settings.policy_round is not None:
+            raise UserError("--policy-round: of which run?  Name it with --policy")
 
         experiment.examine_untrained(documents)
         learnings: list[Learning] = []
@@ -40,8 +46,8 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
                 experiment.write_edits(documents, spec, count=settings.edits, prompt=settings.edit_prompt)
             if spec.kind != "none":
                 learnings += learnings_of(experiment, documents, spec, spec.name)
-        if settings.policy is not None:
-            learnings += _trained_editor(experiment, documents)
+        if policy is not None:
+            learnings += _trained_editor(experiment, documents, policy)
         experiment.fit_and_examine(learnings)
         experiment.grade()
 
@@ -87,12 +93,10 @@ def learnings_of(
     ]
 
 
-def _trained_editor(experiment: Experiment, documents: Sequence[Document]) -> list[Learning]:
-    """The condition in which a policy that `train` selected writes the edits and is the student."""
+def _trained_editor(experiment: Experiment, documents: Sequence[Document], policy: Policy) -> list[Learning]:
+    """The condition in which a policy that `train` made writes the edits and is the student."""
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
-    assert settings.policy is not None
-    policy = load_policy(settings.policy, experiment)
     name = f"trained:{policy.prompt}"
     spec = EditorSpec("self", policy.prompt)
     experiment.write_edits(

@@ -11,7 +11,7 @@ from pathlib import Path
 from selfedit.errors import UserError
 from selfedit.models import load_model
 from selfedit.procedures.ask import adapter_errors, adapter_folder, base_model
-from selfedit.procedures.policies import delta_name, selected_round
+from selfedit.procedures.policies import delta_name, read_trained
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import directory_atomically
 
@@ -52,7 +52,7 @@ def _adapters(source: Path) -> tuple[list[Path], str]:
         with RunDirectory.read(source) as run:
             procedure, name = run.config["procedure"], str(run.config["model"])
         if procedure == "train":
-            _, selected = selected_round(source)
+            selected = read_trained(source).selected
             return [source / "checkpoints" / delta_name(round) for round in range(1, selected + 1)], name
         if procedure != "learn":
             raise UserError(

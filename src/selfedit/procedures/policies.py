@@ -5,10 +5,12 @@ Knows where checkpoints lie and which model they belong to.  Knows nothing of ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfedit.documents import Document, plain_title
 from selfedit.errors import UserError
 from selfedit.runs.directory import RunDirectory
 
@@ -49,8 +51,18 @@ def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tupl
     return tuple(names)
 
 
-def selected_round(path: Path) -> tuple[dict[str, Any], int]:
-    """The settings of a finished run of `train`, and the round that it selected.  Errors: UserError for any other directory."""
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run of `train`: its settings, the round that it selected, how many it made, and its documents."""
+
+    config: dict[str, Any]
+    selected: int
+    rounds: int
+    documents: list[Document]
+
+
+def read_trained(path: Path) -> TrainedRun:
+    """What `train` left in a directory.  Errors: UserError for any other directory, or an unfinished run."""
     with RunDirectory.read(path) as run:
         if run.config.get("procedure") != "train":
             raise UserError(
@@ -59,19 +71,42 @@ def selected_round(path: Path) -> tuple[dict[str, Any], int]:
         selected = run.read_summary().selected_round
         if selected is None:
             raise UserError(f"{path}: no round is selected yet; let `selfedit train` finish")
-        return run.config, selected
+        return TrainedRun(run.config, selected, len(run.store.rounds()), run.store.documents())
 
 
-def load_policy(path: Path, experiment: Experiment) -> Policy:
-    """The selected policy of a run of `train`, made known to the workers.
+def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document], round: int | None = None) -> Policy:
+    """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that the run
+    has seen.
 
-    Errors: UserError for a run of another procedure, an unfinished one, or one of another model.
+    Errors: UserError for a run of another procedure, an unfinished one, one of another model, or one without that round; and
+    where the untrained model itself was selected.
     """
-    config, selected = selected_round(path)
-    if config["model"] != experiment.settings.model:
+    trained = read_trained(path)
+    model = trained.config["model"]
+    if model != experiment.settings.model:
         raise UserError(
-            f"{path}: its checkpoints belong to model {config['model']}, not {experiment.settings.model};"
-            " give the same --model"
+            f"{path}: its checkpoints belong to model {model}, not {experiment.settings.model}; give the same --model"
         )
-    chain = publish_chain(experiment, path, range(1, selected + 1))
-    return Policy(selected, chain, str(config["edit_prompt"]))
+    if round is None and trained.selected == 0:
+        raise UserError(
+            f"{path}: it selected round 0, the untrained model itself, so there is no policy to compare;"
+            " --policy-round N takes another round's"
+        )
+    if round is not None and round > trained.rounds:
+        raise UserError(f"--policy-round {round}: {path} has {trained.rounds} rounds")
+    chosen = round or trained.selected
+    if chosen != trained.selected:
+        experiment.warn(
+            "policy not selected",
+            f"the policy is round {chosen}'s; on validation documents, {path} selected round {trained.selected}",
+        )
+    seen = {plain_title(document) for document in trained.documents}
+    shared = [document.id for document in documents if plain_title(document) in seen]
+    if shared:
+        experiment.warn(
+            "documents seen in training",
+            f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
+            f" (first: {shared[0]}): their figures say nothing about new documents",
+        )
+    chain = publish_chain(experiment, path, range(1, chosen + 1))
+    return Policy(chosen, chain, str(trained.config["edit_prompt"]))

@@ -99,6 +99,9 @@ class CompareSettings(Settings):
         (), description="where --sweep chooses; a quarter of the documents, split by title, if left out"
     )
     policy: Path | None = Field(None, description="a run of `train`: its selected policy becomes a further condition")
+    policy_round: int | None = Field(
+        None, ge=1, description="with --policy: this round's policy, whatever was selected"
+    )
 
 
 class LearnSettings(Settings):
