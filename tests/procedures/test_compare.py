@@ -16,6 +16,7 @@ from selfedit.documents import Question
 from selfedit.errors import UserError
 from selfedit.exam.verdict import GradeItem, Verdict
 from selfedit.procedures.compare import compare
+from selfedit.procedures.plan import plan
 from selfedit.procedures.settings import CompareSettings
 from selfedit.reports import build_report, write_charts
 from selfedit.runs.store import Store
@@ -305,6 +306,18 @@ def test_too_many_ungraded_answers_stop_the_run(
     assert pool.fits == []
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         assert store.verdict_counts("calibrated")["ungraded"] == 0
+
+
+def test_the_plan_counts_the_tokens_that_are_trained(finished: Finished) -> None:
+    def planned(*editors: str) -> int:
+        return plan("compare", finished.settings.model_copy(update={"editor": editors})).train_tokens
+
+    trained = {c.name: c.train_tokens for c in finished.summary.conditions}
+    assert planned("none", "passage") == trained["passage"]
+    replay = finished.settings.editor[-1]
+    # The plan does not know which lines of written edits will be dropped, nor how long unwritten ones will be.
+    assert trained["replay:documents#expert"] < planned(replay) < 1.3 * trained["replay:documents#expert"]
+    assert planned("self") >= trained["self"]
 
 
 def test_joint_trains_one_adapter_on_all_documents(

@@ -18,6 +18,7 @@ from selfedit.errors import UserError
 from selfedit.exam.statistics import documents_needed
 from selfedit.models import Tokenizer, load_tokenizer, local_path
 from selfedit.procedures.settings import CompareSettings, LearnSettings, Settings, TrainSettings
+from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe, load_recipe
 
@@ -115,6 +116,7 @@ def plan(procedure: str, settings: Settings) -> Plan:
 class _Counts:
     def __init__(self, settings: Settings, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.settings, self.recipe, self.tokenizer = settings, recipe, tokenizer
+        self.prompts = Prompts(settings.prompt_file)
         self.number = self.train_tokens = self.write_tokens = self.answers = 0
         self.cost: float | None = 0.0
         self.upper_bound = False
@@ -150,25 +152,26 @@ class _Counts:
         replicates: int,
         written: dict[str, list[str]] | None = None,
     ) -> None:
-        count = self._count
         for document in documents:
-            own = count(f"{document.title}\n{document.text}") if self.recipe.with_document or kind == "passage" else 0
+            alone = self._tokens(document, None) if self.recipe.with_document or kind == "passage" else 0
             for index in range(edits):
-                tokens = own
-                if written is not None:
-                    tokens += count(written[document.id][index]) if index < len(written[document.id]) else 0
-                elif kind != "passage":
-                    tokens += self.settings.max_edit_tokens
+                if kind == "passage":
+                    tokens = alone
+                elif written is not None:
+                    texts = written[document.id]
+                    tokens = self._tokens(document, texts[index]) if index < len(texts) else alone
+                else:
+                    frame = self._tokens(Document(document.id, document.title, "x"), None)
+                    tokens = alone + self.settings.max_edit_tokens + self._lines * frame
                     self.upper_bound = True
                 self.train_tokens += tokens * self.recipe.epochs * replicates
                 self.number += replicates
                 self.answers += replicates * (len(document.questions) + self.settings.general_questions)
 
     def _price(self, documents: Sequence[Document], model: str, edits: int, prompt: str) -> None:
-        prompts = Prompts(self.settings.prompt_file)
         total = 0.0
         for document in documents:
-            text = prompts.edit(prompt, instruct=True, title=document.title, text=document.text)
+            text = self.prompts.edit(prompt, instruct=True, title=document.title, text=document.text)
             try:
                 total += expected_cost(
                     model,
@@ -183,8 +186,16 @@ class _Counts:
                 return
         self.cost = None if self.cost is None else self.cost + total
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer.encode(text)) + 1
+    @property
+    def _lines(self) -> int:
+        """Sequences that an edit not yet written is cut into, each with its title or question: lines of 16 tokens are short."""
+        return 1 if self.recipe.cutting == "whole" else max(1, self.settings.max_edit_tokens // 16)
+
+    def _tokens(self, document: Document, edit: str | None) -> int:
+        """Tokens of a document's and an edit's training sequences, once."""
+        limit = self.recipe.max_sequence_tokens
+        sequences = training_sequences(document, edit, self.recipe, self.tokenizer, limit)
+        return sum(len(tokenize(sequence, self.recipe, self.tokenizer, self.prompts).ids) for sequence in sequences)
 
 
 def _parameters(settings: Settings, recipe: Recipe) -> tuple[int, int]:
