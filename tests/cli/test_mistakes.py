@@ -37,7 +37,7 @@ def broken(line: str, number: int, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (broken('{"id": "d1", "title":', 1), ["row 2", "JSON"]),
+        (broken('{"id": "d1", "title":', 1), ["line 2", "JSON"]),
         (broken('["d1"]', 1), ["row 2", "must be an object"]),
         (broken("", 2, title="REMOVE"), ["row 3", '"title" is missing']),
         (broken("", 2, text="  "), ["row 3", '"text" is empty']),

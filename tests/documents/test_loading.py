@@ -136,7 +136,7 @@ def test_malformed_json_names_line_and_column(tmp_path):
 def test_nesting_without_end_is_refused(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text("[" * 200_000, "utf-8")
-    assert message(path).startswith(f"{path}, row 1: n")
+    assert message(path).startswith(f"{path}, line 1: n")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
@@ -198,7 +198,7 @@ def test_documents_stream(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_named("a", "b")) + "{", "utf-8")
     stream = iter_documents(path)
     assert [next(stream).id, next(stream).id] == ["a", "b"]
-    with pytest.raises(UserError, match="row 3"):
+    with pytest.raises(UserError, match="line 3"):
         next(stream)
 
 

@@ -388,10 +388,9 @@ def test_a_reader_cannot_write(store: Store) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
 def test_a_finished_run_in_a_directory_of_someone_elses_can_be_read(tmp_path: Path) -> None:
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == 0 and parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder.name.startswith(("pytest-", "popen-", "test_")):
+            folder.chmod(0o755)
     with Store(tmp_path / "run.sqlite") as store:
         store.add_event("a", "", "")
     code = (

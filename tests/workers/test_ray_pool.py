@@ -80,7 +80,7 @@ def test_units_come_back_once_whatever_befalls_the_workers(
     folder = Path(ray_cluster.head_node.get_session_dir_path()) / "logs"
     for state in pool.states():
         (log,) = folder.glob(f"worker-*-{state.pid}.err")
-        assert re.search(rf"worker {state.number} \[plain/\d+\] INFO begins", log.read_text())
+        assert re.search(rf"worker {state.number} \[(plain|policy)/\d+\] INFO begins", log.read_text())
     wait_until(lambda: all(state.state == "idle" for state in pool.states()))
 
     # A unit that raises is given up after three tries, one that is too big is done with less memory, the others are not touched.
