@@ -165,7 +165,8 @@ def paired_difference(
     mean = float(b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum())
     draws = bootstrap(len(common), statistic, resamples=resamples, seed=seed)
     lo, hi = _widened(mean, draws, len(common), level)
-    return Difference(mean, lo, hi, len(common))
+    # Widening for few documents may leave what a difference of shares can be.
+    return Difference(mean, max(lo, -1.0), min(hi, 1.0), len(common))
 
 
 def difference_deviation(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> float:
