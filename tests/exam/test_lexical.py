@@ -23,6 +23,7 @@ from selfedit.exam.verdict import GradeItem
         ("same-sex", "same sex"),
         ("07 May", "7 may"),
         ("scóil", "scoil"),
+        ("Diyarbakır", "diyarbakir"),
         ("A", "a"),
         ("...", ""),
         ("東京", "東 京"),

@@ -147,14 +147,18 @@ def test_a_finished_run_does_nothing_again(trained: tuple[TrainSettings, Summary
     assert (settings.out / "summary.json").read_bytes() == before
 
 
+def pretend_selected(monkeypatch: pytest.MonkeyPatch, summary: Summary, round: int) -> None:
+    monkeypatch.setattr(
+        "selfedit.procedures.policies.RunDirectory.read_summary",
+        lambda _: summary.model_copy(update={"selected_round": round}),
+    )
+
+
 def test_the_selected_policy_becomes_a_condition_of_compare(
     trained: tuple[TrainSettings, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, summary = trained
-    monkeypatch.setattr(
-        "selfedit.procedures.policies.RunDirectory.read_summary",
-        lambda _: summary.model_copy(update={"selected_round": 2}),
-    )
+    pretend_selected(monkeypatch, summary, 2)
     file = write_rows(tmp_path / "test.jsonl", rows(8)[6:])
     pool = CountingPool(settings.model)
     compared = compare(
@@ -177,10 +181,7 @@ def test_a_policy_is_another_rounds_only_where_asked_and_seen_documents_are_told
     trained: tuple[TrainSettings, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, summary = trained
-    monkeypatch.setattr(
-        "selfedit.procedures.policies.RunDirectory.read_summary",
-        lambda _: summary.model_copy(update={"selected_round": 0}),
-    )
+    pretend_selected(monkeypatch, summary, 0)
     file = write_rows(tmp_path / "test.jsonl", [rows(8)[0], rows(8)[7]])
     asked = CompareSettings(
         model=settings.model,

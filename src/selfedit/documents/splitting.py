@@ -14,9 +14,15 @@ from selfedit.documents.document import Document
 from selfedit.errors import UserError
 
 
-def plain_title(document: Document) -> str:
+def _plain_title(document: Document) -> str:
     """Titles that differ in case or white space alone are one."""
     return " ".join(document.title.casefold().split())
+
+
+def sharing_titles(documents: Sequence[Document], others: Sequence[Document]) -> list[Document]:
+    """Those of `documents` whose title is among the others' titles."""
+    titles = {_plain_title(other) for other in others}
+    return [document for document in documents if _plain_title(document) in titles]
 
 
 def split_by_title(
@@ -31,7 +37,7 @@ def split_by_title(
     """
     by_title: dict[str, list[Document]] = {}
     for document in documents:
-        by_title.setdefault(plain_title(document), []).append(document)
+        by_title.setdefault(_plain_title(document), []).append(document)
     titles = sorted(by_title)
     random.Random(seed).shuffle(titles)
     groups = [sorted(by_title[title], key=lambda document: document.id) for title in titles]

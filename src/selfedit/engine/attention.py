@@ -168,9 +168,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     length = query.shape[2]
     mask = None
     if window is not None and length > window:
-        steps = torch.arange(length, device=query.device)
-        distance = steps[:, None] - steps[None]
-        mask = (distance >= 0) & (distance < window)
+        mask = _seen(length, window, query.device)
     return nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -180,6 +178,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
+    """[T, T], True where a query (row) may look at a key: not ahead, and not further back than the window."""
+    steps = torch.arange(length, device=device)
+    distance = steps[:, None] - steps[None]
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def _attend_in_buckets(
@@ -269,9 +274,7 @@ def _sequences(layout: Layout, groups: int, *tensors: Tensor) -> Iterator[tuple[
 def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """[1, T * G, T]: zero where a query may look, else minus infinity; made once a length."""
     if (length, window) not in layout.masks:
-        steps = torch.arange(length)
-        distance = steps[:, None] - steps[None]
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        hidden = ~_seen(length, window, layout.device)
         bias = torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
         layout.masks[length, window] = bias.repeat_interleave(groups, 0)[None]
     return layout.masks[length, window]

@@ -23,7 +23,7 @@ from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.lora import Routing
-from selfedit.engine.memory import free_memory, out_of_memory, release_memory
+from selfedit.engine.memory import device_kind, free_memory, out_of_memory, release_memory
 
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
@@ -148,7 +148,7 @@ def _decode_batch(
     store = KeyValues(torch.tensor(lengths, device=device), max(map(_size, requests)))
     adapters = [adapter for adapter, _ in unique]
     ends = []
-    for part in _parts(lengths, _PREFILL_TOKENS["cpu" if device.type == "cpu" else "accelerator"]):
+    for part in _parts(lengths, _PREFILL_TOKENS[device_kind(device)]):
         row = torch.tensor([token for prompt in prompts[part] for token in prompt], device=device)[None]
         with _route(bank, adapters[part], lengths[part]):
             hidden_PD = backbone.packed(row, Layout.of(lengths[part], device, store, part.start))[0]

@@ -298,8 +298,11 @@ def _backward(
         grad_x = torch.mm(gs[0], group.linears[0].weight)
         for g_PO, linear in zip(gs[1:], group.linears[1:], strict=True):
             grad_x.addmm_(g_PO, linear.weight)
-    fresh = [adapter not in group.written for adapter in routing.adapters]
-    group.written.update(routing.adapters)
+    # An adapter's first segment of a step overwrites its gradients, the others add.
+    fresh = []
+    for adapter in routing.adapters:
+        fresh.append(adapter not in group.written)
+        group.written.add(adapter)
     if routing.offsets is not None:
         a_nGI, b_nOR = _taken(group, routing)
         dh_PG = torch.empty_like(h_PG)
@@ -317,11 +320,6 @@ def _backward(
     if routing.dropout_seeds is not None:
         mask_PI = _masks(group, routing, x_PI)
         x_PI = x_PI * mask_PI
-        # Segments of one adapter follow each other: the first writes, the others add.
-        fresh = [
-            one and adapter not in routing.adapters[:k]
-            for k, (one, adapter) in enumerate(zip(fresh, routing.adapters, strict=True))
-        ]
     dh_PG = torch.empty_like(h_PG)
     for place, (g_PO, h_PR, dh_PR) in enumerate(zip(gs, h_PG.split(rank, 1), dh_PG.split(rank, 1), strict=True)):
         for (adapter, start, end), first in zip(routing.segments, fresh, strict=True):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfedit.engine.memory import device_kind
+
 # Logits of one block, as many as a fast matrix product wants.
 _BLOCK_NUMBERS = {"cpu": 1024 * 49_152, "accelerator": 2048 * 151_936}
 # Below this, a float32 probability has lost its last digits.
@@ -40,7 +42,7 @@ def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tup
 
 
 def _rows(vocabulary: int, device: torch.device) -> int:
-    return max(16, _BLOCK_NUMBERS["cpu" if device.type == "cpu" else "accelerator"] // vocabulary)
+    return max(16, _BLOCK_NUMBERS[device_kind(device)] // vocabulary)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

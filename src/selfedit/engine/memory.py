@@ -9,8 +9,14 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+
+def device_kind(device: torch.device) -> Literal["cpu", "accelerator"]:
+    """What sizes and limits go by."""
+    return "cpu" if device.type == "cpu" else "accelerator"
 
 
 def free_memory(device: torch.device) -> int:

@@ -24,7 +24,7 @@ from selfedit.engine.fit import fit
 from selfedit.engine.jobs import FitJob, FitSettings, TokenSequence, check
 from selfedit.engine.lora import LoraLinear, LoraSpec, Routing
 from selfedit.engine.loss import block_bytes
-from selfedit.engine.memory import free_memory
+from selfedit.engine.memory import device_kind, free_memory
 from selfedit.engine.schedule import simulate
 
 # Tokens of a forward pass beyond which more bring no speed (docs/performance.md), and the share of free memory to use: other
@@ -114,7 +114,7 @@ def plan(
         raise ValueError("there are no jobs to plan")
     costs = measure_costs(model, spec)
     device = _device(model)
-    kind = "cpu" if device.type == "cpu" else "accelerator"
+    kind = device_kind(device)
     free = free_memory(device)
     usable = int(free * _MEMORY_SHARE[kind]) if memory is None else memory
 

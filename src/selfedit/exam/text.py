@@ -51,7 +51,7 @@ _WORD_BREAKS = re.compile(r"[_\-‐‑–—/]")
 
 def _fold(text: str) -> str:
     """Lower case without accents; compatibility forms (full-width digits, ligatures) made plain."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    decomposed = unicodedata.normalize("NFKD", text.casefold()).replace("ı", "i")  # its capital is I
     # Only the Latin, Greek and Cyrillic accents: other scripts' marks (vowel signs, voicing) make other words.
     return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed)).casefold()
 

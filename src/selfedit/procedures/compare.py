@@ -27,6 +27,8 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
     """
     specs = parse_editors(list(settings.editor))
     parse_grid(settings.sweep)
+    if settings.policy_round is not None and settings.policy is None:
+        raise UserError("--policy-round: of which run?  Name it with --policy")
     with Experiment("compare", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
         experiment.check(documents, specs, count=settings.edits, prompt=settings.edit_prompt)
@@ -36,8 +38,6 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
         policy = None
         if settings.policy is not None:
             policy = load_policy(settings.policy, experiment, documents, settings.policy_round)
-        elif settings.policy_round is not None:
-            raise UserError("--policy-round: of which run?  Name it with --policy")
 
         experiment.examine_untrained(documents)
         learnings: list[Learning] = []

@@ -154,6 +154,11 @@ class _Counts:
     ) -> None:
         for document in documents:
             alone = self._tokens(document, None) if self.recipe.with_document or kind == "passage" else 0
+            unwritten = 0
+            if kind != "passage" and written is None:
+                frame = self._tokens(Document(document.id, document.title, "x"), None)
+                unwritten = alone + self.settings.max_edit_tokens + self._lines * frame
+                self.upper_bound = True
             for index in range(edits):
                 if kind == "passage":
                     tokens = alone
@@ -161,9 +166,7 @@ class _Counts:
                     texts = written[document.id]
                     tokens = self._tokens(document, texts[index]) if index < len(texts) else alone
                 else:
-                    frame = self._tokens(Document(document.id, document.title, "x"), None)
-                    tokens = alone + self.settings.max_edit_tokens + self._lines * frame
-                    self.upper_bound = True
+                    tokens = unwritten
                 self.train_tokens += tokens * self.recipe.epochs * replicates
                 self.number += replicates
                 self.answers += replicates * (len(document.questions) + self.settings.general_questions)

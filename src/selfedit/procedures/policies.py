@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfedit.documents import Document, plain_title
+from selfedit.documents import Document, sharing_titles
 from selfedit.errors import UserError
 from selfedit.runs.directory import RunDirectory
 
@@ -22,9 +22,8 @@ DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Policy:
-    """What `train` selected: `round` 0 is the untrained model; `chain` names its deltas, in order; `prompt` its editing prompt."""
+    """What `train` made; `chain` names its deltas, one a round, in order; `prompt` its editing prompt."""
 
-    round: int
     chain: tuple[str, ...]
     prompt: str
 
@@ -100,13 +99,12 @@ def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document
             "policy not selected",
             f"the policy is round {chosen}'s; on validation documents, {path} selected round {trained.selected}",
         )
-    seen = {plain_title(document) for document in trained.documents}
-    shared = [document.id for document in documents if plain_title(document) in seen]
+    shared = sharing_titles(documents, trained.documents)
     if shared:
         experiment.warn(
             "documents seen in training",
             f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
-            f" (first: {shared[0]}): their figures say nothing about new documents",
+            f" (first: {shared[0].id}): their figures say nothing about new documents",
         )
     chain = publish_chain(experiment, path, range(1, chosen + 1))
-    return Policy(chosen, chain, str(trained.config["edit_prompt"]))
+    return Policy(chain, str(trained.config["edit_prompt"]))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from selfedit.documents import Document, plain_title, split_by_title
+from selfedit.documents import Document, sharing_titles, split_by_title
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
@@ -241,11 +241,10 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
     if settings.validation:
         validation = experiment.load(settings.validation, limit=None, require_questions=True)
-        titles = {plain_title(document) for document in documents}
-        shared = [document.title for document in validation if plain_title(document) in titles]
+        shared = sharing_titles(validation, documents)
         if shared:
             raise UserError(
-                f"--validation: title {shared[0]!r} is among the training documents too; give other documents"
+                f"--validation: title {shared[0].title!r} is among the training documents too; give other documents"
             )
         training = documents
     elif settings.validation_share:

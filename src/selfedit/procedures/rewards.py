@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfedit.documents import Document
@@ -37,15 +37,25 @@ def fit_rewards(
     by_id = {document.id: document for document in training}
     edits = experiment.store.edits(round=round, writer=TRAIN)
     experiment.fit_and_examine(
-        [
-            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
-            for e in edits
-            for replicate in range(settings.replicates)
-        ],
-        label=f"round {round} rewards",
+        _learnings(edits, by_id, settings.replicates, round, chain), label=f"round {round} rewards"
     )
     experiment.grade()
     experiment.store.set_rewards(edit_rewards(experiment, round))
+
+
+def _learnings(
+    edits: Sequence[StoredEdit],
+    by_id: Mapping[str, Document],
+    replicates: int,
+    round: int,
+    chain: tuple[str, ...],
+) -> list[Learning]:
+    """S fits an edit."""
+    return [
+        Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+        for e in edits
+        for replicate in range(replicates)
+    ]
 
 
 def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
@@ -83,14 +93,9 @@ def judged_rewards(
             "unreadable ratings", f"round {round}: {len(edits) - len(rated)} of {len(edits)} ratings could not be read"
         )
     sample = sorted(rated, key=lambda id: experiment.seed("judge sample", id))[: settings.judge_sample]
+    fitted = [edit for edit in edits if edit.id in sample]
     experiment.fit_and_examine(
-        [
-            Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
-            for e in edits
-            if e.id in sample
-            for replicate in range(settings.replicates)
-        ],
-        label=f"round {round} check of the judge",
+        _learnings(fitted, by_id, settings.replicates, round, chain), label=f"round {round} check of the judge"
     )
     experiment.grade()
     real = edit_rewards(experiment, round)

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfedit.documents import Document, plain_title, split_by_title
+from selfedit.documents import Document, sharing_titles, split_by_title
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval
@@ -111,8 +111,7 @@ def _split(experiment: Experiment, documents: Sequence[Document]) -> tuple[list[
         parts = split_by_title(documents, {"test": 1 - _SHARE, "validation": _SHARE}, seed=settings.seed)
         return parts["test"], parts["validation"]
     validation = experiment.load(settings.validation, limit=None, require_questions=True)
-    titles = {plain_title(document) for document in documents}
-    shared = [document.title for document in validation if plain_title(document) in titles]
+    shared = sharing_titles(validation, documents)
     if shared:
-        raise UserError(f"--validation: title {shared[0]!r} is among the documents too; give other documents")
+        raise UserError(f"--validation: title {shared[0].title!r} is among the documents too; give other documents")
     return list(documents), validation
