@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 _NAME = "selfedit_packed"
 # Up to this length, a CPU is faster with whole score matrices than with torch's blockwise kernel.
 _SHORT = 512
+# How much larger padding may make a batch of sequences: an accelerator wants few batches, a CPU little to compute.
+_PADDING = {"cpu": 0.1, "accelerator": 0.5}
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Layout:
     first: int = 0
     step: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
+    batched: dict[int, _Batches] = field(default_factory=dict)
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device, store: KeyValues | None = None, first: int = 0) -> Layout:
@@ -90,6 +93,12 @@ class Layout:
             return self.store.lengths_B[None]
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.device)
 
+    def batches(self, heads: int) -> _Batches:
+        """The sequences in batches, for this many key-value heads; made once."""
+        if heads not in self.batched:
+            self.batched[heads] = _Batches.of(self.lengths, heads)
+        return self.batched[heads]
+
     def rows(self) -> Tensor:
         """The number of each token's sequence in the store, [P]."""
         numbers = torch.arange(self.first, self.first + len(self.lengths))
@@ -97,18 +106,28 @@ class Layout:
 
 
 def _buckets(lengths: list[int], device: torch.device) -> list[Tensor]:
-    groups: dict[int, list[int]] = {}
-    for k, length in enumerate(lengths):
-        groups.setdefault(max(4, (length - 1).bit_length()), []).append(k)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     buckets = []
-    for members in groups.values():
-        longest = max(lengths[k] for k in members)
-        steps_T = torch.arange(longest)
+    for members in _similar(lengths, _PADDING["accelerator"]):
+        steps_T = torch.arange(lengths[members[0]])
         count_B = torch.tensor([lengths[k] for k in members])
         positions_BT = starts[members][:, None] + steps_T[None]
         buckets.append(torch.where(steps_T[None] < count_B[:, None], positions_BT, -1).to(device))
     return buckets
+
+
+def _similar(lengths: list[int], padding: float) -> list[list[int]]:
+    """Numbers of the sequences, longest first, in groups that padding to the longest makes larger by at most this share."""
+    groups: list[list[int]] = []
+    filled = 0
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        filled += lengths[k]
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= (1 + padding) * filled:
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+            filled = lengths[k]
+    return groups
 
 
 @contextmanager
@@ -222,53 +241,96 @@ def _attend_to_store(
     return attended.flatten(1, 2)[None]
 
 
-class _ShortAttention(torch.autograd.Function):
-    """Packed attention on a CPU with one small score matrix a sequence and key-value head.
+@dataclass
+class _Batches:
+    """Packed rows of K key-value heads as batches of sequences of similar length, shorter ones padded with their last row.
 
-    Query heads that share a key-value head lie side by side, [K, P, G, D], so that a sequence's part of them is a matrix
-    [K, T * G, D] without copying.
+    `shapes` has sequences and length of each batch; M rows of `rows` are numbers p * K + k, batch after batch, and in a batch
+    sequence after sequence, head after head; `places` [P * K] says where each packed row has gone, `padding` which are copies.
+    A sequence is padded with rows of its own, because a number that is not finite would come through a mask.
+    """
+
+    heads: int
+    shapes: list[tuple[int, int]]
+    rows: Tensor
+    places: Tensor
+    padding: Tensor
+
+    @staticmethod
+    def of(lengths: list[int], heads: int) -> _Batches:
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        shapes, rows, real = [], [], []
+        for members in _similar(lengths, _PADDING["cpu"]):
+            length = lengths[members[0]]
+            shapes.append((len(members), length))
+            last_B11 = torch.tensor([lengths[k] - 1 for k in members])[:, None, None]
+            steps_T = torch.arange(length)
+            position_B1T = starts[members][:, None, None] + torch.minimum(steps_T, last_B11)
+            rows_BKT = position_B1T * heads + torch.arange(heads)[:, None]
+            rows.append(rows_BKT.flatten())
+            real.append((steps_T <= last_B11).expand(rows_BKT.shape).flatten())
+        rows_M, real_M = torch.cat(rows), torch.cat(real)
+        places = torch.empty(int(starts[-1]) * heads, dtype=torch.long)
+        places[rows_M[real_M]] = real_M.nonzero().squeeze(1)
+        return _Batches(heads, shapes, rows_M, places, (~real_M).nonzero().squeeze(1))
+
+    def gather(self, x_PW: Tensor) -> Tensor:
+        """[P, K * W] -> [M, W]"""
+        return x_PW.reshape(len(self.places), -1).index_select(0, self.rows)
+
+    def scatter(self, x_MW: Tensor, width: int) -> Tensor:
+        """[M, G * D] -> [P, K * G, D], of D = `width`"""
+        return x_MW.index_select(0, self.places).view(len(self.places) // self.heads, -1, width)
+
+    def parts(self, width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Each batch's part [B * K, T * G, D] of tensors [M, G * D], of D = `width`."""
+        counts = [sequences * self.heads * length for sequences, length in self.shapes]
+        for (sequences, _), *parts in zip(self.shapes, *(x.split(counts) for x in tensors), strict=True):
+            yield tuple(part.view(sequences * self.heads, -1, width) for part in parts)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Packed attention on a CPU with whole score matrices, sequences of similar length side by side.
+
+    Query heads that share a key-value head lie side by side, so that a sequence's part of them is a matrix [T * G, D].
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
     ) -> Tensor:
-        heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-        q_KPGD = query[0].unflatten(0, (heads, groups)).transpose(1, 2).contiguous()
-        out_KPGD = q_KPGD.new_empty(*q_KPGD.shape[:3], value.shape[3])
-        shares = []
-        for q, k, v, out in _sequences(layout, groups, q_KPGD, key[0], value[0], out_KPGD):
-            bias = _bias(layout, k.shape[1], groups, window, q.dtype)
-            share = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), -1)
-            torch.bmm(share, v, out=out)
+        heads, width, width_v = key.shape[1], key.shape[3], value.shape[3]
+        groups = query.shape[1] // heads
+        batches = layout.batches(heads)
+        q, k, v = (batches.gather(x[0].transpose(0, 1)) for x in (query, key, value))
+        out, shares = q.new_empty(len(q), groups * width_v), []
+        for (q_b, k_b), (v_b, out_b) in zip(batches.parts(width, q, k), batches.parts(width_v, v, out), strict=True):
+            bias = _bias(layout, k_b.shape[1], groups, window, q.dtype)
+            share = torch.softmax(torch.baddbmm(bias, q_b, k_b.transpose(1, 2), alpha=scale), -1)
+            torch.bmm(share, v_b, out=out_b)
             shares.append(share)
-        ctx.save_for_backward(q_KPGD, key, value, *shares)
-        ctx.layout, ctx.scale = layout, scale
-        return out_KPGD.permute(1, 0, 2, 3).flatten(1, 2)[None]
+        ctx.save_for_backward(q, k, v, *shares)
+        ctx.batches, ctx.scale, ctx.widths = batches, scale, (width, width_v)
+        return batches.scatter(out, width_v)[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q_KPGD, key, value, *shares = ctx.saved_tensors
-        heads, _, groups, _ = q_KPGD.shape
-        g_KPGD = grad[0].unflatten(1, (heads, groups)).transpose(0, 1).contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q_KPGD), *(torch.empty_like(x[0]) for x in (key, value))
-        parts = _sequences(ctx.layout, groups, g_KPGD, q_KPGD, key[0], value[0], grad_q, grad_k, grad_v)
-        for (g, q, k, v, into_q, into_k, into_v), share in zip(parts, shares, strict=True):
-            into_v.copy_(torch.bmm(share.transpose(1, 2), g))
-            slope = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), share, -1, share.dtype)
+        q, k, v, *shares = ctx.saved_tensors
+        batches, (width, width_v) = ctx.batches, ctx.widths
+        g = batches.gather(grad[0])
+        g.index_fill_(0, batches.padding, 0.0)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        parts = batches.parts(width, q, k, grad_q, grad_k), batches.parts(width_v, v, g, grad_v)
+        for (q_b, k_b, into_q, into_k), (v_b, g_b, into_v), share in zip(*parts, shares, strict=True):
+            torch.bmm(share.transpose(1, 2), g_b, out=into_v)
+            slope = torch._softmax_backward_data(torch.bmm(g_b, v_b.transpose(1, 2)), share, -1, share.dtype)
             slope.mul_(ctx.scale)
-            torch.bmm(slope, k, out=into_q)
-            into_k.copy_(torch.bmm(slope.transpose(1, 2), q))
+            torch.bmm(slope, k_b, out=into_q)
+            torch.bmm(slope.transpose(1, 2), q_b, out=into_k)
         # In the memory order of the projections that these came from, [P, H, D].
-        grad_q = grad_q.permute(1, 0, 2, 3).flatten(1, 2).transpose(0, 1)
-        return grad_q[None], grad_k[None], grad_v[None], None, None, None
-
-
-def _sequences(layout: Layout, groups: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Each sequence's part of each tensor: [K, T, D] of those [K, P, D], [K, T * G, D] of those [K, P, G, D]."""
-    rows = [x.flatten(1, 2) if x.dim() == 4 else x for x in tensors]
-    counts = [[n * groups for n in layout.lengths] if x.dim() == 4 else layout.lengths for x in tensors]
-    return zip(*(x.split(count, 1) for x, count in zip(rows, counts, strict=True)), strict=True)
+        grads = ((grad_q, width), (grad_k, width), (grad_v, width_v))
+        back = [batches.scatter(x, wide).transpose(0, 1)[None] for x, wide in grads]
+        return back[0], back[1], back[2], None, None, None
 
 
 def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:

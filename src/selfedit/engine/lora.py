@@ -57,10 +57,6 @@ class Run:
     length: int
 
     @property
-    def rows(self) -> slice:
-        return slice(self.start, self.start + self.count * self.length)
-
-    @property
     def adapters(self) -> slice:
         return slice(self.first, self.first + self.count)
 
@@ -87,6 +83,14 @@ class Routing:
     @property
     def adapters(self) -> list[int]:
         return [adapter for adapter, _, _ in self.segments]
+
+    def by_run(self, x_PW: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each run: one call, because a slice for each costs more than the products want."""
+        return x_PW.split([run.count * run.length for run in self.runs])
+
+    def by_segment(self, x_PW: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each segment."""
+        return x_PW.split([end - start for _, start, end in self.segments])
 
     @staticmethod
     def of(
@@ -253,20 +257,20 @@ def _forward(x_PI: Tensor, group: LoraGroup, routing: Routing) -> tuple[list[Ten
     if routing.dropout_seeds is not None:
         x_PI = x_PI * _masks(group, routing, x_PI)
     h_PG = x_PI.new_empty(x_PI.shape[0], group.a_NGI.shape[1])
-    for run in routing.runs:
+    for run, x, h in zip(routing.runs, routing.by_run(x_PI), routing.by_run(h_PG), strict=True):
         if run.count > 1:
-            x_nlI = x_PI[run.rows].view(run.count, run.length, -1)
-            torch.bmm(x_nlI, group.a_NGI[run.adapters].transpose(1, 2), out=h_PG[run.rows].view(*x_nlI.shape[:2], -1))
+            x_nlI, h_nlG = (rows.unflatten(0, (run.count, run.length)) for rows in (x, h))
+            torch.bmm(x_nlI, group.a_NGI[run.adapters].transpose(1, 2), out=h_nlG)
         else:
-            torch.mm(x_PI[run.rows], group.a_IG[run.first], out=h_PG[run.rows])
+            torch.mm(x, group.a_IG[run.first], out=h)
     h_PG.mul_(scaling)
     for place, (y_PO, h_PR) in enumerate(zip(ys, h_PG.split(rank, 1), strict=True)):
-        for run in routing.runs:
+        for run, y, h in zip(routing.runs, routing.by_run(y_PO), routing.by_run(h_PR), strict=True):
             if run.count > 1:
-                y_nlO, h_nlR = (x[run.rows].unflatten(0, (run.count, run.length)) for x in (y_PO, h_PR))
+                y_nlO, h_nlR = (rows.unflatten(0, (run.count, run.length)) for rows in (y, h))
                 y_nlO.baddbmm_(h_nlR, group.b_NOR[place][run.adapters].transpose(1, 2))
             else:
-                y_PO[run.rows].addmm_(h_PR[run.rows], group.b_RO[place][run.first])
+                y.addmm_(h, group.b_RO[place][run.first])
     return ys, h_PG
 
 
@@ -322,19 +326,23 @@ def _backward(
         x_PI = x_PI * mask_PI
     dh_PG = torch.empty_like(h_PG)
     for place, (g_PO, h_PR, dh_PR) in enumerate(zip(gs, h_PG.split(rank, 1), dh_PG.split(rank, 1), strict=True)):
-        for (adapter, start, end), first in zip(routing.segments, fresh, strict=True):
-            g_lO = g_PO[start:end]
-            torch.mm(g_lO, group.b_OR[place][adapter], out=dh_PR[start:end])
-            _accumulate(group.grad_b_OR[place][adapter], g_lO.t(), h_PR[start:end], first)
+        rows = (routing.by_segment(x) for x in (g_PO, h_PR, dh_PR))
+        for adapter, first, g, h, dh in zip(routing.adapters, fresh, *rows, strict=True):
+            torch.mm(g, group.b_OR[place][adapter], out=dh)
+            _accumulate(group.grad_b_OR[place][adapter], g.t(), h, first)
     dh_PG.mul_(scaling)
-    for (adapter, start, end), first in zip(routing.segments, fresh, strict=True):
-        dh_lG = dh_PG[start:end]
-        _accumulate(group.grad_a_GI[adapter], dh_lG.t(), x_PI[start:end], first)
-        if grad_x is not None and mask_PI is None:
-            grad_x[start:end].addmm_(dh_lG, group.a_GI[adapter])
-        elif grad_x is not None:
-            assert mask_PI is not None
-            grad_x[start:end].add_(torch.mm(dh_lG, group.a_GI[adapter]).mul_(mask_PI[start:end]))
+    for adapter, first, dh, x in zip(
+        routing.adapters, fresh, routing.by_segment(dh_PG), routing.by_segment(x_PI), strict=True
+    ):
+        _accumulate(group.grad_a_GI[adapter], dh.t(), x, first)
+    if grad_x is None:
+        return None
+    rows = (routing.by_segment(x) for x in (dh_PG, grad_x))
+    for adapter, (_, start, end), dh, into in zip(routing.adapters, routing.segments, *rows, strict=True):
+        if mask_PI is None:
+            into.addmm_(dh, group.a_GI[adapter])
+        else:
+            into.add_(torch.mm(dh, group.a_GI[adapter]).mul_(mask_PI[start:end]))
     return grad_x
 
 
