@@ -285,7 +285,7 @@ class _Batches:
     def parts(self, width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Each batch's part [B * K, T * G, D] of tensors [M, G * D], of D = `width`."""
         counts = [sequences * self.heads * length for sequences, length in self.shapes]
-        for (sequences, _), *parts in zip(self.shapes, *(x.split(counts) for x in tensors), strict=True):
+        for (sequences, _), *parts in zip(self.shapes, *(x.split_with_sizes(counts) for x in tensors), strict=True):
             yield tuple(part.view(sequences * self.heads, -1, width) for part in parts)
 
 

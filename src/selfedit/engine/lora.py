@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -80,17 +81,25 @@ class Routing:
     def rows(self) -> int:
         return self.segments[-1][2] if self.segments else 0
 
-    @property
+    @cached_property
     def adapters(self) -> list[int]:
         return [adapter for adapter, _, _ in self.segments]
 
+    @cached_property
+    def _run_rows(self) -> list[int]:
+        return [run.count * run.length for run in self.runs]
+
+    @cached_property
+    def _segment_rows(self) -> list[int]:
+        return [end - start for _, start, end in self.segments]
+
     def by_run(self, x_PW: Tensor) -> tuple[Tensor, ...]:
         """The rows of each run: one call, because a slice for each costs more than the products want."""
-        return x_PW.split([run.count * run.length for run in self.runs])
+        return x_PW.split_with_sizes(self._run_rows)
 
     def by_segment(self, x_PW: Tensor) -> tuple[Tensor, ...]:
         """The rows of each segment."""
-        return x_PW.split([end - start for _, start, end in self.segments])
+        return x_PW.split_with_sizes(self._segment_rows)
 
     @staticmethod
     def of(
