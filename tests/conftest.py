@@ -53,7 +53,7 @@ def tiny_config(kind: str, **changes: Any) -> Any:
     """The configuration of a model of a few ten thousand parameters.
 
     `llama` has grouped queries and a head of its own, `qwen2` biases, `qwen3` normalised queries and keys, `gemma3` a
-    sliding window of 8 on two of three layers; `gpt2` is built on Conv1D."""
+    sliding window of 8 on two of three layers; `gemma2` caps the scores of its attention; `gpt2` is built on Conv1D."""
     import transformers
 
     shape = {
@@ -82,6 +82,8 @@ def tiny_config(kind: str, **changes: Any) -> Any:
         return transformers.Gemma3TextConfig(
             **{**shape, "sliding_window": 8, "layer_types": pattern, "query_pre_attn_scalar": 16, **changes}
         )
+    if kind == "gemma2":
+        return transformers.Gemma2Config(**{**shape, **changes})
     if kind == "gpt2":
         return transformers.GPT2Config(
             **{"vocab_size": 160, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, **changes}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfedit.engine import AdapterBank, LoraSpec, UnsupportedModelError
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, UnsupportedModelError, fit
 from selfedit.engine.lora import Routing
 
 IDS = torch.arange(3, 25)[None]
@@ -75,6 +75,12 @@ def test_targets_that_match_nothing_name_the_layers_there_are(tiny_model, target
 def test_conv1d_is_refused(tiny_model):
     with pytest.raises(UnsupportedModelError, match="Conv1D"):
         AdapterBank(tiny_model("gpt2"), LoraSpec(), 1)
+
+
+def test_attention_with_capped_scores_is_refused(tiny_model):
+    model = tiny_model("gemma2")
+    with AdapterBank(model, LoraSpec(), 1) as bank, pytest.raises(UnsupportedModelError, match=r"Gemma2.* soft-capped"):
+        fit(bank, [FitJob((TokenSequence((5, 6, 7)),), FitSettings(epochs=1), seed=0)])
 
 
 def test_quantised_layers_are_refused(tiny_model):

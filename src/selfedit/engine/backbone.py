@@ -93,8 +93,11 @@ class Backbone:
             raise UnsupportedModelError(f"{name} does not compute its logits as head times hidden state; not supported")
         layout = Layout.of([4, 7], device)
         row = torch.cat([ids[:4], ids[:7]])[None]
-        with packed_attention(self.model):
-            together = self.packed(row, layout)[0]
+        try:
+            with packed_attention(self.model):
+                together = self.packed(row, layout)[0]
+        except NotImplementedError as error:
+            raise UnsupportedModelError(f"{name} is not supported: {error}") from None
         if not _close(self.logits(together[4:]), whole[:7]):
             raise UnsupportedModelError(f"{name} cannot take packed sequences: its attention mixes them")
 

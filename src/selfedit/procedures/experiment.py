@@ -33,7 +33,7 @@ from selfedit.procedures.settings import FREE, Settings
 from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe, load_recipe
-from selfedit.runs.costs import api_cost, device_cost, total_cost
+from selfedit.runs.costs import Spent, api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, CostRecord, FitRecord, fit_id
 from selfedit.runs.seeds import derive_seed
@@ -117,9 +117,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         self._pool = pool
         self._retried = False
         self._aside = False  # grading beside a step whose progress is shown
-        spent = total_cost(self.store).known_usd
         self.budget = Budget(settings.budget)
-        self.budget.spend(spent)
+        self.budget.spend(Spent.of(self.store.costs()).known_usd or 0.0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

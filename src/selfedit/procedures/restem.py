@@ -25,7 +25,7 @@ from selfedit.procedures.summarise import summarise
 from selfedit.procedures.tracking import make_tracker
 from selfedit.procedures.worth import worth_it
 from selfedit.recipes import Recipe, load_recipe
-from selfedit.runs.costs import cost_by_condition, device_cost
+from selfedit.runs.costs import Spent, device_cost
 from selfedit.runs.files import directory_atomically
 from selfedit.runs.records import RoundRecord
 from selfedit.runs.summary import Summary
@@ -88,7 +88,7 @@ def one_round(
     mean = accuracy_interval(rewards) if rewards else None
     scores = experiment.scores(VALIDATION, round=round)
     validated = accuracy_interval(scores) if scores else None
-    spent = list(cost_by_condition(experiment.store, round=round).values())
+    spent = Spent.of(line for line in experiment.store.costs() if line.round == round)
     experiment.store.put_round(
         RoundRecord(
             round=round,
@@ -101,8 +101,8 @@ def one_round(
                 "train_reward_ci95": [mean.lo, mean.hi] if mean else None,
                 "validation_ci95": [validated.lo, validated.hi] if validated else None,
                 "documents_without_signal": len(selection.without_signal),
-                "device_seconds": sum(cost.seconds for cost in spent),
-                "usd": None if any(cost.usd is None for cost in spent) else sum(cost.known_usd for cost in spent),
+                "device_seconds": spent.seconds,
+                "usd": spent.usd,
                 **details,
             },
         )

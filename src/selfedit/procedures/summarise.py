@@ -18,7 +18,7 @@ from selfedit.runs.summary import ConditionSummary, Summary
 
 def summarise(experiment: Experiment, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
     """Builds and writes `summary.json`; `more` adds keys (rounds and selected round of Step B)."""
-    costs = cost_by_condition(experiment.store)
+    costs = cost_by_condition(experiment.store.costs())
     tokenizer = experiment.pool.tokenizer
     summary = Summary(
         schema=1,
@@ -69,7 +69,7 @@ def condition_summary(
         train_tokens=sum(fit.train_tokens for fit in fits),
         edit_tokens=sum(edit.edit.output_tokens for edit in edits),
         seconds=spent.seconds,
-        cost_usd=_usd(experiment, name),
+        cost_usd=spent.usd,
         failed_fits=sum(fit.status == "failed" for fit in fits),
     )
 
@@ -121,17 +121,6 @@ def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[dict[s
         mean, low, high = accuracy_interval(by_fit)
         found.append({"condition": name, "asked": asked, "kept": kept, "lost": 1 - mean, "ci95": [1 - high, 1 - low]})
     return found
-
-
-def _usd(experiment: Experiment, condition: str) -> float | None:
-    """What a condition cost in dollars.  Device time counts only where it has a price (`--usd-per-hour`); None where nothing has
-    one, or an API call has none."""
-    lines = [line for line in experiment.store.costs() if line.condition == condition]
-    if experiment.settings.usd_per_hour is None:
-        lines = [line for line in lines if not line.seconds]
-    if not lines or any(line.usd is None for line in lines):
-        return None
-    return sum(line.usd for line in lines if line.usd is not None)
 
 
 def _edit_counts(experiment: Experiment) -> dict[str, int]:

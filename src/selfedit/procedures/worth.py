@@ -70,13 +70,9 @@ def _points(difference: Difference) -> str:
 
 def _costs(experiment: Experiment) -> tuple[Spent, Spent]:
     """Validation in round 0 is Step A; everything in later rounds is Step B."""
-    step_a, step_b = Spent(), Spent()
-    for line in experiment.store.costs():
-        if line.round > 0:
-            step_b = step_b.plus(line)
-        elif line.condition == "validation":
-            step_a = step_a.plus(line)
-    return step_a, step_b
+    lines = experiment.store.costs()
+    step_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
+    return step_a, Spent.of(line for line in lines if line.round > 0)
 
 
 def _spent(spent: Spent) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
+from selfedit.runs.costs import Spent
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
@@ -38,7 +39,7 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
     result = []
     for name in names:
         graded = [answer for answer in answers[name] if answer.credit is not None]
-        priced = [cost.usd for cost in run.costs if cost.condition == name]
+        spent = Spent.of(cost for cost in run.costs if cost.condition == name)
         result.append(
             Condition(
                 name=name,
@@ -48,8 +49,8 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
                 ungraded=sum(answer.value == "ungraded" for answer in answers[name]),
                 train_tokens=sum(fit.train_tokens for fit in fits.values() if fit.condition == name),
                 edit_tokens=sum(e.output_tokens for e in run.edits if e.round == 0 and e.writer == name),
-                seconds=sum(cost.seconds for cost in run.costs if cost.condition == name),
-                cost_usd=sum(p for p in priced if p is not None) if priced and None not in priced else None,
+                seconds=spent.seconds,
+                cost_usd=spent.usd,
             )
         )
     return tuple(result)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from selfedit.reports import findings, format, table
 from selfedit.reports.data import Answer, Condition, Edit, Fit, RunData, Summary, finite
+from selfedit.runs.costs import Spent
 
 EXAMPLES = 3
 """Documents whose best and worst edits are shown side by side."""
@@ -63,8 +64,7 @@ def render_run(run: RunData) -> str:
         changes=findings.changes(run),
         general=_general(run),
         costs=run.costs,
-        total_usd=_total([cost.usd for cost in run.costs]),
-        total_seconds=sum(cost.seconds for cost in run.costs),
+        spent=Spent.of(run.costs),
         counts=_counts(run),
         events=_events(run),
         events_shown=EVENTS_SHOWN,
@@ -272,10 +272,6 @@ def _general(run: RunData) -> dict[str, Any]:
         row = rows.setdefault(entry.question_id, {"question": entry.question, "answers": entry.answers, "by": {}})
         row["by"][entry.condition] = entry
     return {"names": names, "rows": list(rows.values())}
-
-
-def _total(amounts: Sequence[float | None]) -> float | None:
-    return None if not amounts or None in amounts else sum(amount for amount in amounts if amount is not None)
 
 
 def _counts(run: RunData) -> dict[str, int]:

@@ -6,10 +6,11 @@ Tokens and time are always known; money may not be, and an unknown price is not 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from selfedit.runs.records import CostRecord
-from selfedit.runs.store import Store
 
 
 def api_cost(
@@ -27,51 +28,54 @@ def device_cost(
     return CostRecord(what, condition, round, model, seconds=seconds, usd=usd)
 
 
+class Line(Protocol):
+    """What a line of the ledger has, in the store's records and in a report's."""
+
+    @property
+    def condition(self) -> str: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def usd(self) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Spent:
-    """A sum over lines.  `known_usd` adds the lines that have a price, `unpriced` counts those that have none."""
+    """A sum over lines.  `known_usd` adds the prices that are known (None where none is), `unpriced` counts API
+    calls without one."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
-    known_usd: float = 0.0
+    known_usd: float | None = None
     unpriced: int = 0
+
+    @staticmethod
+    def of(lines: Iterable[Line]) -> Spent:
+        lines = list(lines)
+        prices = [line.usd for line in lines if line.usd is not None]
+        return Spent(
+            input_tokens=sum(line.input_tokens for line in lines),
+            output_tokens=sum(line.output_tokens for line in lines),
+            seconds=sum(line.seconds for line in lines),
+            known_usd=sum(prices) if prices else None,
+            unpriced=sum(line.usd is None and not line.seconds for line in lines),
+        )
 
     @property
     def usd(self) -> float | None:
-        """All of it in dollars; None where a line has no price."""
+        """All of it in dollars.  Device time counts only where it has a price (`--usd-per-hour`); None where nothing has one, or an
+        API call has none."""
         return None if self.unpriced else self.known_usd
 
-    def plus(self, line: CostRecord) -> Spent:
-        return Spent(
-            self.input_tokens + line.input_tokens,
-            self.output_tokens + line.output_tokens,
-            self.seconds + line.seconds,
-            self.known_usd + (line.usd or 0.0),
-            self.unpriced + (line.usd is None),
-        )
 
-
-def cost_by_condition(store: Store, *, round: int | None = None) -> dict[str, Spent]:
+def cost_by_condition(lines: Iterable[Line]) -> dict[str, Spent]:
     """What each condition has spent, in the order in which they first spent something."""
-    sums: dict[str, Spent] = {}
-    for line in store.costs():
-        if round is None or line.round == round:
-            sums[line.condition] = sums.get(line.condition, Spent()).plus(line)
-    return sums
-
-
-def cost_by_kind(store: Store) -> dict[str, Spent]:
-    """What each kind of work (edits, fits, answers, grading, outer) has cost."""
-    sums: dict[str, Spent] = {}
-    for line in store.costs():
-        sums[line.what] = sums.get(line.what, Spent()).plus(line)
-    return sums
-
-
-def total_cost(store: Store) -> Spent:
-    """What the run has spent so far; a budget is compared with its `known_usd`."""
-    total = Spent()
-    for line in store.costs():
-        total = total.plus(line)
-    return total
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.condition, []).append(line)
+    return {condition: Spent.of(group) for condition, group in groups.items()}
