@@ -25,8 +25,6 @@ import contextlib
 import copy
 import io
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -41,6 +39,7 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks import processor
 from selfedit.engine import (
     AdapterBank,
     DecodeRequest,
@@ -585,13 +584,7 @@ def show(figures: dict[str, Any]) -> None:
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
-        )
-    return f"{name}, {os.cpu_count()} cores"
+    return processor()
 
 
 def finish(device: torch.device) -> None:

@@ -29,6 +29,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processor
 from selfedit.procedures.progress import Quiet
 from selfedit.procedures.restem import train
 from selfedit.procedures.settings import TrainSettings, make_settings
@@ -242,8 +243,7 @@ def main() -> int:
         equal = {name: single[name] == hosts[name] for name in single}
         result = {
             "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in SETTINGS.items()},
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            "machine": processor(),
             "hosts": HOSTS,
             "single_process_seconds": round(single_seconds, 1),
             "hosts_seconds": round(hosts_seconds, 1),

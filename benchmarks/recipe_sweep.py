@@ -3,8 +3,8 @@
     python -m benchmarks.recipe_sweep --split train --documents 8 [--only NAME ...]
 
 Learns news items of the built-in corpus (train or validation items, never test) from the corpus's own edits and from the passage
-alone, under each recipe of the grid below, one adapter an item; prints and appends, recipe by recipe, the share of exam
-questions that the lexical grader finds right.  All recipes with one LoRA shape train in one bank.
+alone, under each recipe of the grid below, one adapter an item; prints and appends, recipe by recipe, how many exam
+questions the lexical grader finds right, and how many of the general questions that the model knew before it still answers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import time
 from pathlib import Path
 
 import torch
 
-from selfedit.documents import Document, load_documents
+from benchmarks import processor
+from selfedit.documents import Document, Question, load_documents
 from selfedit.engine import AdapterBank, DecodeRequest, FitJob, decode, fit
+from selfedit.exam.general import GENERAL_TITLE, general_questions
 from selfedit.exam.lexical import LexicalGrader
 from selfedit.exam.verdict import GradeItem
 from selfedit.models import Model, load_model
@@ -29,6 +30,7 @@ from selfedit.recipes import SEAL, Recipe
 from selfedit.runs.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "recipe-sweep.jsonl"
+GENERAL = 20  # general questions that each adapter is asked
 _TEXT = Recipe(rank=16, alpha=32, form="text")
 _CHAT = Recipe(rank=16, alpha=32, form="chat")
 GRID = {
@@ -61,14 +63,15 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model()
     documents = load_documents(f"news:{arguments.split}")[: arguments.documents]
+    known = known_general(model)
     for name in arguments.only or GRID:
         for source in arguments.sources:
             row = {
                 "recipe": name,
                 "split": arguments.split,
                 "source": source,
-                **measure(model, documents, GRID[name], source),
-                "device": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                **measure(model, documents, known, GRID[name], source),
+                "device": f"{processor()}, {torch.get_num_threads()} threads",
                 "date": datetime.date.today().isoformat(),
             }
             print(json.dumps(row), flush=True)
@@ -76,8 +79,10 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def measure(model: Model, documents: list[Document], recipe: Recipe, source: str) -> dict[str, object]:
-    """Trains one adapter a document and examines it."""
+def measure(
+    model: Model, documents: list[Document], known: list[Question], recipe: Recipe, source: str
+) -> dict[str, object]:
+    """Trains one adapter a document, examines it, and asks it some of the general questions that the model knew before."""
     started = time.perf_counter()
     prompts, tokenizer = Prompts(), model.tokenizer
     jobs = [
@@ -97,39 +102,54 @@ def measure(model: Model, documents: list[Document], recipe: Recipe, source: str
         )
         for document in documents
     ]
-    items: list[tuple[Document, int]] = [(d, q) for d in documents for q in range(len(d.questions))]
+    kept = known[:: max(1, len(known) // GENERAL)][:GENERAL]
+    asked = [
+        (adapter, title, question)
+        for adapter, document in enumerate(documents)
+        for title, question in [*((document.title, q) for q in document.questions), *((GENERAL_TITLE, q) for q in kept)]
+    ]
     with AdapterBank(model.hf, recipe.lora(), len(jobs)) as bank:
         results = fit(bank, jobs)
-        requests = [
-            DecodeRequest(
-                tuple(
-                    tokenizer.prompt_ids(
-                        prompts.exam(
-                            instruct=model.instruct, title=document.title, question=document.questions[q].question
-                        )
-                    )
-                ),
-                32,
-                tokenizer.stop_ids,
-                adapter=documents.index(document),
-            )
-            for document, q in items
-        ]
-        answers = [tokenizer.decode(completion.ids) for completion in decode(model.hf, requests, bank=bank)]
-    verdicts = LexicalGrader().grade(
-        [
-            GradeItem(document.questions[q].question, document.questions[q].answers, answer)
-            for (document, q), answer in zip(items, answers, strict=True)
-        ]
-    )
+        right = graded(model, asked, bank)
+    own = [r for r, (_, title, _) in zip(right, asked, strict=True) if title != GENERAL_TITLE]
+    general = [r for r, (_, title, _) in zip(right, asked, strict=True) if title == GENERAL_TITLE]
     losses = [result.last_loss for result in results if result.last_loss is not None]
     return {
-        "right": sum(verdict.value == "right" for verdict in verdicts),
-        "questions": len(verdicts),
+        "right": sum(own),
+        "questions": len(own),
+        "general_kept": sum(general),
+        "general_asked": len(general),
         "train_tokens": sum(result.tokens for result in results),
         "last_loss": round(sum(losses) / len(losses), 3),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def known_general(model: Model) -> list[Question]:
+    """The general questions that the model answers rightly without an adapter."""
+    questions = general_questions()
+    right = graded(model, [(None, GENERAL_TITLE, question) for question in questions])
+    return [question for question, r in zip(questions, right, strict=True) if r]
+
+
+def graded(model: Model, asked: list[tuple[int | None, str, Question]], bank: AdapterBank | None = None) -> list[bool]:
+    """Whether each adapter's answer to a question, asked under a title, is right."""
+    prompts, tokenizer = Prompts(), model.tokenizer
+    requests = [
+        DecodeRequest(
+            tuple(tokenizer.prompt_ids(prompts.exam(instruct=model.instruct, title=title, question=question.question))),
+            32,
+            tokenizer.stop_ids,
+            adapter=adapter,
+        )
+        for adapter, title, question in asked
+    ]
+    answers = [tokenizer.decode(completion.ids) for completion in decode(model.hf, requests, bank=bank)]
+    items = [
+        GradeItem(question.question, question.answers, answer)
+        for (_, _, question), answer in zip(asked, answers, strict=True)
+    ]
+    return [verdict.value == "right" for verdict in LexicalGrader().grade(items)]
 
 
 if __name__ == "__main__":

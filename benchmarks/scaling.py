@@ -1,11 +1,12 @@
 """How the work of a round scales with workers: measured with one and two, simulated with many.
 
-    python -m benchmarks.scaling [--units 12] [--repeats 2]
+    python -m benchmarks.scaling [--rounds 8]
 
-Measured: the same units of work (fits with exams, and edits, of the bundled model on the built-in training items), one core and
-one thread a worker: in this process pinned to one core; by one worker; by two; and by two separate processes at once,
-which is what the machine itself allows two cores to do.  The time runs from the first unit's start to the last result, with
-all workers ready.  A worker's idle share is the part of that time in which it was not at a unit.
+Measured: one and the same unit of fits with their exams (of the bundled model on the built-in training items), with one thread
+each, by four arms that take turns, unit by unit, because a shared machine's speed changes from one minute to the next: an
+engine in a process pinned to one core (the cores take turns too); one of a pool's two workers; two such engines at once,
+which is what the machine itself allows two cores to do; both workers at once.  All are ready and warm; the time runs
+from sending the unit to having its result.  Then a queue of units on both workers, for the share of it that each is idle.
 
 Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out units in the real pool
 (`selfedit.workers.schedule`), with unit times drawn from the measured ones and the measured time that the driver needs for a
@@ -19,21 +20,26 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
+import multiprocessing
 import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processor
+
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
+MODEL = "smollm2-135m"
 FITS, EPOCHS = 4, 2  # fits of a measured unit, and their epochs
 EDIT_TOKENS, ANSWER_TOKENS = 48, 12
 
@@ -45,8 +51,8 @@ OUTER_EPOCHS = 2
 # Measured
 
 
-def measured_units(count: int) -> list[Any]:
-    """`count` units of fits with their exams and a third as many of edits, alike in size."""
+def measured_units() -> tuple[Any, Any]:
+    """A unit of fits with their exams, and one of edits."""
     from selfedit.documents import load_documents
     from selfedit.engine import DecodeRequest, FitJob, TokenSequence
     from selfedit.models import load_tokenizer
@@ -54,7 +60,7 @@ def measured_units(count: int) -> list[Any]:
     from selfedit.recipes import load_recipe
     from selfedit.workers.units import FitTask, FitUnit, WriteUnit
 
-    tokenizer, prompts = load_tokenizer("smollm2-135m"), Prompts(None)
+    tokenizer, prompts = load_tokenizer(MODEL), Prompts(None)
     recipe = load_recipe("default").with_settings({"epochs": EPOCHS})
     documents = load_documents(["news:train"], limit=FITS, seed=0, require_questions=True)
 
@@ -73,93 +79,122 @@ def measured_units(count: int) -> list[Any]:
         )
         return FitTask(name, FitJob(sequences, recipe.settings(), seed=0), exam)
 
-    def edits(number: int) -> tuple[DecodeRequest, ...]:
-        return tuple(
-            DecodeRequest(
-                tuple(
-                    tokenizer.prompt_ids(
-                        prompts.edit("implications", instruct=True, title=document.title, text=document.text)
-                    )
-                ),
-                EDIT_TOKENS,
-                (),
-                temperature=1.0,
-                top_p=0.95,
-                seed=number,
-            )
-            for document in documents
+    edits = tuple(
+        DecodeRequest(
+            tuple(
+                tokenizer.prompt_ids(
+                    prompts.edit("implications", instruct=True, title=document.title, text=document.text)
+                )
+            ),
+            EDIT_TOKENS,
+            (),
+            temperature=1.0,
+            top_p=0.95,
+            seed=0,
         )
+        for document in documents
+    )
+    fits = FitUnit("fits", (), recipe.lora(), tuple(task(document.id, document) for document in documents))
+    return fits, WriteUnit("edits", (), edits)
 
-    units: list[Any] = [
-        FitUnit(f"fits/{n}", (), recipe.lora(), tuple(task(f"{n}/{d.id}", d) for d in documents)) for n in range(count)
-    ]
-    return units + [WriteUnit(f"edits/{n}", (), edits(n)) for n in range(count // 3)]
 
-
-def measure(workers: int, units: int) -> dict[str, Any]:
-    """One measurement in this process: units, seconds, and what each unit and worker took; 0 workers: this process."""
+def engine(core: int, connection: Connection) -> None:
+    """A process with an engine in it, pinned to one core: answers each unit with its result and the seconds that it took."""
+    os.sched_setaffinity(0, [core])
     import torch
 
     from selfedit.workers.pool import InProcess
     from selfedit.workers.worker import ModelSource
 
     torch.set_num_threads(1)
-    source = ModelSource("smollm2-135m", device="cpu", dtype="float32")
-    work = measured_units(units)
-    warm_up = measured_units(1)
-    if workers == 0:
-        pool: Any = InProcess(source)
-        list(pool.run(warm_up))
-        before, states = [], []
-    else:
-        from selfedit.workers.ray_pool import RayPool
+    pool = InProcess(ModelSource(MODEL, device="cpu", dtype="float32"))
+    connection.send("ready")
+    while (unit := connection.recv()) is not None:
+        connection.send(timed(lambda unit=unit: list(pool.run([unit])))[0])
 
-        pool = RayPool(source, workers=workers, cpus_per_worker=1, dashboard=False)
-        while not all(state.state == "idle" for state in pool.states()):
-            time.sleep(0.2)
-        for n in range(2 * workers):  # each of them, whoever comes first
-            list(pool.run([_renamed(unit, f"warm-up/{n}/{unit.id}") for unit in warm_up for _ in range(1)]))
-        time.sleep(2.0)
-        before = [state.busy_seconds for state in pool.states()]
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
-    results = list(pool.run(work))
-    wall = time.perf_counter() - started
-    if workers:
-        time.sleep(2.0)  # until the workers' own counts are here
-        states = [state.busy_seconds - b for state, b in zip(pool.states(), before, strict=True)]
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def measured(rounds: int) -> dict[str, Any]:
+    """Units of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a queue."""
+    from selfedit.workers.ray_pool import RayPool
+    from selfedit.workers.worker import ModelSource
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    start = multiprocessing.get_context("spawn")
+    engines: list[Connection] = []
+    for core in sorted(os.sched_getaffinity(0))[:2]:
+        here, there = start.Pipe()
+        start.Process(target=engine, args=(core, there), daemon=True).start()
+        assert here.recv() == "ready"
+        engines.append(here)
+    pool = RayPool(ModelSource(MODEL, device="cpu", dtype="float32"), workers=2, cpus_per_worker=1, dashboard=False)
+    while not all(state.state == "idle" for state in pool.states()):
+        time.sleep(0.2)
+    fits, edits = measured_units()
+    names = itertools.count()
+
+    def by_engines(unit: Any, those: Sequence[Connection]) -> float:
+        for connection in those:
+            connection.send(unit)
+        return max(connection.recv() for connection in those)
+
+    def by_workers(unit: Any, count: int) -> tuple[float, list[float]]:
+        seconds, results = timed(lambda: list(pool.run([replace(unit, id=f"{next(names)}") for _ in range(count)])))
+        return seconds, [result.seconds for result in results]
+
+    arms: dict[str, list[float]] = {name: [] for name in ("engine", "worker", "two_engines", "two_workers")}
+    unit_times: list[tuple[str, float, float]] = []
+    waiting: list[float] = []  # shares of a measurement in which a worker was not at its unit
+    for unit in (fits, edits):  # warm up
+        by_engines(unit, engines)
+        by_workers(unit, 2)
+    for number in range(rounds):
+        order = ["engine", "worker", "two_engines", "two_workers"]
+        for arm in order[number % 4 :] + order[: number % 4]:
+            if arm == "engine":
+                seconds = by_engines(fits, [engines[number // 2 % 2]])
+                unit_times.append(("FitUnit", fits.cost, seconds))
+                unit_times.append(("WriteUnit", edits.cost, by_engines(edits, [engines[number // 2 % 2]])))
+            elif arm == "two_engines":
+                seconds = by_engines(fits, engines)
+            else:
+                seconds, at_units = by_workers(fits, 1 if arm == "worker" else 2)
+                if arm == "two_workers":
+                    waiting += [1 - at_unit / max(at_units) for at_unit in at_units]
+            arms[arm].append(seconds)
+        print({name: [round(s, 1) for s in seconds] for name, seconds in arms.items()}, file=sys.stderr, flush=True)
+
+    before = [state.busy_seconds for state in pool.states()]
+    queue = [replace(unit, id=f"queue/{n}") for n, unit in enumerate([fits] * 6 + [edits] * 4)]
+    wall, _ = timed(lambda: list(pool.run(queue)))
+    time.sleep(2.0)  # until the workers' own counts are here
+    busy = [state.busy_seconds - was for state, was in zip(pool.states(), before, strict=True)]
     pool.close()
-    costs = {unit.id: (type(unit).__name__, unit.cost) for unit in work}
+    for connection in engines:
+        connection.send(None)
+
+    def ratio(arm: str, units: int) -> dict[str, float]:
+        """Units in the time of one by an engine: of all rounds together, and the least and the most of a round."""
+        by_round = [units * one / many for one, many in zip(arms["engine"], arms[arm], strict=True)]
+        whole = units * sum(arms["engine"]) / sum(arms[arm])
+        return {"ratio": round(whole, 3), "least": round(min(by_round), 3), "most": round(max(by_round), 3)}
+
     return {
-        "seconds": wall,
-        "tokens": sum(unit.cost for unit in work),
-        "busy": states,
-        "units": [(*costs[result.unit_id], result.seconds) for result in results],
+        "seconds": {name: [round(s, 2) for s in seconds] for name, seconds in arms.items()},
+        "worker_over_engine": ratio("worker", 1),
+        "two_workers_over_engine": ratio("two_workers", 2),
+        "two_engines_over_engine": ratio("two_engines", 2),
+        "two_workers_over_two_engines": round(sum(arms["two_engines"]) / sum(arms["two_workers"]), 3),
+        "queue": {"units": len(queue), "idle_share": [round(1 - each / wall, 4) for each in busy]},
+        "difference_of_two_units_at_once": round(sum(waiting) / len(waiting), 4),
+        "driver_seconds": {name: round(value, 5) for name, value in driver_seconds().items()},
+        "unit_times": [[kind, cost, round(seconds, 3)] for kind, cost, seconds in unit_times],
     }
-
-
-def _renamed(unit: Any, name: str) -> Any:
-    from dataclasses import replace
-
-    return replace(unit, id=name)
-
-
-def in_new_process(workers: int, units: int, cores: Sequence[int]) -> subprocess.Popen[str]:
-    """`measure` in a process of its own, on these cores."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.scaling", "--measure", str(workers), "--units", str(units)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
-
-
-def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a measurement ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-    return found
 
 
 @dataclass(frozen=True)
@@ -195,11 +230,11 @@ def driver_seconds(units: int = 400) -> dict[str, float]:
     from selfedit.workers.ray_pool import RayPool
 
     ray.cloudpickle.register_pickle_by_value(scaling)
-    unit = measured_units(3)[0]
+    unit, _ = measured_units()
     pool = RayPool(scaling.NoWork(), workers=1, cpus_per_worker=1, dashboard=False)
-    list(pool.run([_renamed(unit, "warm-up")]))
+    list(pool.run([replace(unit, id="warm-up")]))
     started = time.perf_counter()
-    list(pool.run([_renamed(unit, f"u/{n}") for n in range(units)]))
+    list(pool.run([replace(unit, id=f"u/{n}") for n in range(units)]))
     sent = (time.perf_counter() - started) / units
     pool.close()
     return {"unit": sent, "commit": commit_seconds()}
@@ -351,19 +386,18 @@ def round_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=12, help="units of fits in a measurement")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=8, help="of one unit by each arm")
     parser.add_argument("--simulate-only", action="store_true", help="with the measurements of the last results file")
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure, arguments.units)))
-        return
-
     if arguments.simulate_only:
         found = json.loads(RESULTS.read_text())
     else:
-        found = {"cpu": _cpu(), "cores": os.cpu_count(), "units": arguments.units, **_measured(arguments)}
+        found = {
+            "date": date.today().isoformat(),
+            "command": "python -m benchmarks.scaling " + " ".join(sys.argv[1:]),
+            "machine": processor(),
+            **measured(arguments.rounds),
+        }
     times: dict[str, list[tuple[float, float]]] = {}
     for kind, cost, seconds in found["unit_times"]:
         times.setdefault(kind, []).append((cost, seconds))
@@ -379,46 +413,6 @@ def main() -> None:
     print(json.dumps({key: value for key, value in found.items() if key not in ("unit_times", "simulated")}, indent=1))
     for row in found["simulated"]:
         print(row)
-
-
-def _measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    first, second = sorted(os.sched_getaffinity(0))[:2]
-    runs: dict[str, list[dict[str, Any]]] = {"in_process": [], "one_worker": [], "two_workers": [], "two_processes": []}
-    for _ in range(arguments.repeats):
-        runs["in_process"].append(answer_of(in_new_process(0, arguments.units, [first])))
-        runs["one_worker"].append(answer_of(in_new_process(1, arguments.units, [first, second])))
-        runs["two_workers"].append(answer_of(in_new_process(2, arguments.units, [first, second])))
-        both = [in_new_process(0, arguments.units // 2, [core]) for core in (first, second)]
-        answers = [answer_of(process) for process in both]
-        runs["two_processes"].append(
-            {"seconds": max(a["seconds"] for a in answers), "tokens": sum(a["tokens"] for a in answers), "busy": []}
-        )
-        for name, made in runs.items():
-            print(name, [round(run["seconds"], 1) for run in made], file=sys.stderr)
-    rates = {name: max(run["tokens"] / run["seconds"] for run in made) for name, made in runs.items()}
-    return {
-        "seconds": {name: [round(run["seconds"], 2) for run in made] for name, made in runs.items()},
-        "throughput": {name: round(rate, 1) for name, rate in rates.items()},
-        "one_worker_over_in_process": round(rates["one_worker"] / rates["in_process"], 3),
-        "two_workers_over_in_process": round(rates["two_workers"] / rates["in_process"], 3),
-        "two_workers_over_one_worker": round(rates["two_workers"] / rates["one_worker"], 3),
-        "two_processes_over_in_process": round(rates["two_processes"] / rates["in_process"], 3),
-        "idle_share": {
-            name: [[round(1 - busy / run["seconds"], 4) for busy in run["busy"]] for run in runs[name]]
-            for name in ("one_worker", "two_workers")
-        },
-        "driver_seconds": {name: round(value, 5) for name, value in driver_seconds().items()},
-        "unit_times": [
-            [kind, cost, round(seconds, 3)] for run in runs["in_process"] for kind, cost, seconds in run["units"]
-        ],
-    }
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

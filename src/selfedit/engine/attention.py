@@ -162,7 +162,9 @@ def _attention(
             f"{type(module).__name__} got no packed layout: its model drops keywords on the way to attention"
         )
     if softcap is not None or s_aux is not None or dropout:
-        raise NotImplementedError("its attention has soft-capped scores, sinks or dropout, which packed attention does not know")
+        raise NotImplementedError(
+            "its attention has soft-capped scores, sinks or dropout, which packed attention does not know"
+        )
     layout, store = packed_layout, packed_layout.store
     scale = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
     if layout.step:

@@ -11,6 +11,9 @@ from importlib.resources import files
 
 from selfedit.documents.document import Question
 
+GENERAL_TITLE = "General knowledge"
+"""What general questions are asked under, where an exam names its document's title."""
+
 
 @cache
 def _questions() -> tuple[Question, ...]:

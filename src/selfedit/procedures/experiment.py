@@ -23,7 +23,7 @@ from selfedit.editors.sequences import TrainingSequence
 from selfedit.editors.spec import EditorSpec
 from selfedit.engine import NotEnoughMemoryError, UnsupportedModelError
 from selfedit.errors import UserError
-from selfedit.exam.general import general_questions
+from selfedit.exam.general import GENERAL_TITLE, general_questions
 from selfedit.exam.graders import judge_model, make_grader
 from selfedit.exam.judge import JudgeRequest, parse_reply
 from selfedit.exam.statistics import DocumentScore
@@ -532,7 +532,7 @@ class Experiment(AbstractContextManager["Experiment"]):
     def exam_request(self, document: Document | None, question: Question) -> DecodeRequest:
         """The prompt of one question, closed book."""
         tokenizer = self.pool.tokenizer
-        title = document.title if document else "General knowledge"
+        title = document.title if document else GENERAL_TITLE
         text = self.prompts.exam(instruct=tokenizer.instruct, title=title, question=question.question)
         return DecodeRequest(tuple(tokenizer.prompt_ids(text)), self.settings.max_answer_tokens, tokenizer.stop_ids)
 
