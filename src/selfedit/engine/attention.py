@@ -64,7 +64,7 @@ class Layout:
 
     `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a shorter
     sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence `first` on, a
-    step's are added.
+    step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them.
     """
 
     lengths: list[int]
