@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from selfedit.engine.attention import Layout, _attend, _ShortAttention
+from selfedit.engine.attention import Layout, _attend, _attention, _ShortAttention
 
 CPU = torch.device("cpu")
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -63,8 +64,8 @@ def test_padding_repeats_the_sequences_own_rows() -> None:
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_long_sequences_go_another_way_with_the_same_values(window: int | None) -> None:
-    lengths = [600, 30]
-    q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (2, 1, 1))
-    out = _ShortAttention.apply(q, k, v, Layout.of(lengths, CPU), 0.3, window)
-    parts = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
-    torch.testing.assert_close(out, torch.cat([_attend(*part, 0.3, window) for part in parts], 2).transpose(1, 2))
+    q, k, v = (torch.randn(1, heads, 630, 8) for heads in (2, 1, 1))
+    layout = Layout.of([600, 30], CPU)
+    out, _ = _attention(nn.Identity(), q, k, v, None, scaling=0.3, sliding_window=window, packed_layout=layout)
+    assert not layout.batched
+    torch.testing.assert_close(out, _ShortAttention.apply(q, k, v, layout, 0.3, window))

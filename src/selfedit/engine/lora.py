@@ -50,11 +50,10 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """Rows `start:start + count * length` belong to adapters `first`, `first + 1`, ..., `length` rows each."""
+    """The next `count * length` rows belong to adapters `first`, `first + 1`, ..., `length` rows each."""
 
     first: int
     count: int
-    start: int
     length: int
 
     @property
@@ -135,9 +134,9 @@ def _runs(segments: list[tuple[int, int, int]], join: bool) -> list[Run]:
     for adapter, start, end in segments:
         last = runs[-1] if runs else None
         if join and last is not None and last.length == end - start and last.first + last.count == adapter:
-            runs[-1] = Run(last.first, last.count + 1, last.start, last.length)
+            runs[-1] = Run(last.first, last.count + 1, last.length)
         else:
-            runs.append(Run(adapter, 1, start, end - start))
+            runs.append(Run(adapter, 1, end - start))
     return runs
 
 
@@ -340,18 +339,17 @@ def _backward(
             torch.mm(g, group.b_OR[place][adapter], out=dh)
             _accumulate(group.grad_b_OR[place][adapter], g.t(), h, first)
     dh_PG.mul_(scaling)
-    for adapter, first, dh, x in zip(
-        routing.adapters, fresh, routing.by_segment(dh_PG), routing.by_segment(x_PI), strict=True
-    ):
+    dhs = routing.by_segment(dh_PG)
+    for adapter, first, dh, x in zip(routing.adapters, fresh, dhs, routing.by_segment(x_PI), strict=True):
         _accumulate(group.grad_a_GI[adapter], dh.t(), x, first)
     if grad_x is None:
         return None
-    rows = (routing.by_segment(x) for x in (dh_PG, grad_x))
-    for adapter, (_, start, end), dh, into in zip(routing.adapters, routing.segments, *rows, strict=True):
-        if mask_PI is None:
+    masks = [None] * len(dhs) if mask_PI is None else routing.by_segment(mask_PI)
+    for adapter, dh, mask, into in zip(routing.adapters, dhs, masks, routing.by_segment(grad_x), strict=True):
+        if mask is None:
             into.addmm_(dh, group.a_GI[adapter])
         else:
-            into.add_(torch.mm(dh, group.a_GI[adapter]).mul_(mask_PI[start:end]))
+            into.add_(torch.mm(dh, group.a_GI[adapter]).mul_(mask))
     return grad_x
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
-from selfedit.runs.costs import Spent
+from selfedit.runs.costs import Spent, cost_by_condition
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
@@ -36,10 +36,11 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
         dict.fromkeys([fit.condition for fit in fits.values()] + [e.writer for e in run.edits if e.round == 0])
     )
     names.sort(key=lambda name: name != BASE)
+    costs = cost_by_condition(run.costs)
     result = []
     for name in names:
         graded = [answer for answer in answers[name] if answer.credit is not None]
-        spent = Spent.of(cost for cost in run.costs if cost.condition == name)
+        spent = costs.get(name, Spent())
         result.append(
             Condition(
                 name=name,
