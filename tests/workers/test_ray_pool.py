@@ -55,10 +55,13 @@ def test_units_come_back_once_whatever_befalls_the_workers(
     make_pool: MakePool, ray_cluster: Any, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One pool, one misfortune after another: starting processes is what takes time here."""
-    monkeypatch.setattr(ray_pool, "Schedule", lambda units: Schedule(units, slow_seconds=0.5))
+    slow_seconds = 60.0
+    monkeypatch.setattr(ray_pool, "Schedule", lambda units: Schedule(units, slow_seconds=slow_seconds))
     tokens: list[int] = []
     pool = make_pool(FakeSource(str(tmp_path)), workers=2, on_tokens=tokens.append)
     assert (pool.description, pool.context_length, pool.tokenizer) == ("cpu, float32", 128, "a tokenizer")
+
+    wait_until(lambda: sum(state.state == "idle" for state in pool.states()) == 2)
 
     # All is well; two policies, and the driver takes its time with the results.
     pool.publish("r1", {"a": b"one"})
@@ -78,7 +81,8 @@ def test_units_come_back_once_whatever_befalls_the_workers(
 
     # The workers' logs name the unit.
     folder = Path(ray_cluster.head_node.get_session_dir_path()) / "logs"
-    for state in pool.states():
+    busy = {int(line.split()[1]) for line in (tmp_path / "began").read_text().splitlines()}
+    for state in [state for state in pool.states() if state.pid in busy]:
         (log,) = folder.glob(f"worker-*-{state.pid}.err")
         assert re.search(rf"worker {state.number} \[(plain|policy)/\d+\] INFO begins", log.read_text())
     wait_until(lambda: all(state.state == "idle" for state in pool.states()))
@@ -107,6 +111,7 @@ def test_units_come_back_once_whatever_befalls_the_workers(
     assert list(pool.run([])) == []
 
     # A worker hangs at a unit: it is done by another as well, and counted once.
+    slow_seconds = 0.5
     wait_until(lambda: sum(state.state == "idle" for state in pool.states()) == 2)
     units = [unit(f"quick/{k}", milliseconds=100) for k in range(4)] + [unit("slow-once/0", milliseconds=110)]
     names = [r.unit_id for r in pool.run(units)]
@@ -193,6 +198,15 @@ def test_workers_of_a_killed_driver_end(ray_cluster: Any, tmp_path: Path) -> Non
         driver.wait()
     pid = int((tmp_path / "began").read_text().split()[1])
     wait_until(lambda: not alive(pid))
+
+
+def test_a_worker_is_looked_at_while_it_works(make_pool: MakePool, notes: list[str], tmp_path: Path) -> None:
+    pool = make_pool(FakeSource(str(tmp_path)), workers=1, patience=8.0)
+    units = [unit("long/0", milliseconds=16_000)]
+    (result,) = pool.run(units)
+    assert result.completions == answer("long/0")
+    assert not any("is lost" in note for note in notes)
+    assert len((tmp_path / "began").read_text().splitlines()) == 1
 
 
 def test_a_worker_that_nobody_looks_at_ends_itself() -> None:
