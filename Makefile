@@ -38,7 +38,7 @@ format: setup
 
 # Half of the time goes into starting servers, workers and browsers, so two processes are worth it on two cores.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/python -m benchmarks.engine --device cpu

@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the engine's tests run: cpu (default), cuda, cuda:1, ...")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of Ray's tests first: they are the longest, and one that started last would run alone at the end."""
+    items.sort(key=lambda item: "workers" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> Any:
     import torch
