@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +28,16 @@ def ray_cluster() -> Iterator[Any]:
 
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 100_000_000},
+        head_node_args={
+            "num_cpus": 4,
+            "include_dashboard": False,
+            "object_store_memory": 100_000_000,
+            "ray_client_server_port": (client_port := free_port()),
+        },
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     ray.cloudpickle.register_pickle_by_value(fakes)  # workers cannot import the tests
+    cluster.client_address = f"ray://127.0.0.1:{client_port}"
     yield cluster
     ray.shutdown()
     cluster.shutdown()

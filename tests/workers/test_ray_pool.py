@@ -209,6 +209,29 @@ def test_a_worker_is_looked_at_while_it_works(make_pool: MakePool, notes: list[s
     assert len((tmp_path / "began").read_text().splitlines()) == 1
 
 
+CLIENT = """
+import sys, ray, fakes
+ray.cloudpickle.register_pickle_by_value(fakes)
+from selfedit.workers.ray_pool import RayPool
+pool = RayPool(fakes.FakeSource(sys.argv[2]), address=sys.argv[1], workers=1, cpus_per_worker=1)
+print(sorted(result.unit_id for result in pool.run([fakes.unit("a/0"), fakes.unit("b/0")])))
+pool.close()
+"""
+
+
+def test_a_cluster_is_joined_through_ray_client(ray_cluster: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, ray_cluster.client_address, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.strip() == "['a/0', 'b/0']", done.stderr
+    assert sorted(began(tmp_path).values()) == [1, 1]
+
+
 def test_a_worker_that_nobody_looks_at_ends_itself() -> None:
     code = "import time; from selfedit.workers.actor import WorkerActor; WorkerActor(1, 1, '.', 0.2); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

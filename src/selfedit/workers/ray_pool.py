@@ -35,7 +35,6 @@ _TICK = 1.0  # seconds between two looks at the workers
 _NODES_EVERY = 3.0  # seconds between two looks at the cluster's machines
 _NOTE_EVERY = 60.0  # seconds between two lines about throughput, or about waiting
 _PATIENCE = 120.0  # seconds after which a worker that nobody looks at ends itself
-_BESIDE = "beside"  # the group of methods that are answered while a unit is done
 _STARTS = 3  # a worker that cannot be started so often in a row is given up
 _OUT_OF_MEMORY = "its machine ran out of memory"
 
@@ -269,7 +268,10 @@ class RayPool:
     def _make_actor_class(self) -> Any:
         # The class travels itself, not as a name to be imported: a worker may lack selfedit, and says so.
         self._ray.cloudpickle.register_pickle_by_value(actor_module)
-        remote = self._ray.remote(concurrency_groups={_BESIDE: 1})(WorkerActor)
+        # Without a group of their own, these would be answered only after the unit (or the start) that is under way.
+        for method in (WorkerActor.look, WorkerActor.drop):
+            self._ray.method(concurrency_group="beside")(method)
+        remote = self._ray.remote(concurrency_groups={"beside": 1})(WorkerActor)
         return remote.options(
             num_cpus=self._share.cpus,
             num_gpus=self._share.gpus,
@@ -277,11 +279,6 @@ class RayPool:
             max_restarts=0,
             max_task_retries=0,
         )
-
-    @staticmethod
-    def _beside(method: Any) -> Any:
-        """A method of an actor that is answered while another one runs."""
-        return method.options(concurrency_group=_BESIDE)
 
     # The pool's thread
 
@@ -364,7 +361,7 @@ class RayPool:
         for slot in self._slots:
             if slot.host != "-" and slot.actor is not None and not slot.looking:
                 slot.looking = True
-                self._ask(slot, self._beside(slot.actor.look).remote(), self._looked)
+                self._ask(slot, slot.actor.look.remote(), self._looked)
         self._assign_all()
         if now - self._noted_at > _NOTE_EVERY and (self._first is None or not self._schedule.done):
             self._throughput(now)
@@ -576,7 +573,7 @@ class RayPool:
 
     def _forget(self, slot: _Slot, unit_id: str) -> None:
         """Tells a worker not to begin a unit."""
-        self._beside(slot.actor.drop).remote(slot.orders.pop(unit_id))
+        slot.actor.drop.remote(slot.orders.pop(unit_id))
 
     def _answered(self, slot: _Slot, answer: dict[str, Any], run: int, unit_id: str) -> None:
         slot.orders.pop(unit_id, None)
