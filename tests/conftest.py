@@ -6,6 +6,7 @@ Imports no more than pytest at the top: the engine's tests also run on machines 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,18 @@ def device(request: pytest.FixtureRequest) -> Any:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         pytest.exit("--device cuda: this machine has no CUDA device", returncode=2)
     return chosen
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """`free_port()`: a port of this machine that nothing listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,12 @@ and it samples only if the model's own generation settings say so, whatever the 
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +37,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Served]:
     from selfedit.models import local_path
 
     try:
         model = str(local_path("smollm2-135m"))
     except UserError as error:
         pytest.skip(f"the bundled model is not there: {error}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
