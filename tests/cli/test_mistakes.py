@@ -290,3 +290,21 @@ def test_a_policy_of_another_model(
     command = [*without(compare_words, "--model"), "--model", other, "--policy", trained]
     line = mistake(*command, after_loading=True)
     assert f"its checkpoints belong to model {chat_model}, not {other}; give the same --model" in line
+
+
+# Ids and titles that are weapons
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 10_000, "\x1b[2J\x1b]0;owned\x07red", "a\nselfedit: b", "\u202egnp.exe", "\x9b31m"]
+)
+def test_an_id_cannot_flood_or_steer_the_terminal(
+    compare_words: list[str], mistake: Mistake, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(broken("", 0, id=name) + json.dumps(dict(rows(1)[0], id=name)))
+    line = mistake(*without(compare_words, "--documents"), "--documents", file)
+    assert "mine.jsonl, row 4: id" in line
+    assert line.endswith("row 1; ids must be unique")
+    assert len(line) < 1100
+    assert line.isprintable()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from selfedit.errors import UserError
 from selfedit.reports import format, print_comparison, print_summary, table
-from selfedit.reports.data import Condition, Difference
+from selfedit.reports.data import Condition, Difference, Step
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
@@ -75,6 +75,14 @@ def test_names_cannot_steer_the_terminal() -> None:
     assert "[bold]self" in text.replace("\n", "")
     assert "\u202e" not in text
     assert "\x9b" not in text
+
+
+def test_a_name_of_ten_thousand_characters_does_not_flood_the_terminal() -> None:
+    name = "x" * 10_000
+    hostile = Condition(name=name, accuracy=0.5, correct=1, graded=2)
+    step = Step(step=1, document=name)
+    for renderable in (table.comparison([hostile]), table.steps([step])):
+        assert shown(renderable).count("x") < 300
 
 
 @pytest.mark.parametrize("name", ["compare_run", "partial_run", "train_run"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
+from selfedit.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ class Command:
 
 def _say(arguments: argparse.Namespace, text: str) -> None:
     """The result for people: standard output, or standard error where standard output belongs to `--json`."""
-    print(text, file=sys.stderr if arguments.json else sys.stdout)
+    print(printable(text), file=sys.stderr if arguments.json else sys.stdout)
 
 
 def _console(arguments: argparse.Namespace) -> Console:

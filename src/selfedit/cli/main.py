@@ -14,11 +14,21 @@ import sys
 from collections.abc import Sequence
 
 from selfedit.errors import UserError
+from selfedit.text import one_line
+
+
+class _OneLine(logging.Formatter):
+    """A record's message on one line; a traceback below it stays as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("selfedit").setLevel(logging.INFO)
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
@@ -31,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
         return 0
     except UserError as error:
-        print(f"selfedit: {error}", file=sys.stderr)
+        print(one_line(f"selfedit: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("selfedit: interrupted; the same command goes on from here", file=sys.stderr)

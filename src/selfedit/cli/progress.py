@@ -9,10 +9,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from selfedit.text import one_line
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _LINE_SECONDS = 15.0
+_LONGEST_PHASE = 60  # characters before the bar
 
 
 class PlainProgress:
@@ -51,7 +54,7 @@ class PlainProgress:
         """Nothing to clear."""
 
     def _say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 class BarProgress:
@@ -63,7 +66,7 @@ class BarProgress:
 
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
             TimeElapsedColumn(),
@@ -80,7 +83,7 @@ class BarProgress:
     def begin(self, phase: str, total: float | None) -> None:
         self._finish()
         self.started, self.done = time.monotonic(), 0.0
-        self.task = self.bar.add_task(phase, total=total, rate="")
+        self.task = self.bar.add_task(one_line(phase, _LONGEST_PHASE), total=total, rate="")
 
     def advance(self, amount: float) -> None:
         if self.task is None:
@@ -90,7 +93,7 @@ class BarProgress:
         self.bar.update(self.task, advance=amount, rate=f"{rate:,.0f}/s")
 
     def note(self, line: str) -> None:
-        self.console.print(line, style="yellow", markup=False)
+        self.console.print(one_line(line), style="yellow", markup=False)
 
     def close(self) -> None:
         self._finish()

@@ -5,8 +5,9 @@ Knows no record and no medium.
 
 from __future__ import annotations
 
-import unicodedata
+from selfedit.text import one_line
 
+_LONGEST_NAME = 200  # characters
 DASH = "–"
 
 
@@ -71,11 +72,8 @@ def short_count(value: int | None) -> str:
 
 
 def clean(text: object) -> str:
-    """`text` on one line without control and formatting characters, so that a name cannot steer a terminal."""
-    return "".join(
-        " " if character in "\n\r\t" else "" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
-        for character in str(text)
-    )
+    """A name, fit to print: on one line, short, without what could steer a terminal."""
+    return one_line(text, _LONGEST_NAME)
 
 
 def label(name: str) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from selfedit.reports import findings, format
 from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary
+from selfedit.text import one_line
 
 PLAIN_WIDTH = 100
 """Columns of a table where no terminal says how wide it is."""
@@ -223,7 +224,7 @@ def summary_view(run: RunData) -> Group:
         parts.append(Text(f"Noted on the way: {told}.", style="dim"))
     if summary.worth_it:
         parts += [Text(), Text("Worth it?", style="bold")]
-        parts.append(Text(" ".join(format.clean(line) for line in summary.worth_it.splitlines())))
+        parts.append(Text(" ".join(one_line(line) for line in summary.worth_it.splitlines())))
     return Group(*parts)
 
 
