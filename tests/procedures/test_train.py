@@ -349,6 +349,10 @@ def uniform(accuracy: float) -> dict[str, DocumentScore]:
     return {f"d{k}": DocumentScore(10 * accuracy, 10) for k in range(8)}
 
 
+def few(accuracy: float) -> dict[str, DocumentScore]:
+    return dict(list(uniform(accuracy).items())[:5])
+
+
 def noisy(mean: float, swing: float) -> dict[str, DocumentScore]:
     return {f"d{k}": DocumentScore(10 * (mean + (swing if k % 2 else -swing)), 10) for k in range(8)}
 
@@ -357,7 +361,8 @@ def noisy(mean: float, swing: float) -> dict[str, DocumentScore]:
     ("scores", "selected"),
     [
         ({0: uniform(0.3), 1: uniform(0.5), 2: uniform(0.5)}, 1),  # equals: the earlier one
-        ({0: uniform(0.3), 1: uniform(0.5), 2: uniform(0.6)}, 2),  # a sure gain each time
+        ({0: uniform(0.1), 1: uniform(0.5), 2: uniform(0.9)}, 2),  # a sure gain each time
+        ({0: few(0.1), 1: few(0.9)}, 0),  # five documents show nothing, whatever they gain
         ({0: uniform(0.3), 1: uniform(0.5), 2: uniform(0.4)}, 1),  # the last one is worse
         ({0: uniform(0.5), 1: uniform(0.4), 2: uniform(0.3)}, 0),  # training does harm
         ({0: uniform(0.0), 1: noisy(0.5, 0.3), 2: noisy(0.52, -0.3)}, 1),  # two points within noise
@@ -377,7 +382,7 @@ def test_without_validation_documents_the_last_round_is_selected() -> None:
 @pytest.mark.parametrize(
     ("scores", "selected", "says"),
     [
-        ({0: uniform(0.3), 1: uniform(0.5)}, 1, "Round 1 is selected. Its gain is larger than noise"),
+        ({0: uniform(0.3), 1: uniform(0.7)}, 1, "Round 1 is selected. Its gain is larger than noise"),
         ({0: uniform(0.5), 1: uniform(0.4)}, 0, "do not recommend training the editor"),
     ],
 )
@@ -386,7 +391,19 @@ def test_the_recommendation_follows_from_the_intervals(
 ) -> None:
     text = worth_it(rounds_with(scores), list(scores[0]), selected)
     assert says in text
-    assert ("by a further +20.0 points (+20.0 to +20.0)" in text) == (selected == 1)
+    assert ("by a further +40.0 points (" in text) == (selected == 1)
+    assert "fewer than 6" not in text
+
+
+def test_few_validation_documents_are_said_to_show_nothing() -> None:
+    text = worth_it(rounds_with({0: few(0.1), 1: few(0.9)}), list(few(0.1)), 0)
+    assert "With fewer than 6 validation documents nothing can be larger than noise" in text
+    assert "do not recommend training the editor" in text
+
+
+def test_the_paragraph_stands_where_nothing_was_graded() -> None:
+    text = worth_it(rounds_with({0: {}, 1: uniform(0.5)}), ["d0"], 1)
+    assert "nothing can be said about whether training the editor helped" in text
 
 
 def test_a_tracker_that_is_not_installed_is_missed_before_any_work(small_train: dict[str, Any]) -> None:

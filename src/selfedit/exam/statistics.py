@@ -1,7 +1,16 @@
-"""Error bars: bootstrap over documents, paired differences, how many documents an experiment needs, agreement.
+"""Error bars: intervals of accuracies and of paired differences, how many documents an experiment needs, agreement.
 
-Knows numbers only.  Questions of one document are not independent (one fit answers them all), so what is resampled is
-documents, never answers.  Every function that draws numbers is seeded: the same input gives the same interval.
+Questions of one document are not independent (one fit answers them all), so documents are what is counted, never answers.
+The same input gives the same figures.
+
+- An accuracy's interval is Wilson's, on the effective number of answers (answers over the design effect, Kish 1965) and with
+  Student's quantile for the number of documents.  It is never empty: 0 of 18 answers is not "0.0 to 0.0".
+- A paired difference is what documents gain less what they lose.  Each is a proportion with an interval as above; the two are
+  combined by the square-and-add rule (Newcombe 1998; Zou & Donner 2008, "MOVER").
+- A difference is larger than noise where a paired sign-flip test (exact up to 13 documents that differ) and the interval say so.
+  With fewer than six documents no sign-flip test reaches 5 %, so nothing is called a finding.
+
+`python -m benchmarks.coverage` simulates how often the intervals hold the truth; docs/grading.md has its table.
 """
 
 from __future__ import annotations
@@ -17,6 +26,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+LEAST_DOCUMENTS = 6
+"""With n documents the smallest two-sided p of a sign-flip test is 2 / 2^n: 0.0625 at five, 0.031 at six."""
+
+_LEVEL = 0.95
 RESAMPLES = 10_000
 _CHUNK_ELEMENTS = 4_000_000  # documents x resamples drawn at a time: 32 MB of indices
 
@@ -29,7 +42,7 @@ class DocumentScore(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval (or that of another level, where one was asked for)."""
+    """An estimate and its 95 % interval."""
 
     mean: float
     lo: float
@@ -38,17 +51,23 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of accuracies, `second - first`, paired by document; `documents` is how many both have graded."""
+    """A difference of accuracies, `second - first`, paired by document; `documents` is how many both have graded.
+
+    `p_value` is a two-sided sign-flip test's: how often luck alone, which is as likely to favour either side in each
+    document, gives a difference at least as large.
+    """
 
     mean: float
     lo: float
     hi: float
     documents: int
+    p_value: float
 
     @property
     def larger_than_noise(self) -> bool:
-        """Whether the interval excludes zero.  With fewer than two documents there is no evidence of anything."""
-        return self.documents >= 2 and (self.lo > 0 or self.hi < 0)
+        """Whether both the test and the interval exclude zero, on at least `LEAST_DOCUMENTS` documents."""
+        excluded = self.lo > 0 or self.hi < 0
+        return self.documents >= LEAST_DOCUMENTS and excluded and self.p_value <= 1 - _LEVEL
 
 
 def bootstrap(
@@ -68,105 +87,114 @@ def bootstrap(
     return np.concatenate(values)
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
-    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
+def accuracy_interval(scores_by_document: Mapping[str, DocumentScore] | Sequence[DocumentScore]) -> Interval:
+    """Mean credit of all graded answers, with its 95 % interval.
 
-
-def _widened(point: float, values: Floats, n: int, level: float) -> tuple[float, float]:
-    """The percentile interval, stretched about the estimate for few units.
-
-    A percentile interval of n units is too short by sqrt((n - 1) / n) and by the ratio of the normal to Student's quantile
-    (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.2).  The factor is 1.06 at 20, 1.006 at 200.
-    """
-    lo, hi = _percentiles(values, level)
-    if n < 2:
-        return lo, hi
-    stretch = math.sqrt(n / (n - 1)) * _student_quantile((1 + level) / 2, n - 1) / NormalDist().inv_cdf((1 + level) / 2)
-    return point - stretch * (point - lo), point + stretch * (hi - point)
-
-
-def _student_quantile(p: float, freedom: int) -> float:
-    """Student's t quantile: exact for 1 and 2 degrees, else Cornish-Fisher (error under 1 % for 3 and more)."""
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z, v = NormalDist().inv_cdf(p), float(freedom)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
-    )
-
-
-def _ratio(credit: Floats, graded: Floats, whole: float) -> Callable[[NDArray[np.int64]], Floats]:
-    def statistic(index: NDArray[np.int64]) -> Floats:
-        weight = graded[index].sum(axis=1)
-        # A resample of documents without one graded answer says nothing; it counts as the estimate itself.
-        return np.where(weight > 0, credit[index].sum(axis=1) / np.where(weight > 0, weight, 1.0), whole)
-
-    return statistic
-
-
-def accuracy_interval(
-    scores_by_document: Mapping[str, DocumentScore] | Sequence[DocumentScore],
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Mean credit of all graded answers, with its interval by bootstrap over documents.
-
-    Takes a `DocumentScore` (or a plain pair) for each document; documents without a graded answer are left out.  With one
-    document there is nothing to resample and the interval is the point.  Raises ValueError where no answer was graded.
-    The interval stays within [0, 1] where all credits do.
+    Takes a `DocumentScore` (or a plain pair) for each document; documents without a graded answer are left out.  One document
+    says nothing of others: its interval is 0 to 1.  Raises ValueError where no answer was graded, or where a credit is not
+    between 0 and 1.
     """
     values = list(scores_by_document.values()) if isinstance(scores_by_document, Mapping) else list(scores_by_document)
     pairs = np.asarray([(c, n) for c, n in values if n > 0], dtype=np.float64).reshape(-1, 2)
     if not len(pairs):
         raise ValueError("no graded answers: there is no accuracy")
-    credit, graded = pairs[:, 0], pairs[:, 1]
-    mean = float(credit.sum() / graded.sum())
-    draws = bootstrap(len(pairs), _ratio(credit, graded, mean), resamples=resamples, seed=seed)
-    lo, hi = _widened(mean, draws, len(pairs), level)
-    if (credit >= 0).all() and (credit <= graded).all():
-        lo, hi = max(0.0, lo), min(1.0, hi)
-    return Interval(mean, lo, hi)
+    graded = pairs[:, 1]
+    mean, effective = _proportion(graded / graded.sum(), _rates(pairs), float(graded.sum()))
+    return Interval(mean, *_wilson(mean, effective, len(pairs)))
 
 
-def paired_difference(
-    first: Mapping[str, DocumentScore],
-    second: Mapping[str, DocumentScore],
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Difference:
+def paired_difference(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> Difference:
     """Accuracy of `second` minus accuracy of `first` on the documents that both have graded answers for.
 
-    Each resample draws the same documents for both, so that what is hard for both cancels.  Raises ValueError where they
-    have no document in common.
+    It is the mean over documents of the differences of their accuracies, each weighted by its graded answers, so that what is
+    hard for both cancels.  Raises ValueError where they have no document in common.
     """
     common = sorted(d for d in first if d in second and first[d][1] > 0 and second[d][1] > 0)
     if not common:
         raise ValueError("no document was graded under both conditions: there is no paired difference")
     a = np.asarray([first[d] for d in common], dtype=np.float64)
     b = np.asarray([second[d] for d in common], dtype=np.float64)
+    weights = a[:, 1] / a[:, 1].sum() + b[:, 1] / b[:, 1].sum()
+    weights /= weights.sum()
+    gaps = _rates(b) - _rates(a)
+    gaps[np.abs(gaps) < 1e-12] = 0.0  # equal credits that were added in another order are no difference
+    mean = float(np.clip(weights @ gaps, -1, 1))
+    lo, hi = _difference_interval(weights, gaps, float(min(a[:, 1].sum(), b[:, 1].sum())))
+    return Difference(mean, min(lo, mean), max(hi, mean), len(common), _sign_flip(weights * gaps))
 
-    def statistic(index: NDArray[np.int64]) -> Floats:
-        # Every common document has graded answers on both sides, so no denominator is zero.
-        mean_a = a[:, 0][index].sum(axis=1) / a[:, 1][index].sum(axis=1)
-        mean_b = b[:, 0][index].sum(axis=1) / b[:, 1][index].sum(axis=1)
-        return mean_b - mean_a
 
-    mean = float(b[:, 0].sum() / b[:, 1].sum() - a[:, 0].sum() / a[:, 1].sum())
-    draws = bootstrap(len(common), statistic, resamples=resamples, seed=seed)
-    lo, hi = _widened(mean, draws, len(common), level)
-    # Widening for few documents may leave what a difference of shares can be.
-    return Difference(mean, max(lo, -1.0), min(hi, 1.0), len(common))
+def _rates(pairs: Floats) -> Floats:
+    rates = pairs[:, 0] / pairs[:, 1]
+    if not ((rates > -1e-9) & (rates < 1 + 1e-9)).all():
+        raise ValueError("a credit is a number between 0 and 1")
+    return np.clip(rates, 0, 1)
+
+
+def _proportion(weights: Floats, rates: Floats, answers: float) -> tuple[float, float]:
+    """A weighted mean of documents' rates, and of how many independent answers it is worth: never more than there are.
+
+    Where all documents are at 0 or all at 1 nothing shows how alike a document's answers are: then a document counts as one.
+    """
+    mean = float(np.clip(weights @ rates, 0, 1))
+    documents = len(rates)
+    if documents < 2 or rates.max() <= 0 or rates.min() >= 1:
+        return mean, 1 / float(weights @ weights)
+    variance = documents / (documents - 1) * float(((weights * (rates - mean)) ** 2).sum())
+    return mean, min(answers, mean * (1 - mean) / max(variance, 1e-12))
+
+
+def _wilson(mean: float, effective: float, documents: int) -> tuple[float, float]:
+    """Wilson's score interval, with Student's quantile because the effective number is estimated from documents."""
+    from scipy.special import stdtrit
+
+    if documents < 2:
+        return 0.0, 1.0
+    t2 = float(stdtrit(documents - 1, (1 + _LEVEL) / 2)) ** 2
+    centre = (mean + t2 / (2 * effective)) / (1 + t2 / effective)
+    half = math.sqrt(t2 * (mean * (1 - mean) + t2 / (4 * effective)) / effective) / (1 + t2 / effective)
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+
+
+def _difference_interval(weights: Floats, gaps: Floats, answers: float) -> tuple[float, float]:
+    """What documents gain less what they lose, each a proportion with its interval: square and add, with their correlation."""
+    documents = len(gaps)
+    parts = [np.maximum(gaps, 0), np.maximum(-gaps, 0)]
+    found = [_proportion(weights, part, answers) for part in parts]
+    known = [effective for (_, effective), part in zip(found, parts, strict=True) if part.any()]
+    # Where nothing was lost (or gained), answers are taken to be as much alike as those that were gained (or lost).
+    (gain, gain_lo, gain_hi), (loss, loss_lo, loss_hi) = (
+        (mean, *_wilson(mean, effective if part.any() or not known else known[0], documents))
+        for (mean, effective), part in zip(found, parts, strict=True)
+    )
+    up, down = weights * (parts[0] - gain), weights * (parts[1] - loss)
+    scale = math.sqrt(float(up @ up) * float(down @ down))
+    correlation = min(0.0, float(up @ down) / scale) if scale > 0 else 0.0
+
+    def together(one: float, other: float) -> float:
+        return math.sqrt(one**2 + other**2 - 2 * correlation * one * other)
+
+    mean = gain - loss
+    lo = mean - together(gain - gain_lo, loss_hi - loss)
+    hi = mean + together(gain_hi - gain, loss - loss_lo)
+    return max(lo, -1.0), min(hi, 1.0)
+
+
+def _sign_flip(contributions: Floats) -> float:
+    """Two-sided p: exact where at most 13 contributions are not zero, else from 9,999 seeded draws."""
+    from scipy.stats import permutation_test
+
+    differing = contributions[contributions != 0]
+    if len(differing) < 2:
+        return 1.0
+    test = permutation_test(
+        (differing,),
+        lambda x, axis: x.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        random_state=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
 
 
 def difference_deviation(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> float:
@@ -211,24 +239,15 @@ def documents_needed(
     return max(2, math.ceil((z * spread / difference) ** 2))
 
 
-def ranks(values: Sequence[float]) -> Floats:
-    """Ranks from 1, ties sharing their mean rank."""
-    array = np.asarray(values, dtype=np.float64)
-    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse].astype(np.float64)
-
-
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's rank correlation (Pearson's of mean ranks); None where it is undefined (under two values, or one constant)."""
+    """Spearman's rank correlation; None where it is undefined (under two values, or one side constant)."""
+    from scipy.stats import spearmanr
+
     if len(x) != len(y):
         raise ValueError(f"as many values on both sides: {len(x)} and {len(y)}")
-    if len(x) < 2:
+    if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return None if scale == 0 else max(-1.0, min(1.0, float(a @ b) / scale))
+    return float(spearmanr(x, y).statistic)
 
 
 def _kappa(both: Floats, first: Floats, second: Floats, n: Floats) -> Floats:
@@ -271,5 +290,6 @@ def kappa_interval(
         both, one, other, n = (counts[:, k][index].sum(axis=1) for k in range(4))
         return _kappa(both, one, other, n)
 
-    lo, hi = _percentiles(bootstrap(len(counts), statistic, resamples=resamples, seed=seed), level)
-    return Interval(point, lo, hi)
+    draws = bootstrap(len(counts), statistic, resamples=resamples, seed=seed)
+    lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(point, float(lo), float(hi))

@@ -27,7 +27,7 @@ from selfedit.workers.worker import ModelSource
 class Adapted:
     """An adapter that has learned documents, and what the exam says of it.
 
-    `before` and `after` are accuracies with 95 % intervals by bootstrap over documents, None where there were no questions.
+    `before` and `after` are accuracies with 95 % intervals (`exam.statistics`), None where there were no questions.
     """
 
     model: Model

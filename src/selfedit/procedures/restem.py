@@ -232,7 +232,7 @@ def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
         raise UserError("no validation fit succeeded in any round; try a lower learning rate and another --out")
     best = max(rounds, key=lambda round: (accuracy_interval(scores[round]).mean, -round))
     for round in rounds:
-        if round == best or not paired_difference(scores[round], scores[best], seed=0).larger_than_noise:
+        if round == best or not paired_difference(scores[round], scores[best]).larger_than_noise:
             return round
     return best
 

@@ -90,6 +90,7 @@ def differences(experiment: Experiment, conditions: Sequence[str]) -> list[dict[
                     "b": b,
                     "difference": difference.mean,
                     "ci95": [difference.lo, difference.hi],
+                    "p_value": difference.p_value,
                     "larger_than_noise": difference.larger_than_noise,
                     "documents": difference.documents,
                 }
@@ -100,7 +101,7 @@ def differences(experiment: Experiment, conditions: Sequence[str]) -> list[dict[
 def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[dict[str, Any]]:
     """Of the general questions that the model answered before, how many each condition's adapters still answer.
 
-    The interval is by bootstrap over adapters; each adapter was asked its own sample of those questions.
+    The interval takes adapters for what was sampled; each was asked its own sample of those questions.
     """
     found = []
     for name in conditions:

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfedit.exam.statistics import Difference, DocumentScore, accuracy_interval, paired_difference
+from selfedit.exam.statistics import (
+    LEAST_DOCUMENTS,
+    Difference,
+    DocumentScore,
+    accuracy_interval,
+    paired_difference,
+)
 from selfedit.procedures.experiment import Experiment
 from selfedit.runs.costs import Spent
 
@@ -22,10 +28,16 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
     wanted = set(validation)
     before = _of(experiment.scores("none", round=0), wanted)
     untrained = experiment.scores("validation", round=0)
-    step_a = paired_difference(before, untrained)
     last = max((record.round for record in experiment.store.rounds()), default=0)
     shown = selected or last
-    step_b = paired_difference(untrained, experiment.scores("validation", round=shown))
+    trained = experiment.scores("validation", round=shown)
+    if not before.keys() & untrained.keys() or not untrained.keys() & trained.keys():
+        return (
+            "No validation document has graded answers before and after, so nothing can be said about whether training the"
+            " editor helped."
+        )
+    step_a = paired_difference(before, untrained)
+    step_b = paired_difference(untrained, trained)
     cost_a, cost_b = _costs(experiment)
     sentences = [
         f"On {len(validation)} validation documents the untrained model answers {accuracy_interval(before).mean:.1%} before it"
@@ -33,6 +45,10 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
         f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b)}.",
         f"Step A took {_spent(cost_a)}; Step B {_spent(cost_b)}.",
     ]
+    if step_b.documents < LEAST_DOCUMENTS:
+        sentences.append(
+            f"With fewer than {LEAST_DOCUMENTS} validation documents nothing can be larger than noise: set more apart."
+        )
     if selected == 0:
         sentences.append(
             "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do not recommend"

@@ -74,9 +74,10 @@ def comparison(
         name = format.clean(reference)
         words = {UP: f"{UP} higher than '{name}'", DOWN: f"{DOWN} lower than '{name}'"}
         shown = ", ".join(words[sign] for sign in (UP, DOWN) if sign in marks)
-        notes.append(f"{shown}, by more than noise: the paired 95 % interval excludes 0.")
+        notes.append(f"{shown}, by more than noise: the 95 % interval and a paired sign-flip test exclude 0.")
     elif differences:
-        notes.append(f"No difference from '{format.clean(reference)}' is larger than noise (paired 95 % intervals).")
+        name = format.clean(reference)
+        notes.append(f"No difference from '{name}' is larger than noise (95 % intervals and sign-flip tests, paired).")
     if ungraded:
         notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
     if recipe:

@@ -28,7 +28,7 @@ class _Part(BaseModel):
 class ConditionSummary(_Part):
     """One bar of a comparison.
 
-    `accuracy` is the mean credit of the graded answers, `ci95` its bootstrap interval over documents; `correct` counts
+    `accuracy` is the mean credit of the graded answers, `ci95` its interval over documents; `correct` counts
     verdicts `right` among `graded` ones; `ungraded` answers count neither way.  `cost_usd` is None where a price is
     unknown.
     """
