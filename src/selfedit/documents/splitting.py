@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from selfedit.documents.document import Document
@@ -94,9 +94,10 @@ def _by_shares(groups: list[list[Document]], shares: Mapping[str, float], availa
     return chosen
 
 
+_SPACE = re.compile(r"\s*")
 # Where a text may be cut, best first: after a paragraph, a line, a sentence, a word.
 _BOUNDARIES = tuple(
-    re.compile(pattern) for pattern in (r"\n[ \t]*\n\s*", r"\n\s*", r"[.!?…][\"'”’»)\]]*\s+|[。！？]", r"\s+")
+    re.compile(pattern) for pattern in (r"\n[ \t\r]*\n\s*", r"\n\s*", r"[.!?…][\"'”’»)\]]*\s+|[。！？]", r"\s+")
 )
 
 
@@ -108,6 +109,13 @@ def split_text(text: str, size: int, *, overlap: int = 0, length: Callable[[str]
     better place to cut is preferred to a later one.  White space around parts is dropped; nothing else is lost.
     A text that fits comes back as the only part; a blank one gives none.
     """
+    return [text[begin:end].strip() for begin, end in part_spans(text, size, overlap=overlap, length=length)]
+
+
+def part_spans(
+    text: str, size: int, *, overlap: int = 0, length: Callable[[str], int] = len
+) -> Iterator[tuple[int, int]]:
+    """Where the parts of `split_text` begin and end.  Each holds some text that none before it holds."""
     if not 0 <= overlap < size:
         raise ValueError(f"overlap must be at least 0 and below size, got overlap {overlap} and size {size}")
 
@@ -115,32 +123,39 @@ def split_text(text: str, size: int, *, overlap: int = 0, length: Callable[[str]
         return length(text[begin:end].strip()) <= limit
 
     stop = len(text.rstrip())
-    parts: list[str] = []
-    begin, covered, guess = 0, 0, size
+    begin = covered = _after_space(text, 0)
+    guess = size
     while covered < stop:
         limit = _reach(partial(fits, begin), begin, stop, guess)
         end = stop if limit == stop else _cut(text, begin, covered, limit)
-        if not end and begin < covered:
+        if end <= covered and begin < covered:
             begin = covered  # the overlap leaves no room for the next word: this part begins without one
             continue
-        if not end or not fits(begin, end):
+        if end <= covered or not fits(begin, end):
             end = limit
         if end <= covered:
             raise ValueError(f"a single character is longer than size {size}")
-        parts.append(text[begin:end].strip())
-        guess, covered = end - begin, end
-        begin = _overlap_begin(text, begin, end, partial(fits, end=end, limit=overlap)) if overlap else end
-    return [part for part in parts if part]
+        yield begin, end
+        guess, covered = end - begin, _after_space(text, end)
+        if overlap:
+            end = _overlap_begin(text, begin, end, partial(fits, end=end, limit=overlap))
+        begin = _after_space(text, end)
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
 
 
 def _reach(fits: Callable[[int], bool], begin: int, stop: int, guess: int) -> int:
     """The furthest end in (begin, stop] that fits, or begin.
 
-    Tries `guess` characters first, so that a long text is not measured whole.
+    Tries `guess` characters first, then twice as many each time, so that neither a long text is measured whole nor one with
+    much white space in many steps.
     """
     low, step = begin, max(1, guess)
     while low < stop and fits(min(stop, low + step)):
-        low = min(stop, low + step)
+        low, step = min(stop, low + step), 2 * step
     high = min(stop, low + step)
     while high - low > 1:
         middle = (low + high) // 2
