@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from api_server import reply
 from selfedit.errors import UserError
 from selfedit.exam.statistics import spearman
 from selfedit.procedures.compare import compare
+from selfedit.procedures.continual import continual
+from selfedit.procedures.learn import learn
 from selfedit.procedures.restem import train
 from selfedit.procedures.rewards import read_rating
-from selfedit.procedures.settings import CompareSettings, TrainSettings
+from selfedit.procedures.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs.store import Store
 
 
@@ -207,20 +210,109 @@ def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
     assert len(server.completions) == 4
 
 
+# Edits that cannot be written
+
+
+def refuse_lamp(body: dict[str, Any]) -> dict[str, Any] | None:
+    """A server that takes nothing about the second document."""
+    if "Bo and the lamp" not in body["messages"][-1]["content"]:
+        return None
+    return {"error": {"message": "content refused", "type": "error", "code": None, "param": None}}
+
+
+def left_out(out: Path) -> list[tuple[str, str]]:
+    with Store(out / "run.sqlite", readonly=True) as store:
+        return [(event.subject, event.message) for event in store.events("edit not written")]
+
+
 def test_an_api_editor_that_fails_keeps_what_came(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
 ) -> None:
-    server.refuse = lambda body: (
-        {"error": {"message": "content refused", "type": "error", "code": None, "param": None}}
-        if "Bo and the lamp" in body["messages"][-1]["content"]
-        else None
-    )
+    server.refuse = refuse_lamp
     settings = CompareSettings(
         model=chat_model, documents=(documents(2),), editor=("api:writer",), api_base=server.url, **quick
     )
-    with pytest.raises(UserError, match=r"writer wrote no edit for 1 of 2 requests.*d1.*run the same command again"):
+    with pytest.raises(UserError, match=r"1 of 2 edits by api:writer .*--max-missing-edits 2%.*d1.*the same command"):
         compare(settings)
+    assert left_out(settings.out) == [("0|d1|api:writer|0", "400: content refused")]
     server.refuse = lambda body: None
     compare(settings)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         assert [e.edit.document_id for e in store.edits()] == ["d0", "d1"]
+    assert left_out(settings.out) == []
+
+
+@pytest.mark.parametrize("regime", ["single", "joint"])
+def test_documents_without_an_edit_are_named_and_left_out_of_their_condition_alone(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any, regime: str
+) -> None:
+    server.refuse = refuse_lamp
+    settings = CompareSettings(
+        model=chat_model,
+        documents=(documents(3),),
+        editor=("api:writer", "passage"),
+        regime=regime,
+        api_base=server.url,
+        max_missing_edits=0.4,
+        **quick,
+    )
+    summary = compare(settings)
+    assert [(c.name, c.graded) for c in summary.conditions] == [("none", 6), ("api:writer", 4), ("passage", 6)]
+    assert summary.events["edit not written"] == 1
+    assert left_out(settings.out) == [("0|d1|api:writer|0", "400: content refused")]
+    asked = len(server.completions)
+    server.refuse = lambda body: None
+    again = compare(settings)
+    if regime == "single":  # the next attempt has it written, learned and counted
+        assert len(server.completions) == asked + 1
+        assert [c.graded for c in again.conditions] == [6, 6, 6]
+        assert left_out(settings.out) == []
+    else:  # the one adapter is there, without it
+        assert len(server.completions) == asked
+        assert again == summary
+
+
+def test_learning_goes_on_without_a_document_that_has_no_edit(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
+) -> None:
+    server.refuse = refuse_lamp
+    settings = LearnSettings(
+        model=chat_model,
+        documents=(documents(3),),
+        editor="api:writer",
+        api_base=server.url,
+        max_missing_edits=0.4,
+        **quick,
+    )
+    learned = learn(settings)
+    assert learned.documents == 2
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits(condition="api:writer")
+    assert not any("lamp" in text for text in fit.sequences)
+    assert not any("d1" in answer.question_id for answer in fit.answers)
+    asked = len(server.completions)
+    assert learn(settings) == learned
+    assert len(server.completions) == asked, "the adapter is there; nothing more is asked for"
+
+
+def test_continual_learning_passes_over_a_document_that_has_no_edit(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
+) -> None:
+    server.refuse = refuse_lamp
+    settings = ContinualSettings(
+        model=chat_model,
+        documents=(documents(3),),
+        editor="api:writer",
+        api_base=server.url,
+        max_missing_edits=0.4,
+        **quick,
+    )
+    summary = continual(settings)
+    assert summary.model_extra is not None
+    steps = summary.model_extra["steps"]
+    assert [step["new"] is None for step in steps] == [False, True, False]
+    assert [step["earlier"] and step["earlier"]["documents"] for step in steps] == [None, None, 1]
+    server.refuse = lambda body: None
+    asked = len(server.completions)
+    assert continual(settings) == summary, "later steps were made without it"
+    assert len(server.completions) == asked

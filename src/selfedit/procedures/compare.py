@@ -84,8 +84,9 @@ def learnings_of(
         texts: dict[str, list[str]] = {document.id: [] for document in documents}
         for edit in stored:
             texts[edit.edit.document_id].append(edit.edit.text)
-        joined = tuple((None, "\n".join(texts[document.id])) for document in documents)
-        return [Learning(condition, tuple(documents), joined, r, policy=policy) for r in replicates]
+        learned = tuple(document for document in documents if texts[document.id])
+        joined = tuple((None, "\n".join(texts[document.id])) for document in learned)
+        return [Learning(condition, learned, joined, r, policy=policy) for r in replicates if learned]
     return [
         Learning(condition, (by_id[edit.edit.document_id],), ((edit.id, edit.edit.text),), r, policy=policy)
         for edit in stored

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval
@@ -26,7 +27,8 @@ from selfedit.workers.units import FitOutcome
 def continual(settings: ContinualSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
     """Learns the documents in their order; after each step the model is examined on all documents learned so far.
 
-    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its interval).
+    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its interval).  A
+    document whose edits could not be written is passed over.
     Errors: UserError for what the user can mend.
     """
     spec = EditorSpec.parse(settings.editor)
@@ -38,6 +40,8 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
         experiment.store.add_documents(documents)
         experiment.examine_untrained(documents)
         chain: tuple[str, ...] = ()
+        learned: list[Document] = []
+        reached = max((fit.round for fit in experiment.store.fits()), default=0)
         for step, document in enumerate(documents, start=1):
             folder = experiment.run.checkpoint(step)
 
@@ -48,10 +52,19 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
 
             edits: tuple[tuple[str | None, str] | None, ...] = (None,)
             if spec.kind != "passage":
-                experiment.write_edits(
-                    [document], spec, count=settings.edits, prompt=settings.edit_prompt, round=step, policy=chain
-                )
+                if step > reached:  # what was left out of an earlier step is not in the models of the later ones
+                    experiment.write_edits(
+                        [document],
+                        spec,
+                        count=settings.edits,
+                        prompt=settings.edit_prompt,
+                        round=step,
+                        policy=chain,
+                        wanted=len(documents) * settings.edits,
+                    )
                 stored = experiment.store.edits(round=step, writer=spec.name, document_id=document.id)
+                if not stored:
+                    continue
                 text = "\n".join(edit.edit.text for edit in stored)
                 edits = ((stored[0].id if len(stored) == 1 else None, text),)
             experiment.fit_and_examine(
@@ -67,7 +80,8 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
                 )
             experiment.pool.publish(folder.name, read_delta(folder))
             chain = (*chain, folder.name)
-            experiment.examine_untrained(documents[:step], condition="after", round=step, policy=chain, general=True)
+            learned.append(document)
+            experiment.examine_untrained(learned, condition="after", round=step, policy=chain, general=True)
         experiment.grade()
         steps = [_step(experiment, step, document.id) for step, document in enumerate(documents, start=1)]
         return summarise(experiment, documents, ["none"], steps=tuple(steps))

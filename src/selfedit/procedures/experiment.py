@@ -35,7 +35,7 @@ from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent, api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
-from selfedit.runs.records import Answer, CostRecord, FitRecord, fit_id
+from selfedit.runs.records import Answer, CostRecord, FitRecord, edit_id, edit_writer, fit_id
 from selfedit.runs.seeds import derive_seed
 from selfedit.workers.pool import InProcess, Pool
 from selfedit.workers.units import (
@@ -54,6 +54,7 @@ from selfedit.workers.worker import ModelSource
 _EXAM_UNIT = 64  # prompts of one unit without adapters
 LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
 _GRADE_CHUNK = 64  # verdicts committed together
+NOT_WRITTEN = "edit not written"  # an event's kind; its subject is the store's id of the edit
 
 
 @dataclass(frozen=True)
@@ -204,13 +205,31 @@ class Experiment(AbstractContextManager["Experiment"]):
         condition: str | None = None,
         round: int = 0,
         policy: tuple[str, ...] = (),
+        wanted: int | None = None,
     ) -> None:
-        """Has `count` edits of each document written and committed; those that are there already are not written again."""
+        """Has `count` edits of each document written and committed; those that are there already are not written again.
+
+        Edits that could not be written are named (`leave_out`), tried again once an attempt at the run, and left out.  Errors:
+        UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than the settings allow.
+        """
         name = condition or spec.name
         there = {(e.edit.document_id, e.edit.index) for e in self.store.edits(round=round, writer=name)}
         missing = [(d, k) for d in documents for k in range(count) if (d.id, k) not in there]
-        if not missing:
+        # An adapter that learned all documents together is there as it was made, without the edits that were left out.
+        if not missing or any(fit.document_id is None for fit in self.store.fits(round=round, condition=name)):
             return
+        self._write(missing, spec, name, prompt, round, policy)
+        self._check_left_out(name, wanted or len(documents) * count)
+
+    def _write(
+        self,
+        missing: Sequence[tuple[Document, int]],
+        spec: EditorSpec,
+        name: str,
+        prompt: str,
+        round: int,
+        policy: tuple[str, ...],
+    ) -> None:
         if spec.kind == "replay":
             self._replay(missing, spec, name, round)
         elif spec.kind == "self":
@@ -219,6 +238,28 @@ class Experiment(AbstractContextManager["Experiment"]):
             self._write_api(missing, name, spec.argument, prompt, round)
         else:
             raise ValueError(f"{spec.name} writes no edits")
+
+    def leave_out(self, document: Document, name: str, index: int, round: int, reason: str) -> None:
+        """Names an edit that could not be written; the run goes on without it, and its next attempt tries again."""
+        id = edit_id(round, document.id, name, index)
+        with self.store.transaction():
+            self.store.drop_event(NOT_WRITTEN, id)
+            self.store.add_event(NOT_WRITTEN, id, reason)
+        self.progress.note(f"edit {id} could not be written: {reason}")
+
+    def _check_left_out(self, name: str, wanted: int) -> None:
+        left_out = [event for event in self.store.events(NOT_WRITTEN) if edit_writer(event.subject) == name]
+        if len(left_out) > self.settings.max_missing_edits * wanted:
+            raise UserError(
+                f"{len(left_out)} of {wanted} edits by {name} could not be written, more than --max-missing-edits"
+                f" {self.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: {left_out[-1].message});"
+                " the others are kept: the same command tries these again"
+            )
+
+    def with_edits(self, documents: Sequence[Document], name: str, *, round: int = 0) -> list[Document]:
+        """The documents of which there is an edit; the others are learned under no condition of this name, nor asked about."""
+        there = {stored.edit.document_id for stored in self.store.edits(round=round, writer=name)}
+        return [document for document in documents if document.id in there]
 
     def _replay(self, missing: Sequence[tuple[Document, int]], spec: EditorSpec, name: str, round: int) -> None:
         texts = self._written_edits(spec, missing)
@@ -294,13 +335,12 @@ class Experiment(AbstractContextManager["Experiment"]):
                 )
             )
             leads.append(lead)
-        failed: list[str] = []
 
         def keep(number: int, result: ApiResult) -> None:
             document, index = missing[number]
             self.progress.advance(1)
             if result.error is not None:
-                failed.append(f"{document.id}: {result.error}")
+                self.leave_out(document, name, index, round, result.error)
                 return
             edit = self._edit(
                 document, name, index, leads[number] + result.text, prompt=prompt, cut_off=result.truncated
@@ -314,11 +354,6 @@ class Experiment(AbstractContextManager["Experiment"]):
             client.complete(requests, keep)
         finally:
             client.close()
-        if failed:
-            raise UserError(
-                f"{model} wrote no edit for {len(failed)} of {len(requests)} requests (first: {failed[0]});"
-                " the others are kept: run the same command again"
-            )
 
     def api_client(self, model: str) -> ApiClient:
         """A client whose replies are kept in this run's store.  A price must be known where there is a budget."""
@@ -376,6 +411,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         with self.store.transaction():
             self.store.add_edits(edits, round, list(costs))
             for edit in edits:
+                self.store.drop_event(NOT_WRITTEN, edit_id(round, edit.document_id, edit.writer, edit.index))
                 if not edit.text:
                     self.store.add_event(
                         "empty edit", edit.id, "nothing was left of this edit; only the document is learned"

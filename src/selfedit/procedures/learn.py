@@ -64,8 +64,12 @@ def learn(
         _say_what_is_cut(experiment, documents)
         if examined:
             experiment.examine_untrained(documents)
+        learned = list(documents)
         if spec.kind != "passage":
             experiment.write_edits(documents, spec, count=settings.edits, prompt=settings.edit_prompt)
+            learned = experiment.with_edits(documents, spec.name)
+            if not learned:
+                raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
         folder = experiment.run.adapter(ADAPTER)
 
         def save(_: Learning, outcome: FitOutcome) -> None:
@@ -73,7 +77,7 @@ def learn(
                 for name, content in outcome.adapter.items():
                     (scratch / name).write_bytes(content)
 
-        learning = Learning(spec.name, tuple(documents), _all_edits(experiment, documents, spec), keep=True)
+        learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=True)
         experiment.fit_and_examine([learning], label="learning", on_adapter=save)
         (fit,) = experiment.store.fits(condition=spec.name)
         if fit.error is not None:
@@ -85,7 +89,7 @@ def learn(
             experiment.grade()
             summary = summarise(experiment, documents, ["none", spec.name])
         edits = tuple(stored.edit for stored in experiment.store.edits(writer=spec.name))
-        return Learned(folder, len(documents), edits, fit.train_tokens, fit.last_loss, summary)
+        return Learned(folder, len(learned), edits, fit.train_tokens, fit.last_loss, summary)
 
 
 def _all_edits(

@@ -26,6 +26,7 @@ FREE = (
     "prices",
     "budget",
     "max_ungraded",
+    "max_missing_edits",
     "api_concurrency",
     "api_batch",
     "api_poll_seconds",
@@ -60,6 +61,12 @@ class Settings(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1, description="of edits")
     grader: str = Field("calibrated", description="lexical, calibrated, judge:MODEL of an API, or judge:local")
     max_ungraded: float = Field(0.02, ge=0, le=1, description="stop if a larger share of answers stays ungraded")
+    max_missing_edits: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="stop if a larger share of edits cannot be written; others are left out, and named",
+    )
     general_questions: int = Field(3, ge=0, description="general questions each adapter is asked, to see forgetting")
     unit_size: int | None = Field(None, ge=1, description="fits that share a bank; chosen by the device if left out")
     api_base: str | None = Field(None, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")

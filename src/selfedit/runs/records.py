@@ -23,6 +23,11 @@ def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
     return f"{round}|{_part(document_id)}|{_part(writer)}|{index}"
 
 
+def edit_writer(id: str) -> str:
+    """The writer in an edit's id."""
+    return id.split("|")[2].replace("%7C", "|").replace("%25", "%")
+
+
 def fit_id(
     *, round: int, condition: str, replicate: int, document_id: str | None = None, edit_id: str | None = None
 ) -> str:

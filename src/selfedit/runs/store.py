@@ -589,6 +589,10 @@ class Store:
             (kind, subject, message),
         )
 
+    def drop_event(self, kind: str, subject: str) -> None:
+        """Take back what was noted of this kind about this subject: it holds no longer."""
+        self._write("DELETE FROM events WHERE kind = ? AND subject = ?", (kind, subject))
+
     def events(self, kind: str | None = None) -> list[Event]:
         """What was noted, of one kind or all, in the order of writing."""
         rows = self._rows(
