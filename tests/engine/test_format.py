@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import peft
 import pytest
 import torch
 from reference import lora_config, random_job
+from safetensors.torch import load_file, save_file
 
 from selfedit.engine import AdapterBank, LoraSpec, fit, load_adapter, merge_adapter
 from selfedit.engine.lora import Routing
@@ -111,21 +113,117 @@ def test_the_files_are_peft_files(tiny_model, tmp_path):
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
+def damaged(folder, *, config=None, tensors=None):
+    """Changes a saved adapter: entries of its configuration, and its tensors by a function of their dictionary."""
+    file = folder / "adapter_config.json"
+    if config is not None:
+        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    if tensors is not None:
+        weights = folder / "adapter_model.safetensors"
+        changed = load_file(weights)
+        tensors(changed)
+        save_file(changed, weights)
+
+
+A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+B = A.replace("lora_A", "lora_B")
+
+CONFIGS = [
+    ({"peft_type": "IA3"}, "peft_type is IA3; only LORA"),
+    ({"peft_type": None}, "only LORA"),
+    ({"use_dora": True}, "adapters with use_dora are not supported"),
+    ({"bias": "all"}, "trained biases are not supported"),
+    ({"rank_pattern": {"q_proj": 2}}, "adapters with rank_pattern are not supported"),
+    ({"alpha_pattern": {"q_proj": 2}}, "adapters with alpha_pattern are not supported"),
+    ({"modules_to_save": ["lm_head"]}, "adapters with modules_to_save are not supported"),
+    ({"init_lora_weights": "pissa"}, "adapters with init_lora_weights are not supported"),
+    ({"layer_replication": [[0, 2]]}, "adapters with layer_replication are not supported"),
+    ({"r": 10**9}, "has shapes .* which do not go with r = 1000000000"),
+    ({"r": 4}, "which do not go with r = 4"),
+    ({"r": 0}, "r must be a whole number from 1, not 0"),
+    ({"r": 8.5}, "r must be a whole number from 1, not 8.5"),
+    ({"r": "8"}, "r must be a finite number, not '8'"),
+    ({"r": True}, "r must be a finite number, not True"),
+    ({"r": None}, "r must be a finite number, not None"),
+    ({"lora_alpha": "32"}, "lora_alpha must be a finite number, not '32'"),
+    ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, not nan"),
+    ({"lora_alpha": 10**400}, "lora_alpha must be a finite number, not 1000"),
+    ({"lora_alpha": 1e308}, "not finite, or too large to be used"),
+    ({"lora_dropout": 1.5}, r"lora_dropout must be in \[0, 1\), not 1.5"),
+    ({"target_modules": ["q_proj"]}, "unexpected tensors for .*, which target_modules does not name"),
+]
+
+TENSORS = [
+    (lambda t: t.pop(A), "lora_A of 'model.layers.1.mlp.up_proj' is missing"),
+    (lambda t: (t.pop(A), t.pop(B)), r"the tensors of model.layers.1.mlp.up_proj are missing \(1 of 21 layers\)"),
+    (lambda t: t.clear(), "holds no tensors"),
+    (lambda t: t.update({"extra": torch.zeros(2)}), "unexpected tensor 'extra'"),
+    (lambda t: t.update({A.replace("lora_A", "lora_bias"): torch.zeros(2)}), "unexpected tensor"),
+    (
+        lambda t: t.update({A.replace("1", "9"): t[A].clone(), B.replace("1", "9"): t[B].clone()}),
+        "the model has no layer",
+    ),
+    (lambda t: t.update({A: t[A][:, :-1].contiguous()}), "has another shape than in this model"),
+    (lambda t: t.update({A: t[A][:4].contiguous()}), "which do not go with r = 8"),
+    (lambda t: t.update({A: t[A][None]}), "which do not go with r = 8"),
+    (lambda t: t.update({A: t[A].to(torch.int8)}), "has numbers of type I8"),
+    (lambda t: t[A].view(-1)[3:4].fill_(float("nan")), "the numbers of .* are not finite"),
+    (lambda t: t[B].view(-1)[3:4].fill_(float("-inf")), "the numbers of .* are not finite"),
+    (lambda t: (t[A].fill_(1e30), t[B].fill_(1e30)), "too large to be used"),
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model):
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def adapter(llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    trained(llama, SPECS["all-linear"], folder)
+    return folder
+
+
 @pytest.mark.parametrize(
-    "change", [{"peft_type": "IA3"}, {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 2}}]
+    ("config", "tensors", "says"),
+    [(config, None, says) for config, says in CONFIGS] + [(None, tensors, says) for tensors, says in TENSORS],
 )
-def test_other_adapters_are_refused(tiny_model, tmp_path, change):
-    model = tiny_model("llama")
-    trained(model, SPECS["all-linear"], tmp_path)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        merge_adapter(model, tmp_path)
+def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(llama, adapter, tmp_path, config, tensors, says):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    damaged(folder, config=config, tensors=tensors)
+    before = logits_of(llama)
+    with pytest.raises(ValueError, match=says) as raised:
+        merge_adapter(llama, folder)
+    assert str(raised.value).startswith(str(folder))
+    assert "\n" not in str(raised.value)
+    assert torch.equal(logits_of(llama), before)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"r": ' + b"9" * 5000 + b"}"])
+def test_a_configuration_that_is_none_is_refused_in_one_line(adapter, tmp_path, content):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_config\.json") as raised:
+        load_adapter(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_narrower_type_is_read_as_float32(llama, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    damaged(folder, tensors=lambda t: t.update({name: tensor.half() for name, tensor in t.items()}))
+    _, state = load_adapter(folder, llama)
+    assert {tensor.dtype for pair in state.values() for tensor in pair} == {torch.float32}
 
 
 def test_an_adapter_of_another_model_is_refused(tiny_model, tmp_path):
     trained(tiny_model("llama"), SPECS["all-linear"], tmp_path)
     with pytest.raises(ValueError, match="belongs to another model"):
         merge_adapter(tiny_model("llama", num_hidden_layers=2), tmp_path)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        merge_adapter(tiny_model("llama", num_hidden_layers=4), tmp_path)
     with pytest.raises(ValueError, match="belongs to another model"):
         merge_adapter(tiny_model("llama", intermediate_size=64), tmp_path)

@@ -174,10 +174,13 @@ class AdapterBank:
             own[name][1].copy_(b)
         self.publish([adapter])
 
-    def save_pretrained(self, adapter: int, path: str | Path) -> None:
-        """Writes one adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it, vLLM serves it)."""
-        name_or_path = self.model.config._name_or_path
-        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=name_or_path)
+    def save_pretrained(self, adapter: int, path: str | Path, *, base_model: str | None = None) -> None:
+        """Writes one adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it, vLLM serves it).
+
+        `base_model` is what `AutoPeftModelForCausalLM` is to load; the name that the model was loaded by if left out.
+        """
+        name = self.model.config._name_or_path
+        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=base_model or name, model=name)
 
     def _views(self, flat_NF: Tensor, group: LoraGroup) -> tuple[Tensor, list[Tensor]]:
         rank, starts = self.spec.rank, self._starts[group.index]

@@ -6,6 +6,8 @@ Knows the format's names and keys.  Knows nothing of banks or training.  Nothing
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,42 @@ from selfedit.engine.lora import LoraSpec
 
 _PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HALVES = ("lora_A", "lora_B")
+_DTYPES = ("F64", "F32", "BF16", "F16")
+# In the weights' metadata: the model by the name that our user gave, where PEFT must be told another.
+_MODEL = "selfedit_model"
+# Variants of LoRA that compute something else, or on other base weights.
+_UNSUPPORTED = (
+    "use_dora",
+    "alora_invocation_tokens",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "init_lora_weights",
+)
 
 
-def save(folder: Path, spec: LoraSpec, state: dict[str, tuple[Tensor, Tensor]], *, base_model: str) -> None:
-    """Writes layer name -> (A [R, D_in], B [D_out, R]) as a PEFT adapter."""
+def save(
+    folder: Path,
+    spec: LoraSpec,
+    state: dict[str, tuple[Tensor, Tensor]],
+    *,
+    base_model: str,
+    model: str | None = None,
+) -> None:
+    """Writes layer name -> (A [R, D_in], B [D_out, R]) as a PEFT adapter.
+
+    `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, where that is another.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "LORA",
@@ -44,66 +78,172 @@ def save(folder: Path, spec: LoraSpec, state: dict[str, tuple[Tensor, Tensor]], 
     for name, (a, b) in state.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    metadata = {"format": "pt"} | ({} if model in (None, base_model) else {_MODEL: str(model)})
+    save_file(tensors, folder / WEIGHTS, metadata=metadata)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load(folder: Path) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
-    """Reads a LoRA adapter that `save` or PEFT wrote.
+def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
+    """Reads a LoRA adapter that `save` or PEFT wrote; with a `model`, checks that it is a whole adapter of that model.
 
-    Errors: FileNotFoundError where a file is missing; ValueError for an adapter that is not a plain LoRA.
+    Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for an
+    adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model.
     """
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    spec = _read_config(folder)
+    state = {}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        # Shapes are checked before anything is read: what a configuration asks for may be larger than any memory.
+        shapes = _shapes(folder, file, spec["rank"])
+        if spec["targets"] is None:
+            spec["targets"] = tuple(shapes)
+        if stray := [name for name in shapes if not _targeted(name, spec["targets"])]:
+            raise ValueError(f"{folder}: unexpected tensors for {_short(stray[0])}, which target_modules does not name")
+        lora = LoraSpec(**spec)
+        if model is not None:
+            _check_fit(folder, shapes, lora.targets, model)
+        for name in shapes:
+            a, b = (file.get_tensor(f"{_PREFIX}{name}.{half}.weight").float() for half in _HALVES)
+            largest = lora.rank * abs(lora.scaling) * float(a.abs().max()) * float(b.abs().max())
+            if not largest < torch.finfo(torch.float32).max:  # also where it is not a number
+                raise ValueError(f"{folder}: the numbers of {_short(name)} are not finite, or too large to be used")
+            state[name] = a, b
+    return lora, state
+
+
+def model_name(folder: Path) -> str | None:
+    """The model that an adapter belongs to, by the name that whoever trained it gave."""
+    base = _read_json(folder).get("base_model_name_or_path")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        name = (file.metadata() or {}).get(_MODEL, base)
+    return name if isinstance(name, str) and name else None
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not a configuration that can be read ({type(error).__name__})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: not a JSON object; is it a LoRA adapter?")
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The fields of a `LoraSpec`; `targets` is None where the configuration does not simply list them."""
+    file, config = folder / CONFIG, _read_json(folder)
+
+    def number(key: str, default: Any = None) -> float:
+        value = config.get(key, default)
+        try:
+            if type(value) in (int, float) and math.isfinite(float(value)):
+                return float(value)
+        except OverflowError:
+            pass
+        raise ValueError(f"{file}: {key} must be a finite number, not {_short(value)}")
+
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: peft_type is {config.get('peft_type')}; only LORA adapters can be loaded")
-    for key in (
-        "use_dora",
-        "alora_invocation_tokens",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "fan_in_fan_out",
-    ):
-        if config.get(key):
+    initial = config.get("init_lora_weights")
+    changed_base = isinstance(initial, str) and initial not in ("gaussian", "eva", "orthogonal")
+    for key in _UNSUPPORTED:
+        if config.get(key) and (key != "init_lora_weights" or changed_base):
             raise ValueError(f"{folder}: adapters with {key} are not supported")
     if config.get("bias", "none") != "none":
         raise ValueError(f"{folder}: adapters with trained biases are not supported")
-    halves: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-            name, _, which = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
-            if which not in ("lora_A", "lora_B"):
-                raise ValueError(f"{folder}: unexpected tensor {key}")
-            halves.setdefault(name, {})[which] = file.get_tensor(key).float()
-    state = {name: (half["lora_A"], half["lora_B"]) for name, half in halves.items()}
-    spec = LoraSpec(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        targets=tuple(state),
-        dropout=config.get("lora_dropout") or 0.0,
-        rslora=bool(config.get("use_rslora")),
-    )
-    return spec, state
+    rank, dropout = number("r"), number("lora_dropout", 0.0)
+    if rank < 1 or rank != int(rank):
+        raise ValueError(f"{file}: r must be a whole number from 1, not {_short(config['r'])}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{file}: lora_dropout must be in [0, 1), not {_short(config['lora_dropout'])}")
+    targets = config.get("target_modules")
+    listed = isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets)
+    narrowed = any(config.get(key) is not None for key in ("layers_to_transform", "layers_pattern", "exclude_modules"))
+    return {
+        "rank": int(rank),
+        "alpha": number("lora_alpha"),
+        "dropout": dropout,
+        "rslora": config.get("use_rslora") is True,
+        "targets": tuple(map(str, targets or ())) if listed and not narrowed else None,
+    }
+
+
+def _shapes(folder: Path, file: Any, rank: int) -> dict[str, tuple[int, int]]:
+    """Layer name -> (D_out, D_in), from the file's header."""
+    halves: dict[str, dict[str, Any]] = {}
+    for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+        name, _, half = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if half not in _HALVES or key != f"{_PREFIX}{name}.{half}.weight":
+            raise ValueError(f"{folder}: unexpected tensor {_short(key)}")
+        halves.setdefault(name, {})[half] = file.get_slice(key)
+    if not halves:
+        raise ValueError(f"{folder / WEIGHTS}: holds no tensors")
+    shapes = {}
+    for name, found in halves.items():
+        for half in _HALVES:
+            if half not in found:
+                raise ValueError(f"{folder}: {half} of {_short(name)} is missing")
+            if found[half].get_dtype() not in _DTYPES:
+                raise ValueError(
+                    f"{folder}: {_short(name)} has numbers of type {found[half].get_dtype()}, not {', '.join(_DTYPES)}"
+                )
+        a, b = (list(found[half].get_shape()) for half in _HALVES)
+        if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank or 0 in (*a, *b):
+            raise ValueError(f"{folder}: {_short(name)} has shapes {a} and {b}, which do not go with r = {rank}")
+        shapes[name] = b[0], a[1]
+    return shapes
+
+
+def _check_fit(
+    folder: Path, shapes: dict[str, tuple[int, int]], targets: Sequence[str], model: PreTrainedModel
+) -> None:
+    for name, shape in shapes.items():
+        weight = _weight(model, name)
+        if weight is None:
+            raise ValueError(f"{folder}: the model has no layer {_short(name)}; the adapter belongs to another model")
+        if tuple(weight.shape) != shape:
+            raise ValueError(
+                f"{folder}: {_short(name)} has another shape than in this model; the adapter belongs to another model"
+            )
+    missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in shapes]
+    if missing:
+        raise ValueError(
+            f"{folder}: the tensors of {missing[0]} are missing ({len(missing)} of {len(missing) + len(shapes)} layers);"
+            " the adapter is not whole, or belongs to another model"
+        )
+
+
+def _weight(model: PreTrainedModel, name: str) -> Tensor | None:
+    try:
+        module = model.get_submodule(name)
+        # Under a bank, the layer's own weights are one level down.
+        return getattr(module, "base_layer", module).get_parameter("weight")
+    except AttributeError:
+        return None
+
+
+def _targeted(name: str, targets: Sequence[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _short(value: Any) -> str:
+    """What a file says, in a line of ours."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @torch.no_grad()
 def merge(model: PreTrainedModel, folder: Path, *, scale: float = 1.0) -> None:
     """Adds an adapter's update to the model's own weights, in place, computed in float32.
 
-    Errors: ValueError where the adapter does not fit the model.
+    Errors: as `load`.
     """
-    spec, state = load(folder)
+    spec, state = load(folder, model)
     for name, (a, b) in state.items():
-        try:
-            module = model.get_submodule(name)
-            # Under a bank, the layer's own weights are one level down.
-            weight: Tensor = getattr(module, "base_layer", module).get_parameter("weight")
-        except AttributeError:
-            raise ValueError(f"{folder}: the model has no layer {name}; the adapter belongs to another model") from None
-        if weight.shape != (b.shape[0], a.shape[1]):
-            raise ValueError(
-                f"{folder}: {name} has another shape than in this model; the adapter belongs to another model"
-            )
+        weight = _weight(model, name)
+        assert weight is not None  # `load` has looked
         update = (b.to(weight.device) @ a.to(weight.device)) * (spec.scaling * scale)
         weight.copy_((weight.float() + update).to(weight.dtype))
 

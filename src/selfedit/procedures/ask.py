@@ -5,7 +5,6 @@ Knows a model, an adapter on disk, and the exam's prompt.  Knows nothing of runs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,9 +79,10 @@ def adapter_folder(path: Path) -> tuple[Path, str | None]:
 
 def base_model(folder: Path) -> str:
     """The model that an adapter says it was trained on."""
+    from selfedit.engine.peft_format import model_name
+
     with adapter_errors(folder):
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config.get("base_model_name_or_path") or BUNDLED)
+        return model_name(folder) or BUNDLED
 
 
 @contextmanager
@@ -95,10 +95,8 @@ def adapter_errors(folder: Path, mend: str = "") -> Iterator[None]:
     except FileNotFoundError as error:
         missing = Path(str(error.filename or "adapter_model.safetensors")).name
         raise UserError(f"{folder}: no adapter there ({missing} is missing)") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'adapter_config.json'}, line {error.lineno}: not JSON ({error.msg})") from None
-    except KeyError as error:
-        raise UserError(f"{folder / 'adapter_config.json'}: {error} is missing; is it a LoRA adapter?") from None
+    except OSError as error:
+        raise UserError(f"{folder}: the adapter cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
         raise UserError(f"{folder / 'adapter_model.safetensors'}: not a whole safetensors file ({error})") from None
     except ValueError as error:
