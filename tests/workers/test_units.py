@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfedit.engine import DecodeRequest, FitJob, FitSettings, LoraSpec, TokenSequence
-from selfedit.workers.units import FitTask, even_groups, fit_units, write_units
+from selfedit.workers.units import Completion, FitTask, UnitResult, even_groups, fit_units, write_units
 
 
 def task(name: str, tokens: int) -> FitTask:
@@ -41,10 +41,15 @@ def test_groups_hold_everything_once_and_none_is_much_larger_than_the_average(am
     assert len(groups) <= 2 * -(-len(ordered) // size) + 1
 
 
-def test_requests_keep_their_numbers() -> None:
-    requests = [DecodeRequest(tuple(range(1, length)), 8) for length in (3, 9, 5, 7, 4)]
+def test_what_belongs_together_stays_together_and_similar_lengths_share_a_unit() -> None:
+    lengths = {"a": (3,), "b": (9, 2), "c": (5,), "d": (7, 1, 2), "e": (4,)}
+    requests = {id: [DecodeRequest(tuple(range(n)), 8) for n in some] for id, some in lengths.items()}
     cut = write_units("edits", (), requests, size=2)
-    assert sorted(number for _, group in cut for number in group) == list(range(5))
-    for unit, group in cut:
-        assert list(unit.requests) == [requests[number] for number in group]
-    assert [unit.cost for unit, _ in cut] == pytest.approx([30.0, 23.0, 10.0])
+    assert [unit.ids for unit in cut] == [("b", "b"), ("d", "d", "d"), ("c", "e"), ("a",)]
+    for unit in cut:
+        assert list(unit.requests) == [request for id in dict.fromkeys(unit.ids) for request in requests[id]]
+    assert [unit.cost for unit in cut] == pytest.approx([27.0, 34.0, 25.0, 11.0])
+    left = cut[2].without({"c", "x"})
+    assert (left.id, left.ids, left.requests) == (cut[2].id, ("e",), tuple(requests["e"]))
+    answers = (Completion((1,), True), Completion((2,), True))
+    assert cut[0].completions(UnitResult("", 0.0, completions=answers)) == {"b": list(answers)}

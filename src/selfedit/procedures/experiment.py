@@ -7,12 +7,12 @@ what was committed before.  Knows nothing of which conditions or rounds there ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from selfedit.documents import Document, Question, load_documents, load_edits
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
@@ -43,15 +43,18 @@ from selfedit.workers.units import (
     FitJob,
     FitOutcome,
     FitTask,
+    FitUnit,
     LoraSpec,
     Unit,
     UnitResult,
+    WriteUnit,
     fit_units,
     write_units,
 )
 from selfedit.workers.worker import ModelSource
 
 _EXAM_UNIT = 64  # prompts of one unit without adapters
+U = TypeVar("U", WriteUnit, FitUnit)
 LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
 _GRADE_CHUNK = 64  # verdicts committed together
 NOT_WRITTEN = "edit not written"  # an event's kind; its subject is the store's id of the edit
@@ -193,6 +196,40 @@ class Experiment(AbstractContextManager["Experiment"]):
     def seed(self, *parts: str | int) -> int:
         return derive_seed(self.settings.seed, *parts)
 
+    def do(
+        self,
+        phase: str,
+        ids: Iterable[str],
+        done: Container[str],
+        cut: Callable[[], Sequence[U]],
+        commit: Callable[[U, UnitResult], Iterable[CostRecord]],
+        *,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """The one principle of resuming: what the store lacks of a list is executed, and each unit's results are committed
+        with their cost in one transaction.
+
+        `ids` name the whole list, `done` has those that the store has.  `cut` makes units of the whole list, never of what is
+        left, and a unit is committed whole: so a resumed run executes the same units as an uninterrupted one, the same fits
+        side by side, and is equal to it to the last bit.  `commit` writes a unit's results to the store and returns their cost;
+        `after` is called once that is done.
+
+        A unit that was given up is named in an event and leaves nothing: the same command tries it again.
+        """
+        if all(id in done for id in ids):
+            return
+        units = {left.id: left for unit in cut() if (left := unit.without(done)).ids}
+        self.progress.begin(phase, sum(unit.tokens for unit in units.values()))
+        for result in self.run_units(list(units.values())):
+            if result.error is not None:
+                self.store.add_event("failed unit", result.unit_id, result.error)
+                self.progress.note(f"{result.unit_id} was given up: {result.error}")
+                continue
+            with self.store.transaction():
+                self.store.add_costs(commit(units[result.unit_id], result))
+            if after is not None:
+                after()
+
     # Edits
 
     def write_edits(
@@ -213,31 +250,21 @@ class Experiment(AbstractContextManager["Experiment"]):
         UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than the settings allow.
         """
         name = condition or spec.name
-        there = {(e.edit.document_id, e.edit.index) for e in self.store.edits(round=round, writer=name)}
-        missing = [(d, k) for d in documents for k in range(count) if (d.id, k) not in there]
+        asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
+        done = {stored.id for stored in self.store.edits(round=round, writer=name)}
+        missing = [asked[id] for id in asked if id not in done]
         # An adapter that learned all documents together is there as it was made, without the edits that were left out.
         if not missing or any(fit.document_id is None for fit in self.store.fits(round=round, condition=name)):
             return
-        self._write(missing, spec, name, prompt, round, policy)
-        self._check_left_out(name, wanted or len(documents) * count)
-
-    def _write(
-        self,
-        missing: Sequence[tuple[Document, int]],
-        spec: EditorSpec,
-        name: str,
-        prompt: str,
-        round: int,
-        policy: tuple[str, ...],
-    ) -> None:
         if spec.kind == "replay":
             self._replay(missing, spec, name, round)
         elif spec.kind == "self":
-            self._write_self(missing, name, spec.argument or prompt, round, policy)
+            self._write_self(asked, done, name, spec.argument or prompt, round, policy)
         elif spec.kind == "api":
             self._write_api(missing, name, spec.argument, prompt, round)
         else:
             raise ValueError(f"{spec.name} writes no edits")
+        self._check_left_out(name, wanted or len(asked))
 
     def leave_out(self, document: Document, name: str, index: int, round: int, reason: str) -> None:
         """Names an edit that could not be written; the run goes on without it, and its next attempt tries again."""
@@ -283,38 +310,53 @@ class Experiment(AbstractContextManager["Experiment"]):
         return [edits[document.id][index] for document, index in wanted]
 
     def _write_self(
-        self, missing: Sequence[tuple[Document, int]], name: str, prompt: str, round: int, policy: tuple[str, ...]
+        self,
+        asked: Mapping[str, tuple[Document, int]],
+        done: Container[str],
+        name: str,
+        prompt: str,
+        round: int,
+        policy: tuple[str, ...],
     ) -> None:
         tokenizer = self.pool.tokenizer
-        requests, leads = [], []
-        for document, index in missing:
+        prompts: dict[str, tuple[tuple[int, ...], str]] = {}
+        for document in {document.id: document for document, _ in asked.values()}.values():
             text, lead = self.edit_prompt(prompt, document)
-            ids = tokenizer.prompt_ids(text)
-            requests.append(
-                DecodeRequest(
-                    tuple(ids),
-                    self.settings.max_edit_tokens,
-                    tokenizer.stop_ids,
-                    temperature=self.settings.temperature,
-                    top_p=self.settings.top_p,
-                    seed=self.seed("edit", round, document.id, name, index),
-                )
+            prompts[document.id] = tuple(tokenizer.prompt_ids(text)), lead
+
+        def request(document: Document, index: int) -> DecodeRequest:
+            return DecodeRequest(
+                prompts[document.id][0],
+                self.settings.max_edit_tokens,
+                tokenizer.stop_ids,
+                temperature=self.settings.temperature,
+                top_p=self.settings.top_p,
+                seed=self.seed("edit", round, document.id, name, index),
             )
-            leads.append(lead)
-        units = write_units(f"edits/{round}/{name}", policy, requests, size=self.unit_size)
-        by_id = {unit.id: group for unit, group in units}
-        self.progress.begin(f"writing edits ({name})", sum(r.max_new_tokens for r in requests))
-        for result in self.run_units([unit for unit, _ in units]):
-            group = self._checked(result, by_id)
+
+        def commit(unit: WriteUnit, result: UnitResult) -> list[CostRecord]:
             edits = []
-            for number, completion in zip(group, result.completions, strict=True):
-                document, index = missing[number]
-                raw = leads[number] + tokenizer.decode(completion.ids)
+            for id, (completion,) in unit.completions(result).items():
+                document, index = asked[id]
+                ids, lead = prompts[document.id]
+                raw = lead + tokenizer.decode(completion.ids)
                 edit = self._edit(document, name, index, raw, prompt=prompt, cut_off=not completion.finished)
-                edits.append(
-                    replace(edit, input_tokens=len(requests[number].prompt), output_tokens=len(completion.ids))
-                )
-            self._commit_edits(edits, round, [self._device_cost("edits", name, result.seconds, round)])
+                edits.append(replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids)))
+            self._commit_edits(edits, round)
+            return [self.cost_of_time("edits", name, result.seconds, round)]
+
+        self.do(
+            f"writing edits ({name})",
+            asked,
+            done,
+            lambda: write_units(
+                f"edits/{round}/{name}",
+                policy,
+                {id: [request(*one)] for id, one in asked.items()},
+                size=self.unit_size,
+            ),
+            commit,
+        )
 
     def _write_api(
         self, missing: Sequence[tuple[Document, int]], name: str, model: str, prompt: str, round: int
@@ -434,28 +476,26 @@ class Experiment(AbstractContextManager["Experiment"]):
             asked = general_questions()
             self.store.add_general_questions(asked)
             exams.append((None, tuple(asked)))
-        records = [FitRecord(condition=condition, round=round, document_id=d.id if d else None) for d, _ in exams]
-        done = self.store.fit_ids()
-        todo = [k for k, record in enumerate(records) if record.id not in done]
-        if not todo:
-            return
-        prompts = [(k, q, self.exam_request(exams[k][0], q)) for k in todo for q in exams[k][1]]
-        units = write_units(f"exam/{round}/{condition}", policy, [p for _, _, p in prompts], size=_EXAM_UNIT)
-        by_id = {unit.id: group for unit, group in units}
-        answers: dict[int, dict[str, Answer]] = {k: {} for k in todo}
-        seconds = dict.fromkeys(todo, 0.0)
-        self.progress.begin(f"exam ({condition})", sum(p.max_new_tokens for _, _, p in prompts))
-        for result in self.run_units([unit for unit, _ in units]):
-            group = self._checked(result, by_id)
-            for number, completion in zip(group, result.completions, strict=True):
-                k, question, _ = prompts[number]
-                answers[k][question.id] = self._answer(question, completion.ids)
-                seconds[k] += result.seconds / len(group)
-        with self.store.transaction():
-            for k in todo:
-                found = tuple(answers[k][question.id] for question in exams[k][1])
-                record = replace(records[k], answers=found, seconds=seconds[k])
-                self.store.record_fits([record], [self._device_cost("answers", condition, seconds[k], round)])
+        records = [FitRecord(condition, round=round, document_id=d.id if d else None) for d, _ in exams]
+        by_id = {record.id: (record, *exam) for record, exam in zip(records, exams, strict=True)}
+
+        def cut() -> list[WriteUnit]:
+            requests = {
+                id: [self.exam_request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()
+            }
+            return write_units(f"exam/{round}/{condition}", policy, requests, size=_EXAM_UNIT)
+
+        def commit(unit: WriteUnit, result: UnitResult) -> list[CostRecord]:
+            costs = []
+            for id, completions in unit.completions(result).items():
+                record, _, asked = by_id[id]
+                seconds = result.seconds * len(completions) / len(unit.requests)
+                answers = tuple(self._answer(q, c.ids) for q, c in zip(asked, completions, strict=True))
+                self.store.record_fits([replace(record, answers=answers, seconds=seconds)])
+                costs.append(self.cost_of_time("answers", condition, seconds, round))
+            return costs
+
+        self.do(f"exam ({condition})", by_id, self.store.fit_ids(), cut, commit)
 
     def fit_and_examine(
         self,
@@ -470,90 +510,79 @@ class Experiment(AbstractContextManager["Experiment"]):
         Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share banks.
         `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.
         """
-        recipes = recipes or {}
-        done = self.store.fit_ids()
-        todo = [learning for learning in learnings if learning.id not in done]
-        if not todo:
-            return
-        known = self._known_general(todo)
-        tasks, texts, asked = [], {}, {}
-        groups: dict[tuple[tuple[str, ...], LoraSpec], list[FitTask]] = {}
-        for learning in todo:
-            recipe = recipes.get(learning.condition, self.recipe)
-            sequences = self.sequences(learning, recipe)
-            questions = self._exam_questions(learning, known)
-            job = FitJob(
-                tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences),
-                recipe.settings(),
-                self.seed("fit", learning.id),
-            )
-            requests = tuple(self.exam_request(document, question) for document, question in questions)
-            task = FitTask(learning.id, job, requests, learning.keep)
-            tasks.append(task)
-            groups.setdefault((learning.policy, recipe.lora()), []).append(task)
-            texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
-            asked[learning.id] = [question for _, question in questions]
-        by_id = {learning.id: learning for learning in todo}
-        units = [
-            unit
-            for number, ((policy, lora), group) in enumerate(groups.items())
-            for unit in fit_units(f"{label}/{number}", policy, lora, group, size=self.unit_size)
-        ]
-        most = sum(task.job.tokens + sum(request.max_new_tokens for request in task.exam) for task in tasks)
-        self.progress.begin(f"{label}: {len(tasks)} adapters", most)
-        for result in self.run_units(units):
-            self._commit_unit(result, by_id, texts, asked, on_adapter)
-            if self._grades_aside:
-                self._grade_new()
+        by_id = {learning.id: learning for learning in learnings}
+        texts: dict[str, tuple[str, ...]] = {}
+        asked: dict[str, list[Question]] = {}
 
-    def _commit_unit(
-        self,
-        result: UnitResult,
-        by_id: Mapping[str, Learning],
-        texts: Mapping[str, tuple[str, ...]],
-        asked: Mapping[str, Sequence[Question]],
-        on_adapter: Callable[[Learning, FitOutcome], None] | None,
-    ) -> None:
-        if result.error is not None:
-            self.store.add_event("failed unit", result.unit_id, result.error)
-            self.progress.note(f"{result.unit_id} was given up: {result.error}")
-        records, costs = [], []
-        for outcome in result.outcomes:
-            learning = by_id[outcome.id]
-            if learning.keep and on_adapter is not None and outcome.result.error is None:
-                on_adapter(learning, outcome)
-            single = len(learning.documents) == 1
-            edit = learning.edits[0] if single else None
-            records.append(
-                FitRecord(
-                    condition=learning.condition,
-                    replicate=learning.replicate,
-                    round=learning.round,
-                    document_id=learning.documents[0].id if single else None,
-                    edit_id=edit[0] if edit else None,
-                    status="failed" if outcome.result.error else "done",
-                    error=outcome.result.error,
-                    sequences=texts[outcome.id],
-                    train_tokens=outcome.result.tokens,
-                    steps=outcome.result.steps,
-                    first_loss=outcome.result.first_loss,
-                    last_loss=outcome.result.last_loss,
-                    seconds=outcome.seconds,
-                    answers=tuple(
-                        self._answer(question, completion.ids)
-                        for question, completion in zip(asked[outcome.id], outcome.completions, strict=False)
-                    ),
+        def cut() -> list[FitUnit]:
+            known = self._known_general(learnings)
+            groups: dict[tuple[tuple[str, ...], LoraSpec], list[FitTask]] = {}
+            for learning in learnings:
+                recipe = (recipes or {}).get(learning.condition, self.recipe)
+                sequences = self.sequences(learning, recipe)
+                questions = self._exam_questions(learning, known)
+                job = FitJob(
+                    tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences),
+                    recipe.settings(),
+                    self.seed("fit", learning.id),
                 )
-            )
-            costs.append(self._device_cost("fits", learning.condition, outcome.seconds, learning.round))
-        with self.store.transaction():
-            self.store.record_fits(records, costs)
-            for record in records:
-                if record.error:
-                    self.store.add_event("failed fit", record.id, record.error)
-        for record in records:
-            if record.error:
-                self.progress.note(f"fit {record.id} failed: {record.error}")
+                exam = tuple(self.exam_request(document, question) for document, question in questions)
+                task = FitTask(learning.id, job, exam, learning.keep)
+                groups.setdefault((learning.policy, recipe.lora()), []).append(task)
+                texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
+                asked[learning.id] = [question for _, question in questions]
+            return [
+                unit
+                for number, ((policy, lora), group) in enumerate(groups.items())
+                for unit in fit_units(f"{label}/{number}", policy, lora, group, size=self.unit_size)
+            ]
+
+        def commit(unit: FitUnit, result: UnitResult) -> list[CostRecord]:
+            return [self._commit_fit(by_id[o.id], o, texts[o.id], asked[o.id], on_adapter) for o in result.outcomes]
+
+        self.do(
+            f"{label}: {len(learnings)} adapters",
+            by_id,
+            self.store.fit_ids(),
+            cut,
+            commit,
+            after=self._grade_new if self._grades_aside else None,
+        )
+
+    def _commit_fit(
+        self,
+        learning: Learning,
+        outcome: FitOutcome,
+        texts: tuple[str, ...],
+        asked: Sequence[Question],
+        on_adapter: Callable[[Learning, FitOutcome], None] | None,
+    ) -> CostRecord:
+        result = outcome.result
+        if learning.keep and on_adapter is not None and result.error is None:
+            on_adapter(learning, outcome)
+        single = len(learning.documents) == 1
+        edit = learning.edits[0] if single else None
+        record = FitRecord(
+            condition=learning.condition,
+            replicate=learning.replicate,
+            round=learning.round,
+            document_id=learning.documents[0].id if single else None,
+            edit_id=edit[0] if edit else None,
+            status="failed" if result.error else "done",
+            error=result.error,
+            sequences=texts,
+            train_tokens=result.tokens,
+            steps=result.steps,
+            first_loss=result.first_loss,
+            last_loss=result.last_loss,
+            seconds=outcome.seconds,
+            answers=tuple(self._answer(q, c.ids) for q, c in zip(asked, outcome.completions, strict=False)),
+        )
+        self.store.record_fits([record])
+        if record.error:
+            self.store.add_event("failed fit", record.id, record.error)
+            self.progress.note(f"fit {record.id} failed: {record.error}")
+        return self.cost_of_time("fits", learning.condition, outcome.seconds, learning.round)
 
     def sequences(self, learning: Learning, recipe: Recipe) -> list[TrainingSequence]:
         """The training sequences of a fit, edits and documents in order."""
@@ -599,11 +628,6 @@ class Experiment(AbstractContextManager["Experiment"]):
             if answer.document_id is None and answer.value == "right"
         }
         return [question for question in general_questions() if question.id in right]
-
-    def _checked(self, result: UnitResult, by_id: Mapping[str, list[int]]) -> list[int]:
-        if result.error is not None:
-            raise RuntimeError(f"{result.unit_id} was given up: {result.error}")
-        return by_id[result.unit_id]
 
     # Grading and scores
 
@@ -651,7 +675,7 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     # Costs
 
-    def _device_cost(self, what: str, condition: str, seconds: float, round: int) -> CostRecord:
+    def cost_of_time(self, what: str, condition: str, seconds: float, round: int) -> CostRecord:
         cost = device_cost(
             what,
             condition,
@@ -738,21 +762,26 @@ def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], li
 
     def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
         tokenizer = experiment.pool.tokenizer
-        prompts = [
-            DecodeRequest(
-                tuple(tokenizer.chat_ids([dict(message) for message in request.messages])),
-                request.max_tokens,
-                tokenizer.stop_ids,
-            )
-            for request in requests
-        ]
-        units = write_units("judge", (), prompts, size=_EXAM_UNIT)
-        groups = {unit.id: group for unit, group in units}
-        replies: list[Any] = [None] * len(requests)
-        for result in experiment.run_units([unit for unit, _ in units]):
-            for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
-                replies[number] = tokenizer.decode(completion.ids)
-        return replies
+        prompts = {
+            str(number): [
+                DecodeRequest(
+                    tuple(tokenizer.chat_ids([dict(message) for message in request.messages])),
+                    request.max_tokens,
+                    tokenizer.stop_ids,
+                )
+            ]
+            for number, request in enumerate(requests)
+        }
+        units = {unit.id: unit for unit in write_units("judge", (), prompts, size=_EXAM_UNIT)}
+        replies: dict[str, Any] = {}
+        for result in experiment.run_units(list(units.values())):
+            unit = units[result.unit_id]
+            if result.error is not None:
+                replies |= dict.fromkeys(unit.ids, RuntimeError(f"{unit.id} was given up: {result.error}"))
+                continue
+            for id, (completion,) in unit.completions(result).items():
+                replies[id] = tokenizer.decode(completion.ids)
+        return [replies[number] for number in prompts]
 
     return complete
 

@@ -25,14 +25,15 @@ from selfedit.procedures.summarise import summarise
 from selfedit.procedures.tracking import make_tracker
 from selfedit.procedures.worth import worth_it
 from selfedit.recipes import Recipe, load_recipe
-from selfedit.runs.costs import Spent, device_cost
+from selfedit.runs.costs import Spent
 from selfedit.runs.files import directory_atomically
-from selfedit.runs.records import RoundRecord
+from selfedit.runs.records import CostRecord, RoundRecord
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
-from selfedit.workers.units import FitJob, FitTask, FitUnit, TokenSequence
+from selfedit.workers.units import FitJob, FitTask, FitUnit, TokenSequence, UnitResult
 
 VALIDATION, BASELINE = "validation", "baseline"
+OUTER = "outer"  # the fine-tune of the editor
 
 
 def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
@@ -152,50 +153,44 @@ def train_editor(
     """Fine-tunes the policy on (editing prompt -> kept edit), loss on the edit only, and writes the round's checkpoint."""
     settings = _settings(experiment)
     folder = experiment.run.checkpoint(round)
-    if folder.exists():
-        return
-    by_id = {document.id: document for document in training}
-    tokenizer = experiment.pool.tokenizer
-    sequences = []
-    for stored in experiment.store.edits(round=round, writer=TRAIN):
-        if stored.id not in selection.kept:
-            continue
-        document = by_id[stored.edit.document_id]
-        prompt = tokenizer.prompt_ids(experiment.edit_prompt(settings.edit_prompt, document)[0])
-        completion = tokenizer.completion_ids(stored.edit.text)
-        sequences.append(TokenSequence((*prompt, *completion), len(prompt)))
-    if not sequences:
-        raise UserError(
-            f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"
-            " sample more edits (--edits) or select otherwise"
-        )
-    job = FitJob(tuple(sequences), outer.settings(), experiment.seed("outer", round))
-    experiment.progress.begin(f"round {round}: training the editor on {len(sequences)} edits", job.tokens)
-    unit = FitUnit(f"outer/{round}", chain, outer.lora(), (FitTask("outer", job, keep=True),))
-    (result,) = list(experiment.run_units([unit]))
-    if result.error is not None:
-        raise RuntimeError(f"{result.unit_id} was given up: {result.error}")
-    (outcome,) = result.outcomes
-    if outcome.result.error is not None:
-        raise UserError(
-            f"round {round}: training the editor failed: {outcome.result.error}; try a lower learning rate"
-            " (--outer-set learning_rate=...) and another --out"
-        )
-    experiment.store.add_costs(
-        [
-            device_cost(
-                "outer",
-                TRAIN,
-                seconds=result.seconds,
-                usd_per_hour=settings.usd_per_hour,
-                round=round,
-                model=settings.model,
+    # The line in the ledger declares the checkpoint: one without it is made again, and is the same.
+    booked = any(cost.what == OUTER and cost.round == round for cost in experiment.store.costs())
+
+    def cut() -> list[FitUnit]:
+        by_id = {document.id: document for document in training}
+        tokenizer = experiment.pool.tokenizer
+        sequences = []
+        for stored in experiment.store.edits(round=round, writer=TRAIN):
+            if stored.id not in selection.kept:
+                continue
+            document = by_id[stored.edit.document_id]
+            prompt = tokenizer.prompt_ids(experiment.edit_prompt(settings.edit_prompt, document)[0])
+            completion = tokenizer.completion_ids(stored.edit.text)
+            sequences.append(TokenSequence((*prompt, *completion), len(prompt)))
+        if not sequences:
+            raise UserError(
+                f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"
+                " sample more edits (--edits) or select otherwise"
             )
-        ]
-    )
-    with directory_atomically(folder) as scratch:
-        for name, content in outcome.adapter.items():
-            (scratch / name).write_bytes(content)
+        job = FitJob(tuple(sequences), outer.settings(), experiment.seed("outer", round))
+        return [FitUnit(f"outer/{round}", chain, outer.lora(), (FitTask(OUTER, job, keep=True),))]
+
+    def commit(_: FitUnit, result: UnitResult) -> list[CostRecord]:
+        (outcome,) = result.outcomes
+        if outcome.result.error is not None:
+            raise UserError(
+                f"round {round}: training the editor failed: {outcome.result.error}; try a lower learning rate"
+                " (--outer-set learning_rate=...) and another --out"
+            )
+        with directory_atomically(folder) as scratch:
+            for name, content in outcome.adapter.items():
+                (scratch / name).write_bytes(content)
+        return [experiment.cost_of_time(OUTER, TRAIN, result.seconds, round)]
+
+    phase = f"round {round}: training the editor on {len(selection.kept)} edits"
+    experiment.do(phase, [OUTER], [OUTER] if booked and folder.exists() else [], cut, commit)
+    if not folder.exists():
+        raise UserError(f"round {round}: training the editor was given up; the same command tries it again")
 
 
 def validate(experiment: Experiment, validation: Sequence[Document], *, round: int, chain: tuple[str, ...]) -> None:

@@ -15,7 +15,8 @@ from selfedit.documents import Document
 from selfedit.exam.statistics import spearman
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.settings import TrainSettings
-from selfedit.workers.units import DecodeRequest, write_units
+from selfedit.runs.records import CostRecord
+from selfedit.workers.units import DecodeRequest, UnitResult, WriteUnit, write_units
 
 if TYPE_CHECKING:
     from selfedit.runs.records import StoredEdit
@@ -78,13 +79,7 @@ def judged_rewards(
     assert isinstance(settings, TrainSettings)
     by_id = {document.id: document for document in training}
     edits = experiment.store.edits(round=round, writer=TRAIN)
-    todo = [edit for edit in edits if edit.reward is None]
-    prompts = [_prompt(experiment, by_id[edit.edit.document_id], edit) for edit in todo]
-    replies = _ask(experiment, prompts, round) if todo else []
-    rewards = {
-        edit.id: score for edit, reply in zip(todo, replies, strict=True) if (score := read_rating(reply)) is not None
-    }
-    experiment.store.set_rewards(rewards)
+    _rate(experiment, {edit.id: _prompt(experiment, by_id[edit.edit.document_id], edit) for edit in edits}, round)
     rated = {
         edit.id: edit.reward for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None
     }
@@ -115,18 +110,38 @@ def _prompt(experiment: Experiment, document: Document, edit: StoredEdit) -> str
     return experiment.prompts.reward(title=document.title, text=document.text, edit=edit.edit.text, fence=fence)
 
 
-def _ask(experiment: Experiment, prompts: Sequence[str], round: int) -> list[str | None]:
+def _rate(experiment: Experiment, prompts: Mapping[str, str], round: int) -> None:
+    """Asks for the ratings of edits, by store id, that have none, and stores those that can be read."""
     settings = experiment.settings
     assert isinstance(settings, TrainSettings)
-    experiment.progress.begin(f"round {round}: rating {len(prompts)} edits", len(prompts) * _REPLY_TOKENS)
+    done = {edit.id for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None}
+
+    def keep(replies: Mapping[str, str | None]) -> None:
+        ratings = {id: read_rating(reply) for id, reply in replies.items()}
+        experiment.store.set_rewards({id: rating for id, rating in ratings.items() if rating is not None})
+
+    phase = f"round {round}: rating {len(prompts)} edits"
     if settings.judge is not None:
-        return experiment.ask_api(settings.judge, prompts, max_tokens=_REPLY_TOKENS, what="edits", round=round)
-    tokenizer = experiment.pool.tokenizer
-    requests = [DecodeRequest(tuple(tokenizer.prompt_ids(p)), _REPLY_TOKENS, tokenizer.stop_ids) for p in prompts]
-    units = write_units(f"ratings/{round}", (), requests, size=experiment.unit_size)
-    groups = {unit.id: group for unit, group in units}
-    replies: list[str | None] = [None] * len(prompts)
-    for result in experiment.run_units([unit for unit, _ in units]):
-        for number, completion in zip(groups[result.unit_id], result.completions, strict=True):
-            replies[number] = tokenizer.decode(completion.ids)
-    return replies
+        asked = {id: prompt for id, prompt in prompts.items() if id not in done}
+        if asked:
+            experiment.progress.begin(phase, len(asked) * _REPLY_TOKENS)
+            replies = experiment.ask_api(
+                settings.judge, list(asked.values()), max_tokens=_REPLY_TOKENS, what="edits", round=round
+            )
+            keep(dict(zip(asked, replies, strict=True)))
+        return
+
+    def cut() -> list[WriteUnit]:
+        tokenizer = experiment.pool.tokenizer
+        requests = {
+            id: [DecodeRequest(tuple(tokenizer.prompt_ids(prompt)), _REPLY_TOKENS, tokenizer.stop_ids)]
+            for id, prompt in prompts.items()
+        }
+        return write_units(f"ratings/{round}", (), requests, size=experiment.unit_size)
+
+    def commit(unit: WriteUnit, result: UnitResult) -> list[CostRecord]:
+        decode = experiment.pool.tokenizer.decode
+        keep({id: decode(completion.ids) for id, (completion,) in unit.completions(result).items()})
+        return [experiment.cost_of_time("edits", TRAIN, result.seconds, round)]
+
+    experiment.do(phase, prompts, done, cut, commit)

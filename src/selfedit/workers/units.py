@@ -8,24 +8,45 @@ one worker in one go: that is why results are the same however many workers ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from selfedit.engine import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
 
 
 @dataclass(frozen=True)
 class WriteUnit:
-    """Prompts for the policy without any adapter: edits to be written, or an exam before adaptation."""
+    """Prompts for the policy without any adapter: edits to be written, or an exam before adaptation.
+
+    `ids` name, for each request, the edit or exam that its completion becomes part of.
+    """
 
     id: str
     policy: tuple[str, ...]
     requests: tuple[DecodeRequest, ...]
+    ids: tuple[str, ...] = ()
 
     @property
     def cost(self) -> float:
         """Tokens to be written at the most; only for comparing units."""
         return float(sum(request.max_new_tokens + len(request.prompt) for request in self.requests))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be written at the most; what progress counts in."""
+        return sum(request.max_new_tokens for request in self.requests)
+
+    def without(self, done: Container[str]) -> WriteUnit:
+        """What is left of the unit."""
+        left = [k for k, id in enumerate(self.ids) if id not in done]
+        return replace(self, requests=tuple(self.requests[k] for k in left), ids=tuple(self.ids[k] for k in left))
+
+    def completions(self, result: UnitResult) -> dict[str, list[Completion]]:
+        """The completions by id."""
+        found: dict[str, list[Completion]] = {}
+        for id, completion in zip(self.ids, result.completions, strict=True):
+            found.setdefault(id, []).append(completion)
+        return found
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,19 @@ class FitUnit:
         """Forward passes in tokens, a training token counted as three; only for comparing units."""
         exam = sum(len(r.prompt) + r.max_new_tokens for task in self.tasks for r in task.exam)
         return float(3 * sum(task.job.tokens for task in self.tasks) + exam)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(task.id for task in self.tasks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be trained, and written at the most; what progress counts in."""
+        return sum(task.job.tokens + sum(r.max_new_tokens for r in task.exam) for task in self.tasks)
+
+    def without(self, done: Container[str]) -> FitUnit:
+        """What is left of the unit."""
+        return replace(self, tasks=tuple(task for task in self.tasks if task.id not in done))
 
 
 Unit = WriteUnit | FitUnit
@@ -81,13 +115,17 @@ class UnitResult:
 
 
 def write_units(
-    prefix: str, policy: tuple[str, ...], requests: Sequence[DecodeRequest], *, size: int
-) -> list[tuple[WriteUnit, list[int]]]:
-    """Cuts requests into units of at most `size`, similar lengths together; with each unit the numbers of its requests."""
-    order = sorted(range(len(requests)), key=lambda k: (-len(requests[k].prompt) - requests[k].max_new_tokens, k))
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    prefix: str, policy: tuple[str, ...], requests: Mapping[str, Sequence[DecodeRequest]], *, size: int
+) -> list[WriteUnit]:
+    """Cuts requests into units of at most `size`, similar lengths together.  What belongs to one id stays together, alone if it is
+    more."""
+    groups: list[list[tuple[str, DecodeRequest]]] = []
+    for id, some in sorted(requests.items(), key=lambda item: -max(len(r.prompt) + r.max_new_tokens for r in item[1])):
+        if not groups or len(groups[-1]) + len(some) > size:
+            groups.append([])
+        groups[-1] += [(id, request) for request in some]
     return [
-        (WriteUnit(f"{prefix}/{number}", policy, tuple(requests[k] for k in group)), group)
+        WriteUnit(f"{prefix}/{number}", policy, tuple(r for _, r in group), tuple(id for id, _ in group))
         for number, group in enumerate(groups)
     ]
 
