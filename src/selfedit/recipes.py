@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selfedit.errors import UserError
 
 if TYPE_CHECKING:
-    from selfedit.engine import FitSettings, LoraSpec
+    from selfedit.engine.jobs import FitSettings, LoraSpec
 
 
 class Recipe(BaseModel):
@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
 
     def lora(self) -> LoraSpec:
-        from selfedit.engine import LoraSpec
+        from selfedit.engine.jobs import LoraSpec
 
         return LoraSpec(
             rank=self.rank,
@@ -58,7 +58,7 @@ class Recipe(BaseModel):
         )
 
     def settings(self) -> FitSettings:
-        from selfedit.engine import FitSettings
+        from selfedit.engine.jobs import FitSettings
 
         return FitSettings(
             learning_rate=self.learning_rate,

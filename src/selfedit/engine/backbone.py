@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.attention import Layout, packed_attention
-from selfedit.engine.bank import UnsupportedModelError
 from selfedit.engine.fused import fused, known_forms, rotating_files
+from selfedit.engine.jobs import UnsupportedModelError
 
 # Set on a model that passed the check: what of it can run fused.
 _FORMS = "_selfedit_forms"

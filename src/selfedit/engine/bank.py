@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selfedit.engine import peft_format
-from selfedit.engine.lora import LoraGroup, LoraLinear, LoraSpec, Routing, Shared
+from selfedit.engine.jobs import LoraSpec, UnsupportedModelError
+from selfedit.engine.lora import LoraGroup, LoraLinear, Routing, Shared
 
 # Each tensor of an adapter starts at a multiple of this many numbers: grouped products want 16-byte strides.
 _ALIGN = 16
-
-
-class UnsupportedModelError(ValueError):
-    """The model has no layers that this engine can adapt as asked; the message says which, and what to do."""
 
 
 class AdapterBank:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
+from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.engine.lora import Routing
 from selfedit.engine.memory import device_kind, free_memory, out_of_memory, release_memory
 
@@ -29,29 +29,6 @@ from selfedit.engine.memory import device_kind, free_memory, out_of_memory, rele
 _LEAVE = 0.75
 # Prompts go through the model in parts of so many tokens: more would only need more memory and leave a CPU's caches.
 _PREFILL_TOKENS = {"cpu": 1024, "accelerator": 16384}
-
-
-@dataclass(frozen=True)
-class DecodeRequest:
-    """A prompt and how to go on from it.  `adapter` is its place in the bank, None for the base model (one call of `decode` has
-    either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that probability.  Decoding
-    ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`."""
-
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-    stop_ids: tuple[int, ...] = ()
-    adapter: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """`finished` is False where the completion was cut off at `max_new_tokens`."""
-
-    ids: tuple[int, ...]
-    finished: bool
 
 
 def decode(

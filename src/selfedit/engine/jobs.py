@@ -1,6 +1,6 @@
-"""Fits as data: training sequences, settings, jobs and results.
+"""What the engine is asked and what it gives back, as data: adapters' shapes, fits, completions, and errors.
 
-Knows token ids, data order and learning-rate schedules.  Knows nothing of models or memory.
+Imports no torch, so that a caller can build and count work before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,44 @@ import math
 import random
 from dataclasses import dataclass
 from typing import Literal
+
+
+class UnsupportedModelError(ValueError):
+    """The model has no layers that this engine can adapt as asked; the message says which, and what to do."""
+
+
+class NotEnoughMemoryError(MemoryError):
+    """Not even one adapter and the longest sequence fit into memory; the message says what they need."""
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The shape of the adapters of one bank.
+
+    `targets` is `all-linear` (every linear layer but the output head) or names of layers: a whole dotted name, or its end
+    (`q_proj`).  `layers` keeps only decoder layers first..last, both included, counted from 0.  `dropout` acts on the input of
+    A, from a random stream of the adapter's own.  Updates are scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`
+    (Kalajdzievski 2023, arXiv 2312.03732).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    layers: tuple[int, int] | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoraSpec: rank must be at least 1, not {self.rank}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"LoraSpec: dropout must be in [0, 1), not {self.dropout}")
+        if not self.targets:
+            raise ValueError("LoraSpec: targets is empty; name at least one linear layer, or 'all-linear'")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
@@ -95,6 +133,29 @@ class FitResult:
     first_loss: float | None
     last_loss: float | None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """A prompt and how to go on from it.  `adapter` is its place in the bank, None for the base model (one call of `decode` has
+    either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that probability.  Decoding
+    ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    adapter: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`finished` is False where the completion was cut off at `max_new_tokens`."""
+
+    ids: tuple[int, ...]
+    finished: bool
 
 
 def check(jobs: list[FitJob]) -> None:

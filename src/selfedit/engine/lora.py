@@ -8,44 +8,15 @@ Axes in names: N adapters, P packed rows (tokens), D_in and D_out widths, R rank
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """The shape of the adapters of one bank.
-
-    `targets` is `all-linear` (every linear layer but the output head) or names of layers: a whole dotted name, or its end
-    (`q_proj`).  `layers` keeps only decoder layers first..last, both included, counted from 0.  `dropout` acts on the input of
-    A, from a random stream of the adapter's own.  Updates are scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`
-    (Kalajdzievski 2023, arXiv 2312.03732).
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    layers: tuple[int, int] | None = None
-    dropout: float = 0.0
-    rslora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"LoraSpec: rank must be at least 1, not {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"LoraSpec: dropout must be in [0, 1), not {self.dropout}")
-        if not self.targets:
-            raise ValueError("LoraSpec: targets is empty; name at least one linear layer, or 'all-linear'")
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+from selfedit.engine.jobs import LoraSpec
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fit import fit
-from selfedit.engine.jobs import FitJob, FitSettings, TokenSequence, check
-from selfedit.engine.lora import LoraLinear, LoraSpec, Routing
+from selfedit.engine.jobs import FitJob, FitSettings, LoraSpec, NotEnoughMemoryError, TokenSequence, check
+from selfedit.engine.lora import LoraLinear, Routing
 from selfedit.engine.loss import block_bytes
 from selfedit.engine.memory import device_kind, free_memory
 from selfedit.engine.schedule import simulate
@@ -32,10 +32,6 @@ from selfedit.engine.schedule import simulate
 # processes share a CPU's memory.
 _TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
 _MEMORY_SHARE = {"cpu": 0.5, "accelerator": 0.9}
-
-
-class NotEnoughMemoryError(MemoryError):
-    """Not even one adapter and the longest sequence fit into memory; the message says what they need."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fit import fit
-from selfedit.engine.jobs import FitJob, FitResult
-from selfedit.engine.lora import LoraSpec
+from selfedit.engine.jobs import FitJob, FitResult, LoraSpec, NotEnoughMemoryError
 from selfedit.engine.memory import out_of_memory, release_memory
-from selfedit.engine.plan import NotEnoughMemoryError, Plan
+from selfedit.engine.plan import Plan
 from selfedit.engine.plan import plan as make_plan
 
 # Called after each wave with the bank and, for each job of the wave, its place in the bank and how it went.

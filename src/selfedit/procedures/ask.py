@@ -31,16 +31,17 @@ class Asker:
         max_tokens: int = 128,
         trust_remote_code: bool = False,
     ) -> None:
+        folder, run_model = adapter_folder(adapter)
+        name = run_model or base_model(folder)
+        # Only now, when all is there, what takes seconds to import.
         from selfedit.engine import AdapterBank, load_adapter
 
-        folder, run_model = adapter_folder(adapter)
         with adapter_errors(folder):
             spec, state = load_adapter(folder)
         if isinstance(model, Model):
             self.model = model
         else:
-            name = model or run_model or base_model(folder)
-            self.model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            self.model = load_model(model or name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.max_tokens = max_tokens
         try:
             self.bank = AdapterBank(self.model.hf, spec, 1)

@@ -21,7 +21,7 @@ from selfedit.editors.edit import Edit
 from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
 from selfedit.editors.sequences import TrainingSequence
 from selfedit.editors.spec import EditorSpec
-from selfedit.engine import NotEnoughMemoryError, UnsupportedModelError
+from selfedit.engine.jobs import NotEnoughMemoryError, UnsupportedModelError
 from selfedit.errors import UserError
 from selfedit.exam.general import GENERAL_TITLE, general_questions
 from selfedit.exam.graders import judge_model, make_grader

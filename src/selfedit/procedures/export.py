@@ -32,11 +32,11 @@ def export(
 
     Errors: UserError where `source` is none of these, `out` is taken, or the adapter does not fit the model.
     """
-    from selfedit.engine import merge_adapter
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
     folders, name = _adapters(source)
+    from selfedit.engine import merge_adapter
+
     loaded = load_model(model or name, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)
     for folder in folders:
         with adapter_errors(folder, "; name its model with --model"):

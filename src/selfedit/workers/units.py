@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from selfedit.engine import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
+from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
 
 
 @dataclass(frozen=True)

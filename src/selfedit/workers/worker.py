@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfedit import engine
-from selfedit.engine.memory import free_memory
 from selfedit.models import Model, Tokenizer, load_model, load_tokenizer
 from selfedit.workers.units import FitOutcome, FitUnit, Unit, UnitResult, WriteUnit
 
@@ -142,6 +141,8 @@ class Worker:
 
     def _memory(self) -> int | None:
         """Bytes that a plan may use; None leaves it to the plan."""
+        from selfedit.engine.memory import free_memory
+
         if self.memory_share >= 1:
             return None
         return int(free_memory(self.model.hf.device) * self.memory_share / 2)
