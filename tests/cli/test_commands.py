@@ -263,6 +263,27 @@ def test_learn_reports_and_says_how_to_ask(
     assert found["summary"]["questions"] == 2
 
 
+def test_a_folder_is_learned_without_what_cannot_be_read_and_says_so_once(
+    run: Run, chat_model: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "horn.md").write_text("# The horn\n\nHal made a horn in Bath.")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "links.txt").symlink_to("/etc/passwd")
+    words = ["learn", folder, "--model", chat_model, "--editor", "passage", "--out", tmp_path / "run", *FEW_WORDS]
+    result = run(*words, "--strict")
+    assert result.code == 2
+    assert "latin.txt, line 1: not UTF-8" in result.err or "links.txt: a link" in result.err
+    result = run(*words)
+    assert result.code == 0
+    assert "learned: 1 document" in result.out
+    assert [line for line in result.err.splitlines() if "left out" in line or "passed over" in line] == [
+        f"left out: {folder}/links.txt: a link that leads out of the folder; --follow-links reads it",
+        f"left out: {folder}/latin.txt, line 1: not UTF-8 text; save the file as UTF-8",
+    ]
+
+
 def test_ask_answers_with_and_without_the_adapter(run: Run, learned: Path) -> None:
     words = ["ask", learned, "Where did Ada make the kite?", "--device", "cpu", "--dtype", "float32", "--max-tokens", 6]
     found = json.loads(run(*words, "--base", "--json").out)

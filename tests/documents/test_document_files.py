@@ -2,12 +2,12 @@
 
 import builtins
 import os
-from collections import Counter
+import re
 from pathlib import Path
 
 import pytest
 
-from selfedit.documents import Document, load_documents
+from selfedit.documents import Document, LeftOut, load_documents
 from selfedit.errors import UserError
 
 
@@ -71,16 +71,162 @@ def test_a_folder_is_read_in_order_with_ids_below_it(tmp_path):
     write(tmp_path / "picture.png", "x")
     write(tmp_path / ".hidden" / "h.txt", "H.")
     write(tmp_path / ".h.txt", "H.")
-    counts = Counter()
-    documents = load_documents(tmp_path, counts=counts)
+    left_out = LeftOut()
+    documents = load_documents(tmp_path, left_out=left_out)
     assert [document.id for document in documents] == ["a/b/c.txt", "a/z.md", "b.txt", "row"]
-    assert counts == {"skipped_files": 1}
+    assert left_out.counts == {"skipped_files": 1}
 
 
 def test_a_folder_without_documents_is_refused(tmp_path):
     write(tmp_path / "picture.png", "x")
     with pytest.raises(UserError, match="the folder holds no documents"):
         load_documents(tmp_path)
+
+
+def test_nothing_left_out_is_not_told(tmp_path, caplog):
+    write(tmp_path / "a.txt", "A.")
+    left_out = LeftOut()
+    load_documents(tmp_path, left_out=left_out)
+    load_documents(tmp_path)
+    assert left_out.lines() == []
+    assert caplog.text == ""
+
+
+def spoilt_folder(folder: Path) -> Path:
+    """Files of which only two can be read, and what is wrong with each."""
+    write(folder / "a.txt", "A.")
+    write(folder / "z.jsonl", '{"id": "z", "title": "Z", "text": "Z."}\n')
+    write(folder / "empty.txt", " \n")
+    (folder / "latin.md").write_bytes("One.\nCaf\xe9.\n".encode("latin-1"))
+    (folder / "binary.txt").write_bytes(b"One.\n\x00\x01\x02")
+    (folder / "utf16.txt").write_bytes("One.".encode("utf-16-le"))
+    (folder / "empty.jsonl").write_bytes(b"")
+    (folder / "binary.json").write_bytes(b"\xff\xfe\x00")
+    write(folder / "settings.json", '{"name": "package"}')
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    (folder / "circle.txt").symlink_to(folder / "circle.txt")
+    return folder
+
+
+SPOILT = {
+    "empty.txt": "the file holds no text",
+    "latin.md, line 2": "not UTF-8 text; save the file as UTF-8",
+    "binary.txt, line 2": "not UTF-8 text (a NUL byte); save the file as UTF-8 text",
+    "utf16.txt, line 1": "not UTF-8 text (a NUL byte); save the file as UTF-8 text",
+    "empty.jsonl": "the file is empty; it should hold one JSON object a line",
+    "binary.json, line 1": "from here on, not UTF-8 text; save the file as UTF-8",
+    "settings.json": 'no list "data", so not SQuAD JSON; put document rows into a .jsonl file, one object a line',
+    "pipe.txt": "a pipe or a device, which may never end; copy what it holds into a file",
+    "gone.txt": "a link that leads out of the folder; --follow-links reads it",
+    "circle.txt": "cannot be read (Too many levels of symbolic links)",
+}
+
+
+def test_files_of_a_folder_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    folder = spoilt_folder(tmp_path / "notes")
+    (folder / "gone.txt").unlink()
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    left_out = LeftOut()
+    assert [document.id for document in load_documents(folder, left_out=left_out)] == ["a.txt", "z"]
+    assert sorted(left_out.files) == sorted(f"{folder / name}: {why}" for name, why in SPOILT.items())
+    assert left_out.lines() == [f"left out: {file}" for file in left_out.files]
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_strict_reader_refuses_each_of_them(tmp_path, name):
+    folder = spoilt_folder(tmp_path / "notes")
+    name, _, _ = name.partition(",")
+    for path in folder.iterdir():
+        if path.name not in ("a.txt", name):
+            path.unlink()
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_documents(folder, strict=True)
+
+
+def test_of_many_files_left_out_ten_are_named(tmp_path):
+    write(tmp_path / "a.txt", "A.")
+    for number in range(25):
+        write(tmp_path / f"empty{number:02}.txt", "")
+    left_out = LeftOut()
+    load_documents(tmp_path, left_out=left_out)
+    lines = left_out.lines()
+    assert len(lines) == 11
+    assert "empty09.txt" in lines[9]
+    assert lines[10] == "left out: 15 more files"
+
+
+def test_a_folder_of_which_nothing_can_be_read_says_why(tmp_path):
+    write(tmp_path / "a.txt", "")
+    with pytest.raises(UserError, match=r"the folder holds no documents; .*a\.txt: the file holds no text"):
+        load_documents(tmp_path)
+
+
+def test_a_mistake_among_good_rows_is_never_left_out(tmp_path):
+    write(tmp_path / "a.txt", "A.")
+    write(tmp_path / "rows.jsonl", '{"id": "row", "title": "Row", "text": "R."}\n{"id": 3}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, row 2: .*missing"):
+        load_documents(tmp_path)
+
+
+def test_links_that_lead_out_of_a_folder_are_followed_only_if_asked(tmp_path):
+    secret = write(tmp_path / "secret" / "passwd.txt", "root:x:0:0")
+    folder = tmp_path / "notes"
+    write(folder / "a.txt", "A.")
+    (folder / "same.txt").symlink_to("a.txt")
+    (folder / "b.txt").symlink_to(secret)
+    (folder / "c").symlink_to(secret.parent)
+    left_out = LeftOut()
+    assert [document.id for document in load_documents(folder, left_out=left_out)] == ["a.txt", "same.txt"]
+    assert left_out.files == [
+        f"{folder / name}: a link that leads out of the folder; --follow-links reads it" for name in ("c", "b.txt")
+    ]
+    followed = [document.id for document in load_documents(folder, follow_links=True, strict=True)]
+    assert followed == ["a.txt", "b.txt", "c/passwd.txt", "same.txt"]
+
+
+def test_links_that_lead_in_a_circle_are_followed_once(tmp_path):
+    folder, other = tmp_path / "notes", tmp_path / "other"
+    write(folder / "sub" / "a.txt", "A.")
+    write(other / "b.txt", "B.")
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "out").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    (other / "self").symlink_to(other)
+    documents = load_documents(folder, follow_links=True)
+    assert [document.id for document in documents] == ["out/b.txt", "sub/a.txt"]
+
+
+def test_a_folder_that_is_itself_a_link_is_read(tmp_path):
+    write(tmp_path / "notes" / "a.txt", "A.")
+    (tmp_path / "link").symlink_to("notes")
+    assert [document.id for document in load_documents(tmp_path / "link")] == ["a.txt"]
+
+
+def test_a_device_is_refused_and_a_pipe_that_is_named_is_read(tmp_path):
+    with pytest.raises(UserError, match="/dev/zero: a device"):
+        load_documents("/dev/zero")
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"Waves.")
+        os.close(writer)
+        assert one(Path(f"/dev/fd/{reader}")).text == "Waves."
+    finally:
+        os.close(reader)
+
+
+def test_a_name_that_is_not_utf8_or_has_line_breaks_makes_a_document(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("A.")
+    (tmp_path / "two\nlines\u202e.txt").write_text("B.")
+    first, second = load_documents(tmp_path)
+    assert (first.id, first.title) == ("caf\\xe9.txt", "caf\N{REPLACEMENT CHARACTER}")
+    assert (second.id, second.title) == ("two\nlines\u202e.txt", "two lines")
+
+
+def test_a_heading_too_long_for_a_title_is_text(tmp_path):
+    document = one(write(tmp_path / "a.md", "# " + "word " * 300 + "\n\nWaves."))
+    assert document.title == "a"
+    assert document.text.startswith("# word word")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -2,12 +2,11 @@
 
 import builtins
 import sys
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from selfedit.documents import Document, Question, iter_documents, load_documents
+from selfedit.documents import Document, LeftOut, Question, iter_documents, load_documents
 from selfedit.errors import UserError
 
 
@@ -50,8 +49,8 @@ def test_squad_rows_are_grouped_by_passage(hub):
             squad_row("Sea", "Second.", "Why?"),
         ]
     )
-    counts = Counter()
-    assert load_documents("hf:rajpurkar/squad:validation", counts=counts) == [
+    left_out = LeftOut()
+    assert load_documents("hf:rajpurkar/squad:validation", left_out=left_out) == [
         Document(
             "Old_Town/0",
             "Old Town",
@@ -61,15 +60,15 @@ def test_squad_rows_are_grouped_by_passage(hub):
         Document("Old_Town/1", "Old Town", "Second.", (Question("Old_Town/1/q0", "When?", ("noon",)),)),
         Document("Sea/0", "Sea", "Second."),
     ]
-    assert counts == {"unanswerable_questions": 1}
+    assert left_out.counts == {"unanswerable_questions": 1}
     assert calls == [(("rajpurkar/squad", None), {"split": "validation", "streaming": True})]
 
 
 def test_documents_without_answerable_questions_are_dropped_where_needed(hub):
     hub([squad_row("A", "One.", "Why?"), squad_row("A", "Two.", "Who?", "Ann")])
-    counts = Counter()
-    assert [d.id for d in load_documents("hf:x/y", require_questions=True, counts=counts)] == ["A/1"]
-    assert counts["unanswerable_documents"] == 1
+    left_out = LeftOut()
+    assert [d.id for d in load_documents("hf:x/y", require_questions=True, left_out=left_out)] == ["A/1"]
+    assert left_out.counts["unanswerable_documents"] == 1
 
 
 def test_rows_with_title_and_text_are_documents(hub):

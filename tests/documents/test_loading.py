@@ -55,8 +55,10 @@ def test_white_space_around_fields_is_removed_and_titles_are_one_line(tmp_path):
     assert load_documents(path) == [Document("a", "A title", "One.\n\nTwo.")]
 
 
-# Text as a file may hold it: no lone surrogates, something besides white space.
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
+# Text as a file may hold it: no lone surrogates, no NUL, something besides white space.
+texts = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map(str.strip).filter(bool)
+)
 
 
 @given(
@@ -90,6 +92,8 @@ def test_rows_and_documents_convert_back_and_forth(row):
         ({"title": "  "}, 'field "title" is empty'),
         ({"text": ["a"]}, 'field "text" must be text, not a list'),
         ({"text": "\ud83d"}, 'field "text" holds half a character'),
+        ({"text": "a\0b"}, 'field "text" holds a NUL character'),
+        ({"title": "x" * 1001}, 'field "title" has 1,001 characters, 1,000 are the most; move text into "text"'),
         ({"questions": {}}, 'field "questions" must be a list, not an object'),
         ({"questions": ["What?"]}, 'question 1: must be an object with "question" and "answers", not text'),
         ({"questions": [ROW["questions"][0], {"question": "What?"}]}, 'question 2: field "answers" is missing'),
@@ -137,6 +141,12 @@ def test_nesting_without_end_is_refused(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text("[" * 200_000, "utf-8")
     assert message(path).startswith(f"{path}, line 1: n")
+
+
+def test_a_number_of_too_many_digits_is_refused(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text(f'{json.dumps(ROW)}\n{{"id": {"9" * 5000}}}\n', "utf-8")
+    assert message(path).startswith(f"{path}, line 2: a number of too many digits; ")
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])

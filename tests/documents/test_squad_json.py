@@ -2,14 +2,13 @@
 
 import io
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.documents import Document, Question, iter_documents, load_documents, squad
+from selfedit.documents import Document, LeftOut, Question, iter_documents, load_documents, squad
 from selfedit.documents.squad import JsonStream
 from selfedit.errors import UserError
 
@@ -58,20 +57,23 @@ def test_questions_without_an_answer_are_dropped_and_counted(tmp_path, caplog):
         tmp_path / "s.json",
         ("A", [("One.", [impossible, qa("Who?", "Ann", is_impossible=False)]), ("Two.", [impossible, impossible])]),
     )
-    counts = Counter()
-    first, second = load_documents(path, counts=counts)
+    left_out = LeftOut()
+    first, second = load_documents(path, left_out=left_out)
     assert [question.id for question in first.questions] == ["A/0/q0"]
     assert second.questions == ()
-    assert counts == {"unanswerable_questions": 3}
-    assert "3 questions without an answer left out" in caplog.text
+    assert left_out.counts == {"unanswerable_questions": 3}
+    assert left_out.lines() == ["3 questions without an answer left out"]
+    assert not caplog.text, "who is told is not told twice"
+    load_documents(path)
+    assert caplog.text.count("3 questions without an answer left out") == 1
 
 
 def test_documents_left_without_questions_are_dropped_where_an_exam_needs_them(tmp_path):
     impossible = qa("Why?", is_impossible=True)
     path = squad_file(tmp_path / "s.json", ("A", [("One.", [impossible]), ("Two.", [qa("Who?", "Ann")])]))
-    counts = Counter()
-    assert [d.id for d in load_documents(path, require_questions=True, counts=counts)] == ["A/1"]
-    assert counts == {"unanswerable_questions": 1, "unanswerable_documents": 1}
+    left_out = LeftOut()
+    assert [d.id for d in load_documents(path, require_questions=True, left_out=left_out)] == ["A/1"]
+    assert left_out.counts == {"unanswerable_questions": 1, "unanswerable_documents": 1}
 
 
 def test_articles_with_one_title_get_different_ids(tmp_path):
@@ -107,6 +109,8 @@ def test_articles_stream(tmp_path, monkeypatch):
         ('{"version": "1.1"}', ': no list "data"'),
         ('{"id": "a", "title": "T", "text": "x"}\n{"id": "b"}', ': no list "data"'),
         ('{"data": {}}', ': no list "data"'),
+        ('{"data": [\n' + "9" * 5000 + "]}", ", line 2: a number of too many digits"),
+        ('{"data": ' + "[" * 200_000, ", line 1: nested too deeply"),
         ("true", ", line 1: not valid JSON: { expected, t found"),
         ('{"data": [\n{"title": "T"\n', ", line 3: not valid JSON: Expecting ',' delimiter"),
         ('{"data": [] "x": 1}', ", line 1: not valid JSON: , or } expected"),

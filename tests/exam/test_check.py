@@ -69,6 +69,9 @@ def without(name: str) -> dict[str, object]:
         ({**ROW, "answer": 7}, "field 'answer' is not text"),
         ({**ROW, "correct": "yes"}, "field 'correct' must be true or false"),
         ({**ROW, "gradings": 0}, "field 'gradings' must be a whole number"),
+        ({**ROW, "gradings": 10**400}, "field 'gradings' must be a whole number"),
+        ({**ROW, "answer": "\ud83d"}, "field 'answer' holds half a character"),
+        ({**ROW, "gold": ["a", "\ud83d"]}, "field 'gold' holds half a character"),
         ([1], "not a JSON object"),
     ],
 )
@@ -91,6 +94,10 @@ def test_bad_files_get_one_line(tmp_path: Path) -> None:
     (tmp_path / "half.jsonl").write_text(json.dumps(ROW) + '\n{"question": "Wh')
     with pytest.raises(UserError, match="row 2: not JSON"):
         read_verdict_rows(tmp_path / "half.jsonl")
+    for content in ("[" * 200_000, "9" * 5000):
+        (tmp_path / "deep.jsonl").write_text(content)
+        with pytest.raises(UserError, match="row 1: not JSON"):
+            read_verdict_rows(tmp_path / "deep.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xff\xfe\n")
     with pytest.raises(UserError, match="not UTF-8"):
         read_verdict_rows(tmp_path / "latin.jsonl")

@@ -38,6 +38,8 @@ class Model:
     [
         ('{"verdict": "yes"}', True),
         ('{"verdict": "no"}', False),
+        ('{"verdict": ' + "[" * 200_000, None),
+        ('{"verdict": ' + "9" * 5000 + "}", None),
         ('```json\n{"verdict": "yes"}\n```', True),
         ("Yes.", True),
         (" no\n", False),

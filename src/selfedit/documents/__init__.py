@@ -1,7 +1,7 @@
 """Documents and questions: reading them from files, folders and the hub, sampling, splitting, the built-in news."""
 
 from selfedit.documents.document import Document, Question
-from selfedit.documents.loading import NEWS_SPLITS, iter_documents, load_documents
+from selfedit.documents.loading import NEWS_SPLITS, LeftOut, iter_documents, load_documents
 from selfedit.documents.rows import document_from_row, document_to_row
 from selfedit.documents.splitting import sharing_titles, split_by_title, split_text
 from selfedit.documents.written_edits import WrittenEdits, load_edits
@@ -9,6 +9,7 @@ from selfedit.documents.written_edits import WrittenEdits, load_edits
 __all__ = [
     "NEWS_SPLITS",
     "Document",
+    "LeftOut",
     "Question",
     "WrittenEdits",
     "document_from_row",

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 from selfedit.documents.document import Document
-from selfedit.documents.rows import clean_text, clean_title
+from selfedit.documents.rows import LONGEST_TITLE, clean_text, clean_title
 from selfedit.errors import UserError
+from selfedit.text import printable
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 JSON_SUFFIXES = frozenset({".json"})
@@ -21,6 +22,7 @@ TEXT_SUFFIXES = frozenset({".txt", ".text", ".rst"}) | MARKDOWN_SUFFIXES
 CONVERTED_SUFFIXES = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".html", ".htm", ".epub"})
 KNOWN_SUFFIXES = ROW_SUFFIXES | JSON_SUFFIXES | TEXT_SUFFIXES | CONVERTED_SUFFIXES
 
+_LEADS_OUT = "a link that leads out of the folder; --follow-links reads it"
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
 
@@ -31,6 +33,9 @@ def text_document(path: Path, document_id: str) -> Document:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if (nul := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text (a NUL byte); save the file as UTF-8 text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -69,12 +74,16 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
     first, _, rest = text.partition("\n")
     opening = _HEADING.match(first)
     heading = opening["title"].strip() if opening else ""
-    if heading and rest.strip() and title in (None, heading):
+    if title is not None and not 0 < len(title.strip()) <= LONGEST_TITLE:
+        title = None
+    if 0 < len(heading) <= LONGEST_TITLE and rest.strip() and title in (None, heading):
         title, text = heading, rest.strip()
     elif title is None and path.suffix.lower() in MARKDOWN_SUFFIXES | CONVERTED_SUFFIXES:
         title = _first_heading(text)
-    title = title if title and title.strip() else re.sub(r"[_\s]+", " ", path.stem).strip() or path.name
     where = str(path)
+    if title is None:
+        stem = printable(path.stem)  # a name may hold bytes that are not UTF-8
+        title = re.sub(r"[_\s]+", " ", stem).strip() or "untitled"
     return Document(id=document_id, title=clean_title(title, where), text=clean_text(text, "text", where))
 
 
@@ -83,31 +92,52 @@ def _first_heading(text: str) -> str | None:
     for line in text.split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
-        elif not fenced and (heading := _HEADING.match(line)) and heading["title"].strip():
+        elif not fenced and (heading := _HEADING.match(line)) and 0 < len(heading["title"].strip()) <= LONGEST_TITLE:
             return heading["title"].strip()
     return None
 
 
-def folder_files(folder: Path) -> tuple[list[Path], int]:
-    """The readable files of a folder and its subfolders, sorted by their path, and how many others were passed over.
+def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path], list[str], int]:
+    """The readable files of a folder and its subfolders, sorted by their path; what of known types cannot be read, a line
+    each; and how many files are of other types.
 
-    Hidden files and folders and links to folders are left out.  Raises UserError where nothing is left.
+    Hidden files and folders are passed over.  So are pipes and devices, which may never end, and links that lead out of the
+    folder unless `follow_links`.  A folder that a link within the folder leads to is read where it lies.
     """
     found: list[Path] = []
-    skipped = 0
+    left_out: list[str] = []
+    others = 0
+    root = Path(os.path.realpath(folder))
+    seen: set[str] = set()  # links may lead round in a circle
+
+    def leads_out(path: Path) -> bool:
+        return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
 
     def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        left_out.append(f"{error.filename}: cannot be read ({error.strerror or error})")
 
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
+    def descend(path: Path) -> bool:
+        if leads_out(path) and not follow_links:
+            left_out.append(f"{path}: {_LEADS_OUT}")
+            return False
+        real = os.path.realpath(path)
+        if real in seen or (path.is_symlink() and not leads_out(path)):
+            return False
+        seen.add(real)
+        return True
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and descend(Path(place, name))]
+        for name in sorted(names):
+            path = Path(place, name)
             if name.startswith("."):
                 continue
-            if Path(name).suffix.lower() in KNOWN_SUFFIXES:
-                found.append(Path(root, name))
+            if path.suffix.lower() not in KNOWN_SUFFIXES:
+                others += 1
+            elif leads_out(path) and not follow_links:
+                left_out.append(f"{path}: {_LEADS_OUT}")
+            elif not path.is_file() and path.exists():
+                left_out.append(f"{path}: a pipe or a device, which may never end; copy what it holds into a file")
             else:
-                skipped += 1
-    if not found:
-        raise UserError(f"{folder}: the folder holds no documents (.jsonl, .json, .txt, .md, ...)")
-    return sorted(found, key=lambda path: path.relative_to(folder).parts), skipped
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(folder).parts), left_out, others

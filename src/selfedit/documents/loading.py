@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 import logging
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -35,6 +37,7 @@ NEWS = "news"
 NEWS_SPLITS = ("train", "validation", "test")
 
 _log = logging.getLogger(__name__)
+_NAMED = 10
 _COUNTED = {
     "unanswerable_questions": "questions without an answer left out",
     "unanswerable_documents": "documents left out, as none of their questions has an answer",
@@ -42,8 +45,38 @@ _COUNTED = {
 }
 
 
+@dataclass
+class LeftOut:
+    """What loading left out: `counts` by kind (see `iter_documents`), and a line that names each file of a folder that could not
+    be read, and why."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    files: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What to tell the user; the first ten files are named."""
+        lines = [f"{number:,} {_COUNTED[name]}" for name, number in self.counts.items() if number]
+        lines += [f"left out: {file}" for file in self.files[:_NAMED]]
+        return lines + [f"left out: {len(self.files) - _NAMED:,} more files"] * (len(self.files) > _NAMED)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How sources are read, and what is left out on the way."""
+
+    left_out: LeftOut
+    require_questions: bool
+    strict: bool
+    follow_links: bool
+
+
 def iter_documents(
-    source: str | Path, *, require_questions: bool = False, counts: Counter[str] | None = None
+    source: str | Path,
+    *,
+    require_questions: bool = False,
+    strict: bool = False,
+    follow_links: bool = False,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
     """Streams the documents of one source, in the source's order.
 
@@ -52,13 +85,17 @@ def iter_documents(
     or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
     PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
 
-    Adds to `counts` what was left out: "unanswerable_questions" and (with `require_questions`)
-    "unanswerable_documents" of SQuAD v2, "skipped_files" of folders.  Raises UserError, naming file and row, for
-    anything unreadable, a repeated id, or (with `require_questions`) a document without questions.
+    A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that lead
+    out of a folder are left out unless `follow_links`.  `left_out` is told, or else the log: files, and counts of
+    "unanswerable_questions" and (with `require_questions`) "unanswerable_documents" of SQuAD v2, and of "skipped_files"
+    of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a repeated
+    id, or (with `require_questions`) a document without questions.
     """
-    counts = Counter() if counts is None else counts
-    for _, document in _unique(_located(source, require_questions, counts), {}):
+    reading = _Reading(left_out or LeftOut(), require_questions, strict, follow_links)
+    for _, document in _unique(_located(source, reading), {}):
         yield document
+    if left_out is None:
+        _tell(reading.left_out)
 
 
 def load_documents(
@@ -67,7 +104,9 @@ def load_documents(
     limit: int | None = None,
     seed: int = 0,
     require_questions: bool = False,
-    counts: Counter[str] | None = None,
+    strict: bool = False,
+    follow_links: bool = False,
+    left_out: LeftOut | None = None,
 ) -> list[Document]:
     """The documents of one or several sources (see `iter_documents`), or a random sample of at most `limit` of them.
 
@@ -80,17 +119,19 @@ def load_documents(
         sources = [sources]
     if not sources:
         raise UserError("no documents were named; give a file, a folder, `news` or hf:OWNER/NAME")
-    counts = Counter() if counts is None else counts
-    before = counts.copy()
+    reading = _Reading(left_out or LeftOut(), require_questions, strict, follow_links)
 
     seen: dict[str, str] = {}
-    stream = (
-        document for source in sources for _, document in _unique(_located(source, require_questions, counts), seen)
-    )
+    stream = (document for source in sources for _, document in _unique(_located(source, reading), seen))
     documents = list(stream) if limit is None else _sample(stream, limit, seed)
-    for name, number in (counts - before).items():
-        _log.warning("%d %s", number, _COUNTED[name])
+    if left_out is None:
+        _tell(reading.left_out)
     return documents
+
+
+def _tell(left_out: LeftOut) -> None:
+    for line in left_out.lines():
+        _log.warning("%s", line)
 
 
 def _sample(stream: Iterator[Document], limit: int, seed: int) -> list[Document]:
@@ -114,18 +155,19 @@ def _unique(located: Iterator[tuple[str, Document]], seen: dict[str, str]) -> It
         yield where, document
 
 
-def _located(source: str | Path, require_questions: bool, counts: Counter[str]) -> Iterator[tuple[str, Document]]:
+def _located(source: str | Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
     """(where it stands, document) of one source."""
     name = str(source)
     if name == NEWS or name.startswith(f"{NEWS}:"):
         documents = _news(name)
     elif name.startswith(hub.PREFIX):
-        documents = hub.hub_documents(name, require_questions=require_questions, counts=counts)
+        counts = reading.left_out.counts
+        documents = hub.hub_documents(name, require_questions=reading.require_questions, counts=counts)
     else:
-        documents = _path(Path(source).expanduser(), require_questions, counts)
+        documents = _path(Path(source).expanduser(), reading)
     found = False
     for where, document in documents:
-        if require_questions and not document.questions:
+        if reading.require_questions and not document.questions:
             raise UserError(
                 f'{where}: document "{document.id}" has no questions, which an exam needs; add "questions" to its row'
             )
@@ -145,31 +187,61 @@ def _news(name: str) -> Iterator[tuple[str, Document]]:
                 yield where, document_from_row(row, where)
 
 
-def _path(path: Path, require_questions: bool, counts: Counter[str]) -> Iterator[tuple[str, Document]]:
+def _path(path: Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
     try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder (and neither `news` nor hf:OWNER/NAME)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if is_folder:
-        found, skipped = folder_files(path)
-        counts["skipped_files"] += skipped
-        for file in found:
-            yield from _file(file, file.relative_to(path).as_posix(), require_questions, counts)
+    if stat.S_ISDIR(mode):
+        yield from _folder(path, reading)
+    elif stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+        yield from _file(path, path.name, reading)
     else:
-        yield from _file(path, path.name, require_questions, counts)
+        raise UserError(f"{path}: a device; copy what it holds into a file")
 
 
-def _file(
-    path: Path, document_id: str, require_questions: bool, counts: Counter[str]
-) -> Iterator[tuple[str, Document]]:
+def _folder(folder: Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
+    left_out: list[str] = []
+
+    def leave_out(line: str) -> None:
+        if reading.strict:
+            raise UserError(line)
+        left_out.append(line)
+        reading.left_out.files.append(line)
+
+    files, unreadable, others = folder_files(folder, follow_links=reading.follow_links)
+    reading.left_out.counts["skipped_files"] += others
+    for line in unreadable:
+        leave_out(line)
+    found = False
+    for file in files:
+        documents = _file(file, file.relative_to(folder).as_posix(), reading)
+        try:
+            first = next(documents, None)
+        except UserError as error:
+            leave_out(str(error))
+            continue
+        if first is not None:
+            found = True
+            yield first
+            yield from documents
+    if not found:
+        why = f"; {left_out[0]}" if left_out else " (.jsonl, .json, .txt, .md, ...)"
+        raise UserError(f"{folder}: the folder holds no documents{why}")
+
+
+def _file(path: Path, document_id: str, reading: _Reading) -> Iterator[tuple[str, Document]]:
     suffix = path.suffix.lower()
+    # A name may hold bytes that are not UTF-8.
+    document_id = os.fsencode(document_id).decode("utf-8", "backslashreplace")
     if suffix in ROW_SUFFIXES:
         for where, row in read_rows(path):
             yield where, document_from_row(row, where)
     elif suffix in JSON_SUFFIXES:
-        yield from read_json(path, require_questions=require_questions, counts=counts)
+        counts = reading.left_out.counts
+        yield from read_json(path, require_questions=reading.require_questions, counts=counts)
     elif suffix in TEXT_SUFFIXES or not suffix:
         yield str(path), text_document(path, document_id)
     elif suffix in CONVERTED_SUFFIXES:

@@ -13,6 +13,10 @@ from typing import Any
 
 from selfedit.documents.document import Document, Question
 from selfedit.errors import UserError
+from selfedit.text import is_whole
+
+LONGEST_TITLE = 1000
+"""Characters.  A title heads every question and every sequence that is trained on."""
 
 _JSON_NAMES = {
     bool: "true or false",
@@ -36,17 +40,21 @@ def clean_text(value: object, field: str, where: str) -> str:
     cleaned = value.strip()
     if not cleaned:
         raise UserError(f'{where}: field "{field}" is empty; fill it in or remove the row')
-    if not cleaned.isascii():
-        try:
-            cleaned.encode("utf-8")
-        except UnicodeEncodeError:  # JSON can spell half a character ("\ud83d"), which no tokenizer or database takes
-            raise UserError(f'{where}: field "{field}" holds half a character (a lone surrogate); mend it') from None
+    if "\0" in cleaned:
+        raise UserError(f'{where}: field "{field}" holds a NUL character; remove it')
+    if not is_whole(cleaned):
+        raise UserError(f'{where}: field "{field}" holds half a character (a lone surrogate); mend it')
     return cleaned
 
 
 def clean_title(value: object, where: str) -> str:
     """A title on one line: it heads training sequences and questions."""
-    return " ".join(clean_text(value, "title", where).split())
+    title = " ".join(clean_text(value, "title", where).split())
+    if len(title) > LONGEST_TITLE:
+        raise UserError(
+            f'{where}: field "title" has {len(title):,} characters, {LONGEST_TITLE:,} are the most; move text into "text"'
+        )
+    return title
 
 
 def make_questions(document_id: str, pairs: Iterable[tuple[str, Iterable[str]]]) -> tuple[Question, ...]:
@@ -161,5 +169,10 @@ def _parse_line(line: bytes, where: str, *, first: bool) -> tuple[Any] | None:
         raise UserError(
             f"{where}: not valid JSON: {error.msg} at column {error.colno}; one JSON object a line"
         ) from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply; one document row a line") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {unreadable_json(error)}; one document row a line") from None
+
+
+def unreadable_json(error: ValueError | RecursionError) -> str:
+    """Why a text that is valid JSON is not read."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from selfedit.documents.document import Document
-from selfedit.documents.rows import clean_text, clean_title, document_from_row, json_type, make_questions
+from selfedit.documents.rows import (
+    clean_text,
+    clean_title,
+    document_from_row,
+    json_type,
+    make_questions,
+    unreadable_json,
+)
 from selfedit.errors import UserError
 
 _CHUNK = 1 << 20  # characters
@@ -81,8 +88,8 @@ class JsonStream:
                 if not self._read_more():
                     raise self.error(f"not valid JSON: {error.msg}; is the file whole?", error.pos) from None
                 continue
-            except RecursionError:
-                raise self.error("nested too deeply") from None
+            except (ValueError, RecursionError) as error:
+                raise self.error(unreadable_json(error)) from None
             if isinstance(value, int | float) and self._buffer[end : end + 1] in _NUMBER and self._read_more():
                 continue  # the number may go on beyond the buffer
             self._position = end

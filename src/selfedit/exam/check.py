@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from selfedit.errors import UserError
 from selfedit.exam.statistics import bootstrap, cohen_kappa, kappa_interval
 from selfedit.exam.verdict import GradeItem, Grader, Verdict
+from selfedit.text import is_whole
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class GraderReport:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
+_MOST_GRADINGS = 1_000_000
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         handle = path.open(encoding="utf-8")
@@ -75,7 +79,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(
                         f"{path}: row {number}: not JSON ({error}); write one JSON object a line"
                     ) from error
@@ -93,6 +97,8 @@ def _text(path: Path, number: int, row: dict[str, Any], name: str, *, empty: boo
         raise UserError(f'{path}: row {number}: {problem}; add "{name}": "..."')
     if not empty and not value.strip():
         raise UserError(f"{path}: row {number}: field '{name}' is empty; fill it in or remove the row")
+    if not is_whole(value):
+        raise UserError(f"{path}: row {number}: field '{name}' holds half a character (a lone surrogate); mend it")
     return value
 
 
@@ -109,7 +115,7 @@ def read_verdict_rows(path: str | Path, *, labelled: bool = True) -> list[Verdic
         answer = _text(path, number, row, "answer", empty=True)
         gold = row.get("gold")
         if isinstance(gold, list) and gold and all(isinstance(g, str) and g.strip() for g in gold):
-            golds = tuple(gold)
+            golds = tuple(_text(path, number, {"gold": text}, "gold") for text in gold)
         elif isinstance(gold, list):
             raise UserError(f"{path}: row {number}: field 'gold' must list at least one text and no empty one; mend it")
         else:
@@ -119,8 +125,10 @@ def read_verdict_rows(path: str | Path, *, labelled: bool = True) -> list[Verdic
             raise UserError(f"{path}: row {number}: field 'correct' must be true or false; label the row")
         title = _text(path, number, row, "title", empty=True) if "title" in row else ""
         gradings = row.get("gradings", 1)
-        if not isinstance(gradings, int) or isinstance(gradings, bool) or gradings < 1:
-            raise UserError(f"{path}: row {number}: field 'gradings' must be a whole number from 1; mend or remove it")
+        if not isinstance(gradings, int) or isinstance(gradings, bool) or not 0 < gradings <= _MOST_GRADINGS:
+            raise UserError(
+                f"{path}: row {number}: field 'gradings' must be a whole number from 1 to {_MOST_GRADINGS:,}; mend it"
+            )
         rows.append(VerdictRow(number, title, question, golds, answer, correct, gradings))
     if not rows:
         raise UserError(f"{path}: no rows; write one JSON object a line")

@@ -89,7 +89,7 @@ def parse_reply(reply: str) -> bool | None:
     if text.startswith("{"):
         try:
             parsed = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(parsed, dict) or set(parsed) != {"verdict"}:
             return None

@@ -6,7 +6,6 @@ what was committed before.  Knows nothing of which conditions or rounds there ar
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
 
-from selfedit.documents import Document, Question, load_documents, load_edits
+from selfedit.documents import Document, LeftOut, Question, load_documents, load_edits
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.cleaning import clean
 from selfedit.editors.edit import Edit
@@ -37,6 +36,7 @@ from selfedit.runs.costs import Spent, api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, CostRecord, FitRecord, edit_id, edit_writer, fit_id
 from selfedit.runs.seeds import derive_seed
+from selfedit.text import one_line
 from selfedit.workers.pool import InProcess, Pool
 from selfedit.workers.units import (
     DecodeRequest,
@@ -161,12 +161,18 @@ class Experiment(AbstractContextManager["Experiment"]):
         return 96 if self.pool.description.startswith("cuda") else 16
 
     def load(self, sources: Sequence[str], *, limit: int | None, require_questions: bool) -> list[Document]:
-        counts: Counter[str] = Counter()
+        left_out = LeftOut()
         documents = load_documents(
-            list(sources), limit=limit, seed=self.settings.seed, require_questions=require_questions, counts=counts
+            list(sources),
+            limit=limit,
+            seed=self.settings.seed,
+            require_questions=require_questions,
+            strict=self.settings.strict,
+            follow_links=self.settings.follow_links,
+            left_out=left_out,
         )
-        for what, count in counts.items():
-            self.warn("left out while loading", f"{what.replace('_', ' ')}: {count}")
+        for line in left_out.lines():
+            self.warn("left out while loading", line)
         return documents
 
     def check(self, documents: Sequence[Document], specs: Sequence[EditorSpec], *, count: int, prompt: str) -> None:
@@ -189,6 +195,7 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     def warn(self, kind: str, message: str) -> None:
         """Tells the user, and keeps it for the report (once)."""
+        message = one_line(message)
         if not any(event.message == message for event in self.store.events(kind)):
             self.store.add_event(kind, self.procedure, message)
         self.progress.note(message)

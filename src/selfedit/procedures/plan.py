@@ -75,6 +75,8 @@ def plan(procedure: str, settings: Settings) -> Plan:
         limit=settings.limit,
         seed=settings.seed,
         require_questions=procedure != "learn",
+        strict=settings.strict,
+        follow_links=settings.follow_links,
     )
     counts = _Counts(settings, recipe, tokenizer)
     if isinstance(settings, TrainSettings):

@@ -15,6 +15,7 @@ from selfedit.errors import UserError
 from selfedit.models.bundled import NAME as BUNDLED
 
 # Settings that change where, how fast or how loudly a run goes, but none of its results: a resumed run may change them.
+# (Other documents than the run began with are refused, however they came to be others.)
 FREE = (
     "out",
     "device",
@@ -31,6 +32,8 @@ FREE = (
     "api_batch",
     "api_poll_seconds",
     "track",
+    "strict",
+    "follow_links",
 )
 
 
@@ -52,6 +55,8 @@ class Settings(BaseModel):
         ("news:test",), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
     )
     limit: int | None = Field(None, ge=1, description="take this many documents, drawn with the seed")
+    strict: bool = Field(False, description="refuse a folder with a file that cannot be read, which else is left out")
+    follow_links: bool = Field(False, description="read what links in a folder of documents lead to outside of it")
     recipe: str = Field("default", description="how adapters are trained: default, seal, seal-joint, or a YAML file")
     set: dict[str, Any] = Field({}, description="recipe settings to change, as name=value")
     prompt_file: Path | None = Field(None, description="own prompts, in the form of the built-in prompts.yaml")
