@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from selfedit.errors import UserError
-from selfedit.prompts import Prompts
+from selfedit.prompts import Prompts, edit_lead
 
 NAMES = ["implications", "implications-long", "implications-very-long", "rewrite", "self-qa"]
 
@@ -63,11 +64,90 @@ def test_a_users_file_adds_and_replaces(tmp_path: Path) -> None:
     assert Prompts().edit("rewrite", instruct=False, title="Kites", text="Ada.")
 
 
-def test_a_template_cannot_reach_into_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ title.__class__.__mro__ }}", "Getattr has no place in a prompt"),
+        ("{{ title['__class__'] }}", "unsafe"),
+        ("a\nb {{ 1 / 0 }}", "line 2: Div has no place in a prompt; there are fields, `if`, `~`"),
+        ("{% include 'x' %}", "Include has no place"),
+        ("{% extends 'x' %}", "Extends has no place"),
+        ("{% for i in range(10**9) %}x{% endfor %}", "For has no place"),
+        ("{{ 'x' * 10**9 }}", "Mul has no place"),
+        ("{{ 10**10**10 }}", "Pow has no place"),
+        ("{{ '%999999999d' % 1 }}", "Mod has no place"),
+        ("{{ lipsum(n=10**6) }}", "Call has no place"),
+        ("{{ range }}", "no field 'range'; fields here are title, text"),
+        ("{{ text | replace('', text) }}", "no filter 'replace'; filters here are capitalize, count,"),
+        ("{{ text | center(10**9) }}", "no filter 'center'"),
+        ("{{ '%999999999d' | format(1) }}", "no filter 'format'"),
+        ("{% set t = text ~ text %}{% set t = t ~ t %}{{ t }}", "Assign has no place"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "Macro has no place"),
+        ("{% if %}", "line 1: Expected an expression"),
+        ("{{ txet }}", "no field 'txet'; fields here are title, text"),
+        ("{{ title[9999] }}", "has no element 9999"),
+        ("{{ text is divisibleby(0) }}", "evil (chat): "),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("{% if text %}" * 120 + "x" + "{% endif %}" * 120, "nested too deeply"),
+    ],
+)
+def test_a_prompt_that_fails_or_multiplies_its_text_is_one_line(tmp_path: Path, template: str, says: str) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text('edit:\n  evil:\n    chat: "{{ title.__class__.__mro__ }}"\n')
-    with pytest.raises(UserError, match="unsafe"):
+    file.write_text(yaml.safe_dump({"edit": {"evil": {"chat": template}}}))
+    with pytest.raises(UserError) as raised:
         Prompts(file).edit("evil", instruct=True, title="Kites", text="Ada.")
+    message = str(raised.value)
+    assert message.startswith(f"--prompt-file {file}: edit evil (chat)")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_conditions_and_filters_are_there(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    template = "{# note #}{% if title | length > 3 %}{{ title | upper }}{% else %}?{% endif %}: {{ text[:3] ~ '...' }}"
+    file.write_text(yaml.safe_dump({"edit": {"short": {"chat": template}}}))
+    assert Prompts(file).edit("short", instruct=True, title="Kites", text="Ada made it.") == "KITES: Ada..."
+
+
+def test_a_prompts_last_newline_stays(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("edit:\n  notes:\n    base: |\n      {{ text }}\n      Notes:\n    chat: |+\n      {{ text }}\n\n")
+    assert Prompts(file).edit("notes", instruct=False, title="Kites", text="Ada.") == "Ada.\nNotes:\n"
+    assert Prompts(file).edit("notes", instruct=True, title="Kites", text="Ada.") == "Ada.\n\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_base_model_writes_on_a_line_of_its_own_or_goes_on_with_a_question(name: str) -> None:
+    prompt = Prompts().edit(name, instruct=False, title="Kites", text="Ada.")
+    lead = "Question:" if name == "self-qa" else ""
+    assert edit_lead(prompt) == lead
+    assert prompt.endswith(f"\n{lead}")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "a mapping is expected"),
+        (b"edit: [1]", "edit: expected prompts by name"),
+        (b"edit: {1: {chat: x}}", "edit: expected prompts by name"),
+        (b"edit: {a: {chat: 1}}", "edit a: expected texts under chat and base"),
+        (b"edit: {a: {chatt: x}}", "edit a: expected texts under chat and base"),
+        (b"poems: {}", "no such entry 'poems'"),
+        (b"edit: {a: {chat: '\xff'}}", "not UTF-8 (byte 18)"),
+        (b"edit: {a: {chat: 2024-99-99}}", "not YAML"),
+        (b"edit: {a: {chat: " + b"9" * 5000 + b"}}", "not YAML"),
+        (b"[" * 10_000, "not YAML"),
+        (b"a: b: c", "not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        Prompts(file)
+    assert str(raised.value).startswith(f"--prompt-file {file}: ")
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

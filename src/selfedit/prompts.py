@@ -1,6 +1,9 @@
 """The prompts: all texts that a model is asked with, read from `prompts.yaml` and from a user's own file.
 
 Knows names and templates.  Knows nothing of models, documents or graders; it is given strings.
+
+A prompt is text with fields, conditions and filters.  There are no loops, calls, assignments or includes: a prompt is no
+longer than its template and its fields, and is made at once, whatever its file holds.
 """
 
 from __future__ import annotations
@@ -8,11 +11,28 @@ from __future__ import annotations
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 KINDS = ("chat", "base", "system")
+FIELDS = {
+    "edit": ("title", "text"),
+    "reward": ("title", "text", "edit", "fence"),
+    "study": ("title",),
+    "exam": ("title", "question"),
+    "judge": ("question", "gold", "answer", "fence"),
+}
+# What a template may hold: nothing that repeats, and no filter that makes its text longer.
+_NODES = (
+    "Template Output TemplateData Name Const If CondExpr And Or Not Compare Operand Test Filter Keyword Concat Add Neg"
+    " Getitem Slice Tuple List"
+).split()
+_FILTERS = "capitalize count d default first last length lower string title trim truncate upper wordcount".split()
 
 
 class Prompts:
@@ -27,6 +47,7 @@ class Prompts:
         self._texts: dict[str, dict[str, Any]] = yaml.safe_load(
             (files("selfedit") / "prompts.yaml").read_text(encoding="utf-8")
         )
+        self._templates: dict[str, Template] = {}
         self.user_file = user_file
         if user_file is None:
             return
@@ -34,7 +55,9 @@ class Prompts:
             own = yaml.safe_load(Path(user_file).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"--prompt-file {user_file}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompt-file {user_file}: not UTF-8 (byte {error.start})") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date, a number too long
             raise UserError(f"--prompt-file {user_file}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(own, dict):
             raise UserError(f"--prompt-file {user_file}: a mapping is expected, with some of {', '.join(self._texts)}")
@@ -47,7 +70,7 @@ class Prompts:
                     f"--prompt-file {self.user_file}: no such entry {purpose!r}; there are {', '.join(self._texts)}"
                 )
             named = entries if purpose == "edit" else {"": entries}
-            if not isinstance(named, dict):
+            if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
                 raise UserError(f"--prompt-file {self.user_file}: {purpose}: expected prompts by name")
             for name, texts in named.items():
                 if (
@@ -58,10 +81,41 @@ class Prompts:
                     raise UserError(
                         f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base"
                     )
+                for kind, text in texts.items():
+                    self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
             if purpose == "edit":
                 self._texts["edit"].update(entries)
             else:
                 self._texts[purpose] = {**self._texts[purpose], **entries}
+
+    def _check_template(self, text: str, fields: tuple[str, ...], where: str) -> None:
+        from jinja2 import TemplateSyntaxError, nodes
+
+        try:
+            tree = self._environment.parse(text)
+            found = [*tree.find_all(nodes.Node)]
+        except TemplateSyntaxError as error:
+            raise UserError(f"{where}, line {error.lineno}: {error.message}") from None
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply") from None
+        for node in found:
+            line = f"{where}, line {node.lineno}"
+            if isinstance(node, nodes.Name) and node.name not in fields:
+                raise UserError(f"{line}: no field {node.name!r}; fields here are {', '.join(fields)}")
+            if isinstance(node, nodes.Filter) and node.name not in _FILTERS:
+                raise UserError(f"{line}: no filter {node.name!r}; filters here are {', '.join(_FILTERS)}")
+            if type(node).__name__ not in _NODES:
+                raise UserError(
+                    f"{line}: {type(node).__name__} has no place in a prompt; there are fields, `if`, `~`, [...] and filters"
+                )
+        try:
+            self._environment.from_string(text)
+        except (SyntaxError, RecursionError, MemoryError):  # Python's own limits on what jinja makes of a template
+            raise UserError(f"{where}: nested too deeply") from None
+
+    def _where(self, purpose: str, name: str) -> str:
+        source = "" if self.user_file is None else f"--prompt-file {self.user_file}: "
+        return f"{source}{purpose} {name}".rstrip()
 
     @property
     def edit_names(self) -> list[str]:
@@ -78,42 +132,48 @@ class Prompts:
         """The prompt that asks for an edit.  Errors: UserError for a name that is not there, or not for this kind of model."""
         self.check(name)
         kind = "chat" if instruct else "base"
-        texts = self._texts["edit"][name]
-        if kind not in texts:
+        if kind not in self._texts["edit"][name]:
             raise UserError(
                 f"edit prompt {name!r} has no text for {kind} models; add `{kind}:` to it in {self.user_file}"
             )
-        return self._render(texts[kind], title=title, text=text)
+        return self._render("edit", name, kind, title=title, text=text)
 
     def study(self, *, title: str) -> str:
         """The prompt that a chat model learns a text as the reply to."""
-        return self._render(self._texts["study"]["chat"], title=title)
+        return self._render("study", "", "chat", title=title)
 
     def exam(self, *, instruct: bool, title: str, question: str) -> str:
         """The prompt that asks an exam question, closed book."""
-        return self._render(self._texts["exam"]["chat" if instruct else "base"], title=title, question=question)
+        return self._render("exam", "", "chat" if instruct else "base", title=title, question=question)
 
     def reward(self, *, title: str, text: str, edit: str, fence: str) -> str:
         """The prompt that has a judge rate an edit."""
-        return self._render(self._texts["reward"]["chat"], title=title, text=text, edit=edit, fence=fence)
+        return self._render("reward", "", "chat", title=title, text=text, edit=edit, fence=fence)
 
     def judge(self, *, question: str, gold: str, answer: str, fence: str) -> tuple[str, str]:
         """(system message, user's message) that ask a judge about one answer."""
         fields = {"question": question, "gold": gold, "answer": answer, "fence": fence}
-        texts = self._texts["judge"]
-        return self._render(texts["system"], **fields), self._render(texts["chat"], **fields)
+        return self._render("judge", "", "system", **fields), self._render("judge", "", "chat", **fields)
 
     @cached_property
-    def _environment(self) -> Any:
+    def _environment(self) -> ImmutableSandboxedEnvironment:
         from jinja2 import StrictUndefined
-        from jinja2.sandbox import SandboxedEnvironment
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        return SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
 
-    def _render(self, template: str, **fields: Any) -> str:
-        from jinja2 import TemplateError
-
+    def _render(self, purpose: str, name: str, kind: str, **fields: str) -> str:
+        texts = self._texts[purpose][name] if purpose == "edit" else self._texts[purpose]
+        text = texts[kind]
         try:
-            return self._environment.from_string(template).render(**fields)
-        except TemplateError as error:
-            raise UserError(f"--prompt-file {self.user_file}: {error}; fields here are {', '.join(fields)}") from None
+            if text not in self._templates:
+                self._templates[text] = self._environment.from_string(text)
+            return self._templates[text].render(**fields)
+        except Exception as error:  # a user's template is a user's code: whatever it raises is theirs to mend
+            raise UserError(f"{self._where(purpose, name)} ({kind}): {' '.join(str(error).split())}") from error
+
+
+def edit_lead(prompt: str) -> str:
+    """What an edit begins with because a plain prompt ends with it: a last line such as `Question:`."""
+    last = prompt.rsplit("\n", 1)[-1]
+    return last if last.startswith("Question:") else ""
