@@ -59,7 +59,7 @@ def build_model(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from selfedit.documents import Document
-    from selfedit.models.loading import Tokenizer
+    from selfedit.models import Tokenizer
     from selfedit.prompts import Prompts
 
     documents = [Document(row["id"], row["title"], row["text"]) for row in rows(len(NAMES))]
@@ -95,8 +95,8 @@ def build_model(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
         for step in range(240):
             prompt, notes = asked[step % len(asked)]
             # A short prompt is enough to learn the form; the whole one takes its time.
-            ids = [*tokenizer.prompt_ids(prompt)[-40:], *tokenizer.completion_ids(notes)]
-            batch = torch.tensor([ids])
+            ids, prompt_length = tokenizer.example(prompt, notes)
+            batch = torch.tensor([ids[max(0, prompt_length - 40) :]])
             model(input_ids=batch, labels=batch).loss.backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -23,6 +23,7 @@ from selfedit.editors.cleaning import Cleaned, clean
         ("Ada made it.\n\n\nIt is new.\n", "Ada made it.\nIt is new.", 2),
         ("Ada made it.\nADA made it\n3. Ada made it.", "Ada made it.", 2),
         ("1. Ada made it.\n2.\n-", "Ada made it.", 2),
+        ("- 1. Ada made it.\n* * It is new.\n- -", "Ada made it.\nIt is new.", 1),
         (
             "In 1918 it ended.\n1918: it ended.\n3.5 metres is long.",
             "In 1918 it ended.\n1918: it ended.\n3.5 metres is long.",
@@ -75,4 +76,5 @@ def test_what_is_left_is_clean(raw: str, cut_off: bool) -> None:
     statements = [line.casefold().rstrip(".") for line in lines if not line.casefold().startswith("a")]
     assert len(statements) == len(set(statements))
     assert len(lines) + cleaned.dropped == len(raw.strip().splitlines())
+    assert clean(cleaned.text, cut_off=False) == Cleaned(cleaned.text, 0)
     assert all(line in raw for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer, load_model, load_tokenizer
@@ -66,8 +67,8 @@ def test_texts_and_answers_end_as_the_model_ends_them(chat_model: str) -> None:
     end = tokenizer.hf.eos_token_id
     assert tokenizer.stop_ids == (end,)
     assert tokenizer.text_ids("Ada.") == [*tokenizer.encode("Ada."), end]
-    assert tokenizer.completion_ids("Ada.") == [*tokenizer.encode("Ada."), end]
-    assert tokenizer.decode(tokenizer.completion_ids("Ada.")) == "Ada."
+    prompt = tokenizer.prompt_ids("Who?")
+    assert tokenizer.example("Who?", "Ada.") == ([*prompt, *tokenizer.encode("Ada."), end], len(prompt))
 
 
 def test_the_generation_configs_end_tokens_stop_too(chat_model: str, tmp_path: Path) -> None:
@@ -89,23 +90,93 @@ THINKING = (
 )
 
 
-def test_a_templates_own_system_message_is_left_empty(chat_model: str) -> None:
-    tokenizer = load_tokenizer(chat_model)
-    tokenizer.hf.chat_template = DEFAULT_SYSTEM
+def with_template(model: str, template: str, folder: Path) -> Tokenizer:
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return load_tokenizer(str(folder))
+
+
+def test_a_templates_own_system_message_is_left_empty(chat_model: str, tmp_path: Path) -> None:
+    tokenizer = with_template(chat_model, DEFAULT_SYSTEM, tmp_path / "model")
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == f"<|system|>{END}{USER}Who?{END}{ASSISTANT}"
     assert "Be brief." in text(tokenizer, tokenizer.prompt_ids("Who?", system="Be brief."))
 
 
-def test_a_template_that_takes_no_system_message_keeps_its_own(chat_model: str) -> None:
-    tokenizer = load_tokenizer(chat_model)
-    tokenizer.hf.chat_template = NO_SYSTEM
+def test_a_template_that_takes_no_system_message_keeps_its_own(chat_model: str, tmp_path: Path) -> None:
+    tokenizer = with_template(chat_model, NO_SYSTEM, tmp_path / "model")
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == f"<|system|>You are kind.{END}{USER}Who?{END}{ASSISTANT}"
 
 
-def test_thinking_is_switched_off_where_the_template_offers_it(chat_model: str) -> None:
-    tokenizer = load_tokenizer(chat_model)
-    tokenizer.hf.chat_template = THINKING
+def test_thinking_is_switched_off_where_the_template_offers_it(chat_model: str, tmp_path: Path) -> None:
+    tokenizer = with_template(chat_model, THINKING, tmp_path / "model")
     assert text(tokenizer, tokenizer.prompt_ids("Who?")).endswith("<think></think>")
+
+
+DATED = "{{ strftime_now('%A, %d %B %Y, %H:%M') }}{{ messages[0]['content'] }}"
+LLAMA_DATE = (
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{{ date_string }}"
+)
+
+
+def test_prompts_are_the_same_on_every_day(chat_model: str, tmp_path: Path) -> None:
+    tokenizer = with_template(chat_model, DATED, tmp_path / "dated")
+    assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "Friday, 26 July 2024, 12:00Who?"
+    tokenizer = with_template(chat_model, LLAMA_DATE, tmp_path / "llama")
+    assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "26 Jul 2024"
+
+
+@pytest.mark.parametrize("template", [DEFAULT_SYSTEM, NO_SYSTEM, THINKING, DATED, LLAMA_DATE])
+def test_the_pinned_template_is_what_others_prompt_with(chat_model: str, tmp_path: Path, template: str) -> None:
+    tokenizer = with_template(chat_model, template, tmp_path / "model")
+    tokenizer.hf.save_pretrained(tmp_path / "saved")
+    plain = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    messages = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Ada."},
+        {"role": "user", "content": "?"},
+    ]
+    ids = plain.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizer.chat_ids(messages)
+    # Loaded again, it is pinned once.
+    assert load_tokenizer(str(tmp_path / "saved")).hf.chat_template == tokenizer.hf.chat_template
+
+
+@pytest.mark.parametrize(
+    "lead", ["", "\n", "  \n", "text ", "  {% if true %}x{% endif %}\n", "{# c #}\n", "{%- if true %}\n x{% endif %}"]
+)
+def test_pins_add_nothing_to_what_a_template_writes(chat_model: str, tmp_path: Path, lead: str) -> None:
+    template = lead + THINKING.replace("You are kind.", "") + "{{ strftime_now('') }}{{ date_string }}"
+    tokenizer = with_template(chat_model, template, tmp_path / "model")
+    unpinned = AutoTokenizer.from_pretrained(chat_model)
+    messages = [{"role": "user", "content": "Who?"}]
+    assert tokenizer.prompt_ids("Who?") == unpinned.apply_chat_template(
+        messages,
+        chat_template=template,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string="26 Jul 2024",
+        return_dict=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% if %}", "{{ nothing.at.all }}", "{{ raise_exception('never') }}", "{{ messages[0]['content'] + 1 }}"],
+)
+def test_a_template_that_fails_is_one_line(chat_model: str, tmp_path: Path, template: str) -> None:
+    with pytest.raises(UserError, match=r"model .*model: its chat template takes no messages of user") as raised:
+        with_template(chat_model, template, tmp_path / "model").prompt_ids("Who?")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_whose_templates_have_names_and_no_default_is_refused(chat_model: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(chat_model, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text(DEFAULT_SYSTEM)
+    with pytest.raises(UserError, match=r"model .*model: ") as raised:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_begin_token_heads_texts_where_the_tokenizer_puts_one(base_model: str) -> None:
@@ -119,6 +190,7 @@ def test_a_begin_token_heads_texts_where_the_tokenizer_puts_one(base_model: str)
     tokenizer.hf.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{USER} $A", special_tokens=[(USER, start)]
     )
+    tokenizer = Tokenizer(tokenizer.hf, False, tokenizer.stop_ids)
     for ids in (
         tokenizer.text_ids("Ada."),
         tokenizer.prompt_ids("Ada."),

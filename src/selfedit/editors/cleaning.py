@@ -12,7 +12,7 @@ from dataclasses import dataclass
 QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 
-_LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$)")
+_LIST_MARK = re.compile(r"^(?:\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$))+")
 # A mark before white space, or at the end unless a digit stands before it: "It cost 3." may have been cut from 3.5.
 _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?=\s)|(?<=\D)[.!?][\"'”’»)\]]*$")
 

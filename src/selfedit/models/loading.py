@@ -5,92 +5,17 @@ Knows dtypes, devices and whether a model takes chat messages.  Knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME, bundled_folder
+from selfedit.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass
-class Tokenizer:
-    """A tokenizer, and the way its model is prompted.
-
-    `instruct` says that prompts go through the chat template; it is decided by the template's presence unless overridden.
-    """
-
-    hf: PreTrainedTokenizerBase
-    instruct: bool
-    stop_ids: tuple[int, ...]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, without special tokens."""
-        return self.hf.encode(text, add_special_tokens=False)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.hf.decode(list(ids), skip_special_tokens=True))
-
-    def text_ids(self, text: str) -> list[int]:
-        """A training text as the model saw texts in pretraining: its usual beginning, the text, the end-of-text token."""
-        return [*self._beginning(), *self.encode(text), *self._end()]
-
-    def prompt_ids(self, user: str, *, system: str | None = None) -> list[int]:
-        """Ids of a prompt: through the chat template (thinking switched off where it can be), or as plain text."""
-        if not self.instruct:
-            return [*self._beginning(), *self.encode(user if system is None else f"{system}\n\n{user}")]
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        return self._template(messages)
-
-    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation that the model is to continue; for a base model, its texts one after another."""
-        if not self.instruct:
-            return [*self._beginning(), *self.encode("\n".join(message["content"] for message in messages) + "\n")]
-        return self._template(list(messages))
-
-    def completion_ids(self, completion: str) -> list[int]:
-        """Ids of an answer to a prompt, with the token that ends a turn (or a text, for a base model)."""
-        ids = self.encode(completion)
-        return [*ids, self.stop_ids[0]] if self.stop_ids else ids
-
-    def _template(self, messages: list[dict[str, str]]) -> list[int]:
-        """Renders messages.  A system message that the template would add by itself ("You are ...") is left empty where the
-        template allows it: it says nothing about the task and would cost tokens in every training sequence."""
-        if messages[0]["role"] != "system" and self._adds_system:
-            messages = [{"role": "system", "content": ""}, *messages]
-        return self.hf.encode(self._render(messages), add_special_tokens=False)
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(
-            self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
-
-    @cached_property
-    def _adds_system(self) -> bool:
-        from jinja2 import TemplateError
-
-        user = {"role": "user", "content": "?"}
-        try:
-            return len(self._render([{"role": "system", "content": ""}, user])) < len(self._render([user]))
-        except TemplateError:  # the template takes no system message (Gemma 2)
-            return False
-
-    def _beginning(self) -> list[int]:
-        # What the tokenizer itself puts before a text (Llama and Gemma: the begin token; SmolLM2 and Qwen: nothing).
-        empty = self.hf.encode("", add_special_tokens=True)
-        bos = self.hf.bos_token_id
-        return [bos] if bos is not None and bos in empty else []
-
-    def _end(self) -> list[int]:
-        return [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
 
 
 @dataclass

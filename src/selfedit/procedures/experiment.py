@@ -30,7 +30,7 @@ from selfedit.exam.verdict import Grader
 from selfedit.procedures.progress import Progress, Quiet
 from selfedit.procedures.settings import FREE, Settings
 from selfedit.procedures.training_data import tokenize, training_sequences
-from selfedit.prompts import Prompts
+from selfedit.prompts import Prompts, edit_lead
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent, api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
@@ -346,7 +346,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             for id, (completion,) in unit.completions(result).items():
                 document, index = asked[id]
                 ids, lead = prompts[document.id]
-                raw = lead + tokenizer.decode(completion.ids)
+                raw = tokenizer.decode([*tokenizer.encode(lead), *completion.ids])
                 edit = self._edit(document, name, index, raw, prompt=prompt, cut_off=not completion.finished)
                 edits.append(replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids)))
             self._commit_edits(edits, round)
@@ -447,8 +447,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         if instruct is None:
             instruct = self.pool.tokenizer.instruct
         text = self.prompts.edit(name, instruct=instruct, title=document.title, text=document.text)
-        last = text.rsplit("\n", 1)[-1]
-        return text, "" if instruct or not last.startswith("Question:") else last
+        return text, "" if instruct else edit_lead(text)
 
     def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
         cleaned = clean(raw, cut_off=cut_off)

@@ -158,15 +158,14 @@ def train_editor(
 
     def cut() -> list[FitUnit]:
         by_id = {document.id: document for document in training}
-        tokenizer = experiment.pool.tokenizer
         sequences = []
         for stored in experiment.store.edits(round=round, writer=TRAIN):
             if stored.id not in selection.kept:
                 continue
             document = by_id[stored.edit.document_id]
-            prompt = tokenizer.prompt_ids(experiment.edit_prompt(settings.edit_prompt, document)[0])
-            completion = tokenizer.completion_ids(stored.edit.text)
-            sequences.append(TokenSequence((*prompt, *completion), len(prompt)))
+            prompt, lead = experiment.edit_prompt(settings.edit_prompt, document)
+            ids, prompt_length = experiment.pool.tokenizer.example(prompt, stored.edit.text, lead=lead)
+            sequences.append(TokenSequence(tuple(ids), prompt_length))
         if not sequences:
             raise UserError(
                 f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"

@@ -37,5 +37,5 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
         asked = prompts.study(title=sequence.title)
     else:
         return TokenSequence(tuple(tokenizer.text_ids(f"{sequence.title}\n{sequence.text}")))
-    prompt = tokenizer.prompt_ids(asked)
-    return TokenSequence((*prompt, *tokenizer.completion_ids(sequence.text)), len(prompt))
+    ids, prompt_length = tokenizer.example(asked, sequence.text)
+    return TokenSequence(tuple(ids), prompt_length)
