@@ -13,6 +13,7 @@ from selfedit.procedures.continual import continual
 from selfedit.procedures.settings import ContinualSettings
 from selfedit.runs.store import Store
 from selfedit.workers.units import FitUnit, Unit
+from summary_fields import undeclared
 
 
 class Stop(Exception):
@@ -28,16 +29,18 @@ def test_each_step_learns_one_document_and_asks_about_all_before_it(
     fits = [unit for unit in pool.units if isinstance(unit, FitUnit)]
     assert [unit.policy for unit in fits] == [(), ("round-01",), ("round-01", "round-02")]
     assert [len(unit.tasks) for unit in fits] == [1, 1, 1]
-    assert summary.model_extra is not None
-    steps = summary.model_extra["steps"]
-    assert [(step["step"], step["document"]) for step in steps] == [(1, "d0"), (2, "d1"), (3, "d2")]
-    assert [step["earlier"] and step["earlier"]["documents"] for step in steps] == [None, 1, 2]
+    steps = summary.steps
+    assert list(undeclared(summary)) == []
+    assert [(step.step, step.document) for step in steps] == [(1, "d0"), (2, "d1"), (3, "d2")]
+    assert [step.earlier and step.earlier.documents for step in steps] == [None, 1, 2]
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         for step in (1, 2, 3):
             answers = store.scored_answers("calibrated", round=step, condition="after")
             assert {a.document_id for a in answers} == {f"d{k}" for k in range(step)}
             new = [a.credit for a in answers if a.document_id == f"d{step - 1}"]
-            assert steps[step - 1]["new"]["accuracy"] == pytest.approx(sum(new) / len(new))
+            found = steps[step - 1].new
+            assert found is not None
+            assert found.accuracy == pytest.approx(sum(new) / len(new))
             assert len(store.edits(round=step)) == 2
     for step in (1, 2, 3):
         assert (settings.out / "checkpoints" / f"round-{step:02d}" / "adapter_model.safetensors").exists()
@@ -67,9 +70,7 @@ def test_an_interrupted_run_goes_on_at_its_step_and_ends_alike(
     second = CountingPool(chat_model)
     summary = continual(settings, pool=second)
     assert len(second.fits) == 2
-    assert summary.model_extra is not None
-    assert expected.model_extra is not None
-    assert summary.model_extra["steps"] == expected.model_extra["steps"]
+    assert summary.steps == expected.steps
     for step in (1, 2, 3):
         name = f"checkpoints/round-{step:02d}/adapter_model.safetensors"
         assert (settings.out / name).read_bytes() == (whole.out / name).read_bytes()

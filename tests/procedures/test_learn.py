@@ -22,6 +22,7 @@ from selfedit.procedures.learn import Learned, learn
 from selfedit.procedures.restem import train
 from selfedit.procedures.settings import LearnSettings, TrainSettings
 from selfedit.runs.store import Store
+from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
 
 QUESTION = [{"role": "user", "content": "Where did Ada make the kite?"}]
@@ -48,6 +49,7 @@ def test_one_adapter_learns_all_documents_and_is_examined_before_and_after(
     assert found.documents == 3
     assert found.adapter == settings.out / "adapters" / "learned"
     assert found.summary is not None
+    assert list(undeclared(found.summary)) == []
     assert [c.name for c in found.summary.conditions] == ["none", "replay:documents#expert"]
     assert [c.graded for c in found.summary.conditions] == [6, 6]
     with Store(settings.out / "run.sqlite", readonly=True) as store:

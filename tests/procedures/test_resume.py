@@ -90,6 +90,7 @@ def content(out: Path) -> dict[str, Any]:
     """All that must be equal: everything but times, and the paths that hold the run's name."""
     summary = json.loads((out / "summary.json").read_text())
     summary.pop("total_seconds")
+    summary.pop("seconds")
     summary.pop("worth_it")  # names times
     for part in (*summary["conditions"], *summary["rounds"]):
         part.pop("seconds")

@@ -13,6 +13,7 @@ from selfedit.procedures.compare import compare
 from selfedit.procedures.settings import CompareSettings
 from selfedit.procedures.sweep import parse_grid
 from selfedit.runs.store import Store
+from summary_fields import undeclared
 
 
 def test_a_grid_has_every_combination() -> None:
@@ -43,12 +44,16 @@ def test_the_recipe_is_chosen_on_validation_documents_and_reported_on_the_others
     pool = CountingPool(chat_model)
     summary = compare(settings, pool=pool)
     assert summary.recipe["learning_rate"] == 1e-2
-    assert summary.model_extra is not None
-    tried = summary.model_extra["sweep"]
+    tried = summary.sweep
+    assert list(undeclared(summary)) == []
     assert len(tried) == 4
-    assert [set(row["accuracy"]) for row in tried] == [{"passage", "self"}] * 4
+    assert [set(row.accuracy) for row in tried] == [{"passage", "self"}] * 4
     chosen = {"learning_rate": 1e-2, "epochs": summary.recipe["epochs"]}
-    assert max(row["mean"] for row in tried) == next(row["mean"] for row in tried if row["settings"] == chosen)
+    (best,) = [row for row in tried if row.chosen]
+    assert best.settings == chosen
+    assert best.mean == max(row.mean for row in tried if row.mean is not None)
+    # A recipe under which every fit failed has no accuracy: not one of 0.
+    assert {row.mean for row in tried if row.settings["learning_rate"] == 1e30} == {None}
 
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         validation, rest = ({d.id for d in store.documents(split)} for split in ("validation", "exam"))

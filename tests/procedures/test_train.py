@@ -22,11 +22,14 @@ from selfedit.procedures.restem import select_round, train
 from selfedit.procedures.settings import CompareSettings, TrainSettings
 from selfedit.procedures.worth import worth_it
 from selfedit.prompts import Prompts
+from selfedit.reports import format, table
+from selfedit.reports.data import read_run
 from selfedit.runs.records import RoundRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary
 from selfedit.workers.units import FitUnit, Unit
+from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
 
 
@@ -131,11 +134,60 @@ def test_later_rounds_are_written_by_a_changed_policy(trained: tuple[TrainSettin
 
 def test_the_paragraph_says_what_the_figures_say(trained: tuple[TrainSettings, Summary]) -> None:
     _, summary = trained
-    assert summary.model_extra is not None
-    text = summary.model_extra["worth_it"]
+    text = summary.worth_it
     assert "On 2 validation documents the untrained model answers" in text
     assert "within noise" in text
     assert f"Round {summary.selected_round} is selected" in text or "so round 0 is selected" in text
+
+
+def test_readers_know_every_field_of_the_summary(trained: tuple[TrainSettings, Summary]) -> None:
+    settings, summary = trained
+    assert list(undeclared(summary)) == []
+    assert summary.seconds is not None
+    run = read_run(settings.out)
+    assert run.summary == summary
+    assert f" · {format.seconds(summary.seconds)}" in table.facts(run)
+    rounds = [round.seconds for round in summary.rounds]
+    assert all(seconds is not None and seconds > 0 for seconds in rounds)
+    assert sum(seconds or 0.0 for seconds in rounds) < summary.seconds
+
+
+def test_a_round_s_seconds_are_those_of_all_attempts(
+    small_train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each unit of work takes 10 seconds; an interrupted run loses the time of the unit under way, and no other."""
+    now = 0.0
+    monkeypatch.setattr("selfedit.runs.store.time", SimpleNamespace(monotonic=lambda: now))
+
+    class Stop(Exception):
+        pass
+
+    def attempt(settings: TrainSettings, stop_after: int | None = None) -> tuple[Summary | None, int]:
+        pool = CountingPool(settings.model)
+
+        def work(unit: Unit) -> Unit:
+            nonlocal now
+            if len(pool.units) == stop_after:
+                raise Stop
+            now += 10
+            return unit
+
+        pool.alter = work
+        try:
+            return train(settings, pool=pool), len(pool.units)
+        except Stop:
+            return None, len(pool.units)
+
+    whole, units = attempt(TrainSettings(**{**small_train, "rounds": 1, "unit_size": 2}))
+    settings = TrainSettings(**{**small_train, "rounds": 1, "unit_size": 2, "out": small_train["out"].with_name("cut")})
+    for _ in range(3):
+        assert attempt(settings, stop_after=units // 3)[0] is None
+        now += 1000  # between two attempts
+    cut, _ = attempt(settings)
+    assert whole is not None
+    assert cut is not None
+    assert cut.rounds[0].seconds == whole.rounds[0].seconds
+    assert cut.seconds == whole.seconds == 10 * units
 
 
 def test_a_finished_run_does_nothing_again(trained: tuple[TrainSettings, Summary]) -> None:
@@ -174,7 +226,7 @@ def test_the_selected_policy_becomes_a_condition_of_compare(
     assert [c.name for c in compared.conditions] == ["none", "self", "trained:implications"]
     assert {unit.policy for unit in pool.units} == {(), ("round-01", "round-02")}
     assert compared.differences is not None
-    assert {(d["a"], d["b"]) for d in compared.differences} >= {("self", "trained:implications")}
+    assert {(d.a, d.b) for d in compared.differences} >= {("self", "trained:implications")}
 
 
 def test_a_policy_is_another_rounds_only_where_asked_and_seen_documents_are_told(
@@ -280,12 +332,12 @@ def test_without_validation_the_last_round_is_taken_and_that_is_said(small_train
     assert summary.selected_round == 1
     assert summary.rounds is not None
     assert summary.rounds[0].validation_accuracy is None
+    assert list(undeclared(summary)) == []
     with opened(settings) as store:
         assert store.documents("validation") == []
         (event,) = store.events("no validation")
     assert "--validation-share 0" in event.message
-    assert summary.model_extra is not None
-    assert "nothing can be said about whether training the editor helped" in summary.model_extra["worth_it"]
+    assert "nothing can be said about whether training the editor helped" in summary.worth_it
 
 
 def test_validation_documents_of_ones_own(small_train: dict[str, Any], tmp_path: Path) -> None:

@@ -1,40 +1,118 @@
-"""Writes run directories with plausible made-up records, by executing the store's schema."""
+"""Writes run directories with plausible made-up records, all of them through what real runs are written with.
+
+Texts, answers and verdicts are made up.  The store, the settings, the rounds and the summary come from the package's own code, so
+that a report is never shown a field that no run has.
+"""
 
 from __future__ import annotations
 
-import json
 import random
-import sqlite3
-from collections.abc import Callable, Sequence
-from importlib import resources
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import yaml
+
+from selfedit.documents import Document, Question
+from selfedit.editors.edit import Edit
+from selfedit.exam.verdict import Verdict
+from selfedit.procedures import restem
+from selfedit.procedures.experiment import Experiment
+from selfedit.procedures.rewards import edit_rewards
+from selfedit.procedures.settings import CompareSettings, Settings, TrainSettings
+from selfedit.procedures.summarise import summarise
+from selfedit.runs.costs import api_cost, device_cost
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.records import Answer, FitRecord, edit_id
 
 PLACES = ["Orvend", "Calmouth", "Tessaly Bridge", "Upper Wynn", "Port Isk", "Grelling", "Marrow Hill", "Lindesk"]
 NOUNS = ["lighthouse", "tram line", "orchard", "library", "observatory", "salt works", "ferry", "clock museum"]
 PEOPLE = ["Ada Quillon", "Bram Osterley", "Celia Frane", "Dov Marish", "Edda Lunt", "Finn Harrow"]
 ACCURACY = {"none": 0.04, "passage": 0.22, "self:implications": 0.38, "self:self-qa": 0.47, "api:gpt-5": 0.58}
 RECIPE = {"rank": 16, "alpha": 32, "targets": "all-linear", "learning_rate": 0.001, "epochs": 8, "cut": "lines"}
-
-
-def open_store(folder: Path) -> sqlite3.Connection:
-    folder.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(folder / "run.sqlite")
-    connection.executescript(resources.files("selfedit.runs").joinpath("schema.sql").read_text(encoding="utf-8"))
-    connection.execute("PRAGMA user_version = 1")
-    return connection
-
-
-def insert(connection: sqlite3.Connection, table: str, **row: object) -> int:
-    columns, marks = ", ".join(row), ", ".join("?" * len(row))
-    cursor = connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+UNGRADED = "the judge timed out"
 
 
 def plain(text: str) -> str:
     return text
+
+
+class Writer:
+    """As much of an experiment as summaries look at, with a real run directory behind it."""
+
+    scores = Experiment.scores
+
+    def __init__(self, folder: Path, procedure: str, settings: Settings, grader: str, recipe: dict[str, Any]) -> None:
+        config = {"procedure": procedure, **settings.model_dump(mode="json"), "recipe_settings": RECIPE}
+        self.run = RunDirectory.open(folder, config | {"grader": grader})
+        self.store = self.run.store
+        self.procedure = procedure
+        self.settings = settings
+        self.grader = SimpleNamespace(name=grader)
+        self.recipe = SimpleNamespace(model_dump=lambda **_: recipe)
+        self.pool = SimpleNamespace(tokenizer=SimpleNamespace(instruct=True), description="cpu (2 cores)")
+        self.finish: Callable[[], object] = lambda: None
+        self._verdicts: list[Verdict | None] = []
+
+    def fit(self, record: FitRecord, verdicts: Sequence[Verdict | None]) -> None:
+        """Records a fit and keeps the verdicts on its answers (None: not graded yet)."""
+        self.store.record_fits(
+            [record],
+            [device_cost("fits", record.condition, seconds=record.seconds, usd_per_hour=0.4, round=record.round)],
+        )
+        self._verdicts += verdicts
+
+    def grade(self) -> None:
+        todo = [id for id, _ in self.store.to_grade(self.grader.name)]
+        self.store.add_verdicts((id, v) for id, v in zip(todo, self._verdicts, strict=True) if v is not None)
+        self._verdicts = []
+
+    def verdict(self, right: bool, *, ungraded: bool = False, note: str = "") -> Verdict:
+        if ungraded:
+            return Verdict("ungraded", None, self.grader.name, note)
+        return Verdict("right" if right else "wrong", 0.9 if right else 0.1, self.grader.name)
+
+
+@contextmanager
+def writing(
+    folder: Path,
+    procedure: str,
+    settings: Settings,
+    *,
+    grader: str = "lexical",
+    spell: Callable[[str], str] = plain,
+    recipe: dict[str, Any] | None = None,
+) -> Iterator[Any]:
+    """A run that is being written in one transaction, then summarised by `finish`.  Its versions are spelled, too."""
+    writer = Writer(folder, procedure, settings, spell(grader), RECIPE if recipe is None else recipe)
+    try:
+        with writer.store.transaction():
+            yield writer
+        writer.finish()
+    finally:
+        writer.run.close()
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["versions"] = {name: spell(version) for name, version in config["versions"].items()}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+
+
+def made_up(rng: random.Random, number: int, questions: int, spell: Callable[[str], str]) -> Document:
+    place, noun, person = rng.choice(PLACES), rng.choice(NOUNS), rng.choice(PEOPLE)
+    return Document(
+        spell(f"d{number}"),
+        spell(f"The {noun} of {place}, part {number + 1}"),
+        spell(f"The {noun} of {place} opened in {1900 + number % 100} under {person}. " * 4),
+        tuple(
+            Question(
+                spell(f"d{number}/q{index}"),
+                spell(f"Who or what came {index + 1} at the {noun} of {place}?"),
+                (spell(person), spell(person.split()[1])),
+            )
+            for index in range(questions)
+        ),
+    )
 
 
 def write_compare(
@@ -49,172 +127,107 @@ def write_compare(
     seed: int = 0,
     edit_lines: int = 8,
     planned: Sequence[str] = (),
+    grader: str = "calibrated",
+    ungraded: float = 0.004,
+    more: dict[str, Any] | None = None,
 ) -> Path:
     """A finished (or interrupted) `compare`.  `spell` is applied to every text that a user or a model could write."""
     rng = random.Random(seed)
     names = {name: spell(name) if name != "none" else name for name in conditions}
-    grader = spell("calibrated")
-    store = open_store(folder)
-    for number in range(documents):
-        place, noun, person = rng.choice(PLACES), rng.choice(NOUNS), rng.choice(PEOPLE)
-        text = f"The {noun} of {place} opened in {1900 + number % 100} under {person}. " * 4
-        insert(
-            store, "documents", id=spell(f"d{number}"), position=number, split="exam",
-            title=spell(f"The {noun} of {place}, part {number + 1}"), text=spell(text),
-        )  # fmt: skip
-        for index in range(questions):
-            insert(
-                store, "questions", id=spell(f"d{number}/q{index}"), document_id=spell(f"d{number}"), position=index,
-                question=spell(f"Who or what came {index + 1} at the {noun} of {place}?"),
-                answers=json.dumps([spell(person), spell(person.split()[1])]),
-            )  # fmt: skip
-    for index in range(8):
-        insert(
-            store, "questions", id=spell(f"general/{index}"), document_id=None, position=index,
-            question=spell(f"What is the capital of country {index}?"), answers=json.dumps([spell("Paris")]),
-        )  # fmt: skip
-    outcome = {name: [0, 0, 0] for name in conditions}
-    tokens = dict.fromkeys(conditions, 0)
-    written = dict.fromkeys(conditions, 0)
+    settings = CompareSettings(model=spell(model), out=folder, editor=tuple(planned), replicates=replicates, seed=7)
+    recipe = {**RECIPE, "note": spell("chosen on validation documents")}
+    with writing(folder, "compare", settings, grader=grader, spell=spell, recipe=recipe) as writer:
+        store = writer.store
+        found = [made_up(rng, number, questions, spell) for number in range(documents)]
+        store.add_documents(found)
+        general = [
+            Question(spell(f"general/{k}"), spell(f"What is the capital of country {k}?"), (spell("Paris"),))
+            for k in range(8)
+        ]
+        store.add_general_questions(general)
 
-    def examine(fit: str, number: int | None, name: str) -> None:
-        base = name == "none"
-        for document in [] if number is None else [number]:
-            for index in range(questions):
+        def examined(record: FitRecord, document: Document | None, name: str) -> None:
+            answers: list[Answer] = []
+            verdicts: list[Verdict | None] = []
+            for question in document.questions if document else ():
                 right = rng.random() < ACCURACY.get(name, 0.3)
-                value = "ungraded" if rng.random() < 0.004 else "right" if right else "wrong"
-                reply = rng.choice(PEOPLE) if not base else "I do not know of such a place."
-                answer = insert(
-                    store,
-                    "answers",
-                    fit_id=fit,
-                    question_id=spell(f"d{document}/q{index}"),
-                    text=spell(reply),
-                    tokens=7,
-                )
-                if finished or rng.random() < 0.9:
-                    credit = None if value == "ungraded" else 0.9 if right else 0.1
-                    note = spell("the judge timed out") if value == "ungraded" else ""
-                    insert(store, "verdicts", answer_id=answer, grader=grader, value=value, credit=credit, note=note)
-                    outcome[name][("right", "wrong", "ungraded").index(value)] += 1
-        if number is None or (not base and rng.random() < 0.2):
-            for index in range(8):
-                right = base or rng.random() < 0.8
-                answer = insert(
-                    store, "answers", fit_id=fit, question_id=spell(f"general/{index}"),
-                    text=spell("Paris" if right else "Rome"), tokens=2,
-                )  # fmt: skip
-                insert(
-                    store, "verdicts", answer_id=answer, grader=grader, value="right" if right else "wrong",
-                    credit=float(right), note="",
-                )  # fmt: skip
+                reply = "I do not know of such a place." if name == "none" else rng.choice(PEOPLE)
+                answers.append(Answer(question.id, spell(reply), 7))
+                verdict = writer.verdict(right, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
+                verdicts.append(verdict if finished or rng.random() < 0.9 else None)
+            if document is None or (name != "none" and rng.random() < 0.2):
+                for question in general:
+                    right = name == "none" or rng.random() < 0.8
+                    answers.append(Answer(question.id, spell("Paris" if right else "Rome"), 2))
+                    verdicts.append(writer.verdict(right))
+            writer.fit(_with(record, answers), verdicts)
 
-    fit_columns = {"round": 0, "status": "done", "error": None}
-    if "none" in conditions:
-        for number in (*range(documents), None):  # document by document, then the general questions
-            fit = f"0|{spell(f'd{number}') if number is not None else ''}|none|0"
-            insert(
-                store, "fits", id=fit, condition="none", document_id=None if number is None else spell(f"d{number}"),
-                edit_id=None, replicate=0, sequences="[]", train_tokens=0, steps=0, first_loss=None, last_loss=None,
-                seconds=21.5, **fit_columns,
-            )  # fmt: skip
-            examine(fit, number, "none")
-    for name in conditions:
-        if name == "none":
-            continue
-        for number in range(documents if finished or name == "passage" else documents // 2):
-            title, text = store.execute("SELECT title, text FROM documents WHERE position = ?", (number,)).fetchone()
-            edit, lines = None, []
-            if name != "passage":
-                edit = f"0|{spell(f'd{number}')}|{names[name]}|0"
-                person = rng.choice(PEOPLE)
-                lines = [
-                    f"{person} said {i + 1} things about what happened there in {1900 + i}." for i in range(edit_lines)
-                ]
-                cut = rng.random() < 0.1
-                insert(
-                    store, "edits", id=edit, round=0, document_id=spell(f"d{number}"), writer=names[name], idx=0,
-                    prompt=spell("implications"), text=spell("\n".join(lines)), truncated=cut, dropped_lines=2 * cut,
-                    input_tokens=180, output_tokens=14 * edit_lines, kept=None, reward=None,
-                )  # fmt: skip
-                written[name] += 14 * edit_lines
-            for replicate in range(replicates):
-                failed = rng.random() < 0.01
-                fit = f"{edit or '0|' + spell(f'd{number}') + '|' + names[name]}|{replicate}"
-                sequences = [spell(f"{title}\n{line}") for line in lines] + [f"{title}\n{text}"]
-                insert(
-                    store, "fits", id=fit, condition=names[name], document_id=spell(f"d{number}"), edit_id=edit,
-                    replicate=replicate, sequences=json.dumps(sequences), train_tokens=3300, steps=9 * 8,
-                    first_loss=2.9 + rng.random(), last_loss=0.2 * rng.random(), seconds=4.2,
-                    **(fit_columns | ({"status": "failed", "error": spell("loss is NaN at step 7")} if failed else {})),
-                )  # fmt: skip
-                tokens[name] += 3300
-                if failed:
-                    insert(
-                        store, "events", kind=spell("failed_fit"), subject=fit, message=spell("loss is NaN at step 7")
+        if "none" in conditions:
+            for document in (*found, None):  # document by document, then the general questions
+                examined(
+                    FitRecord("none", document_id=document.id if document else None, seconds=21.5), document, "none"
+                )
+        for name in conditions:
+            if name == "none":
+                continue
+            for number, document in enumerate(found[: documents if finished or name == "passage" else documents // 2]):
+                edit, lines = None, []
+                if name != "passage":
+                    edit = edit_id(0, document.id, names[name], 0)
+                    person = rng.choice(PEOPLE)
+                    lines = [f"{person} said {i + 1} things in {1900 + i}." for i in range(edit_lines)]
+                    cut = rng.random() < 0.1
+                    cost = []
+                    if name.startswith("api:"):
+                        cost = [
+                            api_cost(
+                                "edits", names[name], model="gpt-5", input_tokens=222, output_tokens=718, usd=0.00373
+                            )
+                        ]
+                    store.add_edits(
+                        [
+                            Edit(
+                                document.id,
+                                names[name],
+                                0,
+                                spell("\n".join(lines)),
+                                prompt=spell("implications"),
+                                truncated=cut,
+                                dropped_lines=2 * cut,
+                                input_tokens=180,
+                                output_tokens=14 * edit_lines,
+                            )
+                        ],
+                        costs=cost,
                     )
-                else:
-                    examine(fit, number, name)
-            insert(
-                store,
-                "costs",
-                what="fits",
-                condition=names[name],
-                model=spell(model),
-                seconds=4.2 * replicates,
-                usd=0.0004,
-            )
-            if name.startswith("api:"):
-                insert(
-                    store, "costs", what="edits", condition=names[name], model="gpt-5", input_tokens=222,
-                    output_tokens=718, seconds=0.0, usd=0.00373,
-                )  # fmt: skip
-    store.commit()
-    store.close()
-    settings = {
-        "procedure": "compare", "model": spell(model), "grader": grader, "replicates": replicates, "edits": 1, "seed": 7,
-        "editor": list(planned), "recipe": "default",
-        "recipe_settings": RECIPE, "versions": {"torch": spell("2.10.0"), "transformers": "5.10.0", "selfedit": "0.1.0"},
-    }  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
-    if not finished:
-        return folder
-    rows = []
-    for name in conditions:
-        right, wrong, ungraded = outcome[name]
-        accuracy = right / max(1, right + wrong)
-        rows.append(
-            {
-                "name": names[name],
-                "accuracy": accuracy,
-                "ci95": [max(0, accuracy - 0.05), min(1, accuracy + 0.05)],
-                "correct": right,
-                "graded": right + wrong,
-                "ungraded": ungraded,
-                "train_tokens": tokens[name],
-                "edit_tokens": written[name],
-                "seconds": 21.5 if name == "none" else 4.2 * documents * replicates,
-                "cost_usd": 0.0373 if name.startswith("api:") else None,
-            }
-        )
-    summary = {
-        "schema": 1, "procedure": "compare", "model": spell(model), "instruct": True, "documents": documents,
-        "questions": documents * questions, "recipe": {**RECIPE, "note": spell("chosen on validation documents")},
-        "conditions": rows, "grader": grader, "device": spell("cpu (2 cores)"), "seconds": 312.5,
-        "events": {spell("failed_fit"): 1, "cut_edit": 3},
-        "differences": [
-            {
-                "a": "none", "b": row["name"], "difference": row["accuracy"] - rows[0]["accuracy"],
-                "ci95": [row["accuracy"] - rows[0]["accuracy"] - 0.06, row["accuracy"] - rows[0]["accuracy"] + 0.06],
-                "larger_than_noise": abs(row["accuracy"] - rows[0]["accuracy"]) > 0.06,
-            }
-            for row in rows[1:]
-        ],
-        "forgetting": [
-            {"condition": row["name"], "asked": 64, "kept": 58, "lost": 6 / 64, "ci95": [0.04, 0.16]} for row in rows[1:]
-        ],
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+                for replicate in range(replicates):
+                    failed = rng.random() < 0.01 or (name, number, replicate) == ("passage", 0, 1)
+                    record = FitRecord(
+                        names[name],
+                        replicate,
+                        document_id=document.id,
+                        edit_id=edit,
+                        status="failed" if failed else "done",
+                        error=spell("loss is NaN at step 7") if failed else None,
+                        sequences=(
+                            *(spell(f"{document.title}\n{line}") for line in lines),
+                            f"{document.title}\n{document.text}",
+                        ),
+                        train_tokens=3300,
+                        steps=9 * 8,
+                        first_loss=2.9 + rng.random(),
+                        last_loss=0.2 * rng.random(),
+                        seconds=4.2,
+                    )
+                    if failed:
+                        store.add_event("failed fit", record.id, spell("loss is NaN at step 7"))
+                        writer.fit(record, [])
+                    else:
+                        examined(record, document, name)
+        writer.grade()
+        store.add_event(spell("a warning"), "compare", spell("something to know"))
+        if finished:
+            writer.finish = lambda: summarise(writer, found, list(names.values()), **(more or {}))
     return folder
 
 
@@ -228,122 +241,83 @@ def write_train(
     spell: Callable[[str], str] = plain,
     finished: bool = True,
     seed: int = 0,
+    selected: int = 2,
+    alike: bool = False,
 ) -> Path:
-    """A finished (or interrupted) `train`: rewarded edits on training documents, validation in every round from 0."""
+    """A finished (or interrupted) `train`: rewarded edits on training documents, validation in every round from 0.
+
+    With `alike`, all edits of a document score the same.
+    """
     rng = random.Random(seed)
-    store = open_store(folder)
-    splits = ["train"] * documents + ["validation"] * 4
-    for number, split in enumerate(splits):
-        place, noun = rng.choice(PLACES), rng.choice(NOUNS)
-        insert(
-            store, "documents", id=spell(f"d{number}"), position=number, split=split,
-            title=spell(f"The {noun} of {place}, part {number + 1}"), text=spell(f"The {noun} of {place} opened. " * 6),
-        )  # fmt: skip
-        for index in range(questions):
-            insert(
-                store, "questions", id=spell(f"d{number}/q{index}"), document_id=spell(f"d{number}"), position=index,
-                question=spell(f"What came {index + 1}?"), answers=json.dumps([spell("the opening")]),
-            )  # fmt: skip
+    settings = TrainSettings(
+        model=spell("smollm2-135m"), out=folder, rounds=rounds, edits=edits, replicates=replicates, grader="lexical"
+    )
+    with writing(folder, "train", settings, spell=spell) as writer:
+        store = writer.store
+        found = [made_up(rng, number, questions, spell) for number in range(documents + 4)]
+        training, validation = found[:documents], found[documents:]
+        store.add_documents(training, "train")
+        store.add_documents(validation, "validation")
+        for document in validation:
+            answers = [Answer(question.id, spell("I do not know."), 4) for question in document.questions]
+            record = _with(FitRecord("none", document_id=document.id, seconds=2.0), answers)
+            writer.fit(record, [writer.verdict(False) for _ in answers])
 
-    def fit(edit: str, document: str, number: int, replicate: int, condition: str, chance: float, index: int) -> float:
-        identifier = f"{edit}|{replicate}"
-        insert(
-            store, "fits", id=identifier, round=number, condition=condition, document_id=document, edit_id=edit,
-            replicate=replicate, status="done", error=None, sequences=json.dumps([spell("a line"), spell("the text")]),
-            train_tokens=2100, steps=60, first_loss=3.1, last_loss=0.1, seconds=3.9,
-        )  # fmt: skip
-        right = 0
-        for asked in range(questions):
-            hit = rng.random() < chance
-            right += hit
-            answer = insert(
-                store,
-                "answers",
-                fit_id=identifier,
-                question_id=spell(f"d{index}/q{asked}"),
-                text=spell("it opened"),
-                tokens=3,
+        def learned(document: Document, round: int, condition: str, index: int, chance: float) -> None:
+            lines = [f"Statement {i} of edit {index}, written in round {round}, about the opening." for i in range(6)]
+            edit = Edit(
+                document.id,
+                condition,
+                index,
+                spell("\n".join(lines)),
+                prompt="implications",
+                input_tokens=150,
+                output_tokens=90,
             )
-            insert(
-                store, "verdicts", answer_id=answer, grader="lexical", value="right" if hit else "wrong",
-                credit=float(hit), note="",
-            )  # fmt: skip
-        return right / questions
-
-    entries = []
-    for number in range(rounds + 1):
-        rewards_of: list[list[float]] = []
-        for index, split in enumerate(splits):
-            if split == "train" and number == 0:
-                continue
-            ease = rng.choice([0.0, 0.2, 0.4, 0.6])
-            document = spell(f"d{index}")
-            rewards = []
-            for k in range(edits if split == "train" else 1):
-                edit = f"{number}|{document}|{split}|{k}"
-                lines = [f"Statement {i} of edit {k}, written in round {number}, about the opening." for i in range(6)]
-                insert(
-                    store, "edits", id=edit, round=number, document_id=document, writer=split, idx=k,
-                    prompt="implications", text=spell("\n".join(lines)), truncated=0, dropped_lines=0, input_tokens=150,
-                    output_tokens=90, kept=None, reward=None,
-                )  # fmt: skip
-                chance = ease and min(0.95, ease + 0.05 * number + 0.2 * rng.random())
-                rewards.append(
-                    sum(fit(edit, document, number, r, split, chance, index) for r in range(replicates)) / replicates
+            store.add_edits(
+                [edit], round, [device_cost("edits", condition, seconds=3.0, usd_per_hour=0.4, round=round, model="m")]
+            )
+            for replicate in range(replicates):
+                record = FitRecord(
+                    condition,
+                    replicate,
+                    round,
+                    document.id,
+                    edit_id(round, document.id, condition, index),
+                    sequences=(spell("a line"), spell("the text")),
+                    train_tokens=2100,
+                    steps=60,
+                    first_loss=3.1,
+                    last_loss=0.1,
+                    seconds=3.9,
                 )
-            if split == "train":
-                best = max(range(edits), key=lambda k: (rewards[k], -k))
-                for k in range(edits):
-                    store.execute(
-                        "UPDATE edits SET kept = ?, reward = ? WHERE id = ?",
-                        (k == best, rewards[k], f"{number}|{document}|{split}|{k}"),
+                answers = [Answer(question.id, spell("it opened"), 3) for question in document.questions]
+                verdicts = [writer.verdict(not alike and rng.random() < chance) for _ in answers]
+                writer.fit(_with(record, answers), verdicts)
+
+        for round in range(rounds + 1):
+            store.count_time_for(round)
+            for document in training if round else ():
+                ease = rng.choice([0.0, 0.2, 0.4, 0.6])
+                for index in range(edits):
+                    learned(
+                        document, round, "train", index, ease and min(0.95, ease + 0.05 * round + 0.2 * rng.random())
                     )
-                rewards_of.append(rewards)
-        reward = sum(sum(r) / len(r) for r in rewards_of) / len(rewards_of) if rewards_of else None
-        details: dict[str, object] = {"validation_ci95": [0.1 + 0.05 * number, 0.4 + 0.05 * number], "usd": 0.021}
-        if reward is not None:
-            details["train_reward_ci95"] = [max(0, reward - 0.1), reward + 0.1]
-            details["documents_without_signal"] = sum(len(set(r)) == 1 for r in rewards_of)
-        if number == 0:
-            continue  # the untrained editor was only examined on the validation documents
-        entry = {
-            "round": number, "train_reward": reward, "validation_accuracy": min(0.45, 0.25 + 0.08 * number),
-            "kept_edits": len(rewards_of), "seconds": 260.0 + number,
-        }  # fmt: skip
-        insert(store, "rounds", **entry, checkpoint=f"checkpoints/round-{number:02d}", details=json.dumps(details))
-        insert(
-            store, "costs", what="edits", condition="train", model="smollm2-135m",
-            input_tokens=150 * documents * edits, output_tokens=90 * documents * edits, seconds=30.0, usd=0.001,
-        )  # fmt: skip
-        insert(
-            store, "costs", what="fits", condition="train", model="smollm2-135m",
-            seconds=3.9 * documents * edits * replicates, usd=0.02,
-        )  # fmt: skip
-        entries.append(entry | details)
-    insert(store, "events", kind="cut_edit", subject=f"1|{spell('d1')}|train|0", message="cut at 96 tokens")
-    store.commit()
-    store.close()
-    settings = {
-        "procedure": "train",
-        "model": "smollm2-135m",
-        "rounds": rounds,
-        "edits": edits,
-        "recipe_settings": RECIPE,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    if finished:
-        summary = {
-            "schema": 1, "procedure": "train", "model": "smollm2-135m", "instruct": True, "documents": documents,
-            "questions": documents * questions, "recipe": RECIPE, "rounds": entries,
-            "conditions": [
-                {
-                    "name": "none", "accuracy": 0.04, "ci95": [0.0, 0.1], "correct": 2, "graded": 40, "ungraded": 0,
-                    "train_tokens": 0, "edit_tokens": 0, "seconds": 9.0, "cost_usd": None,
-                }
-            ],
-            "untrained_validation": {"accuracy": 0.25, "ci95": [0.1, 0.4]},
-            "selected_round": 2 if rounds >= 2 else 1, "grader": "lexical", "device": "cpu", "seconds": 1040.0,
-            "worth_it": spell("Step A gained 24.0 points. Step B added 3.1 points, within noise. Better keep Step A."),
-        }  # fmt: skip
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+            for document in validation:
+                learned(document, round, "validation", 0, 0.25 + 0.08 * round)
+            writer.grade()
+            if round:
+                store.set_rewards(edit_rewards(writer, round))
+                selection = restem.keep(writer, training, round, ())
+                store.put_round(restem.round_record(writer, training, round, selection, {}))
+        store.count_time_for(0)
+        store.add_event("cut edit", edit_id(1, training[0].id, "train", 0), "cut at 96 tokens")
+        if finished:
+            writer.finish = lambda: restem.summarise_training(writer, training, validation, min(selected, rounds))
     return folder
+
+
+def _with(record: FitRecord, answers: Sequence[Answer]) -> FitRecord:
+    from dataclasses import replace
+
+    return replace(record, answers=tuple(answers))

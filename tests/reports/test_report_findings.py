@@ -9,7 +9,8 @@ import fake_runs
 import pytest
 
 from selfedit.reports import findings
-from selfedit.reports.data import Answer, Condition, Difference, Summary, read_run
+from selfedit.reports.data import Answer, Condition, Difference, read_run
+from selfedit.runs.summary import empty_summary
 
 
 def answers(*values: str) -> list[Answer]:
@@ -80,7 +81,10 @@ def test_round_0_is_the_untrained_editor(train_run: Path, tmp_path: Path) -> Non
     run = read_run(train_run)
     assert [entry.round for entry in run.rounds] == [1, 2, 3]
     first, *rest = findings.rounds(run)
-    assert (first.round, first.validation_accuracy, first.validation_ci95) == (0, 0.25, (0.1, 0.4))
+    assert run.summary is not None
+    untrained = run.summary.untrained_validation
+    assert untrained is not None
+    assert (first.round, first.validation_accuracy, first.validation_ci95) == (0, untrained.accuracy, untrained.ci95)
     assert tuple(rest) == run.rounds
     assert findings.compared(run) == ()  # no adaptation alone is no comparison
 
@@ -149,14 +153,9 @@ def test_api_estimate_prices_one_edit_a_document(train_run: Path) -> None:
 
 def test_model_row_finds_the_editors() -> None:
     names = {"none": 0.1, "passage": 0.2, "self": 0.3, "trained:runs/b": 0.38, "api:gpt-5": 0.5, "api:small": 0.2}
-    summary = Summary(
-        model="m",
-        instruct=False,
-        conditions=tuple(Condition(name=name, accuracy=accuracy) for name, accuracy in names.items()),
-        differences=(
-            Difference(a="trained:runs/b", b="self", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True),
-        ),
-    )
+    found = [Condition(name=name, accuracy=accuracy) for name, accuracy in names.items()]
+    recorded = Difference(a="trained:runs/b", b="self", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True)
+    summary = empty_summary("m", found).model_copy(update={"differences": (recorded,)})
     row = findings.model_row("run", summary)
     assert row.untrained is not None
     assert row.untrained.name == "self"

@@ -13,8 +13,11 @@ from pathlib import Path
 import fake_runs
 import pytest
 
+from selfedit.documents import Document, Question
 from selfedit.errors import UserError
+from selfedit.procedures.settings import CompareSettings
 from selfedit.reports import build_report, html
+from selfedit.runs.records import Answer, FitRecord
 
 HOSTILE = (
     "</script><script>document.title='run'</script>\"'><img src=x onerror=\"document.title='run'\">"
@@ -125,7 +128,7 @@ def test_figures_stand_in_the_page(compare_run: Path, tmp_path: Path) -> None:
         "Costs",
         "Versions",
         "Recipe",
-        "failed_fit",
+        "failed fit",
         "larger than noise",
     ):
         assert words.lower() in text.lower()
@@ -182,18 +185,13 @@ def test_run_with_a_single_file_still_has_a_page(compare_run: Path, tmp_path: Pa
 
 def test_joint_training_shows_its_one_adapter(tmp_path: Path) -> None:
     folder = tmp_path / "joint"
-    store = fake_runs.open_store(folder)
-    fake_runs.insert(store, "documents", id="d0", position=0, split="exam", title="T", text="text")
-    fake_runs.insert(store, "questions", id="q", document_id="d0", position=0, question="Who?", answers='["A"]')
-    for fit, condition, sequences in (("0||none|0", "none", "[]"), ("0||passage|0", "passage", '["T\\ntext"]')):
-        fake_runs.insert(
-            store, "fits", id=fit, round=0, condition=condition, document_id=None, edit_id=None, replicate=0,
-            status="done", error=None, sequences=sequences, train_tokens=9, steps=3, first_loss=2.0, last_loss=1.0, seconds=1,
-        )  # fmt: skip
-        answer = fake_runs.insert(store, "answers", fit_id=fit, question_id="q", text="A", tokens=1)
-        fake_runs.insert(store, "verdicts", answer_id=answer, grader="lexical", value="right", credit=1.0, note="")
-    store.commit()
-    store.close()
+    document = Document("d0", "T", "text", (Question("q", "Who?", ("A",)),))
+    with fake_runs.writing(folder, "compare", CompareSettings(out=folder, regime="joint")) as writer:
+        writer.store.add_documents([document])
+        for condition, sequences in (("none", ()), ("passage", ("T\ntext",))):
+            record = FitRecord(condition, sequences=sequences, train_tokens=9, steps=3, answers=(Answer("q", "A", 1),))
+            writer.fit(record, [writer.verdict(True)])
+        writer.grade()
     data = Page(build_report([folder])).data
     assert data["shared"]["seqs"] == [["T\ntext"]]
     assert [answer[0] for answer in data["documents"][0]["questions"][0]["a"]] == [0, 1]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import fake_runs
 import pytest
 from rich.console import Console
 
 from selfedit.errors import UserError
-from selfedit.reports import format, print_comparison, print_summary, table
-from selfedit.reports.data import Condition, Difference, Step
+from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
+from selfedit.reports.data import Condition, Difference, Step, read_run
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
@@ -104,6 +108,46 @@ def test_without_a_terminal_100_columns_are_used(compare_run: Path) -> None:
     print_summary(compare_run, Console(file=narrow, width=80, force_terminal=True, color_system=None))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow.getvalue())
     assert max(len(line) for line in plain.splitlines()) <= 80
+
+
+def test_the_run_s_duration_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count(0.0, 300.0)
+    monkeypatch.setattr("selfedit.runs.store.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    folder = fake_runs.write_compare(tmp_path / "run", documents=1, conditions=("none",))
+    out = io.StringIO()
+    print_summary(folder, Console(file=out))
+    assert " · 300 s" in out.getvalue().splitlines()[0]
+    assert " · 300 s" in build_report([folder]).read_text(encoding="utf-8")
+    # Earlier summaries do not say how long a run took.
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["seconds"]
+    path.write_text(json.dumps(summary | {"total_seconds": 42.0}))
+    assert table.facts(read_run(folder)).endswith(" · 42 s of device time")
+
+
+def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), ungraded=1.0)
+    out = io.StringIO()
+    print_summary(folder, Console(file=out))
+    rows = {
+        line.split()[0]: line.split() for line in out.getvalue().splitlines() if line.startswith(("none", "passage"))
+    }
+    assert rows["none"][1:4] == ["–", "–", "0/0"]
+    assert rows["passage"][1:4] == ["–", "–", "0/0"]
+    # An earlier version wrote 0.0 (0 to 1) for what it did not know.
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    for condition in summary["conditions"]:
+        condition |= {"accuracy": 0.0, "ci95": [0.0, 1.0]}
+    path.write_text(json.dumps(summary))
+    again = io.StringIO()
+    print_summary(folder, Console(file=again))
+    assert again.getvalue() == out.getvalue()
+    assert write_charts(folder) == []  # nothing to draw
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert '<rect class="fill' not in page
+    assert "0.0 –" not in page
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

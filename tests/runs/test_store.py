@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from units_of_work import content, make_experiment, whole_units
@@ -264,6 +265,43 @@ def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:
     store.put_batch("b", "batch_1", "in_progress")
     store.put_batch("b", "batch_1", "completed")
     assert store.get_batch("b") == ("batch_1", "completed")
+
+
+def test_time_is_kept_with_each_commit_over_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("selfedit.runs.store.time", SimpleNamespace(monotonic=lambda: now))
+    with Store(tmp_path / "run.sqlite") as store:
+        now = 5.0
+        store.add_event("kind", "first", "")
+        store.count_time_for(1)
+        now = 7.0
+        store.add_event("kind", "second", "")
+        now = 8.0
+        store.add_event("kind", "second", "")  # is there already: nothing was done
+        with pytest.raises(KeyError), store.transaction():
+            store.set_rewards({"no such edit": 1.0})
+        assert (store.wall_seconds(0), store.wall_seconds(1), store.wall_seconds()) == (5.0, 2.0, 7.0)
+    now = 1000.0
+    with Store(tmp_path / "run.sqlite") as store:
+        store.count_time_for(1)
+        now = 1003.0
+        store.add_event("kind", "third", "")
+        now = 1004.0
+        assert (store.wall_seconds(0), store.wall_seconds(1)) == (5.0, 5.0)
+
+
+def test_an_older_run_gets_the_tables_that_came_later(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    with Store(path) as store:
+        store.add_event("kind", "subject", "message")
+    with sqlite3.connect(path) as raw:
+        raw.execute("DROP TABLE wall_time")
+    with Store(path, readonly=True) as store:
+        assert store.wall_seconds() == 0.0
+    with Store(path) as store:
+        store.add_event("kind", "another", "message")
+        assert store.wall_seconds() > 0
+        assert len(store.events()) == 2
 
 
 def test_transactions_nest(store: Store) -> None:

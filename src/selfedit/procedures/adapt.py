@@ -27,7 +27,7 @@ from selfedit.workers.worker import ModelSource
 class Adapted:
     """An adapter that has learned documents, and what the exam says of it.
 
-    `before` and `after` are accuracies with 95 % intervals (`exam.statistics`), None where there were no questions.
+    `before` and `after` are accuracies with 95 % intervals (`exam.statistics`), None where no answer was graded.
     """
 
     model: Model
@@ -63,6 +63,9 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
         learned = learn(chosen, pool=pool, documents=documents)
         accuracies: list[Interval | None] = [None, None]
         if learned.summary is not None:
-            accuracies = [Interval(c.accuracy, *c.ci95) for c in learned.summary.conditions]
+            accuracies = [
+                None if c.accuracy is None or c.ci95 is None else Interval(c.accuracy, *c.ci95)
+                for c in learned.summary.conditions
+            ]
         files = {file.name: file.read_bytes() for file in learned.adapter.iterdir()}
         return Adapted(model, learned.edits, accuracies[0], accuracies[1], files)

@@ -7,7 +7,6 @@ kept; the policy is fine-tuned to write them; the new policy is examined on vali
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
         tracker.finish()
 
         selected = select_round(experiment, validation)
-        return _summarise(experiment, training, validation, selected)
+        return summarise_training(experiment, training, validation, selected)
 
 
 def one_round(
@@ -71,7 +70,7 @@ def one_round(
 ) -> None:
     """Write, reward, select, train, validate; then the round counts."""
     settings = _settings(experiment)
-    started = time.monotonic()
+    experiment.store.count_time_for(round)
     spec = EditorSpec("self", settings.edit_prompt)
     experiment.write_edits(
         training, spec, count=settings.edits, prompt=settings.edit_prompt, condition=TRAIN, round=round, policy=chain
@@ -81,6 +80,14 @@ def one_round(
     train_editor(experiment, training, selection, round, chain, outer)
     validate(experiment, validation, round=round, chain=publish_chain(experiment, settings.out, range(1, round + 1)))
 
+    experiment.store.put_round(round_record(experiment, training, round, selection, details))
+    experiment.store.count_time_for(0)
+
+
+def round_record(
+    experiment: Experiment, training: Sequence[Document], round: int, selection: Selection, details: dict[str, Any]
+) -> RoundRecord:
+    """What a round came to, from the store."""
     rewards = {
         document.id: DocumentScore(sum(known), len(known))
         for document in training
@@ -90,23 +97,22 @@ def one_round(
     scores = experiment.scores(VALIDATION, round=round)
     validated = accuracy_interval(scores) if scores else None
     spent = Spent.of(line for line in experiment.store.costs() if line.round == round)
-    experiment.store.put_round(
-        RoundRecord(
-            round=round,
-            train_reward=mean.mean if mean else None,
-            validation_accuracy=validated.mean if validated else None,
-            kept_edits=len(selection.kept),
-            checkpoint=f"checkpoints/{delta_name(round)}",
-            seconds=time.monotonic() - started,
-            details={
-                "train_reward_ci95": [mean.lo, mean.hi] if mean else None,
-                "validation_ci95": [validated.lo, validated.hi] if validated else None,
-                "documents_without_signal": len(selection.without_signal),
-                "device_seconds": spent.seconds,
-                "usd": spent.usd,
-                **details,
-            },
-        )
+    return RoundRecord(
+        round=round,
+        train_reward=mean.mean if mean else None,
+        validation_accuracy=validated.mean if validated else None,
+        kept_edits=len(selection.kept),
+        checkpoint=f"checkpoints/{delta_name(round)}",
+        seconds=experiment.store.wall_seconds(round),
+        details={
+            "train_reward_ci95": [mean.lo, mean.hi] if mean else None,
+            "validation_ci95": [validated.lo, validated.hi] if validated else None,
+            "documents_without_signal": len(selection.without_signal),
+            "kept_without_signal": selection.kept_without_signal,
+            "device_seconds": spent.seconds,
+            "usd": spent.usd,
+            **details,
+        },
     )
 
 
@@ -268,16 +274,16 @@ def _baseline(
     return {document: score.credit / score.graded for document, score in scores.items() if score.graded}
 
 
-def _summarise(
+def summarise_training(
     experiment: Experiment, training: Sequence[Document], validation: Sequence[Document], selected: int
 ) -> Summary:
     rounds = [
         {
             "round": record.round,
-            "train_reward": record.train_reward or 0.0,
+            "train_reward": record.train_reward,
             "validation_accuracy": record.validation_accuracy,
-            "kept_edits": record.kept_edits or 0,
-            "seconds": record.seconds or 0.0,
+            "kept_edits": record.kept_edits,
+            "seconds": record.seconds,
             **record.details,
         }
         for record in experiment.store.rounds()

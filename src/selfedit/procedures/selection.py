@@ -24,10 +24,11 @@ class Rewarded:
 @dataclass(frozen=True)
 class Selection:
     """`kept` are ids of edits; `without_signal` are documents whose edits all scored alike, so that they teach nothing about
-    which is better."""
+    which is better; `kept_without_signal` of the kept edits are theirs, taken for their length alone."""
 
     kept: tuple[str, ...]
     without_signal: tuple[str, ...]
+    kept_without_signal: int = 0
 
 
 def select(
@@ -73,7 +74,8 @@ def select(
         kept = ranked[: math.ceil(round(fraction * sum(map(len, by_document.values())), 9))]
     else:
         raise ValueError(f"no selection rule {rule!r}")
-    return Selection(tuple(edit.id for edit in kept), without_signal)
+    silent = set(without_signal)
+    return Selection(tuple(edit.id for edit in kept), without_signal, sum(edit.document_id in silent for edit in kept))
 
 
 def _order(edit: Rewarded) -> tuple[float, int, int, str]:

@@ -13,7 +13,7 @@ from selfedit.documents import Document
 from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
 from selfedit.procedures.experiment import Experiment
 from selfedit.runs.costs import Spent, cost_by_condition
-from selfedit.runs.summary import ConditionSummary, Summary
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, Summary
 
 
 def summarise(experiment: Experiment, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
@@ -36,6 +36,7 @@ def summarise(experiment: Experiment, documents: Sequence[Document], conditions:
         grader=experiment.grader.name,
         events=dict(Counter(event.kind for event in experiment.store.events())) | _edit_counts(experiment),
         device=experiment.pool.description,
+        seconds=experiment.store.wall_seconds(),
         total_seconds=sum(spent.seconds for spent in costs.values()),
         **more,
     )
@@ -55,14 +56,14 @@ def condition_summary(
     ]
     values = Counter(answer.value for answer in answers)
     scores = experiment.scores(name)
-    mean, low, high = accuracy_interval(scores) if any(s.graded for s in scores.values()) else (0.0, 0.0, 1.0)
+    found = accuracy_interval(scores) if scores else None
     fits = store.fits(condition=name)
     asked = {document.id for document in documents}
     edits = [edit for edit in store.edits(writer=name) if edit.edit.document_id in asked]
     return ConditionSummary(
         name=name,
-        accuracy=mean,
-        ci95=(low, high),
+        accuracy=found.mean if found else None,
+        ci95=(found.lo, found.hi) if found else None,
         correct=values["right"],
         graded=values["right"] + values["wrong"],
         ungraded=values["ungraded"],
@@ -74,7 +75,7 @@ def condition_summary(
     )
 
 
-def differences(experiment: Experiment, conditions: Sequence[str]) -> list[dict[str, Any]]:
+def differences(experiment: Experiment, conditions: Sequence[str]) -> list[DifferenceSummary]:
     """Every pair of conditions, paired by document."""
     scores = {name: experiment.scores(name) for name in conditions}
     found = []
@@ -85,20 +86,20 @@ def differences(experiment: Experiment, conditions: Sequence[str]) -> list[dict[
             except ValueError:  # no document was graded under both
                 continue
             found.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "difference": difference.mean,
-                    "ci95": [difference.lo, difference.hi],
-                    "p_value": difference.p_value,
-                    "larger_than_noise": difference.larger_than_noise,
-                    "documents": difference.documents,
-                }
+                DifferenceSummary(
+                    a=a,
+                    b=b,
+                    difference=difference.mean,
+                    ci95=(difference.lo, difference.hi),
+                    p_value=difference.p_value,
+                    larger_than_noise=difference.larger_than_noise,
+                    documents=difference.documents,
+                )
             )
     return found
 
 
-def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[dict[str, Any]]:
+def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[ForgettingSummary]:
     """Of the general questions that the model answered before, how many each condition's adapters still answer.
 
     The interval takes adapters for what was sampled; each was asked its own sample of those questions.
@@ -120,7 +121,7 @@ def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[dict[s
         if not asked:
             continue
         mean, low, high = accuracy_interval(by_fit)
-        found.append({"condition": name, "asked": asked, "kept": kept, "lost": 1 - mean, "ci95": [1 - high, 1 - low]})
+        found.append(ForgettingSummary(condition=name, asked=asked, kept=kept, lost=1 - mean, ci95=(1 - high, 1 - low)))
     return found
 
 

@@ -16,16 +16,18 @@ from selfedit.exam.statistics import DocumentScore, accuracy_interval
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.settings import CompareSettings
 from selfedit.recipes import Recipe
+from selfedit.runs.summary import SweepRow
 
 _SHARE = 0.25
 
 
 def sweep(
     experiment: Experiment, documents: Sequence[Document], specs: Sequence[EditorSpec]
-) -> tuple[list[Document], Recipe, list[dict[str, Any]]]:
+) -> tuple[list[Document], Recipe, list[SweepRow]]:
     """(documents left for the comparison, the chosen recipe, a row for each recipe that was tried).
 
     The chosen one has the best mean accuracy over all editors on the validation documents; ties go to the one tried first.
+    Errors: UserError where no recipe has one.
     """
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
@@ -65,8 +67,17 @@ def sweep(
         found = {
             spec.name: _accuracy(experiment.scores(_condition(spec, changes))) for spec in specs if spec.kind != "none"
         }
-        rows.append({"settings": changes, "accuracy": found, "mean": sum(found.values()) / len(found)})
-    best = max(range(len(rows)), key=lambda k: (rows[k]["mean"], -k))
+        known = [accuracy for accuracy in found.values() if accuracy is not None]
+        # A mean over other editors than the other recipes' could not be compared with theirs.
+        mean = sum(known) / len(known) if len(known) == len(found) else None
+        rows.append(SweepRow(settings=changes, accuracy=found, mean=mean))
+    best = max(range(len(rows)), key=lambda k: (-1.0 if (mean := rows[k].mean) is None else mean, -k))
+    if rows[best].mean is None:
+        raise UserError(
+            "--sweep: under no recipe were answers graded for every editor, so none can be chosen; try lower learning rates, and"
+            " another --out"
+        )
+    rows[best] = rows[best].model_copy(update={"chosen": True})
     experiment.progress.note(f"sweep: {grid[best]} chosen on {len(validation)} validation documents")
     return test, recipes[best], rows
 
@@ -95,9 +106,9 @@ def _value(text: str) -> Any:
         return value
 
 
-def _accuracy(scores: Mapping[str, DocumentScore]) -> float:
-    """Mean accuracy; 0 for a recipe under which every fit failed (a learning rate far too high)."""
-    return accuracy_interval(scores).mean if any(score.graded for score in scores.values()) else 0.0
+def _accuracy(scores: Mapping[str, DocumentScore]) -> float | None:
+    """Mean accuracy; None for a recipe under which every fit failed (a learning rate far too high)."""
+    return accuracy_interval(scores).mean if scores else None
 
 
 def _condition(spec: EditorSpec, changes: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,123 +16,38 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from selfedit.errors import UserError
+from selfedit.runs.summary import Accuracy, Summary, empty_summary, read_summary
+from selfedit.runs.summary import ConditionSummary as Condition
+from selfedit.runs.summary import DifferenceSummary as Difference
+from selfedit.runs.summary import ForgettingSummary as Forgetting
+from selfedit.runs.summary import RoundSummary as Round
+from selfedit.runs.summary import StepSummary as Step
+
+__all__ = [
+    "Accuracy",
+    "Answer",
+    "Condition",
+    "Cost",
+    "Difference",
+    "Document",
+    "Edit",
+    "Event",
+    "Fit",
+    "Forgetting",
+    "General",
+    "Question",
+    "Round",
+    "RunData",
+    "Step",
+    "Summary",
+    "finite",
+    "read_run",
+]
 
 SCHEMA = 1
-"""The versions of summary.json and of the store that this reader understands."""
-
-
-class _Lenient(BaseModel):
-    """Fields that this version does not know are ignored, so that a newer minor version still reports."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Condition(_Lenient):
-    """One bar of a comparison; `accuracy` and `ci95` are shares in [0, 1].  `ci95` is None while a run is unfinished."""
-
-    name: str
-    accuracy: float | None
-    ci95: tuple[float, float] | None = None
-    correct: int = 0
-    graded: int = 0
-    ungraded: int = 0
-    train_tokens: int = 0
-    edit_tokens: int = 0
-    seconds: float = 0.0
-    cost_usd: float | None = None
-
-
-class Difference(_Lenient):
-    """Accuracy of `b` minus accuracy of `a`, paired by document, as the summary records it."""
-
-    a: str
-    b: str
-    difference: float
-    ci95: tuple[float, float] | None = None
-    larger_than_noise: bool = False
-
-
-class Round(_Lenient):
-    """One round of Step B."""
-
-    round: int
-    train_reward: float | None = None
-    train_reward_ci95: tuple[float, float] | None = None
-    validation_accuracy: float | None = None
-    validation_ci95: tuple[float, float] | None = None
-    kept_edits: int | None = None
-    documents_without_signal: int | None = None
-    judge_correlation: float | None = None  # rank correlation of a judge's rewards with real ones, on a sample
-    judge_sample: int | None = None
-    seconds: float | None = None
-    usd: float | None = None
-
-
-class Accuracy(_Lenient):
-    accuracy: float
-    ci95: tuple[float, float] | None = None
-    documents: int = 0
-
-
-class Step(_Lenient):
-    """One step of continual learning: how the new document and the earlier ones are answered after it."""
-
-    step: int
-    document: str
-    new: Accuracy | None = None
-    earlier: Accuracy | None = None
-
-
-class Forgetting(_Lenient):
-    """Of `asked` general questions that the model answered before, the share `lost` after adaptation."""
-
-    condition: str
-    asked: int = 0
-    kept: int = 0
-    lost: float | None = None
-    ci95: tuple[float, float] | None = None
-
-
-class Summary(_Lenient):
-    """`summary.json`, schema 1, with the optional fields that a report shows where they are there."""
-
-    procedure: str = ""
-    model: str = ""
-    instruct: bool | None = None
-    documents: int = 0
-    questions: int = 0
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    conditions: tuple[Condition, ...] = ()
-    rounds: tuple[Round, ...] = ()
-    selected_round: int | None = None
-    untrained_validation: Accuracy | None = None
-    steps: tuple[Step, ...] = ()
-    grader: str = ""
-    differences: tuple[Difference, ...] = ()
-    forgetting: tuple[Forgetting, ...] = ()
-    events: dict[str, int] = Field(default_factory=dict)
-    worth_it: str = ""
-    seconds: float | None = None
-    device: str = ""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _absent(cls, value: Any, info: ValidationInfo) -> Any:
-        """An optional field that is written as null is one that is not there."""
-        if value is None and info.field_name is not None:
-            return cls.model_fields[info.field_name].get_default(call_default_factory=True)
-        return value
-
-    @field_validator("events", mode="before")
-    @classmethod
-    def _counted(cls, value: Any) -> Any:
-        """Events come as counts by kind, or as a list of events, which is counted here."""
-        if isinstance(value, list):
-            return Counter(str(event.get("kind", "")) for event in value)
-        return value
+"""The version of the store that this reader understands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +167,11 @@ class RunData:
         return self.path.resolve().name
 
     @property
+    def figures(self) -> Summary:
+        """The summary; an empty one while there is none."""
+        return self.summary or empty_summary()
+
+    @property
     def model(self) -> str:
         return (self.summary.model if self.summary else "") or str(self.config.get("model") or "")
 
@@ -282,15 +201,6 @@ def read_run(path: Path) -> RunData:
         raise UserError(f"{store}: cannot be read as a run's store ({error}); is the file damaged?") from error
 
 
-def read_summary(path: Path) -> tuple[Mapping[str, Any], Summary | None]:
-    """Reads `config.yaml` and `summary.json` alone, which is all that a table of a finished run needs.
-
-    Raises:
-        UserError: as `read_run`.
-    """
-    return _check(path)
-
-
 def finite(value: Any) -> Any:
     """`value` with every number that is not finite replaced by None, so that it can be written as strict JSON."""
     if isinstance(value, float):
@@ -309,7 +219,8 @@ def _check(path: Path) -> tuple[Mapping[str, Any], Summary | None]:
         raise UserError(f"{path}: is a file, not a run directory; give the directory that --out named")
     if not any((path / name).exists() for name in ("config.yaml", "summary.json", "run.sqlite")):
         raise UserError(f"{path}: is no run directory (no config.yaml, run.sqlite or summary.json in it)")
-    return _read_config(path / "config.yaml"), _read_summary(path / "summary.json")
+    summary = path / "summary.json"
+    return _read_config(path / "config.yaml"), read_summary(summary) if summary.exists() else None
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -324,24 +235,6 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no mapping of settings")
     return config
-
-
-def _read_summary(path: Path) -> Summary | None:
-    if not path.exists():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise UserError(f"{path}: schema {found!r} is not known here (this version reads schema {SCHEMA})")
-    try:
-        return Summary.model_validate(finite(raw))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {_one_line(first['msg'])}; run the command again to rewrite it") from error
 
 
 def _one_line(message: object) -> str:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from selfedit.reports import findings, format, table
 from selfedit.reports.data import Answer, Condition, Edit, Fit, RunData, Summary, finite
 from selfedit.runs.costs import Spent
+from selfedit.runs.summary import empty_summary
 
 EXAMPLES = 3
 """Documents whose best and worst edits are shown side by side."""
@@ -32,7 +33,7 @@ EVENTS_SHOWN = 40
 
 def render_run(run: RunData) -> str:
     """The page of one run, finished or not."""
-    summary = run.summary or Summary()
+    summary = run.figures
     found = findings.compared(run)
     rounds = findings.rounds(run)
     selected = findings.selected(rounds, run.summary)
@@ -77,7 +78,7 @@ def render_run(run: RunData) -> str:
 
 def render_runs(runs: Sequence[RunData], page: Path) -> str:
     """The page that compares several runs; `page` is where it will be, for links to the runs' own reports."""
-    shown = [(run, run.summary or Summary(conditions=findings.conditions(run))) for run in runs]
+    shown = [(run, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs]
     highest = _ceiling([condition for _, summary in shown for condition in summary.conditions])
     recipes = {
         json.dumps(finite(summary.recipe), sort_keys=True, default=str) for _, summary in shown if summary.recipe

@@ -14,6 +14,7 @@ from selfedit.errors import UserError
 from selfedit.reports import findings, table
 from selfedit.reports.data import RunData, Summary, read_run
 from selfedit.runs.files import disk_errors, write_atomically
+from selfedit.runs.summary import empty_summary
 
 
 def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -75,7 +76,7 @@ def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -
 
 def _summary(run: RunData) -> Summary:
     """A run's summary, or what stands for it while the run is unfinished."""
-    return run.summary or Summary(model=run.model, conditions=findings.conditions(run))
+    return run.summary or empty_summary(run.model, findings.conditions(run))
 
 
 def _write_grouped(runs: Sequence[RunData], stem: Path) -> None:

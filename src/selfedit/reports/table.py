@@ -205,7 +205,7 @@ def models(rows: Sequence[findings.ModelRow]) -> Group:
 
 def summary_view(run: RunData) -> Group:
     """Everything that `print_summary` prints of one run, from its summary or from as far as it got."""
-    summary = run.summary or Summary()
+    summary = run.figures
     parts: list[RenderableType] = [Text(heading(run), style="bold")]
     parts += [Text(line, style="yellow") for line in findings.missing(run)]
     found = findings.compared(run)
@@ -237,15 +237,22 @@ def heading(run: RunData) -> str:
 
 def facts(run: RunData) -> str:
     """How much was examined, where, how long it took."""
-    summary = run.summary or Summary()
+    summary = run.figures
     documents = summary.documents or len(run.documents)
     questions = summary.questions or len(run.questions)
     parts = [
         f"{documents:,} {'document' if documents == 1 else 'documents'}, {questions:,} questions",
         format.clean(summary.device),
-        format.seconds(summary.seconds) if summary.seconds is not None else "",
+        _duration(summary),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _duration(summary: Summary) -> str:
+    """How long the run took; of a summary that does not say, how long its devices were busy."""
+    if summary.seconds is not None:
+        return format.seconds(summary.seconds)
+    return "" if summary.total_seconds is None else f"{format.seconds(summary.total_seconds)} of device time"
 
 
 def _counted(run: RunData) -> dict[str, int]:

@@ -1,8 +1,9 @@
 -- The store of one run (schema version 1, kept in PRAGMA user_version).  docs/store.md describes it.
 -- A unit of work is written in one transaction; a row that is here is done and is not done again.
+-- All of it is executed whenever a run is opened for writing: a table that came later is added to an older run.
 -- Every random seed derives from what the row is (see runs/seeds.py), never from the clock or the order.
 
-CREATE TABLE documents (
+CREATE TABLE IF NOT EXISTS documents (
   id        TEXT PRIMARY KEY,
   position  INTEGER NOT NULL,            -- order in the run
   split     TEXT NOT NULL,               -- 'exam' (compare, learn), 'train', 'validation', 'test'
@@ -10,16 +11,16 @@ CREATE TABLE documents (
   text      TEXT NOT NULL
 );
 
-CREATE TABLE questions (
+CREATE TABLE IF NOT EXISTS questions (
   id          TEXT PRIMARY KEY,
   document_id TEXT REFERENCES documents(id),  -- NULL: a general question, asked to measure forgetting
   position    INTEGER NOT NULL,
   question    TEXT NOT NULL,
   answers     TEXT NOT NULL                  -- JSON list of accepted answers
 );
-CREATE INDEX questions_by_document ON questions(document_id);
+CREATE INDEX IF NOT EXISTS questions_by_document ON questions(document_id);
 
-CREATE TABLE edits (
+CREATE TABLE IF NOT EXISTS edits (
   id            TEXT PRIMARY KEY,            -- 'ROUND|DOCUMENT|WRITER|INDEX' ('|' in a part is %7C, '%' is %25)
   round         INTEGER NOT NULL DEFAULT 0,  -- 0 outside Step B
   document_id   TEXT NOT NULL REFERENCES documents(id),
@@ -35,9 +36,9 @@ CREATE TABLE edits (
   reward        REAL,                        -- Step B: mean exam score of its fits, NULL until known
   UNIQUE (round, document_id, writer, idx)
 );
-CREATE INDEX edits_by_document ON edits(document_id, writer);
+CREATE INDEX IF NOT EXISTS edits_by_document ON edits(document_id, writer);
 
-CREATE TABLE fits (
+CREATE TABLE IF NOT EXISTS fits (
   id           TEXT PRIMARY KEY,             -- 'EDIT_ID|REPLICATE' and three rarer forms: see fit_id in runs/records.py
   round        INTEGER NOT NULL DEFAULT 0,
   condition    TEXT NOT NULL,                  -- 'none': the exam of the unadapted model
@@ -54,10 +55,10 @@ CREATE TABLE fits (
   seconds      REAL NOT NULL,                  -- this fit's share of its unit's time
   CHECK (status = 'done' OR error IS NOT NULL)
 );
-CREATE INDEX fits_by_condition ON fits(round, condition);
-CREATE INDEX fits_by_edit ON fits(edit_id);
+CREATE INDEX IF NOT EXISTS fits_by_condition ON fits(round, condition);
+CREATE INDEX IF NOT EXISTS fits_by_edit ON fits(edit_id);
 
-CREATE TABLE answers (
+CREATE TABLE IF NOT EXISTS answers (
   id          INTEGER PRIMARY KEY,
   fit_id      TEXT NOT NULL REFERENCES fits(id),
   question_id TEXT NOT NULL REFERENCES questions(id),
@@ -66,7 +67,7 @@ CREATE TABLE answers (
   UNIQUE (fit_id, question_id)
 );
 
-CREATE TABLE verdicts (
+CREATE TABLE IF NOT EXISTS verdicts (
   answer_id INTEGER NOT NULL REFERENCES answers(id),
   grader    TEXT NOT NULL,
   value     TEXT NOT NULL CHECK (value IN ('right', 'wrong', 'ungraded')),
@@ -76,7 +77,7 @@ CREATE TABLE verdicts (
   CHECK ((value = 'ungraded') = (credit IS NULL) AND (credit IS NULL OR credit BETWEEN 0 AND 1))
 );
 
-CREATE TABLE rounds (
+CREATE TABLE IF NOT EXISTS rounds (
   round               INTEGER PRIMARY KEY,
   train_reward        REAL,
   validation_accuracy REAL,
@@ -86,7 +87,12 @@ CREATE TABLE rounds (
   details             TEXT NOT NULL DEFAULT '{}'  -- JSON: intervals, documents without signal, ...
 );
 
-CREATE TABLE costs (
+CREATE TABLE IF NOT EXISTS wall_time (         -- time that passed, over all attempts; grows with every commit
+  round   INTEGER PRIMARY KEY,                 -- the round that was worked on; 0 outside Step B's rounds
+  seconds REAL NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS costs (
   id            INTEGER PRIMARY KEY,
   what          TEXT NOT NULL,                 -- 'edits', 'fits', 'answers', 'grading', 'outer'
   condition     TEXT NOT NULL,
@@ -98,7 +104,7 @@ CREATE TABLE costs (
   usd           REAL                           -- NULL: no price known
 );
 
-CREATE TABLE api_calls (                       -- everything an API returned, cached by the content of the request
+CREATE TABLE IF NOT EXISTS api_calls (                       -- everything an API returned, cached by the content of the request
   key           TEXT PRIMARY KEY,              -- sha256 of the canonical JSON request
   model         TEXT NOT NULL,
   request       TEXT NOT NULL,
@@ -107,13 +113,13 @@ CREATE TABLE api_calls (                       -- everything an API returned, ca
   output_tokens INTEGER NOT NULL
 );
 
-CREATE TABLE api_batches (                     -- batches under way, so that a restart goes on polling
+CREATE TABLE IF NOT EXISTS api_batches (                     -- batches under way, so that a restart goes on polling
   key        TEXT PRIMARY KEY,                 -- the request's key, as in api_calls
   batch_id   TEXT NOT NULL,
   status     TEXT NOT NULL
 );
 
-CREATE TABLE events (                          -- what the report should mention: cut edits, failed fits, warnings
+CREATE TABLE IF NOT EXISTS events (                          -- what the report should mention: cut edits, failed fits, warnings
   id      INTEGER PRIMARY KEY,
   kind    TEXT NOT NULL,
   subject TEXT NOT NULL,

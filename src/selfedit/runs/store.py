@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -59,6 +60,8 @@ class Store:
         self.readonly = readonly
         self._turn = threading.RLock()
         self._depth = 0
+        self._round = 0
+        self._since = time.monotonic()
         if readonly and not self.path.is_file():
             raise UserError(f"{self.path}: no such store; name the directory of a run")
         with self._translated():
@@ -110,16 +113,13 @@ class Store:
             )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if empty:
-            schema = resources.files("selfedit.runs").joinpath("schema.sql").read_text(encoding="utf-8")
-            try:
-                connection.executescript(
-                    f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
-                )
-            except sqlite3.Error:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        schema = resources.files("selfedit.runs").joinpath("schema.sql").read_text(encoding="utf-8")
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         with self._turn:
@@ -144,6 +144,7 @@ class Store:
         """
         with self._turn:
             name = f"level_{self._depth}"
+            changes = self._connection.total_changes
             if self._depth:
                 self._execute(f"SAVEPOINT {name}")
             else:
@@ -151,7 +152,18 @@ class Store:
             self._depth += 1
             try:
                 yield
-                self._execute(f"RELEASE {name}" if self._depth > 1 else "COMMIT")
+                if self._depth > 1:
+                    self._execute(f"RELEASE {name}")
+                else:
+                    now = time.monotonic()
+                    if self._connection.total_changes > changes:
+                        self._execute(
+                            "INSERT INTO wall_time VALUES (?1, ?2) ON CONFLICT DO UPDATE SET seconds = seconds + ?2",
+                            (self._round, now - self._since),
+                        )
+                    self._execute("COMMIT")
+                    if self._connection.total_changes > changes:
+                        self._since = now
             except BaseException:
                 # A full disk may have ended the transaction already.
                 if self._connection.in_transaction:
@@ -514,6 +526,23 @@ class Store:
         counts = {"right": 0, "wrong": 0, "ungraded": 0}
         counts.update(self._rows("SELECT value, count(*) FROM verdicts WHERE grader = ? GROUP BY value", (grader,)))
         return counts
+
+    # Time that passes
+
+    def count_time_for(self, round: int) -> None:
+        """From here on, time that passes is this round's (0: no round's).
+
+        Each commit that changes anything adds the time since the one before, in the same transaction: what a killed run did
+        counts as long as it is there, and a finished run that is opened again gets no longer.
+        """
+        self._round = round
+
+    def wall_seconds(self, round: int | None = None) -> float:
+        """Seconds that passed until the last commit, over all attempts; of one round, or all together."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'wall_time'"):
+            return 0.0  # an older run, opened to be read
+        ((seconds,),) = self._rows("SELECT total(seconds) FROM wall_time WHERE ?1 IS NULL OR round = ?1", (round,))
+        return seconds
 
     # Rounds, costs, events
 

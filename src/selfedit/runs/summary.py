@@ -7,15 +7,18 @@ seconds, money is US dollars.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from selfedit.errors import UserError
 from selfedit.runs.files import write_atomically
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -25,49 +28,120 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
+class Accuracy(_Part):
+    """Mean credit of graded answers, with its 95 % interval; `documents` is how many had any."""
+
+    accuracy: Fraction
+    ci95: tuple[Fraction, Fraction] | None = None
+    documents: Count = 0
+
+
 class ConditionSummary(_Part):
     """One bar of a comparison.
 
-    `accuracy` is the mean credit of the graded answers, `ci95` its interval over documents; `correct` counts
-    verdicts `right` among `graded` ones; `ungraded` answers count neither way.  `cost_usd` is None where a price is
-    unknown.
+    `accuracy` is the mean credit of the graded answers, `ci95` its interval over documents; both are None where nothing was
+    graded.  `correct` counts verdicts `right` among `graded` ones; `ungraded` answers count neither way.  `seconds` is device
+    time.  `cost_usd` is None where a price is unknown.
     """
 
     name: str
-    accuracy: Fraction
-    ci95: tuple[Fraction, Fraction]
-    correct: Count
-    graded: Count
-    ungraded: Count
-    train_tokens: Count
-    edit_tokens: Count
-    seconds: Amount
-    cost_usd: Amount | None
+    accuracy: Fraction | None
+    ci95: tuple[Fraction, Fraction] | None = None
+    correct: Count = 0
+    graded: Count = 0
+    ungraded: Count = 0
+    train_tokens: Count = 0
+    edit_tokens: Count = 0
+    seconds: Amount = 0.0
+    cost_usd: Amount | None = None
+    failed_fits: Count = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_known_is_not_zero(cls, data: Any) -> Any:
+        # Earlier summaries gave 0.0 (0 to 1) for a condition of which no answer was graded.
+        if isinstance(data, dict) and data.get("graded", None) == 0:
+            return data | {"accuracy": None, "ci95": None}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> ConditionSummary:
         if self.correct > self.graded:
             raise ValueError(f"{self.correct} correct answers of {self.graded} graded ones")
-        if self.ci95[0] > self.ci95[1]:
+        if self.ci95 is not None and self.ci95[0] > self.ci95[1]:
             raise ValueError("ci95 begins after its end")
         return self
 
 
+class DifferenceSummary(_Part):
+    """Accuracy of `b` minus accuracy of `a`, paired by document; `p_value` is a sign-flip test's."""
+
+    a: str
+    b: str
+    difference: Share
+    ci95: tuple[Share, Share] | None = None
+    p_value: Fraction | None = None
+    larger_than_noise: bool = False
+    documents: Count | None = None
+
+
+class ForgettingSummary(_Part):
+    """Of `asked` general questions that the model answered before, the share `lost` after adaptation."""
+
+    condition: str
+    asked: Count = 0
+    kept: Count = 0
+    lost: Fraction | None = None
+    ci95: tuple[Fraction, Fraction] | None = None
+
+
 class RoundSummary(_Part):
-    """One round of Step B."""
+    """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier version.
+
+    `documents_without_signal` are those whose edits all scored alike, `kept_without_signal` the edits of theirs that were kept.
+    `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.  `seconds` is the time
+    that passed while the round was worked on, over all attempts; `device_seconds` what the devices were busy.
+    """
 
     round: Count
-    train_reward: Fraction
-    validation_accuracy: Fraction | None  # None without validation documents
-    kept_edits: Count
-    seconds: Amount
+    train_reward: Fraction | None = None
+    train_reward_ci95: tuple[Fraction, Fraction] | None = None
+    validation_accuracy: Fraction | None = None
+    validation_ci95: tuple[Fraction, Fraction] | None = None
+    kept_edits: Count | None = None
+    documents_without_signal: Count | None = None
+    kept_without_signal: Count | None = None
+    judge_correlation: Share | None = None
+    judge_sample: Count | None = None
+    seconds: Amount | None = None
+    device_seconds: Amount | None = None
+    usd: Amount | None = None
+
+
+class StepSummary(_Part):
+    """One step of continual learning: how the new document and the earlier ones are answered after it."""
+
+    step: Count
+    document: str
+    new: Accuracy | None = None
+    earlier: Accuracy | None = None
+
+
+class SweepRow(_Part):
+    """One recipe that `--sweep` tried on validation documents: accuracy by condition, None where no answer was graded."""
+
+    settings: dict[str, Any]
+    accuracy: dict[str, Fraction | None]
+    mean: Fraction | None = None
+    chosen: bool = False
 
 
 class Summary(_Part):
-    """The whole of `summary.json`.
+    """The whole of `summary.json`, for what writes it and for all that read it.
 
-    `rounds` and `selected_round` (0: the untrained policy) are there for Step B only.  `differences` (paired by
-    document), `forgetting`, `grader` and `events` are optional.
+    Fields with a default are optional: written where a command has them, and null or absent means the default.  `rounds`,
+    `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps` continual learning's,
+    `sweep` that of `--sweep`.  `seconds` is how long the run took, over all attempts; `total_seconds` what its devices were busy.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
@@ -75,17 +149,38 @@ class Summary(_Part):
     schema_version: Literal[1] = Field(1, alias="schema")
     procedure: str
     model: str
-    instruct: bool
+    instruct: bool | None
     documents: Count
     questions: Count
     recipe: dict[str, Any]
     conditions: tuple[ConditionSummary, ...]
-    rounds: tuple[RoundSummary, ...] | None = None
+    rounds: tuple[RoundSummary, ...] = ()
     selected_round: Count | None = None
-    differences: tuple[dict[str, Any], ...] | None = None
-    forgetting: tuple[dict[str, Any], ...] | None = None
-    grader: str | None = None
-    events: dict[str, int] | None = None
+    untrained_validation: Accuracy | None = None
+    worth_it: str = ""
+    steps: tuple[StepSummary, ...] = ()
+    sweep: tuple[SweepRow, ...] = ()
+    differences: tuple[DifferenceSummary, ...] = ()
+    forgetting: tuple[ForgettingSummary, ...] = ()
+    grader: str = ""
+    events: dict[str, Count] = Field(default_factory=dict)
+    device: str = ""
+    seconds: Amount | None = None
+    total_seconds: Amount | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _absent(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        """Events come as counts by kind, or as a list of events, which is counted here."""
+        if isinstance(value, list):
+            return Counter(str(event.get("kind", "")) if isinstance(event, dict) else str(event) for event in value)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Summary:
@@ -93,16 +188,32 @@ class Summary(_Part):
         if len(set(names)) < len(names):
             raise ValueError("two conditions have one name")
         if self.selected_round is not None:
-            known = {0} | {round.round for round in self.rounds or ()}
+            known = {0} | {round.round for round in self.rounds}
             if self.selected_round not in known:
                 raise ValueError(f"selected_round {self.selected_round} is not among the rounds")
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as plain data; optional keys without a value are left out."""
-        data = self.model_dump(mode="json", by_alias=True)
+        """The summary as plain data, with the keys that were given; optional ones without a value are left out."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
         optional = {name for name, field in Summary.model_fields.items() if field.default is None}
-        return {key: value for key, value in data.items() if value is not None or key not in optional}
+        return {"schema": self.schema_version} | {
+            key: value for key, value in data.items() if value is not None or key not in optional
+        }
+
+
+def empty_summary(model: str = "", conditions: Sequence[ConditionSummary] = ()) -> Summary:
+    """What stands for the summary of a run that has none yet."""
+    return Summary(
+        schema=1,
+        procedure="",
+        model=model,
+        instruct=None,
+        documents=0,
+        questions=0,
+        recipe={},
+        conditions=tuple(conditions),
+    )
 
 
 def parse_summary(data: dict[str, Any] | Summary, where: str) -> Summary:
