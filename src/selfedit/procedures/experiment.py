@@ -58,6 +58,7 @@ U = TypeVar("U", WriteUnit, FitUnit)
 LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
 _GRADE_CHUNK = 64  # verdicts committed together
 NOT_WRITTEN = "edit not written"  # an event's kind; its subject is the store's id of the edit
+GIVEN_UP = "given up"  # the same for everything else that `do` was asked for and did not get
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         commit: Callable[[U, UnitResult], Iterable[CostRecord]],
         *,
         after: Callable[[], None] | None = None,
+        give_up: Callable[[str, str], None] | None = None,
     ) -> None:
         """The one principle of resuming: what the store lacks of a list is executed, and each unit's results are committed
         with their cost in one transaction.
@@ -221,21 +223,31 @@ class Experiment(AbstractContextManager["Experiment"]):
         side by side, and is equal to it to the last bit.  `commit` writes a unit's results to the store and returns their cost;
         `after` is called once that is done.
 
-        A unit that was given up is named in an event and leaves nothing: the same command tries it again.
+        Of a unit that was given up, `give_up` is told each id with the reason; if left out, the id is named in an event.  The
+        same command tries it again.
         """
         if all(id in done for id in ids):
             return
         units = {left.id: left for unit in cut() if (left := unit.without(done)).ids}
         self.progress.begin(phase, sum(unit.tokens for unit in units.values()))
         for result in self.run_units(list(units.values())):
+            unit = units[result.unit_id]
             if result.error is not None:
-                self.store.add_event("failed unit", result.unit_id, result.error)
-                self.progress.note(f"{result.unit_id} was given up: {result.error}")
+                self.progress.note(f"{unit.id} was given up: {result.error}")
+                for id in unit.ids:
+                    (give_up or self._name_given_up)(id, result.error)
                 continue
             with self.store.transaction():
-                self.store.add_costs(commit(units[result.unit_id], result))
+                self.store.add_costs(commit(unit, result))
+                for id in unit.ids:
+                    self.store.drop_event(GIVEN_UP, id)
             if after is not None:
                 after()
+
+    def _name_given_up(self, id: str, reason: str) -> None:
+        with self.store.transaction():
+            self.store.drop_event(GIVEN_UP, id)
+            self.store.add_event(GIVEN_UP, id, reason)
 
     # Edits
 
@@ -363,6 +375,7 @@ class Experiment(AbstractContextManager["Experiment"]):
                 size=self.unit_size,
             ),
             commit,
+            give_up=lambda id, reason: self.leave_out(asked[id][0], name, asked[id][1], round, reason),
         )
 
     def _write_api(
@@ -514,7 +527,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         """Makes the fits that are not there yet, through the engine, and commits each unit with its answers.
 
         Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share banks.
-        `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.
+        `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.  Errors: UserError where such a fit was
+        given up.
         """
         by_id = {learning.id: learning for learning in learnings}
         texts: dict[str, tuple[str, ...]] = {}
@@ -553,6 +567,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             cut,
             commit,
             after=self._grade_new if self._grades_aside else None,
+            give_up=stop_at_given_up(label) if any(learning.keep for learning in learnings) else None,
         )
 
     def _commit_fit(
@@ -743,6 +758,17 @@ class Experiment(AbstractContextManager["Experiment"]):
             usd=usd,
             round=round,
         )
+
+
+def stop_at_given_up(what: str) -> Callable[[str, str], None]:
+    """For `Experiment.do`, where nothing can be done without the unit."""
+
+    def give_up(_: str, reason: str) -> None:
+        raise UserError(
+            f"{what} was given up: {reason}; the run cannot go on without it.  The same command tries it again"
+        )
+
+    return give_up
 
 
 def make_pool(settings: Settings, progress: Progress) -> Pool:

@@ -14,7 +14,7 @@ from selfedit.documents import Document, sharing_titles, split_by_title
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
-from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.experiment import GIVEN_UP, Experiment, Learning, stop_at_given_up
 from selfedit.procedures.policies import delta_name, publish_chain
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
@@ -173,6 +173,12 @@ def train_editor(
             ids, prompt_length = experiment.pool.tokenizer.example(prompt, stored.edit.text, lead=lead)
             sequences.append(TokenSequence(tuple(ids), prompt_length))
         if not sequences:
+            given_up = [event for event in experiment.store.events(GIVEN_UP) if event.subject.startswith(f"{round}|")]
+            if given_up:
+                raise UserError(
+                    f"round {round}: no edit was kept, and {len(given_up)} fits or ratings were given up (the last:"
+                    f" {given_up[-1].message}); the same command tries them again"
+                )
             raise UserError(
                 f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"
                 " sample more edits (--edits) or select otherwise"
@@ -193,9 +199,8 @@ def train_editor(
         return [experiment.cost_of_time(OUTER, TRAIN, result.seconds, round)]
 
     phase = f"round {round}: training the editor on {len(selection.kept)} edits"
-    experiment.do(phase, [OUTER], [OUTER] if booked and folder.exists() else [], cut, commit)
-    if not folder.exists():
-        raise UserError(f"round {round}: training the editor was given up; the same command tries it again")
+    give_up = stop_at_given_up(f"round {round}: training the editor")
+    experiment.do(phase, [OUTER], [OUTER] if booked and folder.exists() else [], cut, commit, give_up=give_up)
 
 
 def validate(experiment: Experiment, validation: Sequence[Document], *, round: int, chain: tuple[str, ...]) -> None:
@@ -221,8 +226,8 @@ def validate(experiment: Experiment, validation: Sequence[Document], *, round: i
 
 def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
     """The earliest round whose validation score is not below the best one by more than noise (paired by document); round 0 is
-    the untrained model.  Without validation documents, the last round; rounds of which no validation fit succeeded are passed
-    over."""
+    the untrained model.  Without validation documents, the last round; rounds of which no validation fit succeeded, or none on a
+    document of the best one's, are passed over."""
     rounds = [0, *(record.round for record in experiment.store.rounds())]
     if not validation:
         return rounds[-1]
@@ -232,7 +237,10 @@ def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
         raise UserError("no validation fit succeeded in any round; try a lower learning rate and another --out")
     best = max(rounds, key=lambda round: (accuracy_interval(scores[round]).mean, -round))
     for round in rounds:
-        if round == best or not paired_difference(scores[round], scores[best]).larger_than_noise:
+        if round == best or (
+            scores[round].keys() & scores[best].keys()
+            and not paired_difference(scores[round], scores[best]).larger_than_noise
+        ):
             return round
     return best
 

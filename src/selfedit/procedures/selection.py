@@ -41,9 +41,10 @@ def select(
 ) -> Selection:
     """Applies one rule.  Edits without a reward are never kept.
 
-    `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score
-    without adaptation (`baseline`).  `top-fraction` keeps that share of all edits, rounded up.  Ties go to the shorter edit (as
-    much learned from less), then to the one sampled first.  Without `keep_ties`, documents without signal keep nothing.
+    `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score without
+    adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share of all edits,
+    rounded up.  Ties go to the shorter edit (as much learned from less), then to the one sampled first.  Without `keep_ties`,
+    documents without signal keep nothing.
     """
     by_document: dict[str, list[Rewarded]] = {}
     for edit in edits:
@@ -66,7 +67,7 @@ def select(
             edit
             for document, group in eligible.items()
             for edit in group
-            if _reward(edit) > baseline.get(document, 0.0)
+            if document in baseline and _reward(edit) > baseline[document]
         ]
     elif rule == "top-fraction":
         ranked = sorted((edit for group in eligible.values() for edit in group), key=_order)
