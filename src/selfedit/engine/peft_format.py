@@ -9,15 +9,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from selfedit.engine.jobs import LoraSpec
+
+if TYPE_CHECKING:  # which model an adapter belongs to is read without torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 _PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -57,6 +57,8 @@ def save(
 
     `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, where that is another.
     """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "LORA",
@@ -89,6 +91,8 @@ def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, 
     Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for an
     adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model.
     """
+    import torch
+
     spec = _read_config(folder)
     state = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -113,7 +117,7 @@ def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, 
 def model_name(folder: Path) -> str | None:
     """The model that an adapter belongs to, by the name that whoever trained it gave."""
     base = _read_json(folder).get("base_model_name_or_path")
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
         name = (file.metadata() or {}).get(_MODEL, base)
     return name if isinstance(name, str) and name else None
 
@@ -234,18 +238,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-@torch.no_grad()
 def merge(model: PreTrainedModel, folder: Path, *, scale: float = 1.0) -> None:
     """Adds an adapter's update to the model's own weights, in place, computed in float32.
 
     Errors: as `load`.
     """
+    import torch
+
     spec, state = load(folder, model)
-    for name, (a, b) in state.items():
-        weight = _weight(model, name)
-        assert weight is not None  # `load` has looked
-        update = (b.to(weight.device) @ a.to(weight.device)) * (spec.scaling * scale)
-        weight.copy_((weight.float() + update).to(weight.dtype))
+    with torch.no_grad():
+        for name, (a, b) in state.items():
+            weight = _weight(model, name)
+            assert weight is not None  # `load` has looked
+            update = (b.to(weight.device) @ a.to(weight.device)) * (spec.scaling * scale)
+            weight.copy_((weight.float() + update).to(weight.dtype))
 
 
 def _end(name: str, spec: LoraSpec) -> str:
