@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfedit.errors import UserError
+from selfedit.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from selfedit.engine.jobs import FitSettings, LoraSpec
@@ -90,14 +91,7 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"--recipe {name}: not known; use {', '.join(RECIPES)}, or a .yaml file of settings")
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--recipe {name}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--recipe {name}: not YAML ({' '.join(str(error).split())})") from None
+    settings = read_yaml(path, f"--recipe {name}")
     if not isinstance(settings, dict):
         raise UserError(f"--recipe {name}: a mapping of settings is expected")
     return _validated({"name": path.stem, **settings}, f"--recipe {name}")

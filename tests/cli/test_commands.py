@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from api_server import reply
 from selfedit.errors import UserError
@@ -176,6 +179,31 @@ def test_several_models_in_one_table(
     assert "tiny-chat" in (tmp_path / "page.html").read_text()
 
 
+def test_models_of_one_name_have_runs_of_their_own(
+    run: Run, chat_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    models = [shutil.copytree(chat_model, tmp_path / owner / "tiny") for owner in ("a", "b")]
+    words = ["compare", "--documents", documents(1), *FEW_WORDS, "--editor", "none", "--out", tmp_path / "both"]
+    words += [word for model in models for word in ("--model", model)]
+    assert run(*words).code == 0
+    runs = sorted(path.parent for path in (tmp_path / "both").glob("*/config.yaml"))
+    assert [yaml.safe_load((path / "config.yaml").read_text())["model"] for path in runs] != [str(models[0])] * 2
+    assert len({path.name for path in runs}) == 2
+    assert (tmp_path / "both").stat().st_mode & 0o077 == 0
+    # The same command resumes both.
+    assert "exam (none)" not in run(*words).err
+
+
+def test_one_word_in_a_file_of_settings_needs_no_list(
+    run: Run, compare_words: list[str], documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    at = compare_words.index("--documents")
+    file = tmp_path / "compare.yaml"
+    file.write_text(f"documents: {documents(1)}\neditor: none\n")
+    result = run(*compare_words[:at], *compare_words[at + 2 :], "--config", file, "--json")
+    assert json.loads(result.out)["documents"] == 1
+
+
 def test_the_report_of_an_unfinished_run_says_what_is_missing(
     run: Run, compare_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +310,47 @@ def test_a_folder_is_learned_without_what_cannot_be_read_and_says_so_once(
         f"left out: {folder}/links.txt: a link that leads out of the folder; --follow-links reads it",
         f"left out: {folder}/latin.txt, line 1: not UTF-8 text; save the file as UTF-8",
     ]
+
+
+def test_learn_without_out_names_its_directory_by_settings_and_content(
+    run: Run, chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = tmp_path / "my note.md"
+    note.write_text("# The horn\n\nHal made a horn in Bath.")
+    words = ["learn", note, "--model", chat_model, "--editor", "passage", *FEW_WORDS, "--json"]
+
+    def adapter(*more: object) -> Path:
+        result = run(*words, *more)
+        assert result.code == 0
+        return Path(json.loads(result.out)["adapter"])
+
+    first = adapter()
+    assert first.parts[:1] == ("runs",)
+    assert first.parts[1].startswith("learn-my-note-")
+    assert adapter() == adapter("--device", "cpu") == first
+    assert adapter("--set", "epochs=1", "--set", "rank=2") != first
+    note.write_text("# The horn\n\nHal made a horn in Nice.")
+    assert adapter() != first
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_a_run_is_its_owners_alone_and_an_export_is_not(run: Run, learned: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        assert run("report", learned).code == 0
+        assert run("report", learned, "--out", tmp_path / "page.html").code == 0
+        assert run("export", learned, tmp_path / "model", "--dtype", "float32").code == 0
+    finally:
+        os.umask(before)
+    assert [path for path in [learned, *learned.rglob("*")] if path.stat().st_mode & 0o077] == []
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
+
+
+def test_an_answer_longer_than_the_model_reads(learned: Path, mistake: Callable[..., str]) -> None:
+    line = mistake("ask", learned, "Why?", "--device", "cpu", "--max-tokens", 100_000, after_loading=True)
+    assert "--max-tokens 100000: the model reads 1024 tokens at once" in line
 
 
 def test_ask_answers_with_and_without_the_adapter(run: Run, learned: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def test_settings(compare_words: list[str], mistake: Mistake, flags: list[str], 
         ("--prompt-file", "edits: {}", "--prompt-file {file}: no such entry 'edits'"),
         ("--prompt-file", "edit:\n  mine: text", "--prompt-file {file}: edit mine: expected texts under chat and base"),
         ("--prompt-file", "edit:\n- mine", "--prompt-file {file}: edit: expected prompts by name"),
-        ("--prices", "models: [", "the price file {file} is not YAML"),
+        ("--prices", "models: [", "the price file {file}: not YAML"),
     ],
 )
 def test_files_of_settings(
@@ -202,6 +203,56 @@ def test_files_of_settings(
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     assert says.format(file=file) in mistake(*compare_words, name, file)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize("name", ["--config", "--recipe", "--prices"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("note: caf\u00e9".encode("latin-1"), "not UTF-8 text (at byte 9); save it as UTF-8"),
+        (b"\x89PNG\r\n", "not UTF-8 text (at byte 0)"),
+        (BOMB.encode(), "aliases (*name) are not read here; write the value out"),
+        (b"[" * 3000 + b"]" * 3000, "not YAML that can be read (nested too deeply)"),
+        (b"a: 2026-13-45", "not YAML (month must be in 1..12)"),
+        (b"a: " + b"9" * 5000, "not YAML (Exceeds the limit"),
+        (b"a: \x00", "not YAML"),
+        (b"{1: 2}: 3", "not YAML"),
+    ],
+)
+def test_files_of_settings_that_are_weapons(
+    compare_words: list[str], mistake: Mistake, tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    line = mistake(*compare_words, name, file)
+    assert str(file) in line
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    "value", ["2026-13-45", "9" * 5000, "[" * 3000 + "]" * 3000, "*a", "!!python/object:os.system x"]
+)
+def test_values_that_are_weapons(compare_words: list[str], mistake: Mistake, value: str) -> None:
+    assert "rank = " in mistake(*compare_words, "--set", f"rank={value}")
+    assert "rank = " in mistake(*compare_words, "--sweep", f"rank={value},{value}")
+
+
+def test_a_model_given_twice(compare_words: list[str], mistake: Mistake, chat_model: str) -> None:
+    assert f"--model {chat_model}: given twice" in mistake(*compare_words, "--model", chat_model)
+
+
+def test_a_tracker_that_is_not_installed(
+    compare_words: list[str], mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.procedures.tracking.find_spec", lambda name: None)
+    extra = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for tracker in ("tensorboard", "wandb", "trackio"):
+        line = mistake("train", *compare_words[1:], "--track", tracker)
+        assert f"--track {tracker}: {tracker} is not installed; run `pip install 'selfedit[track]'`" in line
+        assert tracker in extra["optional-dependencies"]["track"]
 
 
 def test_a_template_that_asks_for_what_is_not_there(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_price_file_is_laid_over_the_built_in_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("models: [", "is not YAML"),
+        ("models: [", "not YAML"),
         ("- a\n", "must have the sections"),
         ("model: {}\n", "must have the sections"),
         ("models: [a]\n", "'models' must map names to prices"),
@@ -91,7 +91,7 @@ def test_a_mistake_in_a_price_file_is_named(tmp_path: Path, content: str, reason
 
 
 def test_a_missing_price_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the price file .*nothing\.yaml: No such file"):
+    with pytest.raises(UserError, match=r"the price file .*nothing\.yaml: No such file"):
         load_prices(tmp_path / "nothing.yaml")
 
 

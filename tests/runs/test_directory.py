@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from selfedit.errors import UserError
 from selfedit.runs import directory, files
@@ -223,6 +226,52 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, mo
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_full_disk_under_a_directory_is_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the full disk, for Python's writes and for those of safetensors."""
+    target = tmp_path / "adapters" / "learned"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"learned: the disk is full; make room"),
+            directory_atomically(target) as new,
+        ):
+            (new / "adapter_model.safetensors").write_bytes(bytes(2000))
+        with (
+            pytest.raises(UserError, match=r"learned: the disk is full; make room"),
+            directory_atomically(target) as new,
+        ):
+            save_file({"a": np.zeros(2000)}, new / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+def test_a_run_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with RunDirectory.open(tmp_path / "run", CONFIG) as run:
+            run.store.add_event("a", "", "")
+            with directory_atomically(run.adapter("learned")) as folder:
+                (folder / "part").mkdir()
+                (folder / "part" / "weights").write_bytes(b"x")
+            write_atomically(run.report_path, "page")
+            found = {path: path.stat().st_mode & 0o777 for path in [run.path, *run.path.rglob("*")]}
+        assert {0o600 if path.is_file() else 0o700 for path in found} == set(found.values())
+        assert len(found) > 8
+        os.umask(0o022)
+        with directory_atomically(tmp_path / "elsewhere") as folder:
+            (folder / "weights").write_bytes(b"x")
+        write_atomically(tmp_path / "page.html", "page")
+        assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o755
+        assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("elsewhere/weights", "page.html")} == {0o644}
+    finally:
+        os.umask(before)
 
 
 def test_files_in_missing_directories_are_the_users_to_mend(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Knows what each command prints.  Everything heavy is imported inside the functio
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -84,13 +85,19 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     from selfedit.cli.flags import read_settings
     from selfedit.procedures.settings import CompareSettings
     from selfedit.reports import build_report, print_comparison
+    from selfedit.runs.files import begin_privately
 
     arguments.model = models[0]
     out = read_settings(CompareSettings, arguments).out
+    names = _run_names(models)
+    if not arguments.plan and not out.exists():
+        begin_privately(out)  # the page shows what the runs hold
     folders, results = [], []
-    for model in models:
+    for model, name in zip(models, names, strict=True):
+        if arguments.plan:
+            _say(arguments, f"{model}:")
         arguments.model = model
-        arguments.out = str(out / Path(model).name)
+        arguments.out = str(out / name)
         results.append(_compare(arguments))
         folders.append(Path(arguments.out))
     if not arguments.plan:
@@ -98,6 +105,17 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
         print_comparison(folders, _console(arguments))
         _say(arguments, f"\nreport: {page}")
     return results
+
+
+def _run_names(models: list[str]) -> list[str]:
+    """A folder's name for each model: the last part of the model's, and where several share it, a hash of the whole."""
+    if len(set(models)) < len(models):
+        raise UserError(f"--model {next(m for m in models if models.count(m) > 1)}: given twice")
+    names = [Path(model).resolve().name if Path(model).is_dir() else Path(model).name for model in models]
+    return [
+        name if names.count(name) == 1 else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+        for model, name in zip(models, names, strict=True)
+    ]
 
 
 # learn
@@ -121,8 +139,10 @@ def _learn(arguments: argparse.Namespace) -> Any:
     settings = read_settings(LearnSettings, arguments)
     if arguments.plan:
         return _plan(arguments, "learn", settings)
-    from selfedit.procedures.learn import learn
+    from selfedit.procedures.learn import directory_by_content, learn
 
+    if "out" not in settings.model_fields_set and settings.documents:
+        settings = settings.model_copy(update={"out": directory_by_content(settings)})
     progress = make_progress()
     try:
         learned = learn(settings, progress=progress)

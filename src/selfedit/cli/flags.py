@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from selfedit.errors import UserError
 from selfedit.procedures.settings import Settings, make_settings
+from selfedit.yaml_file import parse_value, read_yaml
 
 S = TypeVar("S", bound=Settings)
 
@@ -75,23 +76,6 @@ def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
     return make_settings(kind, values, where)
 
 
-def parse_value(text: str) -> Any:
-    """A setting's value as YAML reads it: 3, 1e-3, true, [q_proj, v_proj], or text."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        # YAML 1.1 takes 2e-3 for text.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
     pairs = {}
     for text in given:
@@ -103,14 +87,7 @@ def _pairs(name: str, given: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    values = read_yaml(path, f"--config {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -7,6 +7,7 @@ traceback.  Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -43,13 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(one_line(f"selfedit: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("selfedit: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader has gone (`| head`); let the interpreter's last flush go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "a disk"
+        print(
+            one_line(f"selfedit: {where}: the disk is full; make room and give the same command again"), file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("selfedit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _parse(argv: list[str]) -> argparse.Namespace | None:

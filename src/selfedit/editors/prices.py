@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.errors import UserError
+from selfedit.yaml_file import read_yaml
 
 BUILT_IN = Path(__file__).with_name("prices.yaml")
 
@@ -168,15 +169,7 @@ def _built_in() -> Prices:
 
 
 def _read(path: Path) -> tuple[dict[str, ModelPrice], dict[str, DevicePrice]]:
-    import yaml  # costs start-up time, and most commands need no prices
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the price file {path}: {error.strerror}; check its name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the price file {path} is not YAML: {reason}; compare it with {BUILT_IN}") from None
+    content = read_yaml(path, f"the price file {path}")
     if not isinstance(content, dict) or not set(content) <= {"models", "devices"}:
         raise UserError(f"the price file {path} must have the sections 'models' and 'devices' only, like {BUILT_IN}")
     models = {

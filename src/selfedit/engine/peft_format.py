@@ -57,7 +57,7 @@ def save(
 
     `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, where that is another.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialized
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -81,7 +81,8 @@ def save(
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
     metadata = {"format": "pt"} | ({} if model in (None, base_model) else {_MODEL: str(model)})
-    save_file(tensors, folder / WEIGHTS, metadata=metadata)
+    # Written by Python: a full disk is then an OSError like any other.
+    (folder / WEIGHTS).write_bytes(serialized(tensors, metadata=metadata))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -43,6 +43,11 @@ class Asker:
         else:
             self.model = load_model(model or name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.max_tokens = max_tokens
+        if max_tokens >= self.model.context_length:
+            raise UserError(
+                f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the question among"
+                " them; give fewer"
+            )
         try:
             self.bank = AdapterBank(self.model.hf, spec, 1)
             self.bank.load_state(0, state)

@@ -15,7 +15,7 @@ from selfedit.procedures.policies import Policy, load_policy
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import CompareSettings
 from selfedit.procedures.summarise import summarise
-from selfedit.procedures.sweep import parse_grid, sweep
+from selfedit.procedures.sweep import check_grid, sweep
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
@@ -26,7 +26,7 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     specs = parse_editors(list(settings.editor))
-    parse_grid(settings.sweep)
+    check_grid(settings, specs)
     if settings.policy_round is not None and settings.policy is None:
         raise UserError("--policy-round: of which run?  Name it with --policy")
     with Experiment("compare", settings, progress=progress, pool=pool) as experiment:

@@ -5,6 +5,10 @@ Knows documents and one writer.  Asking the adapter afterwards is `ask`'s part.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.progress import Progress
-from selfedit.procedures.settings import LearnSettings
+from selfedit.procedures.settings import FREE, LearnSettings
 from selfedit.procedures.summarise import summarise
 from selfedit.runs.files import directory_atomically
 from selfedit.runs.summary import Summary
@@ -90,6 +94,23 @@ def learn(
             summary = summarise(experiment, documents, ["none", spec.name])
         edits = tuple(stored.edit for stored in experiment.store.edits(writer=spec.name))
         return Learned(folder, len(learned), edits, fit.train_tokens, fit.last_loss, summary)
+
+
+def directory_by_content(settings: LearnSettings) -> Path:
+    """`runs/learn-NAME-HASH`, where a run goes whose directory was not named: by its settings and its documents' content, so
+    that the same command resumes and another one is another run."""
+    digest = hashlib.sha256(
+        json.dumps({k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE}).encode()
+    )
+    for source in map(Path, settings.documents):
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for file in files:
+            if file.is_file() and os.access(file, os.R_OK):
+                digest.update(str(file).encode("utf-8", "surrogateescape"))
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.documents[0]).stem).strip(".-")[:40] or "documents"
+    return Path("runs") / f"learn-{name}-{digest.hexdigest()[:8]}"
 
 
 def _all_edits(

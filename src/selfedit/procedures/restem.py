@@ -21,7 +21,7 @@ from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
 from selfedit.procedures.selection import Rewarded, Selection, select
 from selfedit.procedures.settings import TrainSettings
 from selfedit.procedures.summarise import summarise
-from selfedit.procedures.tracking import make_tracker
+from selfedit.procedures.tracking import check_tracker, make_tracker
 from selfedit.procedures.worth import worth_it
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent
@@ -41,6 +41,7 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     outer = load_recipe(settings.outer_recipe).with_settings(settings.outer_set)
+    check_tracker(settings.track)
     with Experiment("train", settings, progress=progress, pool=pool) as experiment:
         if settings.edits == 1 and settings.select == "best-of-k":
             experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")

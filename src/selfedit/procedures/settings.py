@@ -7,9 +7,9 @@ Knows names, types and bounds: the command line makes its flags from these, a YA
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME as BUNDLED
@@ -37,6 +37,10 @@ FREE = (
 )
 
 
+# Several words; a file of settings may give a single one without a list.
+Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+
+
 class Settings(BaseModel):
     """What all procedures share."""
 
@@ -51,7 +55,7 @@ class Settings(BaseModel):
         None, description="prompt through the chat template; decided by the model if left out"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    documents: tuple[str, ...] = Field(
+    documents: Words = Field(
         ("news:test",), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
     )
     limit: int | None = Field(None, ge=1, description="take this many documents, drawn with the seed")
@@ -89,14 +93,13 @@ class Settings(BaseModel):
     ray: str | None = Field(None, description="address of a Ray cluster to join: auto, or ray://host:port")
     gpus_per_worker: float | None = Field(None, ge=0, description="fractions allowed")
     cpus_per_worker: float | None = Field(None, gt=0)
-    track: Literal["tensorboard", "wandb", "trackio"] | None = Field(None, description="send metrics there")
 
 
 class CompareSettings(Settings):
     """`selfedit compare`: who should write the notes?"""
 
     out: Path = Path("runs/compare")
-    editor: tuple[str, ...] = Field(
+    editor: Words = Field(
         ("none", "passage", "self"),
         description="a condition each: none, passage, self[:PROMPT], replay:FILE[#writer], api:MODEL",
     )
@@ -104,10 +107,10 @@ class CompareSettings(Settings):
     replicates: int = Field(1, ge=1, description="fits an edit, with different seeds")
     regime: Literal["single", "joint"] = Field("single", description="an adapter a document, or one for all documents")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
-    sweep: tuple[str, ...] = Field(
+    sweep: Words = Field(
         (), description="recipe settings to try on validation documents, as NAME=A,B,C; the best is used"
     )
-    validation: tuple[str, ...] = Field(
+    validation: Words = Field(
         (), description="where --sweep chooses; a quarter of the documents, split by title, if left out"
     )
     policy: Path | None = Field(None, description="a run of `train`: its selected policy becomes a further condition")
@@ -119,10 +122,11 @@ class CompareSettings(Settings):
 class LearnSettings(Settings):
     """`selfedit learn`: one adapter that knows all the documents."""
 
-    out: Path = Path("runs/learn")
-    documents: tuple[str, ...] = Field(
-        (), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
+    out: Path = Field(
+        Path("runs/learn"),
+        description="the run's directory; the same command on it resumes; named by the settings and documents if left out",
     )
+    documents: Words = Field((), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]")
     editor: str = Field("self", description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL")
     edits: int = Field(1, ge=1, description="edits a document")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
@@ -132,8 +136,8 @@ class TrainSettings(Settings):
     """`selfedit train`: make the model a better editor, by ReST-EM."""
 
     out: Path = Path("runs/train")
-    documents: tuple[str, ...] = Field(("news:train",), description="where training documents come from")
-    validation: tuple[str, ...] = Field(
+    documents: Words = Field(("news:train",), description="where training documents come from")
+    validation: Words = Field(
         (), description="where validation documents come from; a share of the documents, split by title, if left out"
     )
     validation_share: float = Field(0.2, ge=0, lt=1, description="of the documents, set apart before round 1")
@@ -156,6 +160,9 @@ class TrainSettings(Settings):
     )
     outer_recipe: str = Field("outer", description="how the editor is trained on the kept edits")
     outer_set: dict[str, Any] = Field({}, description="settings of the outer recipe to change, as name=value")
+    track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="send each round's metrics there"
+    )
 
 
 class ContinualSettings(Settings):

@@ -15,8 +15,9 @@ from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.settings import CompareSettings
-from selfedit.recipes import Recipe
+from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.summary import SweepRow
+from selfedit.yaml_file import parse_value
 
 _SHARE = 0.25
 
@@ -31,8 +32,6 @@ def sweep(
     """
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
-    if all(spec.kind == "none" for spec in specs):
-        raise UserError("--sweep: no editor given that recipes could be tried on; add one with --editor")
     grid = parse_grid(settings.sweep)
     test, validation = _split(experiment, documents)
     recipes = [experiment.recipe.with_settings(changes) for changes in grid]
@@ -82,6 +81,15 @@ def sweep(
     return test, recipes[best], rows
 
 
+def check_grid(settings: CompareSettings, specs: Sequence[EditorSpec]) -> None:
+    """Errors: UserError for a sweep that cannot be made, before anything else is."""
+    if settings.sweep and all(spec.kind == "none" for spec in specs):
+        raise UserError("--sweep: no editor given that recipes could be tried on; add one with --editor")
+    recipe = load_recipe(settings.recipe).with_settings(settings.set)
+    for changes in parse_grid(settings.sweep):
+        recipe.with_settings(changes)
+
+
 def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Every combination of `NAME=A,B,C` settings.  Errors: UserError for another form."""
     axes = []
@@ -89,21 +97,8 @@ def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
         name, equals, values = text.partition("=")
         if not name.strip() or not equals or not values:
             raise UserError(f"--sweep {text}: write NAME=A,B,C, such as learning_rate=1e-3,2e-3")
-        axes.append([(name.strip(), _value(value)) for value in values.split(",")])
+        axes.append([(name.strip(), parse_value(value)) for value in values.split(",")])
     return [dict(combination) for combination in itertools.product(*axes)]
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    try:
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 2e-3 for text
-    except ValueError:
-        return value
 
 
 def _accuracy(scores: Mapping[str, DocumentScore]) -> float | None:

@@ -6,6 +6,7 @@ Knows names of trackers.  Knows nothing of what is measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,19 +33,23 @@ class NoTracker:
         """Nothing to close."""
 
 
+def check_tracker(name: str | None) -> None:
+    """Errors: UserError where a package that the tracker needs is not installed."""
+    for package in (name, "accelerate"):
+        if name is not None and find_spec(str(package)) is None:
+            raise UserError(f"--track {name}: {package} is not installed; run `pip install 'selfedit[track]'`")
+
+
 def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Tracker:
     """A tracker that writes below the run's directory (TensorBoard) or to its service.
 
-    Errors: UserError where the package is not installed.
+    Errors: as `check_tracker`.
     """
     if name is None:
         return NoTracker()
-    try:
-        from accelerate import tracking
+    check_tracker(name)
+    from accelerate import tracking
 
-        __import__("torch.utils.tensorboard" if name == "tensorboard" else name)
-    except ImportError as error:
-        raise UserError(f"--track {name}: {error.name} is not installed; run `pip install 'selfedit[track]'`") from None
     kind = getattr(tracking, _CLASSES[name])
     tracker = kind(out.name, logging_dir=out / "track") if name == "tensorboard" else kind(f"selfedit-{out.name}")
     tracker.start()

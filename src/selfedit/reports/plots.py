@@ -5,6 +5,7 @@ Knows summaries and findings, no store.  matplotlib is imported inside the funct
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from selfedit.reports import findings, format
 from selfedit.reports.data import Condition, Round, RunData, Summary
+from selfedit.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +81,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes `stem`.png and `stem`.svg, without dates, inside `style()`."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    figure.savefig(png, dpi=160, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    for path, metadata in ((png, {"Software": None}), (svg, {"Date": None, "Creator": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
+        write_atomically(path, content.getvalue())
     return [png, svg]
 
 

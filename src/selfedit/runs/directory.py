@@ -1,6 +1,7 @@
 """A run's directory: where its settings, store, summary, report, adapters and checkpoints lie, and who may write them.
 
-Knows names and files; knows no procedure and no model.
+Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it holds the
+documents.
 
     config.yaml     all settings with defaults filled in, and the versions of the libraries that began the run
     run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
@@ -26,7 +27,7 @@ from typing import Any
 import yaml
 
 from selfedit.errors import UserError
-from selfedit.runs.files import disk_errors, sweep, write_atomically
+from selfedit.runs.files import begin_privately, disk_errors, sweep, write_atomically
 from selfedit.runs.lock import RunLock
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary, read_summary, write_summary
@@ -78,8 +79,8 @@ class RunDirectory:
         if _VERSIONS in settings:
             raise ValueError(f"a setting may not be called {_VERSIONS!r}")
         _refuse_foreign(path)
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+        if not (path / "config.yaml").exists():
+            begin_privately(path)
         lock = RunLock(path / "lock")
         try:
             sweep(path)

@@ -1,16 +1,20 @@
 """Files that are there whole or not at all, whatever happens while they are written.
 
-Knows nothing of runs.  Temporary names begin with a dot and end with `TEMPORARY`; `sweep` removes what a crash left.
+Temporary names begin with a dot and end with `TEMPORARY`; `sweep` removes what a crash left.  A run holds its user's documents:
+what is written inside a private run's directory (`begin_privately`) is for its owner alone; elsewhere the umask decides.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from selfedit.errors import UserError
 
@@ -33,6 +37,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     with disk_errors(path):
         try:
             with open(temporary, "wb") as file:
+                if is_private(path):
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -52,13 +58,22 @@ def directory_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary(path)
     with disk_errors(path):
+        private = is_private(path)
+        if private:
+            begin_privately(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-    try:
-        yield temporary
-        with disk_errors(path):
-            for folder, _, names in os.walk(temporary):
+        try:
+            if private:
+                temporary.chmod(0o700)
+            yield temporary
+            for folder, folders, names in os.walk(temporary):
+                if private:
+                    for name in folders:
+                        Path(folder, name).chmod(0o700)
+                    for name in names:
+                        Path(folder, name).chmod(0o600)
                 for name in names:
                     _sync(Path(folder, name))
                 _sync(Path(folder))
@@ -66,9 +81,21 @@ def directory_atomically(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             os.replace(temporary, path)
             _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def begin_privately(path: Path) -> None:
+    """Makes a directory, with its parents, into which nobody but its owner may look."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
+
+
+def is_private(path: Path) -> bool:
+    """Whether a path lies in the directory of a private run, which has a lock."""
+    return any((parent / "lock").is_file() and parent.stat().st_mode & 0o077 == 0 for parent in path.absolute().parents)
 
 
 def sweep(directory: Path) -> None:
@@ -85,12 +112,15 @@ def disk_errors(path: Path) -> Iterator[None]:
     """The operating system's errors that a user can mend, in one line each."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the operating system's error in words.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(f"{path}: the disk is full; make room and give the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"{path}: may not be written; change its permissions, or name another directory") from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        if code in (errno.ENOENT, errno.ENOTDIR):
             raise UserError(f"{path}: its directory is not there; make it, or name another") from error
         raise
 

@@ -29,6 +29,7 @@ from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
 from selfedit.errors import UserError
 from selfedit.exam.verdict import GradeItem, Verdict
+from selfedit.runs.files import disk_errors, is_private
 from selfedit.runs.records import (
     Answer,
     CostRecord,
@@ -76,6 +77,11 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
         if not self.readonly:
+            if is_private(self.path):
+                # SQLite gives the files beside it the same permissions.
+                with disk_errors(self.path):
+                    self.path.touch()
+                    self.path.chmod(0o600)
             return self._open(f"{uri}?mode=rwc")
         connection = self._open(f"{uri}?mode=ro")
         try:

@@ -1,0 +1,48 @@
+"""Reads YAML that a user wrote: a file of settings, a recipe, prices; or one value on the command line.
+
+What such a file can do wrong is one line, whatever it is: not there, not text, not YAML, or YAML that unfolds without end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfedit.errors import UserError
+
+
+def read_yaml(path: str | Path, where: str) -> Any:
+    """The file's content as plain data; `where` begins an error's line (`--config mine.yaml`).
+
+    Aliases are refused: a few lines of them can stand for more data than any memory holds.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(f"{where}: aliases (*name) are not read here; write the value out")
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
+    except RecursionError:
+        raise UserError(f"{where}: not YAML that can be read (nested too deeply)") from None
+    # ValueError: dates and numbers that look right and are none.
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def parse_value(text: str) -> Any:
+    """A setting's value as YAML reads it: 3, 1e-3, true, [q_proj, v_proj], or text."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 takes 2e-3 for text
+    except ValueError:
+        return value
