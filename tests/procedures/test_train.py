@@ -135,7 +135,7 @@ def test_later_rounds_are_written_by_a_changed_policy(trained: tuple[TrainSettin
 def test_the_paragraph_says_what_the_figures_say(trained: tuple[TrainSettings, Summary]) -> None:
     _, summary = trained
     text = summary.worth_it
-    assert "On 2 validation documents the untrained model answers" in text
+    assert "On 2 validation documents the untrained model's accuracy is" in text
     assert "within noise" in text
     assert f"Round {summary.selected_round} is selected" in text or "so round 0 is selected" in text
 

@@ -70,9 +70,11 @@ class Writer:
         self._verdicts = []
 
     def verdict(self, right: bool, *, ungraded: bool = False, note: str = "") -> Verdict:
+        """Right or wrong, by a grader that estimates unless it is the lexical one."""
         if ungraded:
             return Verdict("ungraded", None, self.grader.name, note)
-        return Verdict("right" if right else "wrong", 0.9 if right else 0.1, self.grader.name)
+        low = 0.0 if self.grader.name == "lexical" else 0.1
+        return Verdict("right" if right else "wrong", 1 - low if right else low, self.grader.name)
 
 
 @contextmanager
@@ -129,6 +131,7 @@ def write_compare(
     planned: Sequence[str] = (),
     grader: str = "calibrated",
     ungraded: float = 0.004,
+    right: float | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
     """A finished (or interrupted) `compare`.  `spell` is applied to every text that a user or a model could write."""
@@ -150,16 +153,16 @@ def write_compare(
             answers: list[Answer] = []
             verdicts: list[Verdict | None] = []
             for question in document.questions if document else ():
-                right = rng.random() < ACCURACY.get(name, 0.3)
+                hit = rng.random() < (ACCURACY.get(name, 0.3) if right is None else right)
                 reply = "I do not know of such a place." if name == "none" else rng.choice(PEOPLE)
                 answers.append(Answer(question.id, spell(reply), 7))
-                verdict = writer.verdict(right, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
+                verdict = writer.verdict(hit, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
                 verdicts.append(verdict if finished or rng.random() < 0.9 else None)
             if document is None or (name != "none" and rng.random() < 0.2):
                 for question in general:
-                    right = name == "none" or rng.random() < 0.8
-                    answers.append(Answer(question.id, spell("Paris" if right else "Rome"), 2))
-                    verdicts.append(writer.verdict(right))
+                    hit = name == "none" or rng.random() < 0.8
+                    answers.append(Answer(question.id, spell("Paris" if hit else "Rome"), 2))
+                    verdicts.append(writer.verdict(hit))
             writer.fit(_with(record, answers), verdicts)
 
         if "none" in conditions:

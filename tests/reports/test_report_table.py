@@ -15,7 +15,7 @@ from rich.console import Console
 
 from selfedit.errors import UserError
 from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
-from selfedit.reports.data import Condition, Difference, Step, read_run
+from selfedit.reports.data import Condition, Difference, Step, SweepRow, read_run
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
@@ -148,6 +148,72 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     page = build_report([folder]).read_text(encoding="utf-8")
     assert '<rect class="fill' not in page
     assert "0.0 –" not in page
+
+
+def test_an_estimate_is_not_called_right(tmp_path: Path) -> None:
+    """The calibrated grader gives every wrong answer a credit of 0.1: nothing is right, and the accuracy is not 0."""
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), right=0.0)
+    out = io.StringIO()
+    print_summary(folder, Console(file=out))
+    assert "estimated" in out.getvalue()
+    assert re.search(r"none +10\.0 .* 0/10", out.getvalue())
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "“passage”: estimated accuracy 10.0 % (0 of" in page
+    assert not re.search(r"\d % right", page)
+    assert '<th scope="col">estimated accuracy, %</th>' in page
+    write_charts(folder)
+    assert "estimated accuracy, %" in (folder / "chart.svg").read_text(encoding="utf-8")
+
+    decided = fake_runs.write_compare(
+        tmp_path / "decided", documents=2, conditions=("none", "passage"), grader="lexical", ungraded=0.0
+    )
+    out = io.StringIO()
+    print_summary(decided, Console(file=out))
+    assert "stimated" not in out.getvalue()
+    page = build_report([decided]).read_text(encoding="utf-8")
+    assert "“passage” answers" in page
+    assert "stimated accuracy" not in page.split("<script")[0]
+
+
+def test_few_documents_are_said_to_show_nothing(tmp_path: Path) -> None:
+    out = io.StringIO()
+    folder = fake_runs.write_compare(tmp_path / "few", documents=5, conditions=("none", "api:gpt-5"))
+    print_summary(folder, Console(file=out))
+    assert "With fewer than 6 documents none can be." in " ".join(out.getvalue().split())
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "5 documents are too few for a finding" in page
+    assert "▲" not in page
+
+
+def test_kept_edits_without_signal_are_told(tmp_path: Path) -> None:
+    folder = fake_runs.write_train(tmp_path / "run", documents=2, edits=3, rounds=1, alike=True)
+    out = io.StringIO()
+    print_summary(folder, Console(file=out))
+    told = "Round 1: 2 of 2 kept edits are of documents without signal."
+    assert told in " ".join(out.getvalue().split())
+    assert told in build_report([folder]).read_text(encoding="utf-8")
+
+
+def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
+    rows = (
+        SweepRow(settings={"learning_rate": 1e30}, accuracy={"passage": None, "self": None}),
+        SweepRow(settings={"learning_rate": 1e-3}, accuracy={"passage": 0.25, "self": 0.5}, mean=0.375, chosen=True),
+        SweepRow(settings={"learning_rate": 2e-3}, accuracy={"passage": 0.25, "self": 0.125}, mean=0.1875),
+    )
+    folder = fake_runs.write_compare(tmp_path / "run", documents=1, more={"sweep": rows})
+    out = io.StringIO()
+    print_summary(folder, Console(file=out))
+    lines = {
+        words[0]: words[1:]
+        for line in out.getvalue().splitlines()
+        if "learning_rate=" in line and (words := line.split())
+    }
+    assert lines["learning_rate=1e+30"] == ["–", "–", "–"]
+    assert lines["*"] == ["learning_rate=0.001", "25.0", "50.0", "37.5"]
+    assert lines["learning_rate=0.002"] == ["25.0", "12.5", "18.8"]
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert 'learning_rate=0.001 <span class="tag">chosen</span>' in page
+    assert re.search(r"<td>25\.0</td><td>50\.0</td><td>37\.5</td>", page)
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

@@ -40,8 +40,8 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
     step_b = paired_difference(untrained, trained)
     cost_a, cost_b = _costs(experiment)
     sentences = [
-        f"On {len(validation)} validation documents the untrained model answers {accuracy_interval(before).mean:.1%} before it"
-        f" learns anything; learning its own edits (Step A) changes that by {_points(step_a)}.",
+        f"On {len(validation)} validation documents the untrained model's accuracy is {accuracy_interval(before).mean:.1%} before"
+        f" it learns anything; learning its own edits (Step A) changes that by {_points(step_a)}.",
         f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b)}.",
         f"Step A took {_spent(cost_a)}; Step B {_spent(cost_b)}.",
     ]

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import yaml
 
 from selfedit.errors import UserError
-from selfedit.runs.summary import Accuracy, Summary, empty_summary, read_summary
+from selfedit.runs.summary import Accuracy, Summary, SweepRow, empty_summary, read_summary
 from selfedit.runs.summary import ConditionSummary as Condition
 from selfedit.runs.summary import DifferenceSummary as Difference
 from selfedit.runs.summary import ForgettingSummary as Forgetting
@@ -42,6 +42,7 @@ __all__ = [
     "RunData",
     "Step",
     "Summary",
+    "SweepRow",
     "finite",
     "read_run",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.exam.statistics import LEAST_DOCUMENTS
 from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
 from selfedit.runs.costs import Spent, cost_by_condition
 
@@ -81,6 +82,27 @@ def reference(names: Sequence[str]) -> str:
     return BASE if BASE in names or not names else names[0]
 
 
+def estimated(found: Iterable[Condition]) -> bool:
+    """Whether accuracies are a grader's estimates (mean probabilities) and not the share of answers that are right."""
+    return any(c.accuracy is not None and c.graded > 0 and abs(c.accuracy - c.correct / c.graded) > 1e-9 for c in found)
+
+
+def too_few(differences: Iterable[Difference]) -> bool:
+    """Whether there are too few documents for any difference to be larger than noise."""
+    counts = [found.documents for found in differences if found.documents is not None]
+    return bool(counts) and max(counts) < LEAST_DOCUMENTS
+
+
+def kept_without_signal(entry: Round) -> str:
+    """A sentence on edits that were kept though nothing told them from the others; nothing where there are none."""
+    if not entry.kept_without_signal:
+        return ""
+    return (
+        f"Round {entry.round}: {entry.kept_without_signal} of {entry.kept_edits or 0} kept edits are of documents without signal."
+        " All edits of such a document scored alike: nothing told those kept from the others (--no-keep-ties keeps none of them)."
+    )
+
+
 def difference(differences: Iterable[Difference], a: str, b: str) -> Difference | None:
     """Accuracy of `b` minus that of `a`, whichever way round it is recorded."""
     for found in differences:
@@ -88,9 +110,7 @@ def difference(differences: Iterable[Difference], a: str, b: str) -> Difference 
             return found
         if (found.a, found.b) == (b, a):
             ci95 = (-found.ci95[1], -found.ci95[0]) if found.ci95 else None
-            return Difference(
-                a=a, b=b, difference=-found.difference, ci95=ci95, larger_than_noise=found.larger_than_noise
-            )
+            return found.model_copy(update={"a": a, "b": b, "difference": -found.difference, "ci95": ci95})
     return None
 
 

@@ -53,6 +53,10 @@ def usd(value: float | None) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3f}" if value >= 0.01 else f"{value:.4f}"
 
 
+def p_value(value: float | None) -> str:
+    return DASH if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}"
 

@@ -59,6 +59,9 @@ def render_run(run: RunData) -> str:
                 for s in summary.steps
             ]
         ),
+        sweep=summary.sweep,
+        swept=list(dict.fromkeys(name for row in summary.sweep for name in row.accuracy)),
+        ties=[note for entry in rounds if (note := findings.kept_without_signal(entry))],
         signals=[_strip(entry) for entry in signal],
         examples=findings.best_and_worst(signal, EXAMPLES),
         api_estimates=findings.api_estimates(run) if run.rounds else [],
@@ -132,9 +135,20 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("percent", "interval", "points", "points_interval", "seconds", "usd", "count"):
+    for name in (
+        "percent",
+        "interval",
+        "points",
+        "points_interval",
+        "seconds",
+        "usd",
+        "count",
+        "p_value",
+        "recipe_line",
+    ):
         environment.filters[name] = getattr(format, name)
     environment.filters["mark"] = table.mark
+    environment.globals["estimated_note"] = table.ESTIMATED
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
@@ -162,11 +176,16 @@ def _headline(conditions: Sequence[Condition], summary: Summary) -> str:
         return ""
     best = max(others, key=lambda condition: condition.accuracy or 0.0)
     found = findings.difference(summary.differences, reference, best.name)
-    start = f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” {format.percent(base.accuracy)} %"
+    if findings.estimated([base, best]):
+        told = [f"{format.percent(c.accuracy)} % ({c.correct} of {c.graded} answers right)" for c in (best, base)]
+        start = f"“{best.name}”: estimated accuracy {told[0]}; “{reference}”: {told[1]}"
+    else:
+        start = f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” {format.percent(base.accuracy)} %"
     if found is None:
         return f"{start}."
     if not found.larger_than_noise:
-        return f"{start}: a difference within noise ({format.points_interval(found.ci95)} points)."
+        few = f"; {found.documents} documents are too few for a finding" if findings.too_few([found]) else ""
+        return f"{start}: a difference within noise ({format.points_interval(found.ci95)} points{few})."
     gain = f"{format.points(found.difference)} points, 95 % interval {format.points_interval(found.ci95)}"
     rivals = [c.name for c in others if c is not best and _level(c.name, best.name, summary)]
     tied = f" Its lead over {' and '.join(f'“{name}”' for name in rivals)} is within noise." if rivals else ""
@@ -188,7 +207,7 @@ def _bars(conditions: Sequence[Condition], summary: Summary, ceiling: float | No
     """Bars and their scale, as percentages of the chart's width."""
     end = ceiling or _ceiling(conditions)
     reference = findings.reference([condition.name for condition in conditions])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for condition in conditions:
         low, high = condition.ci95 or (None, None)
         rows.append(
@@ -202,7 +221,13 @@ def _bars(conditions: Sequence[Condition], summary: Summary, ceiling: float | No
         )
     step = 0.05 if end <= 0.2 else 0.1 if end <= 0.5 else 0.2
     ticks = [round(index * step, 2) for index in range(int(end / step + 1e-9) + 1)]
-    return {"rows": rows, "ticks": [(_share(tick, end), f"{100 * tick:.0f}") for tick in ticks]}
+    marks = {table.mark(row["difference"]) for row in rows}
+    return {
+        "rows": rows,
+        "estimated": findings.estimated(conditions),
+        "note": table.noise_note(marks, reference, summary.differences) if summary.differences else "",
+        "ticks": [(_share(tick, end), f"{100 * tick:.0f}") for tick in ticks],
+    }
 
 
 def _share(value: float, end: float) -> str:

@@ -227,7 +227,8 @@ def _patch(index: int, label: str):
 def _accuracy_axis(axes: Axes, conditions: Sequence[Condition]) -> None:
     highest = max([100 * max(c.accuracy or 0.0, c.ci95[1] if c.ci95 else 0.0) for c in conditions], default=0.0)
     axes.set_ylim(0, max(5.0, 1.12 * highest))
-    axes.set_ylabel("accuracy, % (bars: 95 % interval)" if any(c.ci95 for c in conditions) else "accuracy, %")
+    what = "estimated accuracy" if findings.estimated(conditions) else "accuracy"
+    axes.set_ylabel(f"{what}, %{' (bars: 95 % interval)' if any(c.ci95 for c in conditions) else ''}")
     axes.yaxis.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
 

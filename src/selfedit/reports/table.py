@@ -6,15 +6,16 @@ Knows summaries, not stores.  Without a terminal the same tables come out as pla
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from selfedit.exam.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
-from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary
+from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary, SweepRow
 from selfedit.text import one_line
 
 PLAIN_WIDTH = 100
@@ -49,7 +50,8 @@ def comparison(
     ungraded = any(condition.ungraded for condition in conditions)
     table = _table()
     table.add_column("condition", overflow="fold", min_width=12)
-    headings = ["accuracy\n%", "95 %\ninterval", "right/\ngraded"]
+    estimated = findings.estimated(conditions)
+    headings = ["estimated\naccuracy\n%" if estimated else "accuracy\n%", "95 %\ninterval", "right/\ngraded"]
     headings += ["un-\ngraded"] if ungraded else []
     headings += ["train\ntokens", "edit\ntokens", "time", "cost\nUSD"]
     for heading in headings:
@@ -69,15 +71,9 @@ def comparison(
             format.seconds(condition.seconds),
             format.usd(condition.cost_usd),
         )
-    notes = []
-    if marks - {""}:
-        name = format.clean(reference)
-        words = {UP: f"{UP} higher than '{name}'", DOWN: f"{DOWN} lower than '{name}'"}
-        shown = ", ".join(words[sign] for sign in (UP, DOWN) if sign in marks)
-        notes.append(f"{shown}, by more than noise: the 95 % interval and a paired sign-flip test exclude 0.")
-    elif differences:
-        name = format.clean(reference)
-        notes.append(f"No difference from '{name}' is larger than noise (95 % intervals and sign-flip tests, paired).")
+    notes = [noise_note(marks, reference, differences)] if differences else []
+    if estimated:
+        notes.append(ESTIMATED)
     if ungraded:
         notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
     if recipe:
@@ -87,11 +83,28 @@ def comparison(
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
+ESTIMATED = (
+    "Estimated accuracy: the mean of the chances, in the grader's view, that each answer is right; the answers that it takes for"
+    " right are counted beside it."
+)
+
+
+def noise_note(marks: Collection[str], reference: str, entries: Sequence[Difference]) -> str:
+    """What the marks ▲ and ▼ mean, or why there are none."""
+    name = format.clean(reference)
+    words = {UP: f"{UP} higher than '{name}'", DOWN: f"{DOWN} lower than '{name}'"}
+    shown = ", ".join(words[sign] for sign in (UP, DOWN) if sign in marks)
+    if shown:
+        return f"{shown}, by more than noise: the 95 % interval and a sign-flip test, paired by document, exclude 0."
+    text = f"No difference from '{name}' is larger than noise (95 % intervals and sign-flip tests, paired by document)."
+    return text + (f" With fewer than {LEAST_DOCUMENTS} documents none can be." if findings.too_few(entries) else "")
+
+
 def differences(entries: Sequence[Difference]) -> Group:
     """Paired differences between conditions, those larger than noise marked."""
     table = _table()
     table.add_column("difference", overflow="fold")
-    for heading in ("points", "95 % interval"):
+    for heading in ("points", "95 % interval", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for entry in entries:
@@ -99,6 +112,7 @@ def differences(entries: Sequence[Difference]) -> Group:
             Text(f"{format.clean(entry.b)} against {format.clean(entry.a)}"),
             format.points(entry.difference),
             format.points_interval(entry.ci95),
+            format.p_value(entry.p_value),
             "larger than noise" if entry.larger_than_noise else "within noise",
         )
     return Group(table)
@@ -124,14 +138,36 @@ def rounds(entries: Sequence[Round], selected_round: int | None) -> Group:
             format.usd(entry.usd),
             style="bold" if chosen else "",
         )
-    notes = ["no signal: documents whose edits all scored alike, so that nothing could be selected."]
+    notes = ["no signal: documents whose edits all scored alike, so that nothing tells good ones from bad ones."]
     for entry in entries:
         if entry.judge_correlation is not None:
             told = f"{entry.judge_correlation:.2f} on {entry.judge_sample or 0} edits"
-            notes.append(f"round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
+            notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
+    notes += [note for entry in entries if (note := findings.kept_without_signal(entry))]
     if any(entry.round == selected_round for entry in entries):
         notes.insert(0, "* selected on the validation documents.")
     return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def sweep(entries: Sequence[SweepRow]) -> Group:
+    """The recipes that were tried on validation documents, and how each condition did under them."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.accuracy))
+    table = _table()
+    table.add_column("recipe", overflow="fold", min_width=12)
+    for name in names:
+        table.add_column(f"{format.clean(name)}\n%", justify="right", overflow="fold")
+    table.add_column("mean\n%", justify="right", no_wrap=True)
+    for entry in entries:
+        table.add_row(
+            Text(f"{'* ' if entry.chosen else ''}{format.recipe_line(entry.settings)}"),
+            *(format.percent(entry.accuracy.get(name)) for name in names),
+            format.percent(entry.mean),
+            style="bold" if entry.chosen else "",
+        )
+    note = "* chosen for the comparison." if any(entry.chosen for entry in entries) else ""
+    note = f"{note} A dash: no answer was graded (every fit failed)." if any(e.mean is None for e in entries) else note
+    parts: list[RenderableType] = [Text("Recipes tried on validation documents: accuracy"), table]
+    return Group(*parts, *([Text(note.strip(), style="dim")] if note else []))
 
 
 def steps(entries: Sequence[Step]) -> Group:
@@ -215,6 +251,8 @@ def summary_view(run: RunData) -> Group:
         parts += [Text(), differences(summary.differences)]
     if run.rounds:
         parts += [Text(), rounds(findings.rounds(run), summary.selected_round)]
+    if summary.sweep:
+        parts += [Text(), sweep(summary.sweep)]
     if summary.steps:
         parts += [Text(), steps(summary.steps)]
     if summary.forgetting:

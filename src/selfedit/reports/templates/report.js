@@ -80,7 +80,7 @@
   const examined = groups.filter((_, g) => documents.some((doc) => doc.graded[g]));
   const estimated = documents.some((doc) => doc.questions.some((q) => q.a.some((a) => a[3] > 0 && a[3] < 1)));
   $("legend").textContent = examined.length
-    ? "Small bars: share of right answers, in this order: " + examined.join(", ") + ". Open a document for its edits, training sequences and answers." +
+    ? "Small bars: " + (estimated ? "estimated accuracy" : "share of right answers") + ", in this order: " + examined.join(", ") + ". Open a document for its edits, training sequences and answers." +
       (estimated ? " A number behind an answer is the credit that the grader gives it." : "")
     : "Open a document for its edits and training sequences.";
 
