@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from selfedit.documents import Document, split_by_title, split_text
-from selfedit.documents.splitting import part_spans
+from selfedit.documents import Document, part_spans, split_by_title, split_text
 from selfedit.errors import UserError
 
 

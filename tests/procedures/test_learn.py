@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfedit.engine import DecodeRequest, decode
 from selfedit.errors import UserError
 from selfedit.models import load_model
+from selfedit.models.tokenizer import Tokenizer
+from selfedit.procedures import experiment, training_data
 from selfedit.procedures.ask import Asker
 from selfedit.procedures.export import export
 from selfedit.procedures.learn import Learned, learn
@@ -163,7 +165,72 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
     for one, two in itertools.pairwise(parts):
         assert two[:20] in one
     assert notes == [event.message]
-    assert "more than the 1024 that are learned at once: cut into overlapping parts" in event.message
+    assert "longer than the 1,024 tokens that are learned at once: cut into overlapping parts" in event.message
+
+
+def test_a_long_text_is_never_encoded_whole_and_progress_is_shown(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "_MANY_CHARACTERS", 10_000)
+    monkeypatch.setattr(training_data, "_PIECE", 1000)
+    text = " ".join(f"Ada made a kite in Oslo for {k} coins." for k in range(500))
+    (tmp_path / "long.txt").write_text(text)
+    encoded: list[int] = []
+    encode = Tokenizer.encode
+
+    def watched(self: Tokenizer, text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    phases: dict[str, float] = {}
+
+    class Listener:
+        def begin(self, phase: str, total: float | None) -> None:
+            self.phase = phase
+            phases[phase] = 0
+
+        def advance(self, amount: float) -> None:
+            phases[self.phase] += amount
+
+        def note(self, line: str) -> None: ...
+
+    class Stop(Exception):
+        """The units are cut; there is no need to train."""
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(experiment.Experiment, "run_units", stop)
+    settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "long.txt"),), editor="passage", **quick)
+    with pytest.raises(Stop):
+        learn(settings, progress=Listener())
+    assert phases["learning: cutting characters into sequences"] == len(text)
+    assert max(encoded) < len(text) / 2
+
+
+def test_a_document_too_long_to_be_read_by_the_editor_is_named(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text(" ".join(f"Ada made a kite in Oslo for {k} coins." for k in range(200)))
+    (tmp_path / "short.txt").write_text("Bo made a lamp in Lima.")
+    files = (str(tmp_path / "long.txt"), str(tmp_path / "short.txt"))
+    settings = LearnSettings(model=chat_model, documents=files, **quick)
+    why = r"long\.txt.*: the prompt is longer than the 1,024 tokens that the model reads; cut the document into shorter ones"
+    with pytest.raises(UserError, match=why):
+        learn(settings)
+    assert learn(settings.model_copy(update={"max_missing_edits": 0.5})).documents == 1
+
+
+def test_a_question_too_long_to_be_read_is_named(quick: dict[str, Any], chat_model: str, tmp_path: Path) -> None:
+    (row,) = rows(1)
+    row["questions"][1]["question"] = "Why? " * 1000
+    file = write_rows(tmp_path / "documents.jsonl", [row])
+    settings = LearnSettings(model=chat_model, documents=(str(file),), editor="passage", **quick)
+    with pytest.raises(
+        UserError, match="question d0/q1: the prompt is longer than the 1,024 tokens that the model reads"
+    ):
+        learn(settings)
 
 
 def test_a_finished_run_learns_nothing_again(learned: tuple[LearnSettings, Learned]) -> None:

@@ -3,7 +3,7 @@
 from selfedit.documents.document import Document, Question
 from selfedit.documents.loading import NEWS_SPLITS, LeftOut, iter_documents, load_documents
 from selfedit.documents.rows import document_from_row, document_to_row
-from selfedit.documents.splitting import sharing_titles, split_by_title, split_text
+from selfedit.documents.splitting import part_spans, sharing_titles, split_by_title, split_text
 from selfedit.documents.written_edits import WrittenEdits, load_edits
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "iter_documents",
     "load_documents",
     "load_edits",
+    "part_spans",
     "sharing_titles",
     "split_by_title",
     "split_text",

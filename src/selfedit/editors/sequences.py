@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfedit.documents import Document, split_text
+from selfedit.documents import Document, part_spans
 from selfedit.editors.cleaning import ANSWER, QUESTION
 
 Cutting = Literal["lines", "whole"]
@@ -36,12 +36,14 @@ def cut(
     questions_as_exam: bool = False,
     max_tokens: int,
     count_tokens: Callable[[str], int],
+    advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
     `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence.  With
     `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
     text longer than `max_tokens` is cut into overlapping parts.  An edit of which nothing is left leaves the document.
+    `advance` is told, part by part, how many characters were cut.
     """
     sequences: list[TrainingSequence] = []
     lines = [line for line in (edit or "").splitlines() if line.strip()]
@@ -55,8 +57,12 @@ def cut(
         texts = [*texts, document.text]
     room = max(_SMALLEST_PART, max_tokens - count_tokens(document.title) - _FORM)
     for text in texts:
-        for part in split_text(text, room, overlap=room // 8, length=count_tokens):
-            sequences.append(TrainingSequence(document.title, part))
+        covered = 0
+        for begin, end in part_spans(text, room, overlap=room // 8, length=count_tokens):
+            sequences.append(TrainingSequence(document.title, text[begin:end].strip()))
+            if advance is not None:
+                advance(end - covered)
+            covered = end
     return sequences
 
 

@@ -29,7 +29,7 @@ from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
 from selfedit.procedures.progress import Progress, Quiet
 from selfedit.procedures.settings import FREE, Settings
-from selfedit.procedures.training_data import tokenize, training_sequences
+from selfedit.procedures.training_data import longer_than, tokenize, training_sequences
 from selfedit.prompts import Prompts, edit_lead
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent, api_cost, device_cost
@@ -53,6 +53,7 @@ from selfedit.workers.units import (
 )
 from selfedit.workers.worker import ModelSource
 
+_MANY_CHARACTERS = 1_000_000  # of which the cutting takes long enough to be shown
 _EXAM_UNIT = 64  # prompts of one unit without adapters
 U = TypeVar("U", WriteUnit, FitUnit)
 LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
@@ -341,7 +342,13 @@ class Experiment(AbstractContextManager["Experiment"]):
         prompts: dict[str, tuple[tuple[int, ...], str]] = {}
         for document in {document.id: document for document, _ in asked.values()}.values():
             text, lead = self.edit_prompt(prompt, document)
-            prompts[document.id] = tuple(tokenizer.prompt_ids(text)), lead
+            try:
+                prompts[document.id] = self._prompt_ids(text), lead
+            except UserError as error:
+                for other, index in asked.values():
+                    if other.id == document.id:
+                        self.leave_out(document, name, index, round, f"{error}; cut the document into shorter ones")
+        asked = {id: (document, index) for id, (document, index) in asked.items() if document.id in prompts}
 
         def request(document: Document, index: int) -> DecodeRequest:
             return DecodeRequest(
@@ -537,9 +544,13 @@ class Experiment(AbstractContextManager["Experiment"]):
         def cut() -> list[FitUnit]:
             known = self._known_general(learnings)
             groups: dict[tuple[tuple[str, ...], LoraSpec], list[FitTask]] = {}
+            characters = sum(len(document.text) for learning in learnings for document in learning.documents)
+            if characters > _MANY_CHARACTERS:
+                self.progress.begin(f"{label}: cutting characters into sequences", characters)
             for learning in learnings:
                 recipe = (recipes or {}).get(learning.condition, self.recipe)
-                sequences = self.sequences(learning, recipe)
+                advance = self.progress.advance if characters > _MANY_CHARACTERS else None
+                sequences = self.sequences(learning, recipe, advance)
                 questions = self._exam_questions(learning, known)
                 job = FitJob(
                     tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences),
@@ -605,13 +616,20 @@ class Experiment(AbstractContextManager["Experiment"]):
             self.progress.note(f"fit {record.id} failed: {record.error}")
         return self.cost_of_time("fits", learning.condition, outcome.seconds, learning.round)
 
-    def sequences(self, learning: Learning, recipe: Recipe) -> list[TrainingSequence]:
-        """The training sequences of a fit, edits and documents in order."""
+    def sequences(
+        self, learning: Learning, recipe: Recipe, advance: Callable[[int], None] | None = None
+    ) -> list[TrainingSequence]:
+        """The training sequences of a fit, edits and documents in order.  `advance` is told how many characters were cut."""
         return [
             sequence
             for document, edit in zip(learning.documents, learning.edits, strict=True)
             for sequence in training_sequences(
-                document, edit[1] if edit else None, recipe, self.pool.tokenizer, self.pool.context_length
+                document,
+                edit[1] if edit else None,
+                recipe,
+                self.pool.tokenizer,
+                self.pool.context_length,
+                advance=advance,
             )
         ]
 
@@ -620,7 +638,20 @@ class Experiment(AbstractContextManager["Experiment"]):
         tokenizer = self.pool.tokenizer
         title = document.title if document else GENERAL_TITLE
         text = self.prompts.exam(instruct=tokenizer.instruct, title=title, question=question.question)
-        return DecodeRequest(tuple(tokenizer.prompt_ids(text)), self.settings.max_answer_tokens, tokenizer.stop_ids)
+        try:
+            ids = self._prompt_ids(text)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}; shorten the question") from None
+        return DecodeRequest(ids, self.settings.max_answer_tokens, tokenizer.stop_ids)
+
+    def _prompt_ids(self, text: str) -> tuple[int, ...]:
+        """A prompt's tokens.  UserError where they are more than the model can read."""
+        tokenizer, most = self.pool.tokenizer, self.pool.context_length - 1  # a reply has one token at least
+        if len(text) <= most or not longer_than(tokenizer, text, most):
+            ids = tuple(tokenizer.prompt_ids(text))
+            if len(ids) <= most:
+                return ids
+        raise UserError(f"the prompt is longer than the {most + 1:,} tokens that the model reads")
 
     def _answer(self, question: Question, ids: Sequence[int]) -> Answer:
         text = self.pool.tokenizer.decode(ids).strip()

@@ -21,6 +21,7 @@ from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
 from selfedit.procedures.summarise import summarise
+from selfedit.procedures.training_data import longer_than
 from selfedit.runs.files import directory_atomically
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
@@ -129,7 +130,8 @@ def _say_what_is_cut(experiment: Experiment, documents: Sequence[Document]) -> N
     tokenizer = experiment.pool.tokenizer
     limit = min(experiment.recipe.max_sequence_tokens, experiment.pool.context_length)
     for document in documents:
-        tokens = len(tokenizer.encode(document.text))
-        if tokens > limit:
-            line = f"{document.id}: {tokens} tokens, more than the {limit} that are learned at once: cut into overlapping parts"
+        if longer_than(tokenizer, document.text, limit):
+            line = (
+                f"{document.id}: longer than the {limit:,} tokens that are learned at once: cut into overlapping parts"
+            )
             experiment.warn("document cut into parts", line)

@@ -5,6 +5,8 @@ Knows recipes, prompts and a tokenizer.  Knows nothing of fits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from selfedit.documents import Document
 from selfedit.editors.sequences import TrainingSequence, cut
 from selfedit.models import Tokenizer
@@ -12,11 +14,30 @@ from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe
 from selfedit.workers.units import TokenSequence
 
+_PIECE = 1 << 16  # characters
+
+
+def longer_than(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
+    """Whether a text has more tokens than so many.  It is encoded piece by piece, and no further than is needed to know: a
+    tokenizer takes 150 bytes of memory per character."""
+    counted = 0
+    for begin in range(0, len(text), _PIECE):
+        counted += len(tokenizer.encode(text[begin : begin + _PIECE]))
+        if counted > tokens:
+            return True
+    return False
+
 
 def training_sequences(
-    document: Document, edit: str | None, recipe: Recipe, tokenizer: Tokenizer, context_length: int
+    document: Document,
+    edit: str | None,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    context_length: int,
+    *,
+    advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
-    """What is learned of one document: its edit's texts, then its own."""
+    """What is learned of one document: its edit's texts, then its own.  `advance` is told how many characters were cut."""
     return cut(
         document,
         edit,
@@ -25,6 +46,7 @@ def training_sequences(
         questions_as_exam=recipe.questions_as_exam,
         max_tokens=min(recipe.max_sequence_tokens, context_length),
         count_tokens=lambda text: len(tokenizer.encode(text)),
+        advance=advance,
     )
 
 
