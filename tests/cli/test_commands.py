@@ -38,6 +38,7 @@ LIGHT = [
     "learn",
     "learn nowhere.txt",
     "learn nowhere.txt --editor none",
+    "compare --model ./nowhere --limit 1",
     "compare --edits 0",
     "compare --speed fast",
     "compare --config nowhere.yaml",

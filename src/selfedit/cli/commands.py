@@ -83,6 +83,7 @@ def _compare(arguments: argparse.Namespace) -> Any:
 def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     """One run a model, below --out, and one page that compares them."""
     from selfedit.cli.flags import read_settings
+    from selfedit.models import local_path
     from selfedit.procedures.settings import CompareSettings
     from selfedit.reports import build_report, print_comparison
     from selfedit.runs.files import begin_privately
@@ -90,6 +91,9 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     arguments.model = models[0]
     out = read_settings(CompareSettings, arguments).out
     names = _run_names(models)
+    for model, name in zip(models, names, strict=True):
+        if not (out / name / "summary.json").exists():
+            local_path(model)
     if not arguments.plan and not out.exists():
         begin_privately(out)  # the page shows what the runs hold
     folders, results = [], []

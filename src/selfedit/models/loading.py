@@ -6,11 +6,11 @@ Knows dtypes, devices and whether a model takes chat messages.  Knows nothing of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
-from selfedit.models.bundled import NAME, bundled_folder
+from selfedit.models.bundled import NAME
+from selfedit.models.finding import local_path
 from selfedit.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ class Model:
     def context_length(self) -> int:
         """How many tokens the model can read at once."""
         return int(getattr(self.hf.config.get_text_config(), "max_position_embeddings", 0) or 2048)
-
-
-def local_path(name: str) -> str | Path:
-    """Where `from_pretrained` finds a model: the bundled model's converted folder, or the name itself."""
-    return bundled_folder() if name == NAME else name
 
 
 def load_tokenizer(name: str, *, instruct: bool | None = None, trust_remote_code: bool = False) -> Tokenizer:
@@ -65,6 +60,7 @@ def load_model(
     `dtype` is `auto` (float32 on a CPU without fast bfloat16, bfloat16 elsewhere), `float32` or `bfloat16`; `device` is
     the first accelerator, else the CPU.  Errors: UserError for an unknown model, device or dtype.
     """
+    local_path(name)  # before what takes seconds to import
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.models import BUNDLED, Model, load_model
+from selfedit.models import BUNDLED, Model, load_model, local_path
 from selfedit.runs.directory import read_config
 
 
@@ -33,6 +33,8 @@ class Asker:
     ) -> None:
         folder, run_model = adapter_folder(adapter)
         name = run_model or base_model(folder)
+        if not isinstance(model, Model):
+            local_path(model or name)
         # Only now, when all is there, what takes seconds to import.
         from selfedit.engine import AdapterBank, load_adapter
 

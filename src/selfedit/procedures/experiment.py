@@ -27,6 +27,7 @@ from selfedit.exam.graders import judge_model, make_grader
 from selfedit.exam.judge import JudgeRequest, parse_reply
 from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
+from selfedit.models import local_path
 from selfedit.procedures.progress import Progress, Quiet
 from selfedit.procedures.settings import FREE, Settings
 from selfedit.procedures.training_data import longer_than, tokenize, training_sequences
@@ -181,6 +182,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         """Finds what a user got wrong about model, editors or judge before a run does any work.  Errors: UserError."""
         if self.store.documents():
             return
+        if self._pool is None:
+            local_path(self.settings.model)
         judge = judge_model(self.settings.grader)
         if judge not in (None, LOCAL_JUDGE):
             self.api_client(str(judge)).close()

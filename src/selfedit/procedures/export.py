@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.models import load_model
+from selfedit.models import load_model, local_path
 from selfedit.procedures.ask import adapter_errors, adapter_folder, base_model
 from selfedit.procedures.policies import delta_name, read_trained
 from selfedit.runs.directory import RunDirectory
@@ -35,6 +35,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
     folders, name = _adapters(source)
+    local_path(model or name)
     from selfedit.engine import merge_adapter
 
     loaded = load_model(model or name, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)
