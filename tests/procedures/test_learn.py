@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from selfedit.models import load_model
 from selfedit.models.tokenizer import Tokenizer
 from selfedit.procedures import experiment, training_data
 from selfedit.procedures.ask import Asker
+from selfedit.procedures.compare import compare
+from selfedit.procedures.continual import continual
 from selfedit.procedures.export import export
 from selfedit.procedures.learn import Learned, learn
 from selfedit.procedures.restem import train
-from selfedit.procedures.settings import LearnSettings, TrainSettings
+from selfedit.procedures.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
+from selfedit.prompts import Prompts
 from selfedit.runs.store import Store
 from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
@@ -112,8 +116,53 @@ def test_the_selected_policy_of_train_is_exported(small_train: dict[str, Any], t
     )
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(merged.hf.get_parameter(name), base.hf.get_parameter(name))
-    with pytest.raises(UserError, match="no adapter there"):
+    # And asked: the merged chain, and the model as it was.
+    with Asker(settings.out, device="cpu", dtype="float32", max_tokens=12) as asker:
+        answers = [asker.answer(QUESTION), asker.answer(QUESTION, base=True)]
+    assert answers == [_greedy(str(tmp_path / "policy")), _greedy(settings.model)]
+
+
+def _greedy(name: str) -> str:
+    model = load_model(name, device="cpu", dtype="float32")
+    request = DecodeRequest(tuple(model.tokenizer.chat_ids(QUESTION)), 12, model.tokenizer.stop_ids)
+    (completion,) = decode(model.hf, [request])
+    return model.tokenizer.decode(completion.ids).strip()
+
+
+def test_a_run_of_continual_is_exported_and_asked(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
+) -> None:
+    settings = ContinualSettings(model=chat_model, documents=(documents(3),), editor="passage", **quick)
+    continual(settings)
+    exported = export(settings.out, tmp_path / "model", dtype="float32")
+    assert exported.merged == 3
+    with Asker(settings.out, device="cpu", dtype="float32", max_tokens=12) as asker:
+        assert asker.answer(QUESTION) == _greedy(str(tmp_path / "model")) != _greedy(chat_model)
+    # The deltas, in their order, are what the run itself examined after its last step.
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        answers = {a.question_id: a.answer for a in store.scored_answers("calibrated", round=3, condition="after")}
+    merged = load_model(str(tmp_path / "model"), device="cpu", dtype="float32")
+    title, question = rows(3)[0]["title"], rows(3)[0]["questions"][0]["question"]
+    prompt = merged.tokenizer.prompt_ids(Prompts().exam(instruct=True, title=title, question=question))
+    (completion,) = decode(merged.hf, [DecodeRequest(tuple(prompt), 6, merged.tokenizer.stop_ids)])
+    assert merged.tokenizer.decode(completion.ids).strip() == answers["d0/q0"]
+    shutil.rmtree(settings.out / "checkpoints" / "round-02")
+    for use in (Asker, lambda source: export(source, tmp_path / "again")):
+        with pytest.raises(UserError, match=r"round-02: no adapter there; the same `selfedit continual` command makes"):
+            use(settings.out)
+    (settings.out / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"summary.json"):
         Asker(settings.out)
+
+
+def test_a_run_that_keeps_no_adapter_is_refused(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
+) -> None:
+    settings = CompareSettings(model=chat_model, documents=(documents(1),), editor=("none",), **quick)
+    compare(settings)
+    for use in (Asker, lambda source: export(source, tmp_path / "model")):
+        with pytest.raises(UserError, match="a run of compare keeps no adapter; name a run of `learn`, `train` or"):
+            use(settings.out)
 
 
 def test_documents_without_questions_are_learned_without_an_exam(
@@ -281,7 +330,7 @@ def test_an_adapter_of_another_model_is_refused(
     other = tmp_path / "other"
     tiny_model("llama").save_pretrained(other)
     AutoTokenizer.from_pretrained(settings.model).save_pretrained(other)
-    with pytest.raises(UserError, match=r"does not fit model .*other .*; name its model with --model") as raised:
+    with pytest.raises(UserError, match=r"belongs to another model; name its model with --model") as raised:
         Asker(found.adapter, model=str(other), device="cpu")
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=r"belongs to another model; name its model with --model"):

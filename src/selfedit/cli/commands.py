@@ -175,7 +175,7 @@ def _learn(arguments: argparse.Namespace) -> Any:
 
 
 def _ask_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="an adapter's folder, or the run directory of `selfedit learn`")
+    parser.add_argument("adapter", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
     parser.add_argument("question", nargs="?", help="without one, a chat begins")
     parser.add_argument("--base", action="store_true", help="show the unadapted model's answer beside it")
     parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
@@ -378,7 +378,7 @@ def _cost(arguments: argparse.Namespace) -> Any:
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="an adapter's folder, or the run directory of `learn` or `train`")
+    parser.add_argument("source", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
     parser.add_argument("out", help="the folder to write the merged model to")
     parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")

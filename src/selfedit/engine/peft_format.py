@@ -116,7 +116,8 @@ def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, 
 
 
 def model_name(folder: Path) -> str | None:
-    """The model that an adapter belongs to, by the name that whoever trained it gave."""
+    """The model that an adapter belongs to, by the name that whoever trained it gave.  Errors: as `load`."""
+    _read_config(folder)
     base = _read_json(folder).get("base_model_name_or_path")
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
         name = (file.metadata() or {}).get(_MODEL, base)
@@ -204,18 +205,21 @@ def _shapes(folder: Path, file: Any, rank: int) -> dict[str, tuple[int, int]]:
 def _check_fit(
     folder: Path, shapes: dict[str, tuple[int, int]], targets: Sequence[str], model: PreTrainedModel
 ) -> None:
+    model_name = model.config._name_or_path or type(model).__name__
     for name, shape in shapes.items():
         weight = _weight(model, name)
         if weight is None:
-            raise ValueError(f"{folder}: the model has no layer {_short(name)}; the adapter belongs to another model")
+            raise ValueError(
+                f"{folder}: {model_name} has no layer {_short(name)}; the adapter belongs to another model"
+            )
         if tuple(weight.shape) != shape:
             raise ValueError(
-                f"{folder}: {_short(name)} has another shape than in this model; the adapter belongs to another model"
+                f"{folder}: {_short(name)} has another shape in {model_name}; the adapter belongs to another model"
             )
     missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in shapes]
     if missing:
         raise ValueError(
-            f"{folder}: the tensors of {missing[0]} are missing ({len(missing)} of {len(missing) + len(shapes)} layers);"
+            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing (first: {missing[0]});"
             " the adapter is not whole, or belongs to another model"
         )
 

@@ -17,6 +17,7 @@ from selfedit.documents import Document
 from selfedit.editors.edit import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.procedures.adapters import LEARNED
 from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
@@ -26,8 +27,6 @@ from selfedit.runs.files import directory_atomically
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 from selfedit.workers.units import FitOutcome
-
-ADAPTER = "learned"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def learn(
             learned = experiment.with_edits(documents, spec.name)
             if not learned:
                 raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
-        folder = experiment.run.adapter(ADAPTER)
+        folder = experiment.run.adapter(LEARNED)
 
         def save(_: Learning, outcome: FitOutcome) -> None:
             with directory_atomically(folder) as scratch:

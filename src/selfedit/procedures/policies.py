@@ -32,6 +32,11 @@ def delta_name(round: int) -> str:
     return f"round-{round:02d}"
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds an adapter's files."""
+    return all((folder / name).is_file() for name in DELTA_FILES)
+
+
 def read_delta(folder: Path) -> dict[str, bytes]:
     """The files of one delta.  Errors: UserError where one is missing."""
     try:
