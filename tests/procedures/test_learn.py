@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from counting_pool import CountingPool
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfedit.engine import DecodeRequest, decode
 from selfedit.errors import UserError
-from selfedit.models import load_model
+from selfedit.models import BUNDLED, finding, load_model
 from selfedit.models.tokenizer import Tokenizer
 from selfedit.procedures import experiment, training_data
 from selfedit.procedures.ask import Asker
@@ -76,6 +77,92 @@ def test_the_adapter_loads_in_peft_and_answers_alike(learned: tuple[LearnSetting
         output = generator.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
         assert model.tokenizer.decode(output[0, ids.shape[1] :].tolist()).strip() == expected
     assert ours != base
+
+
+def test_others_tools_load_it_by_itself_with_its_tokenizer_and_a_card(learned: tuple[LearnSettings, Learned]) -> None:
+    settings, found = learned
+    model = load_model(settings.model, device="cpu", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(found.adapter)
+    prompt = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(prompt, add_special_tokens=False, return_tensors="pt")
+    assert ids[0].tolist() == model.tokenizer.chat_ids(QUESTION)
+    peft = AutoPeftModelForCausalLM.from_pretrained(found.adapter).eval()
+    output = peft.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+    with Asker(found.adapter, device="cpu", dtype="float32", max_tokens=12) as asker:
+        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip() == asker.answer(QUESTION)
+    head, _, text = (found.adapter / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(head)["base_model"] == settings.model
+    assert "learned 3 documents" in text
+    assert "| learning_rate | 0.01 |" in text
+
+
+def test_the_bundled_models_adapter_names_a_base_that_resolves(
+    quick: dict[str, Any],
+    documents: Callable[[int], str],
+    chat_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finding, "bundled_folder", lambda: Path(chat_model))
+    settings = LearnSettings(model=BUNDLED, documents=(documents(1),), editor="passage", **quick)
+    adapter = shutil.copytree(learn(settings).adapter, tmp_path / "moved")
+    # The hub's cache, as a download leaves it, with the tiny model under the bundled one's name there.
+    hub = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(chat_model, hub / "snapshots" / ("0" * 40))
+    peft = AutoPeftModelForCausalLM.from_pretrained(adapter, cache_dir=tmp_path / "hub", local_files_only=True)
+    assert peft.peft_config["default"].base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    # selfedit itself goes on finding the bundled one, without a hub.
+    with Asker(adapter, device="cpu", dtype="float32", max_tokens=6) as asker:
+        assert asker.model.name == BUNDLED
+    card = (adapter / "README.md").read_text()
+    assert "on the hub's weights, answers can differ a little" in card
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short"])
+def test_an_adapter_that_has_gone_is_made_again(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, harm: str
+) -> None:
+    settings = LearnSettings(model=chat_model, documents=(documents(2),), editor="passage", **quick)
+    found = learn(settings)
+    before = {file.name: file.read_bytes() for file in found.adapter.iterdir()}
+    if harm == "gone":
+        shutil.rmtree(found.adapter)
+        with pytest.raises(UserError, match="no adapter there; the same `selfedit learn` command makes it again"):
+            Asker(settings.out)
+    else:
+        weights = found.adapter / "adapter_model.safetensors"
+        weights.write_bytes(before[weights.name][:-1])
+    pool = CountingPool(chat_model)
+    again = learn(settings, pool=pool)
+    assert len(pool.units) == 1
+    assert {file.name: file.read_bytes() for file in found.adapter.iterdir()} == before
+    assert again.summary is not None
+    assert found.summary is not None
+    assert again.summary.conditions[1].correct == found.summary.conditions[1].correct
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        assert len([cost for cost in store.costs() if cost.what == "fits"]) == 2
+        assert len(store.events("adapter made again")) == 1
+    idle = CountingPool(chat_model)
+    learn(settings, pool=idle)
+    assert idle.units == []
+
+
+def test_checkpoints_that_have_gone_are_made_again(
+    quick: dict[str, Any], small_train: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    steps = ContinualSettings(
+        model=chat_model, documents=(documents(3),), editor="passage", **{**quick, "out": quick["out"] / "steps"}
+    )
+    rounds = TrainSettings(**{**small_train, "validation_share": 0, "out": quick["out"] / "rounds"})
+    for procedure, settings in ((continual, steps), (train, rounds)):
+        before = procedure(settings)
+        files = {path: path.read_bytes() for path in settings.out.glob("checkpoints/*/*")}
+        shutil.rmtree(settings.out / "checkpoints" / "round-01")
+        again = procedure(settings)
+        assert {path: path.read_bytes() for path in settings.out.glob("checkpoints/*/*")} == files
+        assert again.conditions[0].accuracy == before.conditions[0].accuracy
 
 
 def test_it_is_asked_by_run_or_by_folder(learned: tuple[LearnSettings, Learned]) -> None:

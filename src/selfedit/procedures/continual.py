@@ -6,7 +6,6 @@ self-editing experiment (Zweiger et al. 2025, section 5) is of this form.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from selfedit.documents import Document
@@ -18,10 +17,8 @@ from selfedit.procedures.policies import read_delta
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import ContinualSettings
 from selfedit.procedures.summarise import summarise
-from selfedit.runs.files import directory_atomically
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
-from selfedit.workers.units import FitOutcome
 
 
 def continual(settings: ContinualSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
@@ -44,12 +41,6 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
         reached = max((fit.round for fit in experiment.store.fits()), default=0)
         for step, document in enumerate(documents, start=1):
             folder = experiment.run.checkpoint(step)
-
-            def save(_: Learning, outcome: FitOutcome, folder: Path = folder) -> None:
-                with directory_atomically(folder) as scratch:
-                    for name, content in outcome.adapter.items():
-                        (scratch / name).write_bytes(content)
-
             edits: tuple[tuple[str | None, str] | None, ...] = (None,)
             if spec.kind != "passage":
                 if step > reached:  # what was left out of an earlier step is not in the models of the later ones
@@ -68,9 +59,8 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
                 text = "\n".join(edit.edit.text for edit in stored)
                 edits = ((stored[0].id if len(stored) == 1 else None, text),)
             experiment.fit_and_examine(
-                [Learning(spec.name, (document,), edits, 0, step, chain, keep=True, examine=False)],
+                [Learning(spec.name, (document,), edits, 0, step, chain, folder, examine=False)],
                 label=f"step {step} of {len(documents)}",
-                on_adapter=save,
             )
             if not folder.exists():
                 (failed,) = experiment.store.fits(round=step, condition=spec.name)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from selfedit.exam.judge import JudgeRequest, parse_reply
 from selfedit.exam.statistics import DocumentScore
 from selfedit.exam.verdict import Grader
 from selfedit.models import local_path
+from selfedit.procedures.policies import is_whole, write_adapter
 from selfedit.procedures.progress import Progress, Quiet
 from selfedit.procedures.settings import FREE, Settings
 from selfedit.procedures.training_data import longer_than, tokenize, training_sequences
@@ -77,7 +79,7 @@ class Learning:
     replicate: int = 0
     round: int = 0
     policy: tuple[str, ...] = ()
-    keep: bool = False
+    keep: Path | None = None
     examine: bool = True
 
     @property
@@ -532,17 +534,18 @@ class Experiment(AbstractContextManager["Experiment"]):
         *,
         recipes: Mapping[str, Recipe] | None = None,
         label: str = "fits",
-        on_adapter: Callable[[Learning, FitOutcome], None] | None = None,
+        beside: Callable[[Path], None] | None = None,
     ) -> None:
         """Makes the fits that are not there yet, through the engine, and commits each unit with its answers.
 
         Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share banks.
-        `on_adapter` is given the outcome of a fit with `keep`, before the fit is committed.  Errors: UserError where such a fit was
-        given up.
+        An adapter that is to be kept lies in its folder before its fit is committed, with what `beside` adds to the folder; one
+        that has gone since is made again.  Errors: UserError where such a fit was given up.
         """
         by_id = {learning.id: learning for learning in learnings}
         texts: dict[str, tuple[str, ...]] = {}
         asked: dict[str, list[Question]] = {}
+        done = self.store.fit_ids() - self._gone(learnings)
 
         def cut() -> list[FitUnit]:
             known = self._known_general(learnings)
@@ -561,7 +564,7 @@ class Experiment(AbstractContextManager["Experiment"]):
                     self.seed("fit", learning.id),
                 )
                 exam = tuple(self.exam_request(document, question) for document, question in questions)
-                task = FitTask(learning.id, job, exam, learning.keep)
+                task = FitTask(learning.id, job, exam, learning.keep is not None)
                 groups.setdefault((learning.policy, recipe.lora()), []).append(task)
                 texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
                 asked[learning.id] = [question for _, question in questions]
@@ -572,17 +575,25 @@ class Experiment(AbstractContextManager["Experiment"]):
             ]
 
         def commit(unit: FitUnit, result: UnitResult) -> list[CostRecord]:
-            return [self._commit_fit(by_id[o.id], o, texts[o.id], asked[o.id], on_adapter) for o in result.outcomes]
+            return [self._commit_fit(by_id[o.id], o, texts[o.id], asked[o.id], beside) for o in result.outcomes]
 
         self.do(
             f"{label}: {len(learnings)} adapters",
             by_id,
-            self.store.fit_ids(),
+            done,
             cut,
             commit,
             after=self._grade_new if self._grades_aside else None,
             give_up=stop_at_given_up(label) if any(learning.keep for learning in learnings) else None,
         )
+
+    def _gone(self, learnings: Iterable[Learning]) -> set[str]:
+        """Fits that are done and whose adapters, which were to be kept, are not there any more."""
+        kept = {learning.id: learning.keep for learning in learnings if learning.keep and not is_whole(learning.keep)}
+        gone = {fit.id for fit in self.store.fits() if fit.id in kept and fit.status == "done"} if kept else set()
+        for id in gone:
+            self.warn("adapter made again", f"{kept[id]}: the adapter is gone; it is made again")
+        return gone
 
     def _commit_fit(
         self,
@@ -590,11 +601,11 @@ class Experiment(AbstractContextManager["Experiment"]):
         outcome: FitOutcome,
         texts: tuple[str, ...],
         asked: Sequence[Question],
-        on_adapter: Callable[[Learning, FitOutcome], None] | None,
+        beside: Callable[[Path], None] | None,
     ) -> CostRecord:
         result = outcome.result
-        if learning.keep and on_adapter is not None and result.error is None:
-            on_adapter(learning, outcome)
+        if learning.keep is not None and result.error is None:
+            write_adapter(learning.keep, outcome.adapter, beside)
         single = len(learning.documents) == 1
         edit = learning.edits[0] if single else None
         record = FitRecord(

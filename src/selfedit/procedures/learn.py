@@ -19,14 +19,13 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.procedures.adapters import LEARNED
 from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.model_card import model_card
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
 from selfedit.procedures.summarise import summarise
 from selfedit.procedures.training_data import longer_than
-from selfedit.runs.files import directory_atomically
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
-from selfedit.workers.units import FitOutcome
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,19 @@ def learn(
             if not learned:
                 raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
         folder = experiment.run.adapter(LEARNED)
+        learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=folder)
 
-        def save(_: Learning, outcome: FitOutcome) -> None:
-            with directory_atomically(folder) as scratch:
-                for name, content in outcome.adapter.items():
-                    (scratch / name).write_bytes(content)
+        def beside(scratch: Path) -> None:
+            experiment.pool.tokenizer.hf.save_pretrained(scratch)
+            card = model_card(
+                settings.model,
+                editor=spec.name,
+                documents=len(learned),
+                settings=experiment.recipe.model_dump(mode="json"),
+            )
+            (scratch / "README.md").write_text(card, encoding="utf-8")
 
-        learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=True)
-        experiment.fit_and_examine([learning], label="learning", on_adapter=save)
+        experiment.fit_and_examine([learning], label="learning", beside=beside)
         (fit,) = experiment.store.fits(condition=spec.name)
         if fit.error is not None:
             raise UserError(

@@ -5,14 +5,17 @@ Knows where checkpoints lie and which model they belong to.  Knows nothing of ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from selfedit.documents import Document, sharing_titles
 from selfedit.errors import UserError
 from selfedit.runs.directory import RunDirectory
+from selfedit.runs.files import directory_atomically
 
 if TYPE_CHECKING:
     from selfedit.procedures.experiment import Experiment
@@ -33,8 +36,23 @@ def delta_name(round: int) -> str:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds an adapter's files."""
-    return all((folder / name).is_file() for name in DELTA_FILES)
+    """Whether a folder holds an adapter's files, none of them cut short."""
+    if not all((folder / name).is_file() for name in DELTA_FILES):
+        return False
+    try:
+        with safe_open(folder / DELTA_FILES[1], framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def write_adapter(folder: Path, files: Mapping[str, bytes], beside: Callable[[Path], None] | None = None) -> None:
+    """Writes an adapter's files, whole or not at all; `beside` adds others to the folder."""
+    with directory_atomically(folder) as scratch:
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        if beside is not None:
+            beside(scratch)
 
 
 def read_delta(folder: Path) -> dict[str, bytes]:
@@ -42,7 +60,9 @@ def read_delta(folder: Path) -> dict[str, bytes]:
     try:
         return {name: (folder / name).read_bytes() for name in DELTA_FILES}
     except OSError as error:
-        raise UserError(f"{folder}: not a whole checkpoint ({error.strerror}); train that round again") from None
+        raise UserError(
+            f"{folder}: not a whole checkpoint ({error.strerror}); the command that made it makes it again"
+        ) from None
 
 
 def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tuple[str, ...]:

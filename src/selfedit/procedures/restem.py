@@ -15,7 +15,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
 from selfedit.procedures.experiment import GIVEN_UP, Experiment, Learning, stop_at_given_up
-from selfedit.procedures.policies import delta_name, publish_chain
+from selfedit.procedures.policies import delta_name, is_whole, publish_chain, write_adapter
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
 from selfedit.procedures.selection import Rewarded, Selection, select
@@ -25,7 +25,6 @@ from selfedit.procedures.tracking import check_tracker, make_tracker
 from selfedit.procedures.worth import worth_it
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent
-from selfedit.runs.files import directory_atomically
 from selfedit.runs.records import CostRecord, RoundRecord
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
@@ -54,6 +53,8 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
             chain = publish_chain(experiment, settings.out, range(1, round))
             if round not in {record.round for record in experiment.store.rounds()}:
                 one_round(experiment, training, validation, round, chain, outer)
+            elif not is_whole(experiment.run.checkpoint(round)):
+                train_editor(experiment, training, keep(experiment, training, round, chain), round, chain, outer)
             tracker.log(_metrics(experiment, round), step=round)
         tracker.finish()
 
@@ -194,14 +195,12 @@ def train_editor(
                 f"round {round}: training the editor failed: {outcome.result.error}; try a lower learning rate"
                 " (--outer-set learning_rate=...) and another --out"
             )
-        with directory_atomically(folder) as scratch:
-            for name, content in outcome.adapter.items():
-                (scratch / name).write_bytes(content)
+        write_adapter(folder, outcome.adapter)
         return [experiment.cost_of_time(OUTER, TRAIN, result.seconds, round)]
 
     phase = f"round {round}: training the editor on {len(selection.kept)} edits"
     give_up = stop_at_given_up(f"round {round}: training the editor")
-    experiment.do(phase, [OUTER], [OUTER] if booked and folder.exists() else [], cut, commit, give_up=give_up)
+    experiment.do(phase, [OUTER], [OUTER] if booked and is_whole(folder) else [], cut, commit, give_up=give_up)
 
 
 def validate(experiment: Experiment, validation: Sequence[Document], *, round: int, chain: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfedit import engine
-from selfedit.models import Model, Tokenizer, load_model, load_tokenizer
+from selfedit.models import BUNDLED, Model, Tokenizer, load_model, load_tokenizer, public_name
 from selfedit.workers.units import FitOutcome, FitUnit, Unit, UnitResult, WriteUnit
 
 OnTokens = Callable[[int], None]
@@ -113,7 +113,10 @@ class Worker:
                 owners += [number] * len(task.exam)
                 if task.keep:
                     with tempfile.TemporaryDirectory() as folder:
-                        bank.save_pretrained(slot, folder)
+                        name = self.source.name
+                        bank.save_pretrained(
+                            slot, folder, base_model=public_name(name), model=BUNDLED if name == BUNDLED else None
+                        )
                         adapters[number] = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
             answers: dict[int, list[engine.Completion]] = {}
             if requests:

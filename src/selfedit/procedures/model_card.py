@@ -1,0 +1,59 @@
+"""The README.md beside a learned adapter: what it is, and how to load it.  The same run writes the same card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from selfedit.models import BUNDLED, public_name
+from selfedit.text import one_line
+
+
+def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any]) -> str:
+    """A card in the hub's form; `settings` are the recipe's."""
+    base = public_name(model)
+    head = yaml.safe_dump(
+        {
+            "base_model": base,
+            "library_name": "peft",
+            "pipeline_tag": "text-generation",
+            "tags": ["lora", "selfedit"],
+        },
+        sort_keys=False,
+        allow_unicode=False,
+    )
+    quantised = ""
+    if model == BUNDLED:
+        quantised = (
+            f"\nIt was trained on `{BUNDLED}`, which selfedit bundles: the same model from 4-bit weights. `selfedit ask` and"
+            " `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
+        )
+    recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
+    count = "1 document" if documents == 1 else f"{documents:,} documents"
+    return f"""---
+{head}---
+
+# An adapter that learned {count}
+
+A LoRA adapter for `{one_line(base)}`, made by `selfedit learn`: the model was fine-tuned on the documents
+and on notes about them (written by: {one_line(editor)}), so that it answers questions without seeing them.
+{quantised}
+## Loading it
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+or `selfedit ask path/to/this/folder "a question"`. The tokenizer's chat template prompts as the adapter was trained.
+
+## Recipe
+
+| setting | value |
+| --- | --- |
+{recipe}"""
