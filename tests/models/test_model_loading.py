@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from selfedit.errors import UserError
-from selfedit.models import Tokenizer, load_model, load_tokenizer
+from selfedit.models import Tokenizer, load_model, load_tokenizer, parameter_count
 from tiny_world import ASSISTANT, END, USER
 
 
@@ -28,6 +28,19 @@ def test_a_model_is_loaded_frozen_in_evaluation_mode_under_its_name(chat_model: 
     assert model.hf.dtype == torch.float32
     assert model.context_length == 1024
     assert load_model(chat_model, device="cpu", dtype="bfloat16").hf.dtype == torch.bfloat16
+
+
+def test_parameters_are_counted_without_loading_a_model(chat_model: str, tmp_path: Path) -> None:
+    expected = load_model(chat_model, device="cpu", dtype="float32").hf.num_parameters()
+    assert parameter_count(chat_model) == expected
+    # From the configuration alone, where there are no weights.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(Path(chat_model) / "config.json", bare)
+    assert parameter_count(str(bare)) == expected
+    (bare / "model.safetensors").write_bytes((Path(chat_model) / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(UserError, match="bare holds a damaged file"):
+        parameter_count(str(bare))
 
 
 def test_instruct_is_decided_by_the_chat_template_and_can_be_overridden(chat_model: str, base_model: str) -> None:

@@ -5,7 +5,16 @@ Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing
 
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.models.finding import local_path, public_name
-from selfedit.models.loading import Model, load_model, load_tokenizer
+from selfedit.models.loading import Model, load_model, load_tokenizer, parameter_count
 from selfedit.models.tokenizer import Tokenizer
 
-__all__ = ["BUNDLED", "Model", "Tokenizer", "load_model", "load_tokenizer", "local_path", "public_name"]
+__all__ = [
+    "BUNDLED",
+    "Model",
+    "Tokenizer",
+    "load_model",
+    "load_tokenizer",
+    "local_path",
+    "parameter_count",
+    "public_name",
+]

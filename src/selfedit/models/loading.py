@@ -5,8 +5,12 @@ Knows dtypes, devices and whether a model takes chat messages.  Knows nothing of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME
@@ -74,6 +78,37 @@ def load_model(
     # Adapters record the name that the user knows, not a folder of this machine's cache.
     hf.config._name_or_path = name
     return Model(name, hf.to(target).eval(), tokenizer)
+
+
+def parameter_count(name: str, *, trust_remote_code: bool = False) -> int:
+    """How many parameters a model has, without loading it: from the headers of its files, else from its configuration.
+
+    Errors: UserError for an unknown model.
+    """
+    folder = Path(local_path(name))
+    files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
+    try:
+        return sum(_numbers(file) for file in files) or _skeleton(name, trust_remote_code).num_parameters()
+    except SafetensorError as error:
+        raise UserError(f"model {name}: {folder} holds a damaged file ({error})") from None
+
+
+def _numbers(file: Path) -> int:
+    with safe_open(file, framework="numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+
+
+def _skeleton(name: str, trust_remote_code: bool) -> Any:
+    """A model without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, name, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise UserError(f"model {name}: no causal language model ({' '.join(str(error).split())[:200]})") from None
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:

@@ -18,6 +18,7 @@ from selfedit.models import Model
 from selfedit.procedures.ask import Asker
 from selfedit.procedures.learn import learn
 from selfedit.procedures.settings import LearnSettings, make_settings
+from selfedit.procedures.small_models import default_editor
 from selfedit.runs.files import directory_atomically
 from selfedit.workers.pool import InProcess
 from selfedit.workers.worker import ModelSource
@@ -58,7 +59,8 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
     not changed.  Errors: UserError for a setting that is wrong, or a fit that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        chosen = make_settings(LearnSettings, {**settings, "model": model.name, "out": Path(folder) / "run"})
+        editor = {"editor": default_editor(model.hf.num_parameters())}
+        chosen = make_settings(LearnSettings, {**editor, **settings, "model": model.name, "out": Path(folder) / "run"})
         pool = InProcess(ModelSource(model.name), model=model)
         learned = learn(chosen, pool=pool, documents=documents)
         accuracies: list[Interval | None] = [None, None]

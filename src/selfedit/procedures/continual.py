@@ -16,6 +16,7 @@ from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.policies import read_delta
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import ContinualSettings
+from selfedit.procedures.small_models import say_editor, with_editor
 from selfedit.procedures.summarise import summarise
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
@@ -28,12 +29,14 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
     document whose edits could not be written is passed over.
     Errors: UserError for what the user can mend.
     """
+    asked, settings = settings.editor, with_editor(settings)
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
     with Experiment("continual", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
         experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
+        say_editor(experiment, asked, spec.kind)
         experiment.store.add_documents(documents)
         experiment.examine_untrained(documents)
         chain: tuple[str, ...] = ()

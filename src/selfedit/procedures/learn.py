@@ -22,6 +22,7 @@ from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.model_card import model_card
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
+from selfedit.procedures.small_models import say_editor, with_editor
 from selfedit.procedures.summarise import summarise
 from selfedit.procedures.training_data import longer_than
 from selfedit.runs.summary import Summary
@@ -53,15 +54,17 @@ def learn(
 
     Errors: UserError for what the user can mend, a fit that failed (its loss was not a number) among it.
     """
+    if not settings.documents and not documents:
+        raise UserError("no documents given: name files, folders, or news")
+    asked, settings = settings.editor, with_editor(settings)
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
-    if not settings.documents and not documents:
-        raise UserError("no documents given: name files, folders, or news")
     with Experiment("learn", settings, progress=progress, pool=pool) as experiment:
         if documents is None:
             documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
         experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
+        say_editor(experiment, asked, spec.kind)
         experiment.store.add_documents(documents)
         examined = any(document.questions for document in documents)
         _say_what_is_cut(experiment, documents)

@@ -18,6 +18,7 @@ from selfedit.errors import UserError
 from selfedit.exam.statistics import documents_needed
 from selfedit.models import Tokenizer, load_tokenizer, local_path
 from selfedit.procedures.settings import CompareSettings, LearnSettings, Settings, TrainSettings
+from selfedit.procedures.small_models import with_editor
 from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
 from selfedit.recipes import Recipe, load_recipe
@@ -89,7 +90,9 @@ def plan(procedure: str, settings: Settings) -> Plan:
                 documents, EditorSpec.parse(text), settings.edits, settings.replicates, settings.edit_prompt
             )
     elif isinstance(settings, LearnSettings):
-        counts.condition(documents, EditorSpec.parse(settings.editor), settings.edits, 1, settings.edit_prompt)
+        counts.condition(
+            documents, EditorSpec.parse(with_editor(settings).editor), settings.edits, 1, settings.edit_prompt
+        )
         counts.number = 1
     counts.answers += sum(len(document.questions) for document in documents)
     weights, adapter = _parameters(settings, recipe)

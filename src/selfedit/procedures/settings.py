@@ -40,6 +40,8 @@ FREE = (
 # Several words; a file of settings may give a single one without a list.
 Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 
+AUTO = "auto"  # the editor: chosen by the model's size
+
 
 class Settings(BaseModel):
     """What all procedures share."""
@@ -127,7 +129,11 @@ class LearnSettings(Settings):
         description="the run's directory; the same command on it resumes; named by the settings and documents if left out",
     )
     documents: Words = Field((), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]")
-    editor: str = Field("self", description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL")
+    editor: str = Field(
+        AUTO,
+        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of less than 1"
+        " billion parameters, self for a larger one",
+    )
     edits: int = Field(1, ge=1, description="edits a document")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
 
@@ -169,7 +175,11 @@ class ContinualSettings(Settings):
     """`selfedit continual`: documents one after another into one model, with what each step forgets."""
 
     out: Path = Path("runs/continual")
-    editor: str = Field("self", description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL")
+    editor: str = Field(
+        AUTO,
+        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of less than 1"
+        " billion parameters, self for a larger one",
+    )
     edits: int = Field(1, ge=1, description="edits a document")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
 

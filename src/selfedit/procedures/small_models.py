@@ -1,0 +1,54 @@
+"""Which editor a model gets where none was named: small models do not write notes that are worth learning.
+
+Measured: at 135 million parameters, own notes are mostly untrue; at 0.5 billion, the passage alone teaches as much as own notes
+or more (docs/results.md).  The published gains of own notes begin at 1 billion (Zweiger et al. 2025, arXiv 2506.10943, and its
+reproductions).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from selfedit.models import parameter_count
+from selfedit.procedures.experiment import Experiment
+from selfedit.procedures.settings import AUTO, ContinualSettings, LearnSettings
+from selfedit.runs.directory import read_config
+
+SMALL = 1_000_000_000  # parameters: models of fewer are small
+
+S = TypeVar("S", LearnSettings, ContinualSettings)
+
+
+def default_editor(parameters: int) -> str:
+    return "passage" if parameters < SMALL else "self"
+
+
+def with_editor(settings: S) -> S:
+    """The settings with an editor named: the one that the run began with, else by the model's size."""
+    if settings.editor != AUTO:
+        return settings
+    config = settings.out / "config.yaml"
+    if config.is_file() and (began_with := read_config(config).get("editor")):
+        return settings.model_copy(update={"editor": str(began_with)})
+    parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
+    return settings.model_copy(update={"editor": default_editor(parameters)})
+
+
+def say_editor(experiment: Experiment, asked: str, editor: str) -> None:
+    """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run."""
+    if experiment.store.documents() or (asked != AUTO and editor != "self"):
+        return
+    settings = experiment.settings
+    parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
+    if parameters >= SMALL:
+        return
+    size = f"{Path(settings.model).name} has {parameters / 1e6:,.0f} million parameters"
+    if asked == AUTO:
+        experiment.warn("editor chosen", f"{size}, too few to write notes worth learning: it learns the passages alone")
+    else:
+        experiment.warn(
+            "small editor",
+            f"{size}, too few to write notes worth learning: much of what it writes will be untrue; --editor passage,"
+            " replay:FILE or api:MODEL teaches it better",
+        )
