@@ -354,6 +354,19 @@ def test_an_answer_longer_than_the_model_reads(learned: Path, mistake: Callable[
     assert "--max-tokens 100000: the model reads 1024 tokens at once" in line
 
 
+def test_a_run_whose_name_is_not_utf8_has_its_report(
+    run: Run, chat_model: str, documents: Callable[[int], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    result = run(
+        "learn", documents(1), "--model", chat_model, "--editor", "passage", "--out", out, "--json", *FEW_WORDS
+    )
+    assert result.code == 0
+    assert (out / "report.html").exists()
+    assert result.out.isascii()
+    assert json.loads(result.out)["adapter"] == str(out / "adapters" / "learned")
+
+
 def test_ask_answers_with_and_without_the_adapter(run: Run, learned: Path) -> None:
     words = ["ask", learned, "Where did Ada make the kite?", "--device", "cpu", "--dtype", "float32", "--max-tokens", 6]
     found = json.loads(run(*words, "--base", "--json").out)

@@ -203,6 +203,22 @@ def test_a_folder_that_is_itself_a_link_is_read(tmp_path):
     assert [document.id for document in load_documents(tmp_path / "link")] == ["a.txt"]
 
 
+def test_folders_nested_beyond_what_a_path_can_name_are_left_out(tmp_path):
+    write(tmp_path / "a.txt", "A.")
+    name = "d" * 250
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    left_out = LeftOut()
+    assert [document.id for document in load_documents(tmp_path, left_out=left_out)] == ["a.txt"]
+    (line,) = left_out.files
+    assert line.endswith("cannot be read (File name too long)")
+
+
 def test_a_device_is_refused_and_a_pipe_that_is_named_is_read(tmp_path):
     with pytest.raises(UserError, match="/dev/zero: a device"):
         load_documents("/dev/zero")

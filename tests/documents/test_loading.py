@@ -171,6 +171,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     assert message(tmp_path / "none.jsonl").startswith(f"{tmp_path / 'none.jsonl'}: no such file or folder")
     assert "cannot be read" in message("x" * 5000)
+    assert "cannot be read" in message("a\0b")
 
 
 def test_a_type_that_is_not_read_is_named(tmp_path):

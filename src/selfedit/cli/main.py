@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         result = arguments.run(arguments)
         if arguments.json:
-            print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+            print(json.dumps(result, indent=2, default=str))
         return 0
     except UserError as error:
         print(one_line(f"selfedit: {error}"), file=sys.stderr)

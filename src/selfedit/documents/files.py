@@ -111,7 +111,7 @@ def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path
     seen: set[str] = set()  # links may lead round in a circle
 
     def leads_out(path: Path) -> bool:
-        return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
+        return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root)
 
     def fail(error: OSError) -> None:
         left_out.append(f"{error.filename}: cannot be read ({error.strerror or error})")
@@ -121,7 +121,7 @@ def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path
             left_out.append(f"{path}: {_LEADS_OUT}")
             return False
         real = os.path.realpath(path)
-        if real in seen or (path.is_symlink() and not leads_out(path)):
+        if real in seen or (os.path.islink(path) and not leads_out(path)):
             return False
         seen.add(real)
         return True
@@ -136,7 +136,7 @@ def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path
                 others += 1
             elif leads_out(path) and not follow_links:
                 left_out.append(f"{path}: {_LEADS_OUT}")
-            elif not path.is_file() and path.exists():
+            elif not os.path.isfile(path) and os.path.exists(path):
                 left_out.append(f"{path}: a pipe or a device, which may never end; copy what it holds into a file")
             else:
                 found.append(path)

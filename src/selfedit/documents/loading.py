@@ -192,8 +192,8 @@ def _path(path: Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder (and neither `news` nor hf:OWNER/NAME)") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if stat.S_ISDIR(mode):
         yield from _folder(path, reading)
     elif stat.S_ISREG(mode) or stat.S_ISFIFO(mode):

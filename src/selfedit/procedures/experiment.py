@@ -655,7 +655,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         try:
             ids = self._prompt_ids(text)
         except UserError as error:
-            raise UserError(f"question {question.id}: {error}; shorten the question") from None
+            raise UserError(f"question {question.id}: {error}; shorten the question or the title") from None
         return DecodeRequest(ids, self.settings.max_answer_tokens, tokenizer.stop_ids)
 
     def _prompt_ids(self, text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -244,7 +245,7 @@ def _one_line(message: object) -> str:
 
 def _connect(store: Path) -> sqlite3.Connection:
     """Opens read-only.  In a folder that cannot be written, SQLite cannot share a WAL; without one, none is needed."""
-    address = f"file:{quote(str(store.resolve()))}"
+    address = f"file:{quote(os.fsencode(store.resolve()))}"
     connection = sqlite3.connect(f"{address}?mode=ro", uri=True)
     try:
         connection.execute("PRAGMA user_version").fetchone()

@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -347,7 +348,7 @@ def _link(target: Path, page: Path) -> str:
         relative = target.resolve().relative_to(page.resolve().parent)
     except ValueError:
         return ""
-    return "./" + quote(relative.as_posix())
+    return "./" + quote(os.fsencode(relative))
 
 
 def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
