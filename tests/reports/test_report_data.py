@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_runs
@@ -100,6 +101,15 @@ def _newer_store(folder: Path) -> None:
         store.execute("PRAGMA user_version = 99")
 
 
+def _spoiled(statement: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with sqlite3.connect(folder / "run.sqlite") as store:
+            store.execute("PRAGMA ignore_check_constraints = 1")
+            store.execute(statement)
+
+    return spoil
+
+
 def _half_summary(folder: Path) -> None:
     path = folder / "summary.json"
     path.write_text(path.read_text()[:100])
@@ -128,6 +138,11 @@ def _bad_config(folder: Path) -> None:
         (_file, "is a file"),
         (_damaged_store, "run.sqlite"),
         (_newer_store, "version 99"),
+        (_spoiled("UPDATE edits SET reward = 'high'"), "edits.reward holds text"),
+        (_spoiled("UPDATE answers SET text = x'ff00'"), "answers.text holds blob"),
+        (_spoiled("DELETE FROM fits"), "a row of answers belongs to none of fits"),
+        (_spoiled("UPDATE questions SET answers = '7'"), "a list of texts is none"),
+        (_spoiled("UPDATE fits SET sequences = '{'"), "Expecting property name"),
         (_half_summary, "not JSON"),
         (_newer_summary, "not a summary of schema 1: schema"),
         (_bad_condition, "conditions.0.accuracy"),

@@ -61,6 +61,11 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
     assert findings.changes(read_run(folder)) == [findings.Changes("passage", learned=6, lost=3, kept=0, unknown=6)]
 
 
+def test_what_was_not_graded_was_neither_learned_nor_lost(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), ungraded=1.0)
+    assert findings.changes(read_run(folder)) == []
+
+
 def test_missing_names_what_is_not_there(partial_run: Path, compare_run: Path) -> None:
     lines = findings.missing(read_run(partial_run))
     assert "self:implications: 3 of 6 documents lack fits." in lines

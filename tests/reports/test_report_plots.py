@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from selfedit.reports import plots, write_charts
-from selfedit.reports.data import Condition, read_run
+from selfedit.reports.data import Condition, Round, read_run
 
 
 def text_of(svg: Path) -> str:
@@ -56,6 +56,13 @@ def test_names_are_text_not_mathematics(tmp_path: Path) -> None:
         figure = plots.comparison([Condition(name="api:$x^2$_{", accuracy=0.5)], title=r"$\frac{")
         plots.save(figure, tmp_path / "chart")
     assert r"$\frac{" in text_of(tmp_path / "chart.svg")
+
+
+def test_no_axis_shows_shares_that_cannot_be() -> None:
+    rounds = [Round(round=k, train_reward=0.0, train_reward_ci95=(0.0, 1.0)) for k in (1, 2)]
+    low, high = plots.reward_by_round(rounds).axes[0].get_ylim()
+    assert -5 <= low <= 0
+    assert 100 <= high <= 110
 
 
 def test_step_b_gets_its_charts(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
+from pydantic import ValidationError
 
 from selfedit.errors import UserError
 from selfedit.runs.summary import Accuracy, Summary, SweepRow, empty_summary, read_summary
@@ -199,8 +200,10 @@ def read_run(path: Path) -> RunData:
             return _read_store(connection, path, config, summary)
         finally:
             connection.close()
-    except (sqlite3.Error, json.JSONDecodeError) as error:
-        raise UserError(f"{store}: cannot be read as a run's store ({error}); is the file damaged?") from error
+    except (sqlite3.Error, json.JSONDecodeError, ValidationError) as error:
+        raise UserError(
+            f"{store}: cannot be read as a run's store ({_one_line(error)}); is the file damaged?"
+        ) from error
 
 
 def finite(value: Any) -> Any:
@@ -266,6 +269,7 @@ def _read_store(
     connection: sqlite3.Connection, path: Path, config: Mapping[str, Any], summary: Summary | None
 ) -> RunData:
     connection.execute("BEGIN")  # one state of a store that may still be written to
+    _refuse_damage(connection)
     questions = {
         row["id"]: Question(row["id"], row["document_id"], row["question"], _strings(row["answers"]))
         for row in connection.execute("SELECT * FROM questions ORDER BY document_id, position")
@@ -286,7 +290,7 @@ def _read_store(
         general=tuple(_general(connection, grader, questions)),
         rounds=summary.rounds if summary and summary.rounds else tuple(_rounds(connection)),
         costs=tuple(
-            Cost(*row)
+            Cost(*finite(list(row)))
             for row in connection.execute(
                 "SELECT what, condition, model, SUM(input_tokens), SUM(output_tokens), SUM(seconds),"
                 " CASE WHEN COUNT(usd) = COUNT(*) THEN SUM(usd) END"  # an unknown price is not a price of 0
@@ -310,8 +314,24 @@ def _grader(connection: sqlite3.Connection, config: Mapping[str, Any], summary: 
     return present[0] if present else (summary.grader if summary else "")
 
 
+def _refuse_damage(connection: sqlite3.Connection) -> None:
+    """Values that are not of their column's type, and rows that refer to none: SQLite keeps both where a tool wrote them."""
+    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    for table in tables:
+        for _, column, declared, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
+            allowed = "'null', 'text'" if declared == "TEXT" else "'null', 'integer', 'real'"
+            query = f'SELECT typeof("{column}") FROM "{table}" WHERE typeof("{column}") NOT IN ({allowed}) LIMIT 1'
+            if found := connection.execute(query).fetchone():
+                raise sqlite3.DataError(f"{table}.{column} holds {found[0]}")
+    if broken := connection.execute("PRAGMA foreign_key_check").fetchone():
+        raise sqlite3.DataError(f"a row of {broken[0]} belongs to none of {broken[2]}")
+
+
 def _strings(text: str) -> tuple[str, ...]:
-    return tuple(str(item) for item in json.loads(text))
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise sqlite3.DataError("a list of texts is none")
+    return tuple(str(item) for item in found)
 
 
 def _edits(connection: sqlite3.Connection) -> Iterable[Edit]:

@@ -134,7 +134,7 @@ class Changes:
 
 
 def changes(run: RunData) -> list[Changes]:
-    """Per condition, against no adaptation (round 0).  Empty where the base model was not examined."""
+    """Per condition, against no adaptation (round 0).  Conditions without graded answers before and after are left out."""
     condition_of = {fit.id: fit.condition for fit in run.fits if fit.round == 0}
     by_question: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
     for answer in run.answers:
@@ -150,7 +150,10 @@ def changes(run: RunData) -> list[Changes]:
             was, now = before.get(question), known(answers)
             if was is not None and now is not None:
                 counts[was, now] += 1
-        result.append(Changes(name, counts[False, True], counts[True, False], counts[True, True], counts[False, False]))
+        if counts:
+            result.append(
+                Changes(name, counts[False, True], counts[True, False], counts[True, True], counts[False, False])
+            )
     return result
 
 

@@ -248,6 +248,8 @@ def _line(axes: Axes, points: Sequence[tuple[int, float, tuple[float, float] | N
     axes.set_xticks(numbers)
     axes.set_xlabel("round")
     axes.margins(x=0.12, y=0.25)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -4), min(high, 108))  # shares: below 0 and above 100 there is nothing but room for labels
     axes.yaxis.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
 

@@ -19,7 +19,7 @@ from selfedit.runs.files import write_atomically
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]  # as SQLite holds
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
