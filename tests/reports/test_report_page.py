@@ -204,9 +204,20 @@ def test_hostile_fields_add_no_element(tmp_path: Path, write, finished: bool) ->
     write(calm, documents=3, finished=finished)
     write(bad, documents=3, finished=finished, spell=spell_for_store)
     if finished:
-        path = bad / "summary.json"
-        summary = json.loads(path.read_text())
-        path.write_text(json.dumps(summary | {"model": spell_hostile(summary["model"])}))
+        for folder, words in ((calm, ""), (bad, HOSTILE)):
+            path = folder / "summary.json"
+            summary = json.loads(path.read_text())
+            step = {"step": 1, "document": "d0" + words, "new": {"accuracy": 0.5}}
+            tried = {
+                "settings": {"rank" + words: "r" + words},
+                "accuracy": {"self" + words: 0.5},
+                "mean": 0.5,
+                "chosen": True,
+            }
+            told = {name: f"{name}{words}" for name in ("model", "device", "grader", "worth_it", "procedure")}
+            path.write_text(
+                json.dumps(summary | told | {"steps": [step], "sweep": [tried], "events": {"kind" + words: 2}})
+            )
     good_page, bad_page = Page(build_report([calm])), Page(build_report([bad]))
     assert_self_contained(bad_page)
     assert [tag for tag, _ in bad_page.elements] == [tag for tag, _ in good_page.elements]
