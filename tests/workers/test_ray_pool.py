@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fakes import FakeSource, answer, unit
 
@@ -197,6 +198,35 @@ def test_workers_of_a_killed_driver_end(ray_cluster: Any, tmp_path: Path) -> Non
         driver.wait()
     pid = int((tmp_path / "began").read_text().split()[1])
     wait_until(lambda: not alive(pid))
+
+
+LOCAL_DRIVER = """
+import sys, ray, fakes
+ray.cloudpickle.register_pickle_by_value(fakes)
+from selfedit.workers.ray_pool import RayPool
+pool = RayPool(fakes.FakeSource(sys.argv[1]), workers=1, cpus_per_worker=1, dashboard=False)
+next(pool.run([fakes.unit("a/0", milliseconds=60000)]))
+"""
+
+
+def test_nothing_of_a_local_ray_outlives_a_killed_driver(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", LOCAL_DRIVER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    try:
+        wait_until(lambda: (tmp_path / "began").exists())
+        started = psutil.Process(driver.pid).children(recursive=True)
+        agents = [process for process in started if "Agent" in process.name()]
+        assert len(agents) == 2
+        # Stopped, they cannot end by themselves, which they would after a minute.
+        for agent in agents:
+            agent.suspend()
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_until(lambda: not any(alive(process.pid) for process in started))
 
 
 def test_a_worker_is_looked_at_while_it_works(make_pool: MakePool, notes: list[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,8 @@ def import_ray() -> Any:
     return ray
 
 
-def start_local(ray: Any, cpus: int, dashboard: bool) -> str:
-    """Starts Ray on this machine; the dashboard's address."""
+def start_local(ray: Any, cpus: int, dashboard: bool) -> tuple[str, subprocess.Popen[bytes]]:
+    """Starts Ray on this machine; the dashboard's address, and a process that `stop_local` wants back."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Deltas and results are megabytes.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -87,7 +88,36 @@ def start_local(ray: Any, cpus: int, dashboard: bool) -> str:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    return str(context.dashboard_url or "")
+    return str(context.dashboard_url or ""), _agents_end_with_driver()
+
+
+def _agents_end_with_driver() -> subprocess.Popen[bytes]:
+    """Where this process is killed, the kernel ends what Ray started from it, but not the agents that the raylet started: they
+    try for a minute to report its death to a server that is gone as well.  So a shell waits until its standard input, which
+    this process holds, is closed, and ends them."""
+    import psutil
+
+    agents = [
+        str(child.pid)
+        for process in psutil.Process().children()
+        if process.name() == "raylet"
+        for child in process.children()
+        if any(part.endswith(("Agent", "agent.py", "agent/main.py")) for part in child.cmdline())
+    ]
+    return subprocess.Popen(
+        ["sh", "-c", 'read _; kill -9 "$@"', "sh", *agents],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # what ends this process's group must not end it as well
+    )
+
+
+def stop_local(ray: Any, watcher: subprocess.Popen[bytes]) -> None:
+    """Stops what `start_local` started."""
+    ray.shutdown()
+    watcher.kill()
+    watcher.communicate()
 
 
 def connect(ray: Any, address: str) -> str:

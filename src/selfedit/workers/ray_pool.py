@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import queue
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -26,7 +27,7 @@ from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.workers import actor as actor_module
 from selfedit.workers.actor import WorkerActor
-from selfedit.workers.ray_cluster import choose_share, connect, import_ray, one_line, start_local
+from selfedit.workers.ray_cluster import choose_share, connect, import_ray, one_line, start_local, stop_local
 from selfedit.workers.schedule import Schedule
 from selfedit.workers.units import Unit, UnitResult
 from selfedit.workers.worker import OnTokens
@@ -140,10 +141,12 @@ class RayPool:
             cpus_per_worker = 1.0 if address is not None else float(max(1, (os.cpu_count() or 1) // (workers or 1)))
         self._ray = import_ray()
         self._own_ray = not self._ray.is_initialized()
+        self._watcher: subprocess.Popen[bytes] | None = None
         dashboard_url = ""
         if self._own_ray:
             if address is None:
-                dashboard_url = start_local(self._ray, math.ceil((workers or 1) * cpus_per_worker), dashboard)
+                cpus = math.ceil((workers or 1) * cpus_per_worker)
+                dashboard_url, self._watcher = start_local(self._ray, cpus, dashboard)
             else:
                 dashboard_url = connect(self._ray, address)
         try:
@@ -237,7 +240,10 @@ class RayPool:
             self._closing = True
             self._inbox.put(lambda: None)
             thread.join()
-        if self._own_ray:
+        if self._watcher is not None:
+            stop_local(self._ray, self._watcher)
+            self._watcher = None
+        elif self._own_ray:
             self._ray.shutdown()
 
     # The caller's side
