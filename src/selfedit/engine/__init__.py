@@ -19,12 +19,13 @@ from selfedit.engine.jobs import (
     NotEnoughMemoryError,
     TokenSequence,
     UnsupportedModelError,
+    UnusableStateError,
 )
 
 if TYPE_CHECKING:
     from selfedit.engine.bank import AdapterBank
     from selfedit.engine.decode import decode
-    from selfedit.engine.fit import fit
+    from selfedit.engine.fit import UnderWay, fit
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
     from selfedit.engine.plan import Plan, plan
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdapterBank": "bank.AdapterBank",
     "OnWave": "waves.OnWave",
+    "UnderWay": "fit.UnderWay",
     "Plan": "plan.Plan",
     "decode": "decode.decode",
     "fit": "fit.fit",
@@ -54,7 +56,9 @@ __all__ = [
     "OnWave",
     "Plan",
     "TokenSequence",
+    "UnderWay",
     "UnsupportedModelError",
+    "UnusableStateError",
     "decode",
     "fit",
     "fit_all",

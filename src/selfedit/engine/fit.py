@@ -11,6 +11,8 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
 from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.schedule import Course, Pass, choose, passes
+from selfedit.engine.state import digest, pack, unpack
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
@@ -69,6 +72,27 @@ class _Running(Course):
         self.losses.append(loss)
         self.advance()
 
+    def state(self, bank: AdapterBank) -> dict[str, Any]:
+        """What `restore` goes on from."""
+        return {
+            "parameters": bank.parameters_NF[self.adapter],
+            "exp_avg": self.exp_avg_F,
+            "exp_avg_sq": self.exp_avg_sq_F,
+            "done": self.done,
+            "losses": self.losses,
+            "error": self.error,
+        }
+
+    def restore(self, bank: AdapterBank, state: dict[str, Any]) -> None:
+        bank.parameters_NF[self.adapter].copy_(state["parameters"])
+        bank.publish([self.adapter])
+        self.exp_avg_F.copy_(state["exp_avg"])
+        self.exp_avg_sq_F.copy_(state["exp_avg_sq"])
+        self.losses, self.error = list(state["losses"]), state["error"]
+        for _ in range(state["done"]):
+            self.advance()
+        self.count.fill_(self.done)
+
     def result(self) -> FitResult:
         steps_per_epoch = len(self.order) // max(1, self.job.settings.epochs)
         first, last = self.losses[:steps_per_epoch], self.losses[-steps_per_epoch:]
@@ -78,7 +102,35 @@ class _Running(Course):
             first_loss=sum(first) / len(first) if first else None,
             last_loss=sum(last) / len(last) if last else None,
             error=self.error,
+            losses=tuple(self.losses),
         )
+
+
+class UnderWay:
+    """Fits between two steps, as `on_step` sees them: it may decode with the bank's adapters, and save the state."""
+
+    def __init__(self, bank: AdapterBank, running: Sequence[_Running], settings: dict[str, Any]) -> None:
+        self.bank = bank
+        self._running = running
+        self._settings = settings
+        self._digest = digest(bank, [r.job for r in running])
+
+    @property
+    def done(self) -> list[int]:
+        """How many steps each fit has taken."""
+        return [r.done for r in self._running]
+
+    def save(self, notes: str = "") -> bytes:
+        """A safetensors file that `fit(start=...)` goes on from; `state.read_notes` gives the caller's notes back."""
+        return pack(self._digest, self._settings, [r.state(self.bank) for r in self._running], notes)
+
+    def restore(self, start: Path) -> None:
+        """Errors: UnusableStateError, before anything is changed."""
+        size = self.bank.adapter_size
+        settings, states = unpack(start, self._digest, {"parameters": size, "exp_avg": size, "exp_avg_sq": size})
+        self._settings.update(settings)
+        for r, state in zip(self._running, states, strict=True):
+            r.restore(self.bank, state)
 
 
 def fit(
@@ -88,6 +140,8 @@ def fit(
     token_budget: int = 2048,
     checkpointing: bool = False,
     on_tokens: Callable[[int], None] | None = None,
+    on_step: Callable[[UnderWay], None] | None = None,
+    start: Path | None = None,
 ) -> list[FitResult]:
     """Trains adapter k of the bank on job k, from fresh weights; at most as many jobs as the bank holds.
 
@@ -95,6 +149,12 @@ def fit(
     with a warning, and repeats the step, so nothing is lost.  `checkpointing` keeps only the layers' inputs and computes
     the rest again in the backward pass: less memory for a third more work.  `on_tokens` is called with the tokens trained
     after each step.  A fit whose loss or gradient is not finite stops and says so in its result; the others go on.
+
+    `on_step` is called after each step but the last with what is under way, which it may save.  `start` is a file with what was
+    saved so: these fits go on from there, with the budget and the checkpointing that they began with, and become to the last bit
+    what they would have become without the interruption, on the same machine.
+
+    Errors: ValueError for jobs with nothing to learn, or too many; UnusableStateError for a `start` that is damaged or of others.
     """
     jobs = list(jobs)
     if len(jobs) > bank.size:
@@ -106,9 +166,19 @@ def fit(
     for adapter, job in enumerate(jobs):
         bank.reset(adapter, job.seed)
         running.append(_Running(job, adapter, bank))
+    # How steps are cut into passes decides how sums are rounded.
+    settings: dict[str, Any] = {"token_budget": token_budget, "checkpointing": checkpointing}
+    under_way = None
+    if on_step is not None or start is not None:
+        under_way = UnderWay(bank, running, settings)
+    if under_way is not None and start is not None:
+        under_way.restore(start)
+        if on_tokens is not None:
+            on_tokens(sum(r.job.tokens - r.tokens_left for r in running))
     warned = False
-    with backbone.training(checkpointing=checkpointing):
+    with backbone.training(checkpointing=settings["checkpointing"]):
         while active := [r for r in running if r.error is None and not r.finished]:
+            token_budget = settings["token_budget"]
             chosen = choose(active, token_budget)
             losses = _gradients(bank, backbone, chosen, token_budget)
             if losses is None:
@@ -119,7 +189,7 @@ def fit(
                     warnings.warn(
                         f"out of memory: going on with {smaller} tokens a step instead of {token_budget}", stacklevel=2
                     )
-                token_budget, warned = smaller, True
+                settings["token_budget"], warned = smaller, True
                 continue
             tokens = sum(r.batch_tokens for r in chosen)
             gradients = [bank.gradient(r.adapter) for r in chosen]
@@ -128,6 +198,12 @@ def fit(
                 r.update(bank, loss, gradient_F, norm)
             if on_tokens is not None:
                 on_tokens(tokens)
+            if (
+                on_step is not None
+                and under_way is not None
+                and any(r.error is None and not r.finished for r in running)
+            ):
+                on_step(under_way)
     return [r.result() for r in running]
 
 

@@ -15,6 +15,10 @@ class UnsupportedModelError(ValueError):
     """The model has no layers that this engine can adapt as asked; the message says which, and what to do."""
 
 
+class UnusableStateError(ValueError):
+    """A saved state is damaged, or belongs to other fits; the message says which."""
+
+
 class NotEnoughMemoryError(MemoryError):
     """Not even one adapter and the longest sequence fit into memory; the message says what they need."""
 
@@ -126,13 +130,14 @@ class FitJob:
 @dataclass(frozen=True)
 class FitResult:
     """How a fit went.  `first_loss` and `last_loss` are means over the first and the last epoch's steps, nats per token;
-    `error` says why a fit failed (its adapter is then worthless), else None."""
+    `losses` has one for each step; `error` says why a fit failed (its adapter is then worthless), else None."""
 
     steps: int
     tokens: int
     first_loss: float | None
     last_loss: float | None
     error: str | None = None
+    losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

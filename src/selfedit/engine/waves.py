@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.fit import fit
+from selfedit.engine.fit import UnderWay, fit
 from selfedit.engine.jobs import FitJob, FitResult, LoraSpec, NotEnoughMemoryError
 from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.plan import Plan
@@ -29,24 +30,33 @@ def fit_all(
     plan: Plan | None = None,
     on_wave: OnWave | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    on_step: Callable[[UnderWay], None] | None = None,
+    start: Path | None = None,
 ) -> list[FitResult]:
     """Trains one adapter a job, any number of jobs; results in the jobs' order.
 
     `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the bank: the
     time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where a bank does not
-    fit into memory after all, the rest goes on with half of its adapters, with one warning.
+    fit into memory after all, the rest goes on with half of its adapters, with one warning.  `on_step` and `start` are `fit`'s, for
+    jobs that are one wave (ValueError otherwise).
     """
     jobs = list(jobs)
     if not jobs:
         return []
     chosen = make_plan(model, spec, jobs, calibrate=False) if plan is None else plan
+    if len(chosen.waves) > 1 and (on_step is not None or start is not None):
+        raise ValueError(f"a state is saved of one wave only, and these jobs take {len(chosen.waves)}")
     results: dict[int, FitResult] = {}
     waves, size, warned = list(chosen.waves), chosen.bank_size, False
     while waves:
         bank = _bank(model, spec, size)
         if bank is not None:
             with bank:
-                while waves and (fitted := _wave(bank, [jobs[k] for k in waves[0]], chosen, on_tokens)) is not None:
+                while (
+                    waves
+                    and (fitted := _wave(bank, [jobs[k] for k in waves[0]], chosen, on_tokens, on_step, start))
+                    is not None
+                ):
                     wave = waves.pop(0)
                     results.update(zip(wave, fitted, strict=True))
                     if on_wave is not None:
@@ -78,12 +88,23 @@ def _bank(model: PreTrainedModel, spec: LoraSpec, size: int) -> AdapterBank | No
 
 
 def _wave(
-    bank: AdapterBank, jobs: list[FitJob], chosen: Plan, on_tokens: Callable[[int], None] | None
+    bank: AdapterBank,
+    jobs: list[FitJob],
+    chosen: Plan,
+    on_tokens: Callable[[int], None] | None,
+    on_step: Callable[[UnderWay], None] | None,
+    start: Path | None,
 ) -> list[FitResult] | None:
     """The results of one wave, or None where its optimiser states do not fit into memory."""
     try:
         return fit(
-            bank, jobs, token_budget=chosen.token_budget, checkpointing=chosen.checkpointing, on_tokens=on_tokens
+            bank,
+            jobs,
+            token_budget=chosen.token_budget,
+            checkpointing=chosen.checkpointing,
+            on_tokens=on_tokens,
+            on_step=on_step,
+            start=start,
         )
     except RuntimeError as error:
         if not out_of_memory(error) or bank.size == 1:
