@@ -216,7 +216,7 @@ def test_documents_needed_from_the_assumption() -> None:
     assert documents_needed(0.03) > documents_needed(0.06)
     assert documents_needed(0.03, power=0.9) > documents_needed(0.03)
     assert documents_needed(-0.03) == documents_needed(0.03)
-    assert documents_needed(0.03, deviation=0.0) == 2
+    assert documents_needed(0.03, deviation=0.0) == 6
     with pytest.raises(ValueError, match="zero"):
         documents_needed(0)
 

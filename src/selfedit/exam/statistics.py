@@ -228,7 +228,7 @@ def documents_needed(
 
     `deviation` is the standard deviation over documents of paired differences (`difference_deviation` of an earlier run);
     without it, `assumed_deviation()`.  Normal approximation of a two-sided paired test:
-    n = ((z_(1+level)/2 + z_power) * deviation / difference)^2, rounded up; at least 2.
+    n = ((z_(1+level)/2 + z_power) * deviation / difference)^2, rounded up; at least `LEAST_DOCUMENTS`.
     """
     if difference == 0 or not math.isfinite(difference):
         raise ValueError("no number of documents shows a difference of zero")
@@ -236,7 +236,7 @@ def documents_needed(
         raise ValueError("power and level lie between 0 and 1")
     spread = assumed_deviation() if deviation is None else deviation
     z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(power)
-    return max(2, math.ceil((z * spread / difference) ** 2))
+    return max(LEAST_DOCUMENTS, math.ceil((z * spread / difference) ** 2))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
