@@ -307,10 +307,8 @@ def test_continual_learning_passes_over_a_document_that_has_no_edit(
         **quick,
     )
     summary = continual(settings)
-    assert summary.model_extra is not None
-    steps = summary.model_extra["steps"]
-    assert [step["new"] is None for step in steps] == [False, True, False]
-    assert [step["earlier"] and step["earlier"]["documents"] for step in steps] == [None, None, 1]
+    assert [step.new is None for step in summary.steps] == [False, True, False]
+    assert [step.earlier and step.earlier.documents for step in summary.steps] == [None, None, 1]
     server.refuse = lambda body: None
     asked = len(server.completions)
     assert continual(settings) == summary, "later steps were made without it"
