@@ -118,6 +118,11 @@ class Prompts:
         return f"{source}{purpose} {name}".rstrip()
 
     @property
+    def content(self) -> dict[str, Any]:
+        """All texts, by purpose."""
+        return self._texts
+
+    @property
     def edit_names(self) -> list[str]:
         return list(self._texts["edit"])
 

@@ -97,6 +97,18 @@ def test_a_plan_foresees_every_pass(tiny_model, monkeypatch):
     assert len(passes) == chosen.passes
 
 
+def test_a_budget_below_the_longest_sequence_is_no_lack_of_memory(tiny_model):
+    """The sequence goes alone, as in `fit`."""
+    model = tiny_model("llama")
+    longest = max(len(s.ids) for job in JOBS for s in job.sequences)
+    chosen = plan(model, SPEC, JOBS, token_budget=longest // 2, memory=10**9, calibrate=False)
+    assert chosen.token_budget == longest // 2
+    assert chosen.memory < 10**9
+    assert sum(result.tokens for result in fit_all(model, SPEC, JOBS, plan=chosen)) == chosen.tokens
+    with pytest.raises(NotEnoughMemoryError, match=f"a sequence of {longest} tokens need .* GiB"):
+        plan(model, SPEC, JOBS, token_budget=longest // 2, memory=10**4, calibrate=False)
+
+
 def test_steps_are_full(tiny_model):
     """While there is work enough, a step holds at least 85 % of its budget."""
     jobs = [random_job(k, sequences=8, epochs=3) for k in range(40)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_content import content
 
 from selfedit.errors import UserError
 from selfedit.procedures.restem import train
@@ -84,37 +85,6 @@ def whole(server: Server, settings: dict[str, Any]) -> dict[str, Any]:
     assert found["signal"] is None
     assert "error" not in found
     return {**found, "content": content(Path(settings["out"]))}
-
-
-def content(out: Path) -> dict[str, Any]:
-    """All that must be equal: everything but times, and the paths that hold the run's name."""
-    summary = json.loads((out / "summary.json").read_text())
-    summary.pop("total_seconds")
-    summary.pop("seconds")
-    summary.pop("worth_it")  # names times
-    for part in (*summary["conditions"], *summary["rounds"]):
-        part.pop("seconds")
-        part.pop("device_seconds", None)
-    with Store(out / "run.sqlite", readonly=True) as store:
-        found: dict[str, Any] = {
-            "edits": store.edits(),
-            "answers": store.scored_answers("calibrated"),
-            "fits": [
-                (f.id, f.status, f.sequences, f.train_tokens, f.steps, f.first_loss, f.last_loss, f.answers)
-                for f in store.fits()
-            ],
-            "rounds": [
-                (r.round, r.train_reward, r.validation_accuracy, r.kept_edits, r.checkpoint) for r in store.rounds()
-            ],
-        }
-    found["summary"] = summary
-    found["checkpoints"] = {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted((out / "checkpoints").rglob("*"))
-        if path.is_file()
-    }
-    found["left over"] = sorted(path.name for path in out.rglob("*") if path.name.startswith("."))
-    return found
 
 
 def committed(out: Path) -> set[tuple[str, Any]]:

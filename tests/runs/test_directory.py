@@ -43,6 +43,25 @@ def test_a_new_run_records_settings_and_versions(tmp_path: Path) -> None:
     assert run.versions["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_what_is_resolved_is_decided_once(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path, CONFIG, free=["device"]) as run:
+        assert run.resolve("dtype", "float32", "the precision") == "float32"
+        assert run.resolve("memory", 12) == 12
+    with RunDirectory.open(tmp_path, {**CONFIG, "device": "cuda"}, free=["device"]) as run:
+        assert run.resolved == {"dtype": "float32", "memory": 12}
+        assert run.resolve("memory", 5) == 12
+        line = "the precision changed since this run began; put it back, or name another directory"
+        with pytest.raises(UserError, match=line):
+            run.resolve("dtype", "bfloat16", "the precision")
+    with RunDirectory.read(tmp_path) as run:
+        assert run.resolved == {"dtype": "float32", "memory": 12}
+        assert "resolved" not in run.config
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("resolved:", "resolved: 1\nelsewhere:"))
+    with pytest.raises(UserError, match=r"config\.yaml: not the settings of a run"):
+        RunDirectory.read(tmp_path)
+
+
 def test_the_room_imports_no_torch() -> None:
     code = (
         "import sys, selfedit.runs.directory, selfedit.runs.costs, selfedit.runs.seeds;"
@@ -165,10 +184,9 @@ HOLDER = """
 import os, sys, time
 from selfedit.runs.directory import RunDirectory
 run = RunDirectory.open(sys.argv[1], {"a": 1})
-if sys.argv[2] == "fork" and os.fork() == 0:
+if sys.argv[2] == "alone" or os.fork() == 0:
+    print("locked", flush=True)  # a child that can say so has let go
     os.close(1)
-    time.sleep(60)
-print("locked", flush=True)
 time.sleep(60)
 """
 

@@ -38,11 +38,13 @@ class FakeSource:
 class FakeWorker:
     description = "cpu, float32"
     context_length = 128
+    memory = 2**30
 
     def __init__(self, folder: Path, delta: Callable[[str], Mapping[str, bytes]]) -> None:
         self.folder = folder
         self.delta = delta
         self.memory_share = 1.0
+        self.halvings = 0
 
     def run(self, unit: WriteUnit, on_tokens: Callable[[int], None]) -> UnitResult:
         started = time.perf_counter()
@@ -55,8 +57,8 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "hungry" and self.memory_share > 0.2:
-            raise MemoryError(f"{self.memory_share} is not enough")
+        if what == "hungry" and self.halvings < 2:
+            raise MemoryError(f"{self.halvings} halvings are not enough")
         if what.startswith("gate-"):
             while not (self.folder / what).exists():
                 time.sleep(0.05)

@@ -11,6 +11,7 @@ Axes: B rows, T time, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning
 from selfedit.engine.lora import Routing
 from selfedit.engine.memory import device_kind, free_memory, out_of_memory, release_memory
 
@@ -37,25 +38,28 @@ def decode(
     *,
     bank: AdapterBank | None = None,
     token_budget: int | None = None,
+    memory: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Completes all requests, in batches of similar length whose prompts and answers together hold at most `token_budget` tokens
-    (by default 16,384 on a CPU; on an accelerator, what half of its free memory holds).
+    (by default 16,384 on a CPU; on an accelerator, what half of `memory` holds, bytes, by default those that are free).
 
-    Running out of memory halves the budget and repeats the batch.  Errors: ValueError for an empty prompt, for no new tokens, or
-    for an adapter that the bank does not have.
+    Running out of memory halves the budget, with a warning, and repeats the batch.  Errors: ValueError for an empty prompt, for no
+    new tokens, or for an adapter that the bank does not have.
     """
     backbone = Backbone(model)
     _check(requests, bank)
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
-    budget = _default_budget(backbone) if token_budget is None else token_budget
+    budget = _default_budget(backbone, memory) if token_budget is None else token_budget
     while waiting:
         rows = max(1, budget // _size(requests[waiting[0]]))
         # Rows of one adapter lie together.
         batch = sorted(waiting[:rows], key=lambda k: (requests[k].adapter or 0, requests[k].prompt, k))
         results = _attempt(backbone, [requests[k] for k in batch], bank, on_tokens)
         if results is None:
+            line = f"out of memory: answers go on in batches of {budget // 2} tokens instead of {budget}"
+            warnings.warn(line, LessMemoryWarning, stacklevel=2)
             budget //= 2
             release_memory()
             continue
@@ -81,7 +85,7 @@ def _size(request: DecodeRequest) -> int:
     return len(request.prompt) + request.max_new_tokens
 
 
-def _default_budget(backbone: Backbone) -> int:
+def _default_budget(backbone: Backbone, memory: int | None) -> int:
     device = backbone.head_VD.device
     if device.type == "cpu":
         return 16_384
@@ -90,7 +94,8 @@ def _default_budget(backbone: Backbone) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kept = 2 * config.num_hidden_layers * heads * width * backbone.head_VD.dtype.itemsize
     # Beside keys and values: a prompt's hidden states, and logits where every row is a token.
-    return max(1024, int(free_memory(device) / 2 / (kept + 64 * config.hidden_size)))
+    usable = free_memory(device) if memory is None else memory
+    return max(1024, int(usable / 2 / (kept + 64 * config.hidden_size)))
 
 
 def _attempt(

@@ -20,7 +20,7 @@ from torch import Tensor
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import FitJob, FitResult, TokenSequence, check
+from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, TokenSequence, check
 from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
 from selfedit.engine.memory import out_of_memory, release_memory
@@ -186,9 +186,8 @@ def fit(
                     bank.gradient(r.adapter)  # begun, and to be written anew
                 smaller = _halve(token_budget, chosen)
                 if not warned:
-                    warnings.warn(
-                        f"out of memory: going on with {smaller} tokens a step instead of {token_budget}", stacklevel=2
-                    )
+                    line = f"out of memory: going on with {smaller} tokens per step instead of {token_budget}"
+                    warnings.warn(line, LessMemoryWarning, stacklevel=2)
                 settings["token_budget"], warned = smaller, True
                 continue
             tokens = sum(r.batch_tokens for r in chosen)

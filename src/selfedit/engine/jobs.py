@@ -19,6 +19,10 @@ class UnusableStateError(ValueError):
     """A saved state is damaged, or belongs to other fits; the message says which."""
 
 
+class LessMemoryWarning(UserWarning):
+    """Memory ran out, and work goes on in smaller pieces; the message says how."""
+
+
 class NotEnoughMemoryError(MemoryError):
     """Not even one adapter and the longest sequence fit into memory; the message says what they need."""
 

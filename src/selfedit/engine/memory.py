@@ -13,6 +13,9 @@ from typing import Literal
 
 import torch
 
+# The share of free memory that one process may use: others share a CPU's.
+_SHARE = {"cpu": 0.5, "accelerator": 0.9}
+
 
 def device_kind(device: torch.device) -> Literal["cpu", "accelerator"]:
     """What sizes and limits go by."""
@@ -29,6 +32,11 @@ def free_memory(device: torch.device) -> int:
     if limit is not None and used is not None:
         free = min(free, max(0, limit - used))
     return free
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes that one process should plan with: nine tenths of what is free on an accelerator, half on a CPU."""
+    return int(free_memory(device) * _SHARE[device_kind(device)])
 
 
 def peak_memory(device: torch.device) -> int:

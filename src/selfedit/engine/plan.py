@@ -25,13 +25,11 @@ from selfedit.engine.fit import fit
 from selfedit.engine.jobs import FitJob, FitSettings, LoraSpec, NotEnoughMemoryError, TokenSequence, check
 from selfedit.engine.lora import LoraLinear, Routing
 from selfedit.engine.loss import block_bytes
-from selfedit.engine.memory import device_kind, free_memory
+from selfedit.engine.memory import device_kind, free_memory, usable_memory
 from selfedit.engine.schedule import simulate
 
-# Tokens of a forward pass beyond which more bring no speed (docs/performance.md), and the share of free memory to use: other
-# processes share a CPU's memory.
+# Tokens of a forward pass beyond which more bring no speed (docs/performance.md).
 _TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
-_MEMORY_SHARE = {"cpu": 0.5, "accelerator": 0.9}
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,11 @@ def plan(
     """Plans `jobs` on the device that the model lies on.
 
     `memory` is how many bytes may be used (by default nine tenths of what is free on an accelerator, half on a CPU); `bank_size`
-    and `token_budget` are found from it unless given.  The waves depend on the job list and the bank size alone.  `calibrate`
-    tries a few hundred tokens to estimate the time.  Errors: ValueError for a job with nothing to learn; NotEnoughMemoryError.
+    and `token_budget` are found from it unless given (a sequence longer than a given budget goes alone, as in `fit`).  Apart from
+    `free`, a plan depends on the model, the kind of device and the arguments alone: with `memory` given, it is the same every
+    time.  `calibrate` tries a few hundred tokens to estimate the time.
+
+    Errors: ValueError for a job with nothing to learn; NotEnoughMemoryError.
     """
     jobs = list(jobs)
     check(jobs)
@@ -113,12 +114,12 @@ def plan(
     device = _device(model)
     kind = device_kind(device)
     free = free_memory(device)
-    usable = int(free * _MEMORY_SHARE[kind]) if memory is None else memory
+    usable = usable_memory(device) if memory is None else memory
 
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
     target = token_budget or max(longest, _TARGET_TOKENS[kind])
-    loss_bytes = costs.loss_bytes(target)
+    loss_bytes = costs.loss_bytes(max(target, longest))
     if bank_size is None:
         # Enough fits to fill a step four times over, so that steps stay full until the wave's end.
         wanted = max(1, -(-4 * target * steps // tokens))
@@ -127,11 +128,11 @@ def plan(
     # Waves of equal size, so that the last is not a small rest.
     bank_size = -(-len(jobs) // -(-len(jobs) // bank_size))
     left = usable - loss_bytes - bank_size * costs.adapter_bytes
-    least = max(longest, target // 8) if token_budget is None else target
+    least = max(longest, target // 8 if token_budget is None else target)
     checkpointing = left < least * costs.activation_bytes
     token_bytes = costs.checkpointed_bytes if checkpointing else costs.activation_bytes
     budget = min(target, int(left // token_bytes)) if token_budget is None else token_budget
-    if budget < longest or left < longest * token_bytes:
+    if left < longest * token_bytes:
         need = loss_bytes + bank_size * costs.adapter_bytes + longest * token_bytes
         raise NotEnoughMemoryError(
             f"{bank_size} adapter(s) and a sequence of {longest} tokens need {need / 2**30:.1f} GiB beyond the model,"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fit import UnderWay, fit
-from selfedit.engine.jobs import FitJob, FitResult, LoraSpec, NotEnoughMemoryError
+from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, LoraSpec, NotEnoughMemoryError
 from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.plan import Plan
 from selfedit.engine.plan import plan as make_plan
@@ -68,9 +68,8 @@ def fit_all(
                 raise NotEnoughMemoryError("not even one adapter fits: use a lower rank or a smaller model")
             smaller = -(-size // 2)
             if not warned:
-                warnings.warn(
-                    f"out of memory: going on with banks of {smaller} adapters instead of {size}", stacklevel=2
-                )
+                line = f"out of memory: going on with banks of {smaller} adapters instead of {size}"
+                warnings.warn(line, LessMemoryWarning, stacklevel=2)
             size, warned, bank = smaller, True, None
             waves = [wave[k : k + size] for wave in waves for k in range(0, len(wave), size)]
             release_memory()

@@ -6,10 +6,13 @@ what was committed before.  Knows nothing of which conditions or rounds there ar
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,7 +30,7 @@ from selfedit.exam.general import GENERAL_TITLE, general_questions
 from selfedit.exam.graders import judge_model, make_grader
 from selfedit.exam.judge import JudgeRequest, parse_reply
 from selfedit.exam.statistics import DocumentScore
-from selfedit.exam.verdict import Grader
+from selfedit.exam.verdict import GradeItem, Grader
 from selfedit.models import local_path
 from selfedit.procedures.policies import is_whole, write_adapter
 from selfedit.procedures.progress import Progress, Quiet
@@ -122,9 +125,17 @@ class Experiment(AbstractContextManager["Experiment"]):
         }
         self.run = RunDirectory.open(settings.out, config, free=FREE)
         self.store = self.run.store
+        try:
+            self.run.resolve(
+                "prompts", _digest(self.prompts.content), "the prompts (--prompt-file, or the built-in ones)"
+            )
+        except BaseException:
+            self.run.close()
+            raise
         self._own_pool = pool is None
         self._pool = pool
         self._retried = False
+        self._judging: list[CostRecord] = []  # spent on verdicts that are not committed yet
         self._aside = False  # grading beside a step whose progress is shown
         self.budget = Budget(settings.budget)
         self.budget.spend(Spent.of(self.store.costs()).known_usd or 0.0)
@@ -147,7 +158,17 @@ class Experiment(AbstractContextManager["Experiment"]):
     def pool(self) -> Pool:
         """Where the work is done; made at the first use, so that a finished run resumes without loading a model."""
         if self._pool is None:
-            self._pool = make_pool(self.settings, self.progress)
+            dtype = self.run.resolved.get("dtype", self.settings.dtype)
+            self._pool = make_pool(self.settings.model_copy(update={"dtype": dtype}), self.progress)
+        device, dtype = self._pool.description.split(", ")
+        tokenizer, model = self._pool.tokenizer, f"model {self.settings.model}:"
+        self.run.resolve("dtype", dtype, f"{model} its precision")
+        self.run.resolve("instruct", tokenizer.instruct, f"{model} whether it is prompted through a chat template")
+        self.run.resolve("chat_template", _digest(tokenizer.hf.chat_template), f"{model} its chat template")
+        self.run.resolve("memory", self._pool.memory)
+        kind = device.partition(":")[0]
+        if (began := self.run.resolve("device", kind)) != kind:
+            self.warn("device", f"this run began on {began} and goes on on {kind}: sums are rounded otherwise there")
         return self._pool
 
     @cached_property
@@ -156,14 +177,15 @@ class Experiment(AbstractContextManager["Experiment"]):
         if model is None:
             return make_grader(self.settings.grader)
         judge = local_judge(self) if model == LOCAL_JUDGE else api_judge(self, model)
-        return make_grader(self.settings.grader, complete=judge, prompts=self.prompts)
+        # The model itself is asked again what it was asked before, so that its neighbours are the same in a resumed run.
+        cache = _Forgetful() if model == LOCAL_JUDGE else None
+        return make_grader(self.settings.grader, complete=judge, prompts=self.prompts, cache=cache)
 
     @property
     def unit_size(self) -> int:
-        """Fits in a unit: enough to fill a step, few enough to share among workers."""
-        if self.settings.unit_size is not None:
-            return self.settings.unit_size
-        return 96 if self.pool.description.startswith("cuda") else 16
+        """Fits in a unit: enough to fill a step, few enough to share among workers; decided when the run begins."""
+        chosen = self.settings.unit_size or (96 if self.pool.description.startswith("cuda") else 16)
+        return int(self.run.resolve("unit_size", chosen))
 
     def load(self, sources: Sequence[str], *, limit: int | None, require_questions: bool) -> list[Document]:
         left_out = LeftOut()
@@ -198,7 +220,11 @@ class Experiment(AbstractContextManager["Experiment"]):
             elif spec.kind == "self":
                 self.prompts.check(spec.argument or prompt)
                 self.edit_prompt(spec.argument or prompt, documents[0])
-        assert self.pool
+        self.load_model()
+
+    def load_model(self) -> None:
+        """Loads the model, or waits for the first worker: what is wrong with it is found before any work is done."""
+        _ = self.pool
 
     def warn(self, kind: str, message: str) -> None:
         """Tells the user, and keeps it for the report (once)."""
@@ -247,6 +273,10 @@ class Experiment(AbstractContextManager["Experiment"]):
                 self.store.add_costs(commit(unit, result))
                 for id in unit.ids:
                     self.store.drop_event(GIVEN_UP, id)
+                for note in result.notes:
+                    self.store.add_event("less memory", result.unit_id, note)
+            for note in result.notes:
+                self.progress.note(f"{result.unit_id}: {note}")
             if after is not None:
                 after()
 
@@ -723,11 +753,22 @@ class Experiment(AbstractContextManager["Experiment"]):
         todo = self.store.to_grade(self.grader.name, retry_ungraded=retry_ungraded)
         if todo and label and self.grader.name.startswith("judge:"):
             self.progress.begin(label, len(todo))
-        for start in range(0, len(todo), _GRADE_CHUNK):
-            chunk = todo[start : start + _GRADE_CHUNK]
+        for chunk in self._graded_together(todo):
             verdicts = self.grader.grade([item for _, item in chunk])
-            self.store.add_verdicts(zip((id for id, _ in chunk), verdicts, strict=True))
+            self.store.add_verdicts(zip((id for id, _ in chunk), verdicts, strict=True), self._judging)
+            self._judging.clear()
         self._aside = False
+
+    def _graded_together(self, todo: list[tuple[int, GradeItem]]) -> Iterator[list[tuple[int, GradeItem]]]:
+        """Answers whose verdicts are committed together.  The model itself is asked about one adapter's answers together, whatever
+        else is to be graded, so that a resumed run asks the same side by side."""
+        if judge_model(self.settings.grader) == LOCAL_JUDGE:
+            fits = self.store.fits_of_answers()
+            for _, group in groupby(todo, key=lambda one: fits[one[0]]):
+                yield list(group)
+            return
+        for start in range(0, len(todo), _GRADE_CHUNK):
+            yield todo[start : start + _GRADE_CHUNK]
 
     def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
         """Credits and graded answers by document; ungraded answers count neither way."""
@@ -761,7 +802,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         hourly = self.settings.usd_per_hour
         limited = hourly is not None and self.budget.limit is not None
         dearest = 0.0
-        results = self.pool.run(units)
+        results = self.pool.run([replace(unit, memory=self.run.resolved["memory"]) for unit in units])
         while True:
             if hourly is not None and limited and self.budget.would_exceed(dearest):
                 results.close()
@@ -775,6 +816,10 @@ class Experiment(AbstractContextManager["Experiment"]):
             if hourly is not None:
                 dearest = max(dearest, result.seconds / 3600 * hourly)
             yield result
+
+    def book_judge(self, seconds: float) -> None:
+        """Has device time of judging booked with the verdicts that come of it."""
+        self._judging.append(self.cost_of_time("grading", "grading", seconds, 0))
 
     def _price(self, model: str) -> ModelPrice | None:
         try:
@@ -853,6 +898,7 @@ def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], li
         replies: dict[str, Any] = {}
         for result in experiment.run_units(list(units.values())):
             unit = units[result.unit_id]
+            experiment.book_judge(result.seconds)
             if result.error is not None:
                 replies |= dict.fromkeys(unit.ids, RuntimeError(f"{unit.id} was given up: {result.error}"))
                 continue
@@ -895,6 +941,18 @@ def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeReq
         return [result.text if result.error is None else RuntimeError(result.error) for result in results]
 
     return complete
+
+
+class _Forgetful(dict[str, str]):
+    """A cache that keeps nothing."""
+
+    def __setitem__(self, key: str, value: str) -> None:
+        del key, value
+
+
+def _digest(content: Any) -> str:
+    """What a changed content is known by."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _shown(sequence: TrainingSequence) -> str:

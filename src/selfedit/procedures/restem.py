@@ -44,6 +44,7 @@ def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Po
     with Experiment("train", settings, progress=progress, pool=pool) as experiment:
         if settings.edits == 1 and settings.select == "best-of-k":
             experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
+        experiment.run.resolve("outer_recipe", outer.model_dump(mode="json"), "the outer recipe (--outer-recipe)")
         training, validation = _documents(experiment, settings)
         tracker = make_tracker(settings.track, settings.out, experiment.run.config)
         experiment.examine_untrained([*training, *validation])

@@ -3,7 +3,8 @@
 Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it holds the
 documents.
 
-    config.yaml     all settings with defaults filled in, and the versions of the libraries that began the run
+    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, unit size, memory,
+                    hashes of prompts and chat template), and the versions of the libraries that began it
     run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
     lock            held by the process that writes
     summary.json    the figures of a finished run (see `summary`)
@@ -21,7 +22,7 @@ import platform
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import yaml
@@ -35,14 +36,14 @@ from selfedit.runs.summary import Summary, read_summary, write_summary
 LIBRARIES = ("selfedit", "torch", "transformers", "peft", "safetensors", "numpy")
 
 _HEADER = "# The settings of this run and the versions that began it; written by selfedit.\n"
-_VERSIONS = "versions"
+_VERSIONS, _RESOLVED = "versions", "resolved"
 
 
 class RunDirectory:
     """One run on the disk.  `RunDirectory.open` to write it, `RunDirectory.read` to look at it.
 
-    `config` has the settings as plain data, `versions` those of the libraries when the run began, `resumed` says
-    whether the run was there before.
+    `config` has the settings as plain data, `versions` those of the libraries when the run began, `resolved` what was
+    decided then and no setting says (see `resolve`); `resumed` says whether the run was there before.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class RunDirectory:
         versions: dict[str, str],
         store: Store,
         *,
+        resolved: dict[str, Any],
         lock: RunLock | None,
         resumed: bool,
     ) -> None:
         self.path = path
         self.config = config
         self.versions = versions
+        self.resolved = resolved
         self.store = store
         self.resumed = resumed
         self._lock = lock
@@ -76,8 +79,9 @@ class RunDirectory:
         """
         path = Path(path)
         settings = _plain(config, "config")
-        if _VERSIONS in settings:
-            raise ValueError(f"a setting may not be called {_VERSIONS!r}")
+        for name in (_VERSIONS, _RESOLVED):
+            if name in settings:
+                raise ValueError(f"a setting may not be called {name!r}")
         _refuse_foreign(path)
         if not (path / "config.yaml").exists():
             begin_privately(path)
@@ -87,13 +91,14 @@ class RunDirectory:
             config_path = path / "config.yaml"
             versions = library_versions()
             resumed = config_path.exists()
+            resolved: dict[str, Any] = {}
             if resumed:
                 if not resume:
                     raise UserError(f"{path}: already holds a run; name another directory, or let this one resume")
-                before, began_with = _read_config(config_path)
+                before, began_with, resolved = _read_config(config_path)
                 _refuse_changes(path, before, settings, free)
                 if before != settings:
-                    write_atomically(config_path, _config_text(settings, began_with))
+                    write_atomically(config_path, _config_text(settings, began_with, resolved))
             else:
                 began_with = versions
                 write_atomically(config_path, _config_text(settings, versions))
@@ -109,7 +114,7 @@ class RunDirectory:
         except BaseException:
             lock.release()
             raise
-        return cls(path, settings, began_with, store, lock=lock, resumed=resumed)
+        return cls(path, settings, began_with, store, resolved=resolved, lock=lock, resumed=resumed)
 
     @classmethod
     def read(cls, path: str | Path) -> RunDirectory:
@@ -118,8 +123,25 @@ class RunDirectory:
         config_path = path / "config.yaml"
         if not config_path.is_file():
             raise UserError(f"{path}: not the directory of a run (it has no config.yaml); name one that has")
-        config, versions = _read_config(config_path)
-        return cls(path, config, versions, Store(path / "run.sqlite", readonly=True), lock=None, resumed=True)
+        config, versions, resolved = _read_config(config_path)
+        store = Store(path / "run.sqlite", readonly=True)
+        return cls(path, config, versions, store, resolved=resolved, lock=None, resumed=True)
+
+    def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
+        """What was decided of `name` when the run began: `value` now, if nothing was.
+
+        For what no setting says and a result depends on: a dtype that was chosen by the device, the content of a file.  With
+        `what`, UserError where `value` is another now: "`what` changed since this run began".  (A run that an older version
+        began has nothing recorded; it goes on with what is found now.)
+        """
+        value = _plain(value, name)
+        if name not in self.resolved:
+            self.resolved[name] = value
+            text = _config_text(self.config, self.versions, self.resolved)
+            write_atomically(self.path / "config.yaml", text)
+        elif what is not None and self.resolved[name] != value:
+            raise UserError(f"{self.path}: {what} changed since this run began; put it back, or name another directory")
+        return self.resolved[name]
 
     @property
     def summary_path(self) -> Path:
@@ -179,7 +201,7 @@ def library_versions() -> dict[str, str]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a run's `config.yaml`, without the versions.  UserError where it is no such file."""
+    """The settings in a run's `config.yaml` alone.  UserError where it is no such file."""
     return _read_config(Path(path))[0]
 
 
@@ -234,8 +256,10 @@ def _plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where}: {value!r} is not plain data")
 
 
-def _config_text(settings: dict[str, Any], versions: dict[str, str]) -> str:
-    data = {**settings, _VERSIONS: versions}
+def _config_text(
+    settings: dict[str, Any], versions: dict[str, str], resolved: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    data = {**settings, **({_RESOLVED: dict(resolved)} if resolved else {}), _VERSIONS: versions}
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     if yaml.safe_load(text) != data:
         # PyYAML leaves a few characters (U+0085) bare that it does not read back; escaped, it reads all.
@@ -243,7 +267,7 @@ def _config_text(settings: dict[str, Any], versions: dict[str, str]) -> str:
     return _HEADER + text
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -253,4 +277,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     versions = data.pop(_VERSIONS, None) if isinstance(data, dict) else None
     if not isinstance(versions, dict) or "selfedit" not in versions:
         raise UserError(f"{path}: not the settings of a run (no versions in it); name another directory")
-    return data, versions
+    resolved = data.pop(_RESOLVED, {})
+    if not isinstance(resolved, dict):
+        raise UserError(f"{path}: not the settings of a run ({_RESOLVED} is no mapping); put it back")
+    return data, versions, resolved

@@ -495,6 +495,10 @@ class Store:
         )
         return [(id, GradeItem(question, tuple(json.loads(gold)), answer)) for id, question, gold, answer in rows]
 
+    def fits_of_answers(self) -> dict[int, str]:
+        """The fit of every answer, by the answer's id."""
+        return dict(self._rows("SELECT id, fit_id FROM answers"))
+
     def add_verdicts(self, verdicts: Iterable[tuple[int, Verdict]], costs: Iterable[CostRecord] = ()) -> int:
         """Add (answer id, verdict) pairs, and what they cost, as one unit; how many were new.
 

@@ -74,17 +74,21 @@ class WorkerActor:
         return {
             "description": self.worker.description,
             "context_length": self.worker.context_length,
+            "memory": self.worker.memory,
             "seconds": time.monotonic() - began,
         }
 
-    def run(self, order: int, unit: Any, deltas: dict[str, list[Any]], memory_share: float) -> dict[str, Any]:
-        """Does a unit.  Answers with its `result`, with the `error` that it raised, or with neither where it was not begun."""
+    def run(self, order: int, unit: Any, deltas: dict[str, list[Any]], memory: tuple[float, int]) -> dict[str, Any]:
+        """Does a unit; `memory` is the worker's share of its device, and how often memory ran out.
+
+        Answers with its `result`, with the `error` that it raised, or with neither where it was not begun.
+        """
         if order in self.dropped or self.worker is None:
             return {}
         self.deltas.update(deltas)
         self.unit, self.tokens, self.began = unit.id, 0, time.monotonic()
         self.log.info("begins")
-        self.worker.memory_share = memory_share
+        self.worker.memory_share, self.worker.halvings = memory
         try:
             result = self.worker.run(unit, self._count)
         except Exception as error:

@@ -14,7 +14,7 @@ from selfedit.workers.worker import ModelSource, OnTokens, Worker
 
 
 class Pool(Protocol):
-    """Does units, in any order, and yields each result as it comes.
+    """Does units, in any order, and yields each result as it comes.  `memory` is what a plan of one worker should use, bytes.
 
     `publish` makes a policy's delta (an adapter's files, by name) known under a name that units can then follow.
     """
@@ -27,6 +27,9 @@ class Pool(Protocol):
 
     @property
     def description(self) -> str: ...
+
+    @property
+    def memory(self) -> int: ...
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None: ...
 
@@ -58,6 +61,11 @@ class InProcess:
     def description(self) -> str:
         """The device and dtype, for the run's record."""
         return self.worker.description
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a plan should use now."""
+        return self.worker.memory
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         self.deltas[name] = dict(files)

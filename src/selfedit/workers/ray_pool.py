@@ -176,6 +176,11 @@ class RayPool:
         """The device and dtype of the first worker."""
         return self._description
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a plan of the first worker should use."""
+        return self._memory
+
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         """Puts a delta into the object store, once; workers fetch it when a unit needs it."""
         digest = hashlib.sha256(
@@ -263,6 +268,7 @@ class RayPool:
             raise value
         elif kind == "ready":
             self._description, self._context_length = value["description"], value["context_length"]
+            self._memory = value["memory"]
         elif run == number:
             return value
         return None
@@ -480,7 +486,7 @@ class RayPool:
         self._note(f"worker {slot.number} is ready: {slot.host}, {answer['description']}, {answer['seconds']:.1f} s")
         if self._first is None:
             self._first = answer
-            self._say("ready", answer)
+            self._say("ready", {**answer, "memory": int(answer["memory"] * slot.memory_share)})
         elif _kind(answer["description"]) != _kind(self._first["description"]):
             self._note(
                 f"worker {slot.number} works in {answer['description']}, worker 1 of this run in"
@@ -570,10 +576,10 @@ class RayPool:
                     f"worker {assignment.copied_from.split('.')[0]} is slow at {unit.id}: worker {slot.number} does it too"
                 )
             deltas = {name: [self._deltas[name][1]] for name in unit.policy}
-            share = slot.memory_share / 2 ** max(slot.halvings, assignment.halvings)
+            memory = slot.memory_share, max(slot.halvings, assignment.halvings)
             self._orders += 1
             slot.orders[unit.id] = self._orders
-            answer = slot.actor.run.remote(self._orders, unit, deltas, share)
+            answer = slot.actor.run.remote(self._orders, unit, deltas, memory)
             self._ask(slot, answer, self._answered, self._run, unit.id)
         return given
 

@@ -18,13 +18,14 @@ from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, F
 class WriteUnit:
     """Prompts for the policy without any adapter: edits to be written, or an exam before adaptation.
 
-    `ids` name, for each request, the edit or exam that its completion becomes part of.
+    `ids` name, for each request, the edit or exam that its completion becomes part of.  `memory` is as in a `FitUnit`.
     """
 
     id: str
     policy: tuple[str, ...]
     requests: tuple[DecodeRequest, ...]
     ids: tuple[str, ...] = ()
+    memory: int | None = None
 
     @property
     def cost(self) -> float:
@@ -61,12 +62,17 @@ class FitTask:
 
 @dataclass(frozen=True)
 class FitUnit:
-    """Fits that share a bank, with their exams."""
+    """Fits that share a bank, with their exams.
+
+    `memory` is how many bytes their plan may use: with the jobs, it decides which fits step together.  None leaves it to the
+    worker.
+    """
 
     id: str
     policy: tuple[str, ...]
     lora: LoraSpec
     tasks: tuple[FitTask, ...]
+    memory: int | None = None
 
     @property
     def cost(self) -> float:
@@ -105,13 +111,15 @@ class FitOutcome:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit gave: completions for a `WriteUnit`, outcomes for a `FitUnit`.  `error` says why it was given up."""
+    """What a unit gave: completions for a `WriteUnit`, outcomes for a `FitUnit`.  `error` says why it was given up, `notes` how
+    it was done with less memory than it was given."""
 
     unit_id: str
     seconds: float
     completions: tuple[Completion, ...] = ()
     outcomes: tuple[FitOutcome, ...] = ()
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def write_units(

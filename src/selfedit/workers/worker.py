@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,8 +52,8 @@ class Worker:
     """Does units.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
 
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
-    `memory_share` may be set at any time: how much of the memory that a plan would use this worker may.  It is less than 1
-    where several share a device, and after memory ran out.
+    `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use (less than 1
+    where several share it), and how often memory ran out.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Worker:
         self.source = source
         self.delta = delta
         self.memory_share = 1.0
+        self.halvings = 0
         self.model = model if model is not None else source.load()
         self.policy: tuple[str, ...] = ()
 
@@ -73,14 +75,26 @@ class Worker:
         """The device and dtype, for the run's record."""
         return f"{self.model.hf.device}, {str(self.model.hf.dtype).removeprefix('torch.')}"
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a plan should use on this device now."""
+        from selfedit.engine.memory import usable_memory
+
+        return usable_memory(self.model.hf.device)
+
     def run(self, unit: Unit, on_tokens: OnTokens | None = None) -> UnitResult:
         """Does one unit.  Errors propagate."""
         self._follow(unit.policy)
-        started = time.perf_counter()
-        if isinstance(unit, WriteUnit):
-            completions = engine.decode(self.model.hf, unit.requests, on_tokens=on_tokens)
-            return UnitResult(unit.id, time.perf_counter() - started, completions=tuple(completions))
-        return self._fit(unit, on_tokens)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", engine.LessMemoryWarning)
+            result = self._fit(unit, on_tokens) if isinstance(unit, FitUnit) else self._write(unit, on_tokens)
+        notes = []
+        for warning in caught:
+            if issubclass(warning.category, engine.LessMemoryWarning):
+                notes.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return replace(result, notes=tuple(notes))
 
     def _follow(self, policy: tuple[str, ...]) -> None:
         if policy == self.policy:
@@ -95,6 +109,11 @@ class Worker:
                 _write(Path(folder), self.delta(name))
                 engine.merge_adapter(self.model.hf, Path(folder))
         self.policy = policy
+
+    def _write(self, unit: WriteUnit, on_tokens: OnTokens | None) -> UnitResult:
+        started = time.perf_counter()
+        completions = engine.decode(self.model.hf, unit.requests, memory=unit.memory, on_tokens=on_tokens)
+        return UnitResult(unit.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, unit: FitUnit, on_tokens: OnTokens | None) -> UnitResult:
         started = time.perf_counter()
@@ -120,14 +139,15 @@ class Worker:
                         adapters[number] = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
             answers: dict[int, list[engine.Completion]] = {}
             if requests:
-                decoded = engine.decode(self.model.hf, requests, bank=bank, on_tokens=on_tokens)
+                decoded = engine.decode(self.model.hf, requests, bank=bank, memory=unit.memory, on_tokens=on_tokens)
                 for number, completion in zip(owners, decoded, strict=True):
                     answers.setdefault(number, []).append(completion)
             completions.update({number: tuple(found) for number, found in answers.items()})
 
         jobs = [task.job for task in unit.tasks]
-        plan = engine.plan(self.model.hf, unit.lora, jobs, memory=self._memory(), calibrate=False)
-        engine.fit_all(self.model.hf, unit.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
+        engine.fit_all(
+            self.model.hf, unit.lora, jobs, plan=self._plan(unit, jobs), on_wave=examine, on_tokens=on_tokens
+        )
         seconds = time.perf_counter() - started
         total = sum(task.job.tokens for task in unit.tasks)
         outcomes = tuple(
@@ -142,13 +162,24 @@ class Worker:
         )
         return UnitResult(unit.id, seconds, outcomes=outcomes)
 
-    def _memory(self) -> int | None:
-        """Bytes that a plan may use; None leaves it to the plan."""
+    def _plan(self, unit: FitUnit, jobs: list[engine.FitJob]) -> engine.Plan:
+        """The plan for the memory that comes with the unit, so that it is the same on every worker; for less, with a warning, only
+        where it does not fit here, or ran out before."""
+
         from selfedit.engine.memory import free_memory
 
-        if self.memory_share >= 1:
-            return None
-        return int(free_memory(self.model.hf.device) * self.memory_share / 2)
+        def plan(memory: int) -> engine.Plan:
+            return engine.plan(self.model.hf, unit.lora, jobs, memory=memory, calibrate=False)
+
+        given = int(self.memory * self.memory_share) if unit.memory is None else unit.memory
+        most = min(given >> self.halvings, int(free_memory(self.model.hf.device) * self.memory_share))
+        if not self.halvings and (chosen := plan(given)).memory <= most:
+            return chosen
+        line = (
+            f"planned for {most / 2**30:.2f} GiB instead of {given / 2**30:.2f}: other fits may have stepped together"
+        )
+        warnings.warn(line, engine.LessMemoryWarning, stacklevel=2)
+        return plan(most)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
