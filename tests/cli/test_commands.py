@@ -404,7 +404,7 @@ def test_train_prints_rounds_and_a_verdict(
     words += ["--rounds", 1, "--edits", 2, "--replicates", 1, "--validation-share", 0.4, "--outer-set", "rank=2"]
     result = run(*words)
     assert result.code == 0
-    assert "On 2 validation documents the untrained model answers" in " ".join(result.out.split())
+    assert "On 2 validation documents the untrained model's accuracy is" in " ".join(result.out.split())
     for name in ("report.html", "checkpoints/round-01/adapter_model.safetensors", "validation.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     data = json.loads(run(*words, "--json").out)

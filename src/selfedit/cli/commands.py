@@ -48,9 +48,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.procedures.settings import CompareSettings
 
     add_settings(parser, CompareSettings, repeated="model")
-    parser.add_argument(
-        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
-    )
+    _plan_flag(parser)
 
 
 def _compare(arguments: argparse.Namespace) -> Any:
@@ -63,9 +61,10 @@ def _compare(arguments: argparse.Namespace) -> Any:
             return _compare_models(arguments, arguments.model)
         (arguments.model,) = arguments.model
     settings = read_settings(CompareSettings, arguments)
-    if arguments.plan:
-        return _plan(arguments, "compare", settings)
     from selfedit.procedures.compare import compare
+
+    if arguments.plan:
+        return _plan(arguments, compare, settings)
     from selfedit.reports import build_report, print_summary, write_charts
 
     progress = make_progress()
@@ -130,9 +129,7 @@ def _learn_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.procedures.settings import LearnSettings
 
     add_settings(parser, LearnSettings, positional="documents")
-    parser.add_argument(
-        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
-    )
+    _plan_flag(parser)
 
 
 def _learn(arguments: argparse.Namespace) -> Any:
@@ -141,10 +138,10 @@ def _learn(arguments: argparse.Namespace) -> Any:
     from selfedit.procedures.settings import LearnSettings
 
     settings = read_settings(LearnSettings, arguments)
-    if arguments.plan:
-        return _plan(arguments, "learn", settings)
     from selfedit.procedures.learn import directory_by_content, learn
 
+    if arguments.plan:
+        return _plan(arguments, learn, settings)
     if "out" not in settings.model_fields_set and settings.documents:
         settings = settings.model_copy(update={"out": directory_by_content(settings)})
     progress = make_progress()
@@ -242,9 +239,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.procedures.settings import TrainSettings
 
     add_settings(parser, TrainSettings)
-    parser.add_argument(
-        "--plan", action="store_true", help="count fits, tokens, operations, memory and money; do nothing"
-    )
+    _plan_flag(parser)
 
 
 def _train(arguments: argparse.Namespace) -> Any:
@@ -253,9 +248,10 @@ def _train(arguments: argparse.Namespace) -> Any:
     from selfedit.procedures.settings import TrainSettings
 
     settings = read_settings(TrainSettings, arguments)
-    if arguments.plan:
-        return _plan(arguments, "train", settings)
     from selfedit.procedures.restem import train
+
+    if arguments.plan:
+        return _plan(arguments, train, settings)
     from selfedit.reports import build_report, print_summary, write_charts
 
     progress = make_progress()
@@ -275,6 +271,7 @@ def _continual_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.procedures.settings import ContinualSettings
 
     add_settings(parser, ContinualSettings)
+    _plan_flag(parser)
 
 
 def _continual(arguments: argparse.Namespace) -> Any:
@@ -285,6 +282,8 @@ def _continual(arguments: argparse.Namespace) -> Any:
     from selfedit.reports import build_report, print_summary, write_charts
 
     settings = read_settings(ContinualSettings, arguments)
+    if arguments.plan:
+        return _plan(arguments, continual, settings)
     progress = make_progress()
     try:
         summary = continual(settings, progress=progress)
@@ -399,7 +398,13 @@ def _export(arguments: argparse.Namespace) -> Any:
     return asdict(exported)
 
 
-def _plan(arguments: argparse.Namespace, procedure: str, settings: Any) -> Any:
+def _plan_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan", action="store_true", help="the most fits, tokens, operations, memory and money of the run; do nothing"
+    )
+
+
+def _plan(arguments: argparse.Namespace, procedure: Callable[..., Any], settings: Any) -> Any:
     from selfedit.procedures.plan import plan
 
     found = plan(procedure, settings)

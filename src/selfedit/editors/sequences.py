@@ -55,7 +55,7 @@ def cut(
     texts = lines if cutting == "lines" else ["\n".join(lines)] * bool(lines)
     if with_document or not (sequences or texts):
         texts = [*texts, document.text]
-    room = max(_SMALLEST_PART, max_tokens - count_tokens(document.title) - _FORM)
+    room = part_size(count_tokens(document.title), max_tokens)
     for text in texts:
         covered = 0
         for begin, end in part_spans(text, room, overlap=room // 8, length=count_tokens):
@@ -64,6 +64,11 @@ def cut(
                 advance(end - covered)
             covered = end
     return sequences
+
+
+def part_size(title_tokens: int, max_tokens: int) -> int:
+    """Tokens that a text may have under its title; a longer one is cut into parts."""
+    return max(_SMALLEST_PART, max_tokens - title_tokens - _FORM)
 
 
 def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

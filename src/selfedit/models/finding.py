@@ -14,7 +14,7 @@ from pathlib import Path
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME, ORIGIN, bundled_folder
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _CONFIG = "config.json"
 _PATIENCE = 10.0  # seconds for the hub to answer; a hub that takes the call and is slow is not given up
 

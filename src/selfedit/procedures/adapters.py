@@ -20,14 +20,10 @@ LEARNED = "learned"  # the name of the adapter that `learn` makes
 
 @dataclass(frozen=True)
 class Adapters:
-    """`folders` in PEFT's format, to be merged in this order into `model`.
-
-    `instruct` says whether their run prompted the model through its chat template; None: as the model does by itself.
-    """
+    """`folders` in PEFT's format, to be merged in this order into `model`."""
 
     folders: tuple[Path, ...]
     model: str
-    instruct: bool | None = None
 
 
 def find_adapters(source: Path) -> Adapters:
@@ -43,7 +39,6 @@ def find_adapters(source: Path) -> Adapters:
             )
         return Adapters((source,), _model_name(source) or BUNDLED)
     with RunDirectory.read(source) as run:
-        instruct: bool | None = run.config.get("instruct")
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         if procedure == "learn":
             folders = [run.adapter(LEARNED)]
@@ -61,7 +56,7 @@ def find_adapters(source: Path) -> Adapters:
     for folder in folders:
         if not is_whole(folder):
             raise UserError(f"{folder}: no adapter there; the same `selfedit {procedure}` command makes it again")
-    return Adapters(tuple(folders), model, instruct)
+    return Adapters(tuple(folders), model)
 
 
 def _model_name(folder: Path) -> str | None:

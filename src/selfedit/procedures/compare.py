@@ -5,7 +5,7 @@ Knows conditions.  What a condition's fits and exams are made of is `experiment`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec, parse_editors
@@ -20,7 +20,13 @@ from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
 
-def compare(settings: CompareSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+def compare(
+    settings: CompareSettings,
+    *,
+    progress: Progress | None = None,
+    pool: Pool | None = None,
+    kind: Callable[..., Experiment] = Experiment,
+) -> Summary:
     """Examines every condition on every document and writes the run's summary.
 
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
@@ -29,7 +35,7 @@ def compare(settings: CompareSettings, *, progress: Progress | None = None, pool
     check_grid(settings, specs)
     if settings.policy_round is not None and settings.policy is None:
         raise UserError("--policy-round: of which run?  Name it with --policy")
-    with Experiment("compare", settings, progress=progress, pool=pool) as experiment:
+    with kind("compare", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
         experiment.check(documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         if settings.sweep:

@@ -6,6 +6,7 @@ self-editing experiment (Zweiger et al. 2025, section 5) is of this form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from selfedit.documents import Document
@@ -22,7 +23,13 @@ from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
 
-def continual(settings: ContinualSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+def continual(
+    settings: ContinualSettings,
+    *,
+    progress: Progress | None = None,
+    pool: Pool | None = None,
+    kind: Callable[..., Experiment] = Experiment,
+) -> Summary:
     """Learns the documents in their order; after each step the model is examined on all documents learned so far.
 
     The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its interval).  A
@@ -33,7 +40,7 @@ def continual(settings: ContinualSettings, *, progress: Progress | None = None, 
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
-    with Experiment("continual", settings, progress=progress, pool=pool) as experiment:
+    with kind("continual", settings, progress=progress, pool=pool) as experiment:
         documents = experiment.load(settings.documents, limit=settings.limit, require_questions=True)
         experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         say_editor(experiment, asked, spec.kind)

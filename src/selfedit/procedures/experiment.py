@@ -34,8 +34,9 @@ from selfedit.exam.verdict import GradeItem, Grader
 from selfedit.models import local_path
 from selfedit.procedures.policies import is_whole, write_adapter
 from selfedit.procedures.progress import Progress, Quiet
+from selfedit.procedures.selection import Rewarded, Selection, select
 from selfedit.procedures.settings import FREE, Settings
-from selfedit.procedures.training_data import longer_than, tokenize, training_sequences
+from selfedit.procedures.training_data import longer_than, most_characters, tokenize, training_sequences, within_bounds
 from selfedit.prompts import Prompts, edit_lead
 from selfedit.recipes import Recipe, load_recipe
 from selfedit.runs.costs import Spent, api_cost, device_cost
@@ -51,6 +52,7 @@ from selfedit.workers.units import (
     FitTask,
     FitUnit,
     LoraSpec,
+    TokenSequence,
     Unit,
     UnitResult,
     WriteUnit,
@@ -506,8 +508,17 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
         cleaned = clean(raw, cut_off=cut_off)
+        text = cleaned.text
+        if prompt:  # not an edit from a file, which is taken as it is
+            text = within_bounds(text, self.settings.max_edit_tokens, self.pool.tokenizer)
         return Edit(
-            document.id, name, index, cleaned.text, prompt=prompt, truncated=cut_off, dropped_lines=cleaned.dropped
+            document.id,
+            name,
+            index,
+            text,
+            prompt=prompt,
+            truncated=cut_off or text != cleaned.text,
+            dropped_lines=cleaned.dropped,
         )
 
     def _commit_edits(self, edits: Sequence[Edit], round: int, costs: Iterable[CostRecord] = ()) -> None:
@@ -586,17 +597,11 @@ class Experiment(AbstractContextManager["Experiment"]):
             for learning in learnings:
                 recipe = (recipes or {}).get(learning.condition, self.recipe)
                 advance = self.progress.advance if characters > _MANY_CHARACTERS else None
-                sequences = self.sequences(learning, recipe, advance)
+                job, texts[learning.id] = self.job(learning, recipe, advance)
                 questions = self._exam_questions(learning, known)
-                job = FitJob(
-                    tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences),
-                    recipe.settings(),
-                    self.seed("fit", learning.id),
-                )
                 exam = tuple(self.exam_request(document, question) for document, question in questions)
                 task = FitTask(learning.id, job, exam, learning.keep is not None)
                 groups.setdefault((learning.policy, recipe.lora()), []).append(task)
-                texts[learning.id] = tuple(_shown(sequence) for sequence in sequences)
                 asked[learning.id] = [question for _, question in questions]
             return [
                 unit
@@ -660,6 +665,24 @@ class Experiment(AbstractContextManager["Experiment"]):
             self.progress.note(f"fit {record.id} failed: {record.error}")
         return self.cost_of_time("fits", learning.condition, outcome.seconds, learning.round)
 
+    def job(
+        self, learning: Learning, recipe: Recipe, advance: Callable[[int], None] | None = None
+    ) -> tuple[FitJob, tuple[str, ...]]:
+        """A fit as the engine takes it, and its training sequences as a report shows them."""
+        sequences = self.sequences(learning, recipe, advance)
+        tokens = tuple(tokenize(sequence, recipe, self.pool.tokenizer, self.prompts) for sequence in sequences)
+        return FitJob(tokens, recipe.settings(), self.seed("fit", learning.id)), tuple(map(_shown, sequences))
+
+    def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
+        """What the editor is trained on: the prompt for a document, and the edit that it should have written."""
+        asked, lead = self.edit_prompt(prompt, document)
+        ids, prompt_length = self.pool.tokenizer.example(asked, edit, lead=lead)
+        return TokenSequence(tuple(ids), prompt_length)
+
+    def select(self, edits: Sequence[Rewarded], **rule: Any) -> Selection:
+        """Which edits of a round are kept (see `selection.select`)."""
+        return select(edits, **rule)
+
     def sequences(
         self, learning: Learning, recipe: Recipe, advance: Callable[[int], None] | None = None
     ) -> list[TrainingSequence]:
@@ -702,7 +725,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         if not self.pool.tokenizer.instruct:
             # A base model goes on with questions of its own; the answer is its first line.
             text = text.split("\n", 1)[0].strip()
-        return Answer(question.id, text, len(ids))
+        return Answer(question.id, text[: most_characters(self.settings.max_answer_tokens)], len(ids))
 
     def _exam_questions(self, learning: Learning, known: Sequence[Question]) -> list[tuple[Document | None, Question]]:
         if not learning.examine:

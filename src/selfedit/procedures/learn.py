@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def learn(
     progress: Progress | None = None,
     pool: Pool | None = None,
     documents: Sequence[Document] | None = None,
+    kind: Callable[..., Experiment] = Experiment,
 ) -> Learned:
     """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory.
 
@@ -60,7 +61,7 @@ def learn(
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
         raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
-    with Experiment("learn", settings, progress=progress, pool=pool) as experiment:
+    with kind("learn", settings, progress=progress, pool=pool) as experiment:
         if documents is None:
             documents = experiment.load(settings.documents, limit=settings.limit, require_questions=False)
         experiment.check(documents, [spec], count=settings.edits, prompt=settings.edit_prompt)

@@ -7,7 +7,7 @@ kept; the policy is fine-tuned to write them; the new policy is examined on vali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfedit.documents import Document, sharing_titles, split_by_title
@@ -18,7 +18,7 @@ from selfedit.procedures.experiment import GIVEN_UP, Experiment, Learning, stop_
 from selfedit.procedures.policies import delta_name, is_whole, publish_chain, write_adapter
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
-from selfedit.procedures.selection import Rewarded, Selection, select
+from selfedit.procedures.selection import Rewarded, Selection
 from selfedit.procedures.settings import TrainSettings
 from selfedit.procedures.summarise import summarise
 from selfedit.procedures.tracking import check_tracker, make_tracker
@@ -28,20 +28,26 @@ from selfedit.runs.costs import Spent
 from selfedit.runs.records import CostRecord, RoundRecord
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
-from selfedit.workers.units import FitJob, FitTask, FitUnit, TokenSequence, UnitResult
+from selfedit.workers.units import FitJob, FitTask, FitUnit, UnitResult
 
 VALIDATION, BASELINE = "validation", "baseline"
 OUTER = "outer"  # the fine-tune of the editor
 
 
-def train(settings: TrainSettings, *, progress: Progress | None = None, pool: Pool | None = None) -> Summary:
+def train(
+    settings: TrainSettings,
+    *,
+    progress: Progress | None = None,
+    pool: Pool | None = None,
+    kind: Callable[..., Experiment] = Experiment,
+) -> Summary:
     """Trains the editor and writes the run's summary, with the round that validation selected.
 
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     outer = load_recipe(settings.outer_recipe).with_settings(settings.outer_set)
     check_tracker(settings.track)
-    with Experiment("train", settings, progress=progress, pool=pool) as experiment:
+    with kind("train", settings, progress=progress, pool=pool) as experiment:
         if settings.edits == 1 and settings.select == "best-of-k":
             experiment.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
         experiment.run.resolve("outer_recipe", outer.model_dump(mode="json"), "the outer recipe (--outer-recipe)")
@@ -135,7 +141,7 @@ def keep(experiment: Experiment, training: Sequence[Document], round: int, chain
     baseline = None
     if settings.select == "above-baseline":
         baseline = _baseline(experiment, training, round, chain)
-    selection = select(
+    selection = experiment.select(
         # An edit of which nothing was left cannot be taught, whatever its document alone earned.
         [
             Rewarded(e.id, e.edit.document_id, e.edit.index, e.edit.output_tokens, e.reward)
@@ -172,9 +178,7 @@ def train_editor(
             if stored.id not in selection.kept:
                 continue
             document = by_id[stored.edit.document_id]
-            prompt, lead = experiment.edit_prompt(settings.edit_prompt, document)
-            ids, prompt_length = experiment.pool.tokenizer.example(prompt, stored.edit.text, lead=lead)
-            sequences.append(TokenSequence(tuple(ids), prompt_length))
+            sequences.append(experiment.lesson(settings.edit_prompt, document, stored.edit.text))
         if not sequences:
             given_up = [event for event in experiment.store.events(GIVEN_UP) if event.subject.startswith(f"{round}|")]
             if given_up:

@@ -15,6 +15,35 @@ from selfedit.recipes import Recipe
 from selfedit.workers.units import TokenSequence
 
 _PIECE = 1 << 16  # characters
+# Bounds on what a writer's token can stand for.  They are never met by text that says something; without them nothing could be
+# said of a run's size and price before its edits and answers are there (`plan`).
+_CHARACTERS, _OWN_TOKENS = 16, 4
+
+
+def most_characters(tokens: int) -> int:
+    """The longest text that is kept of so many tokens; more is cut off."""
+    return _CHARACTERS * tokens
+
+
+def most_own_tokens(tokens: int) -> int:
+    """The most tokens of the student's that so many of a writer's may be, all lines counted by themselves."""
+    return _OWN_TOKENS * tokens
+
+
+def within_bounds(text: str, tokens: int, tokenizer: Tokenizer) -> str:
+    """An edit of so many of its writer's tokens, without the lines that pass the bounds."""
+    kept: list[str] = []
+    characters = own = 0
+    for line in text.split("\n")[:tokens]:
+        characters += len(line) + 1
+        if characters > most_characters(tokens):
+            break
+        own += len(tokenizer.encode(line))
+        if own > most_own_tokens(tokens):
+            break
+        kept.append(line)
+    # Of a single line that is too long, as many characters are left as cannot be too many tokens.
+    return "\n".join(kept) or text[:tokens]
 
 
 def longer_than(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
