@@ -213,7 +213,7 @@ class NoWork:
 
 
 class NoWorker:
-    description, context_length = "cpu, float32", 1
+    description, context_length, memory = "cpu, float32", 1, 2**30
 
     def run(self, unit: Any, on_tokens: Callable[[int], None]) -> Any:
         from selfedit.workers.units import UnitResult

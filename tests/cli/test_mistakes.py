@@ -257,10 +257,13 @@ def test_a_tracker_that_is_not_installed(
 
 def test_a_template_that_asks_for_what_is_not_there(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
     file = tmp_path / "prompts.yaml"
-    for template, says in (("{{ author }}", "'author' is undefined"), ("{{ title", "unexpected end of template")):
+    for template, says in (
+        ("{{ author }}", "line 1: no field 'author'; fields here are title, text"),
+        ("{{ title", "line 1: unexpected end of template"),
+    ):
         file.write_text(json.dumps({"edit": {"mine": {"chat": template}}}))
-        line = mistake(*compare_words, "--prompt-file", file, "--editor", "self:mine", after_loading=True)
-        assert f"--prompt-file {file}: {says}" in line
+        line = mistake(*compare_words, "--prompt-file", file, "--editor", "self:mine")
+        assert f"--prompt-file {file}: edit mine (chat), {says}" in line
 
 
 def test_targets_that_the_model_does_not_have(compare_words: list[str], mistake: Mistake) -> None:

@@ -4,29 +4,19 @@ What that server does not offer: batches (no files either), a JSON schema and a 
 and it samples only if the model's own generation settings say so, whatever the temperature.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from selfedit.editors.api import ApiClient, ApiRequest, MemoryCache
 from selfedit.errors import UserError
+from serving import needs_serving, serving
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.skipif(
-        importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None,
-        reason="transformers serve needs the extra 'serving'",
-    ),
+    needs_serving,
 ]
 
 
@@ -44,32 +34,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
         model = str(local_path("smollm2-135m"))
     except UserError as error:
         pytest.skip(f"the bundled model is not there: {error}")
-    port = free_port()
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
-    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(log.parent)}
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
-        try:
-            _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
-            yield Served(f"http://127.0.0.1:{port}/v1", model)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
-    give_up = time.monotonic() + 300
-    while time.monotonic() < give_up and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
-    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+    with serving(model, free_port(), tmp_path_factory.mktemp("serve")) as url:
+        yield Served(url, model)
 
 
 @pytest.fixture(autouse=True)

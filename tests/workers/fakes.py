@@ -57,8 +57,8 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "hungry" and self.halvings < 2:
-            raise MemoryError(f"{self.halvings} halvings are not enough")
+        if what == "hungry" and self.halvings < 1:
+            raise MemoryError("all of it is not enough")
         if what.startswith("gate-"):
             while not (self.folder / what).exists():
                 time.sleep(0.05)

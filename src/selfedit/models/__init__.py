@@ -5,7 +5,7 @@ Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing
 
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.models.finding import local_path, public_name
-from selfedit.models.loading import Model, load_model, load_tokenizer, parameter_count
+from selfedit.models.loading import Model, load_model, load_tokenizer, parameter_count, stored_dtype, torch_dtype
 from selfedit.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -17,4 +17,6 @@ __all__ = [
     "local_path",
     "parameter_count",
     "public_name",
+    "stored_dtype",
+    "torch_dtype",
 ]

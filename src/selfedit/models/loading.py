@@ -65,13 +65,10 @@ def load_model(
     the first accelerator, else the CPU.  Errors: UserError for an unknown model, device or dtype.
     """
     local_path(name)  # before what takes seconds to import
-    import torch
     from transformers import AutoModelForCausalLM
 
     target = _device(device)
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: not known; use auto, float32 or bfloat16")
-    chosen = _best_dtype(target) if dtype == "auto" else getattr(torch, dtype)
+    chosen = torch_dtype(dtype) or _best_dtype(target)
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
     hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
     hf.requires_grad_(False)
@@ -109,6 +106,26 @@ def _skeleton(name: str, trust_remote_code: bool) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise UserError(f"model {name}: no causal language model ({' '.join(str(error).split())[:200]})") from None
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The dtype that `--dtype` names; None for `auto`.  Errors: UserError for another name."""
+    import torch
+
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise UserError(f"--dtype {name}: not known; use auto, float32 or bfloat16")
+    return known[name]
+
+
+def stored_dtype(name: str, *, trust_remote_code: bool = False) -> torch.dtype:
+    """The dtype that a model's files have, as its configuration says."""
+    import torch
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, name, trust_remote_code=trust_remote_code)
+    found: torch.dtype | None = config.get_text_config().dtype
+    return found or torch.float32
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:

@@ -20,10 +20,14 @@ LEARNED = "learned"  # the name of the adapter that `learn` makes
 
 @dataclass(frozen=True)
 class Adapters:
-    """`folders` in PEFT's format, to be merged in this order into `model`."""
+    """`folders` in PEFT's format, to be merged in this order into `model`.
+
+    `instruct` says whether their run prompted the model through its chat template; None: as the model does by itself.
+    """
 
     folders: tuple[Path, ...]
     model: str
+    instruct: bool | None = None
 
 
 def find_adapters(source: Path) -> Adapters:
@@ -39,6 +43,7 @@ def find_adapters(source: Path) -> Adapters:
             )
         return Adapters((source,), _model_name(source) or BUNDLED)
     with RunDirectory.read(source) as run:
+        instruct: bool | None = run.config.get("instruct")
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         if procedure == "learn":
             folders = [run.adapter(LEARNED)]
@@ -56,7 +61,7 @@ def find_adapters(source: Path) -> Adapters:
     for folder in folders:
         if not is_whole(folder):
             raise UserError(f"{folder}: no adapter there; the same `selfedit {procedure}` command makes it again")
-    return Adapters(tuple(folders), model)
+    return Adapters(tuple(folders), model, instruct)
 
 
 def _model_name(folder: Path) -> str | None:

@@ -47,7 +47,14 @@ class Asker:
         for folder in found.folders:
             with adapter_errors(folder):
                 load_adapter(folder)  # what is wrong with the files themselves is said before a model is loaded
-        self._load = partial(load_model, name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self._load = partial(
+            load_model,
+            name,
+            device=device,
+            dtype=dtype,
+            instruct=found.instruct,
+            trust_remote_code=trust_remote_code,
+        )
         self.max_tokens = max_tokens
         self.bank: AdapterBank | None = None
         chain = len(found.folders) != 1
