@@ -23,6 +23,7 @@ class Fault:
     error: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
+    talk: Callable[[BaseHTTPRequestHandler], None] | None = None  # says what it likes on the open connection
     hang: bool = False
     cut: bool = False
 
@@ -41,6 +42,7 @@ class BatchPlan:
     failed: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     errors: list[dict[str, Any]] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
+    raw: dict[int, bytes] = field(default_factory=dict)  # a line as it is, with %s for the request's id
 
 
 def error(message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -55,6 +57,9 @@ class FakeServer:
         self.refuse: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
         self.completions: list[dict[str, Any]] = []  # bodies, in order of arrival
         self.keys: list[str] = []  # Authorization headers
+        self.headers: list[Any] = []
+        self.paths: list[str] = []
+        self.instead: dict[str, bytes] = {}  # answers to paths, whatever is asked
         self.models_asked = 0
         self.uploads: list[list[dict[str, Any]]] = []
         self.batches: dict[str, dict[str, Any]] = {}
@@ -64,6 +69,7 @@ class FakeServer:
         self.connections: set[socket.socket] = set()
         self.released = threading.Event()  # ends every hang
         self.gate: threading.Barrier | None = None
+        self.arrived = threading.Semaphore(0)  # released once a completion request
         self._now = 0
         self._lock = threading.Lock()
         fake = self
@@ -113,7 +119,9 @@ class FakeServer:
         return {"id": "c", "choices": [{"index": 0, "finish_reason": "stop", **choice}], "usage": usage}
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
-        path = handler.path
+        path = handler.path.partition("?")[0]
+        if path in self.instead:
+            return self._send(handler, 200, self.instead[path])
         if path == "/v1/models":
             self.models_asked += 1
             return self._send(handler, 200, {"object": "list", "data": []})
@@ -134,8 +142,10 @@ class FakeServer:
 
     def post(self, handler: BaseHTTPRequestHandler) -> None:
         data = handler.rfile.read(int(handler.headers["Content-Length"]))
-        path = handler.path
-        if path in ("/v1/chat/completions", "/v1/completions"):
+        path = handler.path.partition("?")[0]
+        if path in self.instead:
+            self._send(handler, 200, self.instead[path])
+        elif path in ("/v1/chat/completions", "/v1/completions"):
             with self._lock:
                 self._now += 1
                 self.most_at_once = max(self.most_at_once, self._now)
@@ -163,12 +173,19 @@ class FakeServer:
         with self._lock:
             self.completions.append(body)
             self.keys.append(handler.headers.get("Authorization", ""))
+            self.headers.append(handler.headers)
+            self.paths.append(handler.path)
             fault = self.faults.popleft() if self.faults else None
+        self.arrived.release()
         if self.gate is not None:
             self.gate.wait(timeout=10)
         if fault is not None and fault.hang:
             self.released.wait(timeout=30)
             handler.close_connection = True
+        elif fault is not None and fault.talk is not None:
+            handler.close_connection = True
+            with contextlib.suppress(OSError):  # the client hangs up
+                fault.talk(handler)
         elif fault is not None and fault.cut:
             handler.close_connection = True
             handler.connection.close()
@@ -184,11 +201,14 @@ class FakeServer:
         items = [json.loads(line) for line in self.files[body["input_file_id"]].decode().splitlines()]
         assert all(item["url"] == body["endpoint"] and item["method"] == "POST" for item in items)
         self.uploads.append(items)
-        output, errors = [], []
+        output: list[str | bytes] = []
+        errors: list[str | bytes] = []
         for index, item in enumerate(items):
             key = item["custom_id"]
             refusal = self.refuse(item["body"])
-            if index in plan.expired:
+            if index in plan.raw:
+                output.append(plan.raw[index].replace(b"%s", key.encode()))
+            elif index in plan.expired:
                 code = {"code": "batch_expired", "message": "This request could not be executed in time."}
                 errors.append(json.dumps({"custom_id": key, "response": None, "error": code}))
             elif index in plan.failed or refusal is not None:
@@ -222,7 +242,8 @@ class FakeServer:
             for name, lines in (("output_file_id", output), ("error_file_id", errors)):
                 if lines:
                     file_id = f"file-{len(self.files)}"
-                    self.files[file_id] = ("\n".join(lines) + "\n").encode()
+                    encoded = [line if isinstance(line, bytes) else line.encode() for line in lines]
+                    self.files[file_id] = b"\n".join(encoded) + b"\n"
                     batch[name] = file_id
         self.batches[batch_id] = batch
         return {k: v for k, v in batch.items() if k != "script"}
@@ -236,9 +257,9 @@ class FakeServer:
     ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(data)))
-        for name, value in (headers or {}).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+        ).items():
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(data)

@@ -1,5 +1,6 @@
 """The API client against a fake server: what is sent, kept and counted, and what every fault becomes."""
 
+import dataclasses
 import hashlib
 import json
 import socket
@@ -32,7 +33,7 @@ def test_replies_come_in_order_with_their_tokens(server: FakeServer) -> None:
     seen: dict[int, ApiResult] = {}
     results = client(server).complete([chat(f"q{i}") for i in range(20)], on_result=seen.__setitem__)
     assert [result.text for result in results] == [f"reply to q{i}" for i in range(20)]
-    assert results[0] == ApiResult("reply to q0", "stop", 10, 5, 2)
+    assert results[0] == ApiResult("reply to q0", "stop", 10, 5, 2, paid=True)
     assert [seen[i] for i in range(20)] == results
     assert len(server.completions) == 20
     assert not results[0].truncated
@@ -111,13 +112,11 @@ def test_nothing_is_asked_twice(server: FakeServer) -> None:
     requests = [chat("a"), chat("b"), chat("a"), chat("a", sample=1)]
     first = client(server, cache=cache).complete(requests)
     assert len(server.completions) == 3
-    assert first[0] == first[2]
-    used: list[tuple] = []
-    again = client(server, cache=cache, on_usage=lambda *usage: used.append(usage)).complete(requests)
+    assert first[2] == dataclasses.replace(first[0], cached=True, paid=False, usd=0.0), "paid for once"
+    again = client(server, cache=cache).complete(requests)
     assert len(server.completions) == 3
     assert [result.text for result in again] == [result.text for result in first]
-    assert all(result.cached for result in again)
-    assert used == []
+    assert all(result.cached and not result.paid for result in again)
 
 
 def test_cached_replies_need_no_server(server: FakeServer) -> None:
@@ -164,10 +163,22 @@ def test_what_the_cache_is_given(server: FakeServer) -> None:
     json.dumps([request, response])
 
 
-def test_usage_is_reported_for_new_replies(server: FakeServer) -> None:
-    used: list[tuple] = []
-    client(server, on_usage=lambda *usage: used.append(usage)).complete([chat("a"), chat("b")])
-    assert used == [("m", 10, 5, False)] * 2
+def test_what_is_paid_for_a_new_reply(server: FakeServer) -> None:
+    price = ModelPrice("m", input=1e5, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
+    (result,) = client(server, price=price).complete([chat("a")])
+    assert (result.paid, result.usd) == (True, 6.0)
+    (result,) = client(server).complete([chat("a")])
+    assert (result.paid, result.usd) == (True, None), "no price is known"
+
+
+def test_without_a_word_about_tokens_a_reply_costs_the_most_that_it_can(server: FakeServer) -> None:
+    server.faults.extend(
+        [reply_with(), Fault(raw=b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1}}')]
+    )
+    asker = client(server, price=PRICE, budget=(budget := Budget(100)))
+    results = asker.complete([chat("a", max_tokens=10), chat("b", max_tokens=10)])
+    assert [result.usd for result in results] == [10.0, 10.0]
+    assert budget.spent == 20.0
 
 
 def test_what_came_back_before_a_fatal_error_is_kept(server: FakeServer) -> None:
@@ -223,7 +234,7 @@ def test_replies_without_a_text_are_errors(server: FakeServer, fault: Fault, rea
 def test_passing_faults_are_retried(server: FakeServer, fault: Fault) -> None:
     server.faults.extend([fault, fault])
     (result,) = client(server).complete([chat("a")])
-    assert result == ApiResult("reply to a", "stop", 10, 5, 2)
+    assert result == ApiResult("reply to a", "stop", 10, 5, 2, paid=True)
     assert len(server.completions) == 3
 
 
@@ -240,7 +251,7 @@ def test_a_silent_server_is_asked_again(server: FakeServer) -> None:
         (BROKEN, "500: oops"),
         (HALF, "damaged or no completion, tried 3 times"),
         (Fault(cut=True), "the connection broke, tried 3 times"),
-        (Fault(hang=True), "no answer within 0.3 s, tried 3 times"),
+        (Fault(hang=True), "no whole answer within 0.3 s, tried 3 times"),
     ],
 )
 def test_lasting_faults_are_errors_of_their_request_alone(server: FakeServer, fault: Fault, reason: str) -> None:
@@ -389,10 +400,13 @@ def test_a_server_that_goes_away_stops_the_work(server: FakeServer) -> None:
         asker.complete([chat("b")])
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://x:port/v1", "http://[::1/v1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://x:port/hush", "http:/me:hush@x/v1", "http://[::1/v1"]
+)
 def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(UserError, match="--api-base must be a web address"):
+    with pytest.raises(UserError, match=r"--api-base .* must be a web address") as caught:
         ApiClient("m", url)
+    assert "hush" not in str(caught.value), "it may hold a password"
 
 
 def test_a_password_in_the_address_is_not_shown() -> None:

@@ -27,20 +27,18 @@ def in_upload(server: FakeServer, number: int) -> list[str]:
 
 
 def test_a_batch_is_uploaded_polled_and_fetched(server: FakeServer) -> None:
-    used, seen, polls = [], {}, []
+    seen, polls = {}, []
     cache = MemoryCache()
     asker = client(
         server,
         cache,
-        on_usage=lambda *usage: used.append(usage),
         on_poll=lambda *poll: polls.append(poll),
         reasoning_effort="low",
     )
     requests = asked("abc", max_tokens=9, seed=2)
     results = asker.complete(requests, on_result=seen.__setitem__)
-    assert results == [ApiResult(f"reply to {text}", "stop", 10, 5, 2, batch=True) for text in "abc"]
+    assert results == [ApiResult(f"reply to {text}", "stop", 10, 5, 2, batch=True, paid=True) for text in "abc"]
     assert [seen[index] for index in range(3)] == results
-    assert used == [("m", 10, 5, True)] * 3
     (items,) = server.uploads
     assert [item["custom_id"] for item in items] == [asker.key(request) for request in requests]
     assert items[0]["url"] == "/v1/chat/completions"
@@ -70,10 +68,10 @@ def test_plain_completions_by_batch(server: FakeServer) -> None:
 
 def test_replies_are_matched_by_id_in_any_order(server: FakeServer) -> None:
     server.plans.append(BatchPlan(reverse=True, twice={1}, strangers=["who", ""]))
-    used: list[tuple] = []
-    results = client(server, on_usage=lambda *usage: used.append(usage)).complete(asked("abc"))
+    told: list[int] = []
+    results = client(server).complete(asked("abc"), on_result=lambda index, _: told.append(index))
     assert [result.text for result in results] == ["reply to a", "reply to b", "reply to c"]
-    assert len(used) == 3
+    assert sorted(told) == [0, 1, 2]
 
 
 def test_line_separators_within_a_reply_do_not_cut_it(server: FakeServer) -> None:

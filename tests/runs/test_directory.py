@@ -87,7 +87,7 @@ def test_the_same_settings_resume(tmp_path: Path) -> None:
         ({"recipe": {"rank": 32, "lr": 1e-3}}, r"recipe\.rank = 16, now it is 32"),
         ({"recipe": {"rank": 16}}, r"recipe\.lr = 0\.001, now it is not set"),
         ({"seed": 3}, "seed = not set, now it is 3"),
-        ({"procedure": None}, "procedure = 'compare', now it is None"),
+        ({"procedure": None}, "procedure = 'compare', now it is not set"),
         ({"device": "cuda"}, "device = 'cpu', now it is 'cuda'"),
     ],
 )

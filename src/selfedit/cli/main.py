@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from selfedit.cli import interrupt
 from selfedit.errors import UserError
 from selfedit.text import one_line
 
@@ -26,7 +27,9 @@ class _OneLine(logging.Formatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command, by default the command line's; returns the exit code."""
+    if argv is None:
+        interrupt.watch_interrupts()
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -57,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("selfedit: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        interrupt.told.set()
+        print(interrupt.INTERRUPTED, file=sys.stderr)
+        return interrupt.EXIT_CODE
 
 
 def _parse(argv: list[str]) -> argparse.Namespace | None:

@@ -1,12 +1,16 @@
 """A client for language models behind an OpenAI-compatible API: editors that are API models, and the judge's transport.
 
 Knows requests, replies, errors and what is kept of them.  It takes ready chat messages or a plain prompt and knows
-nothing of documents, edits or grading; how a batch is run is in `batch.py`, what a token costs in `prices.py`.
+nothing of documents, edits or grading; how a batch is run is in `batch.py`, what a token costs in `prices.py`, how bytes travel in
+`transport.py`, and what a reply must look like in `replies.py`.
 
-What comes back is put into the cache before it counts, under the content of the request, so that nothing is paid for
-twice.  A call that fails after retries is a result with an `error`, never an exception; what no other call could do
-better (no key, unknown model, no server) stops everything with a UserError.  Retries with backoff on 429, 5xx and
-timeouts are the `openai` package's own.
+A reply is kept, with what the caller makes of it and books for it, in one transaction, under the content of its request,
+so that nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another form) is kept
+too, for it was paid for; the next time the same is asked, a fresh sample is asked for in its place.  A call that fails
+after retries is a result with an `error`, never an exception; what no other call could do better (no key, unknown model,
+no server) stops everything with a UserError.  Retries with backoff on 429, 5xx and timeouts are the `openai` package's own.
+
+Not on record is what a provider charges for a call whose reply never came whole: one that timed out, or was cut off by Ctrl-C.
 
 A model may refuse a parameter that it does not offer (reasoning models refuse a temperature).  The client then sends
 the request again without it, leaves it out from then on, warns once, and lists it in `refused`.  It does so for
@@ -15,24 +19,30 @@ temperature, top_p, seed and the JSON schema, which are wishes; a refused reason
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
+from selfedit.editors.address import parse_address
 from selfedit.editors.prices import Budget, ModelPrice
 from selfedit.errors import UserError
+from selfedit.text import one_line
 
 if TYPE_CHECKING:  # importing openai takes most of a second
     import openai
+
+    from selfedit.editors.transport import BoundedClient, LoopThread
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +53,8 @@ _WISHES = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _LONGEST_BACKOFF = 8.0
+_LONGEST_REASON = 300  # characters of a server's words
+_GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
 # Servers count reasoning towards a reply's bound: with the reply's own bound alone, nothing would be left for the reply.
 REASONING_TOKENS = 8192
 
@@ -54,6 +66,7 @@ class ApiRequest:
     `max_tokens` bounds the reply; a client with a reasoning effort allows `REASONING_TOKENS` more.  `sample` tells samples
     of one prompt apart in the cache; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a
     reply of that JSON schema; a server that does not offer it answers in free text, and with plain completions it is not sent.
+    `attempt` counts the replies to it that could not be used; each has a seed of its own (`ApiClient.complete` sets it).
     """
 
     messages: Sequence[Mapping[str, str]] = ()
@@ -64,6 +77,7 @@ class ApiRequest:
     seed: int | None = None
     json_schema: Mapping[str, Any] | None = None
     sample: int = 0
+    attempt: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
@@ -76,6 +90,8 @@ class ApiResult:
 
     `output_tokens` counts `reasoning_tokens` too; tokens are 0 where the server does not say, and where a call failed.
     `cached`: nothing was sent, the reply was there from before.  `batch`: it was answered at the price of a batch.
+    `paid`: a reply came now, which is to be booked, whether it can be used or not; `usd` is its price (None: not known).  Where the
+    server does not say its tokens, that is the most that it can have cost.
     """
 
     text: str = ""
@@ -86,6 +102,8 @@ class ApiResult:
     error: str | None = None
     cached: bool = False
     batch: bool = False
+    paid: bool = False
+    usd: float | None = None
 
     @property
     def truncated(self) -> bool:
@@ -94,7 +112,12 @@ class ApiResult:
 
 
 class ApiCache(Protocol):
-    """Keeps replies by the sha256 of their request (the run's store: table `api_calls`)."""
+    """Keeps replies by the sha256 of their request (the run's store: table `api_calls`).
+
+    What is written within a `transaction` is kept whole or not at all.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]: ...
 
     def get(self, key: str) -> dict[str, Any] | None: ...
 
@@ -124,6 +147,9 @@ class MemoryCache:
         self.replies: dict[str, dict[str, Any]] = {}
         self.batches: dict[str, tuple[str, str]] = {}
 
+    def transaction(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def get(self, key: str) -> dict[str, Any] | None:
         return self.replies.get(key)
 
@@ -146,7 +172,7 @@ class MemoryCache:
 
 
 OnResult = Callable[[int, ApiResult], None]
-OnUsage = Callable[[str, int, int, bool], None]
+Accept = Callable[[ApiResult], bool]
 OnPoll = Callable[[str, str, int, int], None]
 
 
@@ -155,12 +181,12 @@ class ApiClient:
 
     `base_url` defaults to OPENAI_BASE_URL from the environment, then to OpenAI's own; the key is OPENAI_API_KEY from
     the environment and nowhere else (a server other than OpenAI's needs none).  `timeout` is seconds for one attempt,
-    `max_retries` counts the attempts after the first.  `extra_body` is added to every request as it is (for what a
-    server offers beyond the standard).
+    from its start to the reply's last byte; `max_retries` counts the attempts after the first.  `extra_body` is added to
+    every request as it is (for what a server offers beyond the standard).
 
-    `on_usage(model, input_tokens, output_tokens, batch)` is called for every new reply.  With a `budget` and the
-    model's `price`, a request is sent only if the most that it can cost still fits; otherwise BudgetReached is raised,
-    after what is under way has been kept.  Callbacks, cache and store are used from the calling thread only.
+    With a `budget` and the model's `price`, a request is sent only if the most that it can cost still fits; otherwise
+    BudgetReached is raised, after what is under way has been kept.  Callbacks, cache and store are used from the calling
+    thread only.
 
     Batches: `poll_seconds` is the first wait between two polls; it grows by half to twenty times that.  Requests that
     come back failed or not at all are put into a further batch, at most `batch_tries` batches in all.
@@ -180,7 +206,6 @@ class ApiClient:
         batch: bool = False,
         cache: ApiCache | None = None,
         batches: BatchStore | None = None,
-        on_usage: OnUsage | None = None,
         on_poll: OnPoll | None = None,
         budget: Budget | None = None,
         price: ModelPrice | None = None,
@@ -214,12 +239,13 @@ class ApiClient:
         self.batch_tries = batch_tries
         self.extra_body = dict(extra_body or {})
         self.on_poll = on_poll
-        self._on_usage = on_usage
-        self._refused: set[str] = set()
+        self._refused: frozenset[str] = frozenset()
         self._reached = False
-        self._url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
-        self.url = _presentable(self._url)
-        self._key = os.environ.get(KEY_VARIABLE)
+        self._address = parse_address(base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL)
+        self.url = self._address.shown
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"the environment variable {KEY_VARIABLE} holds characters that no key has: set it again")
         if not self._key and self.url == DEFAULT_URL:
             raise UserError(
                 f"no API key for model '{model}' at {self.url}: set the environment variable {KEY_VARIABLE}, or name "
@@ -248,38 +274,46 @@ class ApiClient:
         if self._reached:
             return
         try:
-            self.library.with_options(max_retries=1, timeout=min(self.timeout, 10.0)).models.list()
+            self.run(self.patient(min(self.timeout, 10.0), retries=1).models.with_raw_response.list())
         except openai.APIConnectionError as error:
             self.raise_if_unreachable(error)
         except (openai.OpenAIError, ValueError):
             pass  # a server without a list of models, or a key that may not read it: the requests will tell
         self._reached = True
 
-    def complete(self, requests: Sequence[ApiRequest], on_result: OnResult | None = None) -> list[ApiResult]:
-        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known.
+    def complete(
+        self, requests: Sequence[ApiRequest], on_result: OnResult | None = None, accept: Accept | None = None
+    ) -> list[ApiResult]:
+        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in the
+        transaction that keeps its reply.
 
-        Requests that are the same (with the same `sample`) are sent once.  Raises UserError where no request can
-        succeed (no server, no such model, refused key, no batches) and BudgetReached; what has come back by then is in
-        the cache.
+        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are `cached`.
+        A reply from before that `accept` does not take (by default, one with an error) gives way to a fresh sample.
+        Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and BudgetReached;
+        what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half a second.
         """
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
+        pending: dict[str, ApiRequest] = {}
+        known: dict[str, ApiResult] = {}
         for index, request in enumerate(requests):
-            places.setdefault(self.key(request), []).append(index)
+            key, request, result = self._look(request, accept or _without_error)
+            places.setdefault(key, []).append(index)
+            if result is None:
+                pending[key] = request
+            else:
+                known[key] = result
 
         def deliver(key: str, result: ApiResult) -> None:
             for index in places[key]:
                 results[index] = result
                 if on_result is not None:
                     on_result(index, result)
+                if result.paid:
+                    result = replace(result, cached=True, paid=False, usd=0.0)
 
-        pending: dict[str, ApiRequest] = {}
-        for key, indices in places.items():
-            stored = self.cache.get(key)
-            if stored is None:
-                pending[key] = requests[indices[0]]
-            else:
-                deliver(key, self._result(stored, cached=True))
+        for key, result in known.items():
+            deliver(key, result)
         if pending:
             self.check()
             if self.batch:
@@ -291,24 +325,53 @@ class ApiClient:
         return cast("list[ApiResult]", results)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; what is under way is cut off."""
         if "library" in self.__dict__:
-            self.library.close()
+            self.loop.close(self.library.close())
 
     # What follows is shared with `batch.py`.
 
     @cached_property
-    def library(self) -> openai.OpenAI:
+    def loop(self) -> LoopThread:
+        """Where calls are made."""
+        from selfedit.editors.transport import LoopThread
+
+        return LoopThread()
+
+    @cached_property
+    def http(self) -> BoundedClient:
+        """What the library sends its requests by."""
+        from selfedit.editors.transport import BoundedClient
+
+        return BoundedClient(params=self._address.query)
+
+    @cached_property
+    def library(self) -> openai.AsyncOpenAI:
         """The library's client."""
         import openai
 
-        return openai.OpenAI(
+        from selfedit.editors.transport import within
+
+        return openai.AsyncOpenAI(
             # The library insists on a key; a server that needs none ignores it.
             api_key=self._key or "none",
-            base_url=self._url,
-            timeout=self.timeout,
+            base_url=self._address.base,
+            timeout=within(self.timeout),
             max_retries=self.max_retries,
+            http_client=self.http,
         )
+
+    def patient(self, seconds: float, *, retries: int | None = None) -> openai.AsyncOpenAI:
+        """The library's client, for calls that may take another time."""
+        from selfedit.editors.transport import within
+
+        return self.library.with_options(
+            max_retries=self.max_retries if retries is None else retries, timeout=within(seconds)
+        )
+
+    def run(self, call: Awaitable[T]) -> T:
+        """Waits for one call."""
+        return self.loop.run(call)
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         """The JSON body to send: without what the server has refused, and with its name for `max_tokens`."""
@@ -332,17 +395,30 @@ class ApiClient:
         input_tokens = sum(len(text.encode("utf-8")) + 16 for text in texts)
         return self.price.cost(input_tokens, self._bound(request), self.batch)
 
-    def keep(self, key: str, request: ApiRequest, reply: Mapping[str, Any], batch: bool) -> ApiResult:
-        """Puts a reply's body into the cache, counts its cost, and says what it is."""
+    def settle(
+        self,
+        key: str,
+        request: ApiRequest,
+        reply: Mapping[str, Any],
+        deliver: Callable[[str, ApiResult], None],
+        *,
+        batch: bool,
+    ) -> None:
+        """Keeps a reply's body and what `deliver` makes of it, in one transaction, and counts its cost."""
         stored = {"body": dict(reply), "batch": batch, "without": list(self.refused)}
         result = self._result(stored, cached=False)
-        self.cache.put(key, self.model, self._canonical(request), stored, result.input_tokens, result.output_tokens)
-        self.budget.release(key)
+        usd = None
         if self.price is not None:
-            self.budget.spend(self.price.cost(result.input_tokens, result.output_tokens, batch))
-        if self._on_usage is not None:
-            self._on_usage(self.model, result.input_tokens, result.output_tokens, batch)
-        return result
+            known = result.input_tokens or result.output_tokens
+            usd = self.price.cost(result.input_tokens, result.output_tokens, batch) if known else self.most(request)
+        with self.cache.transaction():
+            # An interruption may have come after the transaction and before the caller had noted it.
+            if self.cache.get(key) is not None:
+                return
+            self.cache.put(key, self.model, self._canonical(request), stored, result.input_tokens, result.output_tokens)
+            deliver(key, replace(result, paid=True, usd=usd))
+        self.budget.release(key)
+        self.budget.spend(usd or 0.0)
 
     def usable(self, reply: object) -> bool:
         """Whether a reply has the form that the endpoint promises."""
@@ -366,7 +442,7 @@ class ApiClient:
         # The parameter that the error names in its own field, else all that its message names.
         for name in [param] if param in named else named:
             if name not in self._refused:
-                self._refused.add(name)
+                self._refused |= {name}
                 if name != "max_tokens":  # sent under its new name
                     logger.warning("model '%s' at %s refuses '%s': requests go without it", self.model, self.url, name)
         return True
@@ -375,6 +451,10 @@ class ApiClient:
         """Why one request failed, in one line; raises UserError if every other request would fail alike."""
         code, param, message = _error_fields(payload)
         message = self.clean(message)
+        if 300 <= status < 400:
+            raise UserError(
+                f"the server at {self.url} sends requests on to another address ({status}): give that one with --api-base"
+            )
         if status == 401:
             mend = f"check {KEY_VARIABLE}" if self._key else f"set the environment variable {KEY_VARIABLE}"
             raise UserError(f"the server at {self.url} does not accept the API key (401): {mend}")
@@ -407,11 +487,12 @@ class ApiClient:
             ) from None
 
     def clean(self, text: str) -> str:
-        """A server's words in one line, short, and without the key."""
-        text = " ".join(text.split())
-        if self._key:
-            text = text.replace(self._key, "***")
-        return text if len(text) <= 300 else text[:297] + "..."
+        """A server's words in one line, short, and without anything secret."""
+        text = text[: 100 * _LONGEST_REASON]
+        for secret in (self._key, *self._address.secrets):
+            if secret:
+                text = text.replace(secret, "***")
+        return one_line(" ".join(text.split()), _LONGEST_REASON)
 
     # What follows is not.
 
@@ -440,84 +521,123 @@ class ApiClient:
         for name in ("temperature", "top_p", "seed"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)
+        if request.seed is not None and request.attempt:
+            body["seed"] = (request.seed + request.attempt) % 2**31
         return body | self.extra_body
 
     def _canonical(self, request: ApiRequest) -> dict[str, Any]:
-        return {"url": self.url + self.path, "body": self._full_body(request), "sample": request.sample}
+        canonical = {"url": self.url + self.path, "body": self._full_body(request), "sample": request.sample}
+        return canonical | ({"attempt": request.attempt} if request.attempt else {})
+
+    def _look(self, request: ApiRequest, accept: Accept) -> tuple[str, ApiRequest, ApiResult | None]:
+        """A request's key and what is known of it; after replies that are not accepted, those of its next attempt."""
+        while True:
+            key = self.key(request)
+            stored = self.cache.get(key)
+            if stored is None:
+                return key, request, None
+            result = self._result(stored, cached=True)
+            if accept(result):
+                return key, request, result
+            request = replace(request, attempt=request.attempt + 1)
 
     def _result(self, stored: Mapping[str, Any], cached: bool) -> ApiResult:
-        reply = stored["body"]
-        choice = reply["choices"][0]
-        finish_reason = choice.get("finish_reason") or ""
-        usage = reply.get("usage") or {}
-        text: str | None
+        from pydantic import ValidationError
+
+        from selfedit.editors.replies import Completion, Usage, told
+
+        usd = 0.0 if cached else None
+        try:
+            reply = Completion.model_validate(stored["body"])
+        except ValidationError as wrong:
+            reason = f"the reply cannot be used ({self.clean(told(wrong))})"
+            return ApiResult(error=reason, cached=cached, batch=stored["batch"], usd=usd)
+        choice, usage = reply.choices[0], reply.usage or Usage()
+        finish_reason = choice.finish_reason or ""
+        text = choice.message.content if self.kind == "chat" else choice.text
         error = None
-        if self.kind == "chat":
-            message = choice["message"]
-            text = message.get("content")
-            if message.get("refusal"):
-                error = f"the model refused: {self.clean(message['refusal'])}"
-        else:
-            text = choice["text"]
         if finish_reason == "content_filter":
             error = "the server's content filter cut the reply"
-        if text is None and error is None and finish_reason != "length":
-            error = f"the reply has no text (finish reason: {finish_reason or 'none'})"
+        elif choice.message.refusal:
+            error = f"the model refused: {self.clean(choice.message.refusal)}"
+        elif text is None and finish_reason != "length":
+            error = f"the reply has no text (finish reason: {self.clean(finish_reason) or 'none'})"
+        if usage.prompt_tokens is None or usage.completion_tokens is None:
+            usage = Usage()  # half of it would make a reply look cheaper than it was
+        details = usage.completion_tokens_details
         return ApiResult(
             text=text or "",
             finish_reason=finish_reason,
-            input_tokens=usage.get("prompt_tokens") or 0,
-            output_tokens=usage.get("completion_tokens") or 0,
-            reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+            input_tokens=usage.prompt_tokens or 0,
+            output_tokens=usage.completion_tokens or 0,
+            reasoning_tokens=(details.reasoning_tokens or 0) if details else 0,
             error=error,
             cached=cached,
             batch=stored["batch"],
+            usd=usd,
         )
 
     def _run_live(self, pending: Mapping[str, ApiRequest], deliver: Callable[[str, ApiResult], None]) -> None:
         waiting = deque(pending.items())
         running: dict[Future[dict[str, Any] | str], str] = {}
 
-        def settle(future: Future[dict[str, Any] | str]) -> tuple[str, ApiResult]:
-            key = running.pop(future)
+        def settle(future: Future[dict[str, Any] | str]) -> None:
+            key = running[future]
             self.budget.release(key)
             reply = future.result()
             if isinstance(reply, str):
-                return key, ApiResult(error=reply)
-            return key, self.keep(key, pending[key], reply, batch=False)
+                deliver(key, ApiResult(error=reply, usd=0.0))
+            else:
+                self.settle(key, pending[key], reply, deliver, batch=False)
+            del running[future]
 
-        with ThreadPoolExecutor(self.max_concurrency, thread_name_prefix="api") as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.max_concurrency:
+                    key, request = waiting[0]
+                    most = self.most(request)
+                    if self.budget.would_exceed(most):
+                        if running:
+                            break  # these may turn out cheaper than what is held for them
+                        raise self.budget.reached(f"the next call of '{self.model}'", most)
+                    waiting.popleft()
+                    self.budget.hold(key, most)
+                    running[self.loop.submit(self._call(request))] = key
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    settle(future)
+        except BaseException as error:
+            # What is still under way is paid for all the same, so it is kept if it comes; but nobody who wants to stop is held up.
             try:
-                while waiting or running:
-                    while waiting and len(running) < self.max_concurrency:
-                        key, request = waiting[0]
-                        most = self.most(request)
-                        if self.budget.would_exceed(most):
-                            if running:
-                                break  # these may turn out cheaper than what is held for them
-                            raise self.budget.reached(f"the next call of '{self.model}'", most)
-                        waiting.popleft()
-                        self.budget.hold(key, most)
-                        running[pool.submit(self._call, request)] = key
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        deliver(*settle(future))
+                wait(running, timeout=_GRACE if isinstance(error, KeyboardInterrupt) else None)
             finally:
-                # What is still under way after an error is paid for all the same, so it is kept.
-                for future in wait(running).done:
-                    if future.exception() is None:
+                for future in [future for future in running if future.done()]:
+                    with suppress(UserError):  # the first one is told
                         settle(future)
-                    else:
-                        self.budget.release(running.pop(future))
+                self._cut_off(running, pending)
+            raise
 
-    def _call(self, request: ApiRequest) -> dict[str, Any] | str:
-        """One request: the reply's body, or why there is none.  Runs in a thread of the pool."""
+    def _cut_off(self, running: Mapping[Future[Any], str], pending: Mapping[str, ApiRequest]) -> None:
+        cut_off = [key for future, key in running.items() if future.cancel()]
+        for key in running.values():
+            self.budget.release(key)
+        if cut_off:
+            most = sum(self.most(pending[key]) for key in cut_off)
+            logger.warning(
+                "%d calls of '%s' were cut off: the provider may charge for them%s, and the costs of this run do not have them",
+                len(cut_off),
+                self.model,
+                f" ({most:.4f} USD at the most)" if self.price is not None else "",
+            )
+
+    async def _call(self, request: ApiRequest) -> dict[str, Any] | str:
+        """One request: the reply's body, or why there is none."""
         import openai
 
         damaged = 0
         while True:
             body = self.body(request)
             try:
-                content = self._send(body)
+                content = await self._send(body)
             except openai.APIStatusError as error:
                 if self.gives_way(error.status_code, error.body, body):
                     continue  # ends: each time there is a parameter less
@@ -525,46 +645,45 @@ class ApiClient:
             except openai.APIConnectionError as error:
                 self.raise_if_unreachable(error)
                 if isinstance(error, openai.APITimeoutError):
-                    return f"no answer within {self.timeout:g} s, tried {self.max_retries + 1} times"
+                    return f"no whole answer within {self.timeout:g} s, tried {self.max_retries + 1} times"
                 return f"the connection broke, tried {self.max_retries + 1} times ({self.clean(str(error.__cause__))})"
-            try:
-                reply = json.loads(content)
-            except ValueError:
-                reply = None
+            reply = read_json(content)
             if self.usable(reply):
                 return cast("dict[str, Any]", reply)
             # The library takes any answer with status 200 for a success, so this retry is our own.
             if damaged >= self.max_retries:
-                return f"the server's answer is damaged or no completion, tried {damaged + 1} times"
-            time.sleep(min(self.backoff_seconds * 2**damaged, _LONGEST_BACKOFF))
+                said = (
+                    f" ({self.clean(_error_fields(reply)[2])})" if isinstance(reply, dict) and "error" in reply else ""
+                )
+                return f"the server's answer is damaged or no completion{said}, tried {damaged + 1} times"
+            await asyncio.sleep(min(self.backoff_seconds * 2**damaged, _LONGEST_BACKOFF))
             damaged += 1
 
-    def _send(self, body: dict[str, Any]) -> bytes:
+    async def _send(self, body: dict[str, Any]) -> bytes:
         arguments = {name: value for name, value in body.items() if name not in self.extra_body}
         extra = {name: value for name, value in body.items() if name in self.extra_body} or None
         if self.kind == "chat":
-            reply = self.library.chat.completions.with_raw_response.create(**arguments, extra_body=extra)
+            reply = await self.library.chat.completions.with_raw_response.create(**arguments, extra_body=extra)
         else:
-            reply = self.library.completions.with_raw_response.create(**arguments, extra_body=extra)
+            reply = await self.library.completions.with_raw_response.create(**arguments, extra_body=extra)
         return reply.http_response.content
+
+
+def read_json(content: bytes | str) -> Any:
+    """What a server's JSON says; None where it is none, or one that only an attacker would send."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without_error(result: ApiResult) -> bool:
+    return result.error is None
 
 
 def estimate_tokens(text: str) -> int:
     """Roughly how many tokens an English text has, for plans: a token for every four characters, rounded up."""
     return -(-len(text) // 4)
-
-
-def _presentable(url: str) -> str:
-    """The server's address as it is shown and cached: without a user's name or password, without a slash at the end."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        parts, port = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--api-base must be a web address like http://localhost:8000/v1, not '{url}'")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}{parts.path}".rstrip("/")
 
 
 def _error_fields(payload: object) -> tuple[str, str, str]:

@@ -3,8 +3,8 @@
 Knows the batch protocol of OpenAI-compatible servers.  Requests, replies and errors are `api.py`'s; this runs on an
 `ApiClient`.
 
-Every request's batch is stored under the request's key before the first poll.  After a restart a request that is in a
-batch already is waited for, whatever else is asked for beside it, and is not sent again.
+Every request's batch is stored under the request's key, all of a batch's at once, before the first poll.  After a
+restart a request that is in a batch already is waited for, whatever else is asked for beside it, and is not sent again.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
+from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, read_json
 from selfedit.errors import UserError
 
 if TYPE_CHECKING:
-    from openai.types import Batch
+    from pydantic import BaseModel
+
+    from selfedit.editors.replies import Batch
+
+    B = TypeVar("B", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
 # OpenAI's limits are 50,000 requests and 200 MB a file.
 MAX_REQUESTS = 50_000
 MAX_BYTES = 190_000_000
+_FILE_SECONDS = 3600.0  # to send or to fetch so large a file
+_REPLY_BYTES = 64_000  # of a result file, for each request: a reply of the longest edits, escaped, with its frame
 
 UNDER_WAY = "submitted"
 _FINAL = ("completed", "failed", "expired", "cancelled")
@@ -59,7 +65,7 @@ def run_batches(client: ApiClient, pending: Mapping[str, ApiRequest], deliver: D
             reasons |= _collect(client, batch_id, {key: left[key] for key in keys}, left, deliver)
         for key in [key for key in left if tries[key] >= client.batch_tries]:
             del left[key]
-            deliver(key, ApiResult(error=f"{reasons[key]}, tried in {tries[key]} batches", batch=True))
+            deliver(key, ApiResult(error=f"{reasons[key]}, tried in {tries[key]} batches", batch=True, usd=0.0))
 
 
 def _chunks(client: ApiClient, fresh: Mapping[str, ApiRequest], more: bool) -> Iterator[dict[str, str]]:
@@ -94,12 +100,23 @@ def _submit(client: ApiClient, chunk: Mapping[str, str]) -> str:
     """Uploads a batch, starts it and stores its id; returns the id."""
     import openai
 
+    from selfedit.editors.replies import Batch, File
+
     endpoint: Any = "/v1" + client.path
+    content = "".join(chunk.values()).encode("ascii")
     try:
-        file = client.library.files.create(
-            file=("requests.jsonl", "".join(chunk.values()).encode("ascii")), purpose="batch"
+        sent = client.run(
+            client.patient(_FILE_SECONDS).files.with_raw_response.create(
+                file=("requests.jsonl", content), purpose="batch"
+            )
         )
-        batch = client.library.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+        file = _read(client, File, sent.http_response.content)
+        created = client.run(
+            client.library.batches.with_raw_response.create(
+                input_file_id=file.id, endpoint=endpoint, completion_window="24h"
+            )
+        )
+        batch = _read(client, Batch, created.http_response.content)
     except openai.APIStatusError as error:
         if error.status_code in (404, 405):
             raise UserError(
@@ -109,8 +126,9 @@ def _submit(client: ApiClient, chunk: Mapping[str, str]) -> str:
     except openai.APIConnectionError as error:
         client.raise_if_unreachable(error)
         raise UserError(f"the server at {client.url} did not take the batch ({error}): try again later") from None
-    for key in chunk:
-        client.batches.put_batch(key, batch.id, UNDER_WAY)
+    with client.cache.transaction():
+        for key in chunk:
+            client.batches.put_batch(key, batch.id, UNDER_WAY)
     logger.info("batch %s with %d requests of '%s' is under way", batch.id, len(chunk), client.model)
     return batch.id
 
@@ -132,7 +150,7 @@ def _collect(
     lines: list[str] = []
     if batch is not None:
         for file_id in (batch.output_file_id, batch.error_file_id):
-            lines += _fetch(client, batch_id, file_id) if file_id else []
+            lines += _fetch(client, batch_id, file_id, len(requests)) if file_id else []
     bodies = {key: client.body(request) for key, request in requests.items()}  # as they were sent
     fatal: UserError | None = None
     for line in lines:
@@ -140,29 +158,34 @@ def _collect(
         if key not in requests or key not in left:
             continue  # not of this batch, or there twice
         if reply is not None and client.usable(reply):
-            result = client.keep(key, requests[key], reply, batch=True)
-        elif failure is None:
+            with client.cache.transaction():
+                client.settle(key, requests[key], reply, deliver, batch=True)
+                client.batches.put_batch(key, batch_id, "done")
+            del left[key]
+            continue
+        if failure is None:
             reasons[key] = f"its reply in batch {batch_id} is damaged"
             continue
-        else:
-            code, payload = failure
-            try:
-                # A parameter that is refused is left out of the next batch.
-                again = client.gives_way(code, payload, bodies[key]) or code >= 500
-                reasons[key] = client.reason(code, payload)
-            except UserError as error:
-                fatal = error  # raised when the rest of the file has been kept
-                continue
-            if again or code in _WORTH_ANOTHER_TRY:
-                continue
-            result = ApiResult(error=reasons[key], batch=True)
-        client.batches.put_batch(key, batch_id, "done")
+        code, payload = failure
+        try:
+            # A parameter that is refused is left out of the next batch.
+            again = client.gives_way(code, payload, bodies[key]) or code >= 500
+            reasons[key] = client.reason(code, payload)
+        except UserError as error:
+            fatal = error  # raised when the rest of the file has been kept
+            continue
+        if again or code in _WORTH_ANOTHER_TRY:
+            continue
+        with client.cache.transaction():
+            client.batches.put_batch(key, batch_id, "done")
+            deliver(key, ApiResult(error=reasons[key], batch=True, usd=0.0))
         client.budget.release(key)
         del left[key]
-        deliver(key, result)
     missing = [key for key in requests if key in left]
+    with client.cache.transaction():
+        for key in missing:
+            client.batches.put_batch(key, batch_id, f"{status}, missing")
     for key in missing:
-        client.batches.put_batch(key, batch_id, f"{status}, missing")
         client.budget.release(key)
     if fatal is not None:
         raise fatal
@@ -177,14 +200,17 @@ def _wait(client: ApiClient, batch_id: str, total: int) -> Batch | None:
     """Polls until a batch is over; None if the server does not know it (any more)."""
     import openai
 
+    from selfedit.editors.replies import Batch
+
     pause = client.poll_seconds
     failures = 0
     while True:
         try:
-            batch = client.library.batches.retrieve(batch_id)
+            said = client.run(client.library.batches.with_raw_response.retrieve(batch_id))
+            batch = _read(client, Batch, said.http_response.content)
         except openai.NotFoundError:
             return None
-        except (openai.APIConnectionError, openai.APIStatusError) as error:
+        except (openai.APIConnectionError, openai.APIStatusError, UserError) as error:
             # A batch takes hours, and a poll may well fail meanwhile.
             if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code != 429:
                 client.reason(error.status_code, error.body)
@@ -206,16 +232,21 @@ def _wait(client: ApiClient, batch_id: str, total: int) -> Batch | None:
         pause = min(pause * 1.5, client.poll_seconds * 20)
 
 
-def _fetch(client: ApiClient, batch_id: str, file_id: str) -> list[str]:
+def _fetch(client: ApiClient, batch_id: str, file_id: str, requests: int) -> list[str]:
+    """The lines of a result file, which may be as long as the batch's requests allow."""
     import openai
 
+    usual = client.http.most_bytes
+    client.http.most_bytes = usual + _REPLY_BYTES * requests
     try:
-        content = client.library.files.content(file_id).content
+        content = client.run(client.patient(_FILE_SECONDS).files.with_raw_response.content(file_id)).content
     except (openai.APIConnectionError, openai.APIStatusError) as error:
         raise UserError(
             f"cannot fetch the results of batch {batch_id} from {client.url} ({_said(client, error)}): give the same "
             "command again to fetch them"
         ) from None
+    finally:
+        client.http.most_bytes = usual
     # Not splitlines(): replies may hold other line separators, which JSON does not escape.
     return [line for line in content.decode("utf-8", errors="replace").split("\n") if line.strip()]
 
@@ -225,10 +256,7 @@ def _read_line(line: str) -> tuple[str, dict[str, Any] | None, tuple[int, object
 
     A line that is cut off or has another form gives no reply and no error; its key is then empty unless it can be read.
     """
-    try:
-        item = json.loads(line)
-    except ValueError:
-        return "", None, None
+    item = read_json(line)
     if not isinstance(item, dict):
         return "", None, None
     key = str(item.get("custom_id", ""))
@@ -243,10 +271,25 @@ def _read_line(line: str) -> tuple[str, dict[str, Any] | None, tuple[int, object
     return key, None, None
 
 
+def _read(client: ApiClient, kind: type[B], content: bytes) -> B:
+    """What a server says of a file or a batch.  Errors: UserError where it says something else."""
+    from pydantic import ValidationError
+
+    from selfedit.editors.replies import told
+
+    try:
+        return kind.model_validate(read_json(content))
+    except ValidationError as error:
+        raise UserError(
+            f"the server at {client.url} answers a question about a batch with something else ({client.clean(told(error))}):"
+            " leave out --api-batch, or give the same command again later"
+        ) from None
+
+
 def _stopped(client: ApiClient, batch: Batch, missing: int, total: int) -> UserError:
     """What to tell the user of a batch that failed as a whole (its requests are wrong, or a limit is reached) or was
     cancelled: the same again would meet the same, unless the user mends something first."""
-    errors = batch.errors.data if batch.errors is not None and batch.errors.data else []
+    errors = (batch.errors.data if batch.errors is not None else None) or []
     said = client.clean("; ".join(error.message or error.code or "" for error in errors)) or "no reason given"
     happened = "was cancelled" if batch.status == "cancelled" else f"failed ({said})"
     return UserError(

@@ -15,9 +15,10 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from selfedit.documents import Document, LeftOut, Question, load_documents, load_edits
+from selfedit.editors.address import shown_address
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.cleaning import clean
 from selfedit.editors.edit import Edit
@@ -123,6 +124,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         config = {
             "procedure": procedure,
             **settings.model_dump(mode="json"),
+            "api_base": shown_address(settings.api_base),
             "recipe_settings": self.recipe.model_dump(),
         }
         self.run = RunDirectory.open(settings.out, config, free=FREE)
@@ -138,6 +140,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         self._pool = pool
         self._retried = False
         self._judging: list[CostRecord] = []  # spent on verdicts that are not committed yet
+        self._clients: dict[tuple[str, str], ApiClient] = {}
         self._aside = False  # grading beside a step whose progress is shown
         self.budget = Budget(settings.budget)
         self.budget.spend(Spent.of(self.store.costs()).known_usd or 0.0)
@@ -145,6 +148,8 @@ class Experiment(AbstractContextManager["Experiment"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for client in self._clients.values():
+            client.close()
         if self._own_pool and self._pool is not None:
             self._pool.close()
         # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
@@ -212,12 +217,12 @@ class Experiment(AbstractContextManager["Experiment"]):
             local_path(self.settings.model)
         judge = judge_model(self.settings.grader)
         if judge not in (None, LOCAL_JUDGE):
-            self.api_client(str(judge)).close()
+            self.api_client(str(judge), "judge")
         for spec in specs:
             if spec.kind == "replay":
                 self._written_edits(spec, [(document, count - 1) for document in documents])
             elif spec.kind == "api":
-                self.api_client(spec.argument).close()
+                self.api_client(spec.argument, "editor")
                 self.edit_prompt(prompt, documents[0], instruct=self.settings.api_kind == "chat")
             elif spec.kind == "self":
                 self.prompts.check(spec.argument or prompt)
@@ -444,7 +449,7 @@ class Experiment(AbstractContextManager["Experiment"]):
 
         def keep(number: int, result: ApiResult) -> None:
             document, index = missing[number]
-            self.progress.advance(1)
+            self.book_api("edits", name, model, result, round)
             if result.error is not None:
                 self.leave_out(document, name, index, round, result.error)
                 return
@@ -452,24 +457,28 @@ class Experiment(AbstractContextManager["Experiment"]):
                 document, name, index, leads[number] + result.text, prompt=prompt, cut_off=result.truncated
             )
             edit = replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)
-            self._commit_edits([edit], round, [self._api_cost("edits", name, model, result, round)])
+            self._commit_edits([edit], round)
 
         self.progress.begin(f"edits by {model}", len(requests))
-        client = self.api_client(model)
-        try:
-            client.complete(requests, keep)
-        finally:
-            client.close()
+        self.api_client(model, "editor").complete(requests, keep)
 
-    def api_client(self, model: str) -> ApiClient:
-        """A client whose replies are kept in this run's store.  A price must be known where there is a budget."""
+    def api_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
+        """The run's one client of this model in this role; its replies are kept in the run's store.
+
+        A price must be known where there is a budget.  Errors: UserError.
+        """
+        if (model, role) not in self._clients:
+            self._clients[model, role] = self._new_client(model, role)
+        return self._clients[model, role]
+
+    def _new_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
         settings = self.settings
         price = self.prices.model(model) if settings.budget is not None else self._price(model)
         return ApiClient(
             model,
             settings.api_base,
             kind=settings.api_kind,
-            reasoning_effort=settings.reasoning_effort,
+            reasoning_effort=settings.reasoning_effort if role == "editor" else settings.judge_reasoning_effort,
             max_concurrency=settings.api_concurrency,
             batch=settings.api_batch,
             cache=self.store,
@@ -486,17 +495,13 @@ class Experiment(AbstractContextManager["Experiment"]):
         self, model: str, prompts: Sequence[str], *, max_tokens: int, what: str, round: int
     ) -> list[str | None]:
         """Replies to plain chat prompts, greedily; None where a call failed after its retries.  Costs go to the ledger."""
-        client = self.api_client(model)
-        try:
-            results = client.complete(
-                [
-                    ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=max_tokens, temperature=0.0)
-                    for prompt in prompts
-                ],
-                lambda _, result: self.book_api(what, model, model, result, round),
-            )
-        finally:
-            client.close()
+        results = self.api_client(model, "judge").complete(
+            [
+                ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=max_tokens, temperature=0.0)
+                for prompt in prompts
+            ],
+            lambda _, result: self.book_api(what, model, model, result, round),
+        )
         return [None if result.error is not None else result.text for result in results]
 
     def edit_prompt(self, name: str, document: Document, *, instruct: bool | None = None) -> tuple[str, str]:
@@ -785,13 +790,16 @@ class Experiment(AbstractContextManager["Experiment"]):
     def _graded_together(self, todo: list[tuple[int, GradeItem]]) -> Iterator[list[tuple[int, GradeItem]]]:
         """Answers whose verdicts are committed together.  The model itself is asked about one adapter's answers together, whatever
         else is to be graded, so that a resumed run asks the same side by side."""
-        if judge_model(self.settings.grader) == LOCAL_JUDGE:
+        judge = judge_model(self.settings.grader)
+        if judge == LOCAL_JUDGE:
             fits = self.store.fits_of_answers()
             for _, group in groupby(todo, key=lambda one: fits[one[0]]):
                 yield list(group)
             return
-        for start in range(0, len(todo), _GRADE_CHUNK):
-            yield todo[start : start + _GRADE_CHUNK]
+        # A batch at an API takes hours, however many requests are in it.
+        size = len(todo) or 1 if judge is not None and self.settings.api_batch else _GRADE_CHUNK
+        for start in range(0, len(todo), size):
+            yield todo[start : start + size]
 
     def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
         """Credits and graded answers by document; ungraded answers count neither way."""
@@ -851,26 +859,20 @@ class Experiment(AbstractContextManager["Experiment"]):
             return None
 
     def book_api(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> None:
-        """Counts a reply and books its cost, as soon as it is there."""
+        """Counts a reply and books what it cost, whether it can be used or not, in the transaction that keeps it."""
         if not self._aside:
             self.progress.advance(1)
-        if result.error is None and not result.cached:
-            self.store.add_costs([self._api_cost(what, condition, model, result, round)])
-
-    def _api_cost(self, what: str, condition: str, model: str, result: ApiResult, round: int) -> CostRecord:
-        known = self._price(model)
-        usd = None
-        if known is not None:
-            usd = 0.0 if result.cached else known.cost(result.input_tokens, result.output_tokens, result.batch)
-        return api_cost(
-            what,
-            condition,
-            model=model,
-            input_tokens=result.input_tokens,
-            output_tokens=result.output_tokens,
-            usd=usd,
-            round=round,
-        )
+        if result.paid:
+            cost = api_cost(
+                what,
+                condition,
+                model=model,
+                input_tokens=result.input_tokens,
+                output_tokens=result.output_tokens,
+                usd=result.usd,
+                round=round,
+            )
+            self.store.add_costs([cost])
 
 
 def stop_at_given_up(what: str) -> Callable[[str, str], None]:
@@ -935,32 +937,21 @@ def local_judge(experiment: Experiment) -> Callable[[Sequence[JudgeRequest]], li
 def api_judge(experiment: Experiment, model: str) -> Callable[[Sequence[JudgeRequest]], list[Any]]:
     """Asks an API model to judge; replies and their cost are kept in the run's store."""
 
-    def ask(requests: Sequence[JudgeRequest], sample: int) -> list[ApiResult]:
-        client = experiment.api_client(model)
-        try:
-            return client.complete(
-                [
-                    ApiRequest(
-                        messages=request.messages,
-                        max_tokens=request.max_tokens,
-                        temperature=0.0,
-                        json_schema=request.json_schema,
-                        sample=sample,
-                    )
-                    for request in requests
-                ],
-                lambda _, result: experiment.book_api("grading", "grading", model, result, 0),
-            )
-        finally:
-            client.close()
-
     def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
-        results = ask(requests, sample := 0)
-        # A reply that could not be read is kept like any other; an answer that is tried again must not get it again.
-        while again := [k for k, r in enumerate(results) if r.cached and parse_reply(r.text) is None]:
-            sample += 1
-            for k, result in zip(again, ask([requests[k] for k in again], sample), strict=True):
-                results[k] = result
+        results = experiment.api_client(model, "judge").complete(
+            [
+                ApiRequest(
+                    messages=request.messages,
+                    max_tokens=request.max_tokens,
+                    temperature=0.0,
+                    json_schema=request.json_schema,
+                )
+                for request in requests
+            ],
+            lambda _, result: experiment.book_api("grading", "grading", model, result, 0),
+            # An answer that is tried again must not get a reply again that could not be read.
+            accept=lambda result: result.error is None and parse_reply(result.text) is not None,
+        )
         return [result.text if result.error is None else RuntimeError(result.error) for result in results]
 
     return complete

@@ -270,7 +270,7 @@ def _documents(experiment: Experiment, settings: TrainSettings) -> tuple[list[Do
     editor = EditorSpec("self", settings.edit_prompt)
     experiment.check([*training, *validation], [editor], count=settings.edits, prompt=settings.edit_prompt)
     if settings.reward == "judge" and settings.judge is not None and not experiment.store.documents():
-        experiment.api_client(settings.judge).close()
+        experiment.api_client(settings.judge, "judge")
     experiment.store.add_documents(training, TRAIN)
     experiment.store.add_documents(validation, VALIDATION)
     return training, validation

@@ -80,14 +80,18 @@ class Settings(BaseModel):
     )
     general_questions: int = Field(3, ge=0, description="general questions each adapter is asked, to see forgetting")
     unit_size: int | None = Field(None, ge=1, description="fits that share a bank; chosen by the device if left out")
-    api_base: str | None = Field(None, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")
+    api_base: str | None = Field(
+        None, repr=False, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY"
+    )
     api_kind: Literal["chat", "completions"] = Field("chat", description="which of the endpoint's interfaces")
-    api_batch: bool = Field(False, description="have edits written through the endpoint's batch interface")
+    api_batch: bool = Field(False, description="use the endpoint's batch interface, at half price")
     api_concurrency: int = Field(8, ge=1, description="calls under way at once")
     api_poll_seconds: float = Field(15.0, gt=0, description="first wait between two looks at a batch")
     reasoning_effort: str | None = Field(
-        None, description="passed to the endpoint; a reply may then have 8,192 tokens more, for the reasoning"
+        None,
+        description="of api editors, passed to the endpoint; a reply may then have 8,192 tokens more, for the reasoning",
     )
+    judge_reasoning_effort: str | None = Field(None, description="the same for a judge")
     prices: Path | None = Field(None, description="own price file, in the form of the built-in prices.yaml")
     usd_per_hour: float | None = Field(None, ge=0, description="price of the device")
     budget: float | None = Field(None, gt=0, description="stop before more US dollars than this are spent")

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import yaml
 from pydantic import ValidationError
 
+from selfedit.editors.address import shown_address
 from selfedit.errors import UserError
 from selfedit.runs.summary import Accuracy, Summary, SweepRow, empty_summary, read_summary
 from selfedit.runs.summary import ConditionSummary as Condition
@@ -239,6 +240,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         return {}
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no mapping of settings")
+    if "api_base" in config:  # older versions stored a password and a query with it
+        config["api_base"] = shown_address(config["api_base"])
     return config
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from selfedit.editors.address import shown_address
 from selfedit.errors import UserError
 from selfedit.runs.files import begin_privately, disk_errors, sweep, write_atomically
 from selfedit.runs.lock import RunLock
@@ -218,14 +219,13 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:
-    missing = object()
     old, new = _flat(before), _flat(now)
     for name in sorted(old.keys() | new.keys()):
         if any(name == loose or name.startswith(f"{loose}.") for loose in free):
             continue
-        was, is_now = old.get(name, missing), new.get(name, missing)
+        was, is_now = old.get(name), new.get(name)  # None also for a setting that the older version did not have
         if was != is_now:
-            shown = ["not set" if value is missing else repr(value) for value in (was, is_now)]
+            shown = ["not set" if value is None else repr(value) for value in (was, is_now)]
             raise UserError(
                 f"{path}: this run began with {name} = {shown[0]}, now it is {shown[1]}; "
                 "put it back to resume, or name another directory"
@@ -280,4 +280,6 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, 
     resolved = data.pop(_RESOLVED, {})
     if not isinstance(resolved, dict):
         raise UserError(f"{path}: not the settings of a run ({_RESOLVED} is no mapping); put it back")
+    if "api_base" in data:  # older versions stored a password and a query with it
+        data["api_base"] = shown_address(data["api_base"])
     return data, versions, resolved

@@ -151,14 +151,22 @@ class Store:
         with self._turn:
             name = f"level_{self._depth}"
             changes = self._connection.total_changes
-            if self._depth:
-                self._execute(f"SAVEPOINT {name}")
-            else:
-                self._execute("BEGIN" if self.readonly else "BEGIN IMMEDIATE")
+            inner = self._depth > 0
             self._depth += 1
             try:
-                yield
-                if self._depth > 1:
+                if inner:
+                    self._execute(f"SAVEPOINT {name}")
+                else:
+                    self._execute("BEGIN" if self.readonly else "BEGIN IMMEDIATE")
+                try:
+                    yield
+                except Exception:
+                    # A full disk may have ended the transaction already.
+                    if inner and self._connection.in_transaction:
+                        self._execute(f"ROLLBACK TO {name}")
+                        self._execute(f"RELEASE {name}")
+                    raise
+                if inner:
                     self._execute(f"RELEASE {name}")
                 else:
                     now = time.monotonic()
@@ -171,13 +179,9 @@ class Store:
                     if self._connection.total_changes > changes:
                         self._since = now
             except BaseException:
-                # A full disk may have ended the transaction already.
-                if self._connection.in_transaction:
-                    if self._depth > 1:
-                        self._execute(f"ROLLBACK TO {name}")
-                        self._execute(f"RELEASE {name}")
-                    else:
-                        self._execute("ROLLBACK")
+                # Also where Ctrl-C came between two of these lines.
+                if not inner and self._connection.in_transaction:
+                    self._execute("ROLLBACK")
                 raise
             finally:
                 self._depth -= 1
