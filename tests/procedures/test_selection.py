@@ -31,7 +31,7 @@ REWARDS: dict[str, list[float | None]] = {"a": [0.2, 0.8, 0.6], "b": [0.5, 0.5, 
 
 
 def test_best_of_k_keeps_each_documents_best() -> None:
-    assert select(table(REWARDS), rule="best-of-k") == Selection(("a1", "b0", "c1"), ("b",))
+    assert select(table(REWARDS), rule="best-of-k") == Selection(("a1", "b0", "c1"), ("b",), 1)
 
 
 def test_documents_without_signal_are_dropped_on_request() -> None:

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,10 @@ def learn(
         learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=folder)
 
         def beside(scratch: Path) -> None:
-            experiment.pool.tokenizer.hf.save_pretrained(scratch)
+            # The tokenizers library cannot write below a directory whose name is not UTF-8.
+            with tempfile.TemporaryDirectory() as plain:
+                experiment.pool.tokenizer.hf.save_pretrained(plain)
+                shutil.copytree(plain, scratch, dirs_exist_ok=True)
             card = model_card(
                 settings.model,
                 editor=spec.name,
