@@ -74,6 +74,7 @@ def test_a_users_file_adds_and_replaces(tmp_path: Path) -> None:
         ("{% extends 'x' %}", "Extends has no place"),
         ("{% for i in range(10**9) %}x{% endfor %}", "For has no place"),
         ("{{ 'x' * 10**9 }}", "Mul has no place"),
+        (" \n", "evil (chat): empty"),
         ("{{ 10**10**10 }}", "Pow has no place"),
         ("{{ '%999999999d' % 1 }}", "Mod has no place"),
         ("{{ lipsum(n=10**6) }}", "Call has no place"),

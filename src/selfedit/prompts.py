@@ -82,6 +82,8 @@ class Prompts:
                         f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base"
                     )
                 for kind, text in texts.items():
+                    if not text.strip():
+                        raise UserError(f"{self._where(purpose, name)} ({kind}): empty")
                     self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
             if purpose == "edit":
                 self._texts["edit"].update(entries)

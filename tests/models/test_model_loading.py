@@ -127,7 +127,8 @@ def test_thinking_is_switched_off_where_the_template_offers_it(chat_model: str, 
 
 DATED = "{{ strftime_now('%A, %d %B %Y, %H:%M') }}{{ messages[0]['content'] }}"
 LLAMA_DATE = (
-    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{{ date_string }}"
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{{ date_string }}{{ messages[-1]['content'] }}"
 )
 
 
@@ -135,7 +136,7 @@ def test_prompts_are_the_same_on_every_day(chat_model: str, tmp_path: Path) -> N
     tokenizer = with_template(chat_model, DATED, tmp_path / "dated")
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "Friday, 26 July 2024, 12:00Who?"
     tokenizer = with_template(chat_model, LLAMA_DATE, tmp_path / "llama")
-    assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "26 Jul 2024"
+    assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "26 Jul 2024Who?"
 
 
 @pytest.mark.parametrize("template", [DEFAULT_SYSTEM, NO_SYSTEM, THINKING, DATED, LLAMA_DATE])
@@ -177,8 +178,21 @@ def test_pins_add_nothing_to_what_a_template_writes(chat_model: str, tmp_path: P
     ["{% if %}", "{{ nothing.at.all }}", "{{ raise_exception('never') }}", "{{ messages[0]['content'] + 1 }}"],
 )
 def test_a_template_that_fails_is_one_line(chat_model: str, tmp_path: Path, template: str) -> None:
-    with pytest.raises(UserError, match=r"model .*model: its chat template takes no messages of user") as raised:
-        with_template(chat_model, template, tmp_path / "model").prompt_ids("Who?")
+    with pytest.raises(
+        UserError, match=r"model .*model: its chat template takes no messages of user, or fails"
+    ) as raised:
+        with_template(chat_model, template, tmp_path / "model")
+    assert "\n" not in str(raised.value)
+    assert not load_tokenizer(str(tmp_path / "model"), instruct=False).instruct
+
+
+# As some models for pictures have it: contents are lists of parts.
+PARTS = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] | default('') }}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_leaves_out_the_text_is_one_line(chat_model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its chat template leaves out what a user says; .*--no-instruct") as raised:
+        with_template(chat_model, PARTS, tmp_path / "model")
     assert "\n" not in str(raised.value)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 import families
 from selfedit.models import Tokenizer, load_tokenizer
@@ -128,6 +129,28 @@ def test_a_model_of_many_templates_is_prompted_with_its_default(tokenizers: dict
     many: Any = {"default": families.QWEN2, "tools": "{{ raise_exception('no') }}"}
     tokenizer = families.tokenizer("qwen2", template=many)
     assert tokenizer.prompt_ids("Who?") == tokenizers["qwen2"].prompt_ids("Who?")
+
+
+def test_half_a_character_is_a_question_mark(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["qwen2"]
+    assert tokenizer.encode("a\ud83d<|im_end|>\udcff") == tokenizer.encode("a?<|im_end|>?")
+    assert tokenizer.prompt_ids("a\ud83d") == tokenizer.prompt_ids("a?")
+
+
+@given(
+    tokens=st.lists(st.text("<|a>", min_size=2, max_size=5), min_size=1, max_size=6, unique=True),
+    flags=st.fixed_dictionaries(dict.fromkeys(["lstrip", "rstrip", "single_word", "normalized"], st.booleans())),
+    texts=st.lists(st.text("<|a> \n", max_size=12), max_size=6),
+)
+@settings(deadline=None, max_examples=60)
+def test_control_tokens_may_overlap(tokens: list[str], flags: dict[str, bool], texts: list[str]) -> None:
+    tokenizer = families.tokenizer("qwen2")
+    tokenizer.hf.backend_tokenizer.add_special_tokens([AddedToken(token, special=True, **flags) for token in tokens])
+    special = set(tokenizer.hf.convert_tokens_to_ids(tokens))
+    for text in [*texts, "".join(tokens), " ".join(tokens), *(token[:-1] + token for token in tokens)]:
+        ids = tokenizer.encode(text)
+        assert not special & set(ids)
+        assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.model

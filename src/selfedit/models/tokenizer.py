@@ -95,7 +95,8 @@ class Tokenizer:
             completion = completion[len(lead) :]
         elif not self.instruct and not prompt[-1:].isspace():
             between = " "  # a plain prompt such as "Answer:" is gone on with on its line
-        return [*ids, *self._join(["", *self._pieces(between + completion)]), *end], len(ids)
+        written = [id for piece in self._pieces(between + completion) for id in self._go_on(piece)]
+        return [*ids, *written, *end], len(ids)
 
     @cached_property
     def _turn(self) -> tuple[str, list[int]]:
@@ -124,13 +125,17 @@ class Tokenizer:
             or (token.content in template and re.search(r"[^\w\s]", token.content))
         }
         found.update(self.hf.all_special_tokens)
-        # A token of one character has no other spelling.
-        return re.compile(
-            "|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(found) if t[1:]) or "(?!)"
-        )
+        behind: dict[str, list[str]] = {}
+        for token in sorted(found):
+            if len(token) > 1:  # a token of one character has no other spelling
+                behind.setdefault(token[0], []).append(re.escape(token[1:]))
+        return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in behind.items()) or "(?!)")
 
     def _pieces(self, text: str) -> list[str]:
-        """A text, cut behind the first character of each control token in it, so that no piece holds a whole one."""
+        """A text, cut behind the first character of each control token in it, so that no piece holds a whole one.
+
+        Half a character ("\\ud83d"), which no tokenizer takes, becomes a question mark."""
+        text = text.encode("utf-8", "replace").decode("utf-8")
         cuts = [match.end() for match in self._control.finditer(text)]
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
@@ -184,8 +189,9 @@ class Tokenizer:
             Exception
         ) as error:  # a template is the model's code: whatever it raises says that it does not take these
             roles = ", ".join(message["role"] for message in messages)
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"model {self.hf.name_or_path}: its chat template takes no messages of {roles} ({' '.join(str(error).split())})"
+                f"model {self.hf.name_or_path}: its chat template takes no messages of {roles}, or fails ({reason})"
             ) from error
 
     @cached_property
@@ -211,8 +217,12 @@ class Tokenizer:
         self._set_template(pins + template)
         if self._adds_system:
             pins += _EMPTY_SYSTEM
-        if pins:
-            self._set_template(_PINNED + pins + template)
+        self._set_template(_PINNED * bool(pins) + pins + template)
+        if _SHOWN not in self._render([{"role": "user", "content": _SHOWN}]):
+            raise UserError(
+                f"model {self.hf.name_or_path}: its chat template leaves out what a user says; prompt it in plain text"
+                " (--no-instruct)"
+            )
 
     def _set_template(self, template: str) -> None:
         named = self.hf.chat_template
