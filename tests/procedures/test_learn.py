@@ -103,7 +103,7 @@ def test_the_bundled_models_adapter_names_a_base_that_resolves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(finding, "bundled_folder", lambda: Path(chat_model))
+    monkeypatch.setattr(finding, "bundled_folder", lambda _: Path(chat_model))
     settings = LearnSettings(model=BUNDLED, documents=(documents(1),), editor="passage", **quick)
     adapter = shutil.copytree(learn(settings).adapter, tmp_path / "moved")
     # The hub's cache, as a download leaves it, with the tiny model under the bundled one's name there.
