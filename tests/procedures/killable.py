@@ -1,8 +1,11 @@
-"""Runs of `train` in processes of their own that end, or stop, at a chosen moment.  A server that forks: torch is imported once.
+"""Runs of `train`, or another "procedure", in processes of their own that end, or stop, at a chosen moment.
+
+A server that forks: torch is imported once.
 
 Orders come as lines of JSON on standard input: {"settings": {...}, "log": FILE, and one of "kill_at", "stop_at" (number of
-an event), "kill_after" (seconds), "file_limit" (bytes), or none of them}.  An event is a statement of the store's, a file
-written out or renamed, or a step of the engine.  For each order a line answers how the process ended.
+an event, or of one that begins with the words of "only"), "kill_after" (seconds), "file_limit" (bytes), or none of them}.  An
+event is a statement of the store's, a file written out or renamed, or a step of the engine.  For each order a line answers how
+the process ended.
 """
 
 from __future__ import annotations
@@ -16,30 +19,48 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
+import scipy.stats
 import torch
 import transformers.models.llama.modeling_llama
 
+import selfedit.engine.decode
+import selfedit.engine.waves
 from selfedit.errors import UserError
+from selfedit.procedures.continual import continual
+from selfedit.procedures.learn import learn
 from selfedit.procedures.restem import train
-from selfedit.procedures.settings import TrainSettings
+from selfedit.procedures.settings import ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs import store as store_module
 from selfedit.workers import pool as pool_module
 from selfedit.workers.units import FitUnit, Unit, UnitResult
 
-assert transformers.models.llama.modeling_llama  # imported to be there before the fork
+# Imported to be there before the fork.
+assert transformers.models.llama.modeling_llama
+assert scipy.stats
+assert selfedit.engine.decode
+assert selfedit.engine.waves
 torch.set_num_threads(1)
+
+PROCEDURES: dict[str, tuple[Callable[..., Any], Any]] = {
+    "train": (train, TrainSettings),
+    "learn": (learn, LearnSettings),
+    "continual": (continual, ContinualSettings),
+}
 
 
 class Events:
     """Counts events; at the chosen one the process gets a signal, in the midst of whatever it is doing.  The log then says what."""
 
-    def __init__(self, at: int | None, number: signal.Signals, log: int) -> None:
+    def __init__(self, at: int | None, number: signal.Signals, log: int, only: str | None = None) -> None:
         self.count = 0
         self.at = at
         self.number = number
         self.log = log
+        self.only = only
 
     def happen(self, what: str) -> None:
+        if self.only is not None and not what.startswith(self.only):
+            return
         self.count += 1
         if self.count == self.at:
             os.write(self.log, (json.dumps(["signal", what]) + "\n").encode())
@@ -77,7 +98,7 @@ def live(order: dict[str, Any], answer: int) -> None:
     """One life of the run, in the forked process."""
     number = signal.SIGSTOP if "stop_at" in order else signal.SIGKILL
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    events = Events(order.get("kill_at", order.get("stop_at")), number, log)
+    events = Events(order.get("kill_at", order.get("stop_at")), number, log, order.get("only"))
     before(
         store_module.Store,
         "_execute",
@@ -102,7 +123,8 @@ def live(order: dict[str, Any], answer: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
     found: dict[str, Any] = {}
     try:
-        train(TrainSettings(**order["settings"]), progress=Listener(events))
+        procedure, kind = PROCEDURES[order.get("procedure", "train")]
+        procedure(kind(**order["settings"]), progress=Listener(events))
     except UserError as error:
         found["error"] = str(error)
     found["events"] = events.count

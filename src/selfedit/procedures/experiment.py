@@ -47,6 +47,7 @@ from selfedit.runs.seeds import derive_seed
 from selfedit.text import one_line
 from selfedit.workers.pool import InProcess, Pool
 from selfedit.workers.units import (
+    Checkpoint,
     DecodeRequest,
     FitJob,
     FitOutcome,
@@ -76,7 +77,8 @@ class Learning:
     """One fit to be made: which documents, from which edits, for which condition and replicate.
 
     With one document its questions are the exam; with several, one adapter learns them all and is asked about all of them.
-    `edits` are (store id, text) in the order of `documents`; None: the passage alone.
+    `edits` are (store id, text) in the order of `documents`; None: the passage alone.  The adapter is kept in the folder `keep`.
+    A fit that is alone in its unit sits `looks` exams on the way.
     """
 
     condition: str
@@ -87,6 +89,7 @@ class Learning:
     policy: tuple[str, ...] = ()
     keep: Path | None = None
     examine: bool = True
+    looks: int = 0
 
     @property
     def id(self) -> str:
@@ -267,7 +270,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         """
         if all(id in done for id in ids):
             return
-        units = {left.id: left for unit in cut() if (left := unit.without(done)).ids}
+        units = {left.id: self._with_checkpoint(left) for unit in cut() if (left := unit.without(done)).ids}
         self.progress.begin(phase, sum(unit.tokens for unit in units.values()))
         for result in self.run_units(list(units.values())):
             unit = units[result.unit_id]
@@ -282,10 +285,20 @@ class Experiment(AbstractContextManager["Experiment"]):
                     self.store.drop_event(GIVEN_UP, id)
                 for note in result.notes:
                     self.store.add_event("less memory", result.unit_id, note)
+            if isinstance(unit, FitUnit) and unit.checkpoint is not None:
+                unit.checkpoint.file.unlink(missing_ok=True)
             for note in result.notes:
                 self.progress.note(f"{result.unit_id}: {note}")
             if after is not None:
                 after()
+
+    def _with_checkpoint(self, unit: U) -> U:
+        """The unit; a fit that is alone in it, and so may be a long one, with a place for its state while it is under way."""
+        minutes = self.settings.checkpoint_minutes
+        if not isinstance(unit, FitUnit) or len(unit.tasks) != 1 or not minutes:
+            return unit
+        name = hashlib.sha256(repr((unit.id, unit.policy)).encode()).hexdigest()[:16]
+        return replace(unit, checkpoint=Checkpoint(self.run.unfinished / f"{name}.safetensors", 60 * minutes))
 
     def _name_given_up(self, id: str, reason: str) -> None:
         with self.store.transaction():
@@ -605,7 +618,7 @@ class Experiment(AbstractContextManager["Experiment"]):
                 job, texts[learning.id] = self.job(learning, recipe, advance)
                 questions = self._exam_questions(learning, known)
                 exam = tuple(self.exam_request(document, question) for document, question in questions)
-                task = FitTask(learning.id, job, exam, learning.keep is not None)
+                task = FitTask(learning.id, job, exam, learning.keep is not None, learning.looks)
                 groups.setdefault((learning.policy, recipe.lora()), []).append(task)
                 asked[learning.id] = [question for _, question in questions]
             return [
@@ -615,7 +628,10 @@ class Experiment(AbstractContextManager["Experiment"]):
             ]
 
         def commit(unit: FitUnit, result: UnitResult) -> list[CostRecord]:
-            return [self._commit_fit(by_id[o.id], o, texts[o.id], asked[o.id], beside) for o in result.outcomes]
+            return [
+                self._commit_fit(by_id[task.id], task, outcome, texts[task.id], asked[task.id], beside)
+                for task, outcome in zip(unit.tasks, result.outcomes, strict=True)
+            ]
 
         self.do(
             f"{label}: {len(learnings)} adapters",
@@ -638,6 +654,7 @@ class Experiment(AbstractContextManager["Experiment"]):
     def _commit_fit(
         self,
         learning: Learning,
+        task: FitTask,
         outcome: FitOutcome,
         texts: tuple[str, ...],
         asked: Sequence[Question],
@@ -664,7 +681,12 @@ class Experiment(AbstractContextManager["Experiment"]):
             seconds=outcome.seconds,
             answers=tuple(self._answer(q, c.ids) for q, c in zip(asked, outcome.completions, strict=False)),
         )
-        self.store.record_fits([record])
+        self.store.record_fits([record, *self._on_the_way(record, task, outcome, asked)])
+        if learning.keep is not None:
+            self.store.add_curve(record.id, thinned(result.losses))
+        for note in outcome.notes:
+            self.store.add_event("checkpoint", record.id, note)
+            self.progress.note(note)
         if record.error:
             self.store.add_event("failed fit", record.id, record.error)
             self.progress.note(f"fit {record.id} failed: {record.error}")
@@ -687,6 +709,21 @@ class Experiment(AbstractContextManager["Experiment"]):
     def select(self, edits: Sequence[Rewarded], **rule: Any) -> Selection:
         """Which edits of a round are kept (see `selection.select`)."""
         return select(edits, **rule)
+
+    def _on_the_way(
+        self, fit: FitRecord, task: FitTask, outcome: FitOutcome, asked: Sequence[Question]
+    ) -> Iterator[FitRecord]:
+        """The exams that a fit sat before its end, each like a fit of fewer steps."""
+        for look in outcome.looks:
+            answers = zip(task.looked_at, look.completions, strict=True)
+            yield FitRecord(
+                condition=on_the_way(fit.condition, look.step, task.job.steps),
+                replicate=fit.replicate,
+                round=fit.round,
+                document_id=fit.document_id,
+                steps=look.step,
+                answers=tuple(self._answer(asked[k], completion.ids) for k, completion in answers),
+            )
 
     def sequences(
         self, learning: Learning, recipe: Recipe, advance: Callable[[int], None] | None = None
@@ -884,6 +921,18 @@ def stop_at_given_up(what: str) -> Callable[[str, str], None]:
         )
 
     return give_up
+
+
+def on_the_way(condition: str, step: int, steps: int) -> str:
+    """The condition under which answers are stored that a fit gave before its end."""
+    return f"{condition} after {step} of {steps} steps"
+
+
+def thinned(losses: Sequence[float], most: int = 200) -> list[tuple[int, float]]:
+    """(step, mean loss since the point before) at no more than `most` steps."""
+    stride = -(-len(losses) // most) or 1
+    parts = [losses[k : k + stride] for k in range(0, len(losses), stride)]
+    return [(min((k + 1) * stride, len(losses)), sum(part) / len(part)) for k, part in enumerate(parts)]
 
 
 def make_pool(settings: Settings, progress: Progress) -> Pool:

@@ -14,21 +14,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.edit import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.exam.statistics import accuracy_interval
 from selfedit.procedures.adapters import LEARNED
-from selfedit.procedures.experiment import Experiment, Learning
+from selfedit.procedures.experiment import Experiment, Learning, on_the_way
 from selfedit.procedures.model_card import model_card
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
 from selfedit.procedures.small_models import say_editor, with_editor
 from selfedit.procedures.summarise import summarise
+from selfedit.procedures.tracking import check_tracker, make_tracker
 from selfedit.procedures.training_data import longer_than
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
+
+LOOKS = 3  # exams on the way, at each quarter
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def learn(
     """
     if not settings.documents and not documents:
         raise UserError("no documents given: name files, folders, or news")
+    check_tracker(settings.track)
     asked, settings = settings.editor, with_editor(settings)
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":
@@ -80,7 +86,7 @@ def learn(
             if not learned:
                 raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
         folder = experiment.run.adapter(LEARNED)
-        learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=folder)
+        learning = Learning(spec.name, tuple(learned), _all_edits(experiment, learned, spec), keep=folder, looks=LOOKS)
 
         def beside(scratch: Path) -> None:
             # The tokenizers library cannot write below a directory whose name is not UTF-8.
@@ -104,9 +110,37 @@ def learn(
         summary = None
         if examined:
             experiment.grade()
-            summary = summarise(experiment, documents, ["none", spec.name])
+            summary = summarise(
+                experiment, documents, ["none", spec.name], on_the_way=_looks(experiment, spec.name, fit.steps)
+            )
+        _track(experiment, settings, learning.id, summary)
         edits = tuple(stored.edit for stored in experiment.store.edits(writer=spec.name))
         return Learned(folder, len(learned), edits, fit.train_tokens, fit.last_loss, summary)
+
+
+def _looks(experiment: Experiment, name: str, steps: int) -> list[dict[str, Any]]:
+    """The accuracy in each exam on the way."""
+    found = []
+    for fit in experiment.store.fits():
+        if fit.condition != on_the_way(name, fit.steps, steps):
+            continue
+        scores = experiment.scores(fit.condition)
+        if any(score.graded for score in scores.values()):
+            interval = accuracy_interval(scores)
+            found.append(
+                {"step": fit.steps, "steps": steps, "accuracy": interval.mean, "ci95": [interval.lo, interval.hi]}
+            )
+    return sorted(found, key=lambda look: look["step"])
+
+
+def _track(experiment: Experiment, settings: LearnSettings, fit_id: str, summary: Summary | None) -> None:
+    """Sends the loss curve and the scores on the way to where --track says, once the fit is done."""
+    tracker = make_tracker(settings.track, settings.out, experiment.run.config)
+    for step, loss in experiment.store.curve(fit_id):
+        tracker.log({"loss": loss}, step=step)
+    for look in summary.on_the_way if summary else ():
+        tracker.log({"accuracy": look.accuracy}, step=look.step)
+    tracker.finish()
 
 
 def directory_by_content(settings: LearnSettings) -> Path:

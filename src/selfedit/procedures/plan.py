@@ -41,6 +41,7 @@ from selfedit.workers.units import (
     FitOutcome,
     FitResult,
     FitUnit,
+    Look,
     LoraSpec,
     TokenSequence,
     Unit,
@@ -245,16 +246,18 @@ class _Counting:
             counts.fits += 1
             counts.train_tokens += most
             counts.train_tokens_likely += likely
-            passed = sum(len(request.prompt) + request.max_new_tokens for request in task.exam)
+            passed = sum(len(request.prompt) + request.max_new_tokens for request in task.sat)
             counts.train_flops += most * per_token + 2 * passed * adapter
             counts.train_flops_likely += likely * per_token + 2 * passed * adapter
             counts.passed += passed
             counts.passed_likely += passed
-            counts.answers += len(task.exam)
-            counts.written["exam"] += sum(request.max_new_tokens for request in task.exam)
+            counts.answers += len(task.sat)
+            counts.written["exam"] += sum(request.max_new_tokens for request in task.sat)
             result = FitResult(task.job.steps, most, 1.0, 1.0)
             files = dict.fromkeys(DELTA_FILES, b"") if task.keep else {}
-            outcomes.append(FitOutcome(task.id, result, (Completion((), True),) * len(task.exam), 0.0, files))
+            answers = (Completion((), True),) * len(task.exam)
+            looks = tuple(Look(step, answers[: len(task.looked_at)]) for step in task.looks_at)
+            outcomes.append(FitOutcome(task.id, result, answers, 0.0, files, looks))
         return UnitResult(unit.id, 0.0, outcomes=tuple(outcomes))
 
 

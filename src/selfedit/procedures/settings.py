@@ -32,6 +32,7 @@ FREE = (
     "api_batch",
     "api_poll_seconds",
     "track",
+    "checkpoint_minutes",
     "strict",
     "follow_links",
 )
@@ -79,6 +80,11 @@ class Settings(BaseModel):
         description="stop if a larger share of edits cannot be written; others are left out, and named",
     )
     general_questions: int = Field(3, ge=0, description="general questions each adapter is asked, to see forgetting")
+    checkpoint_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="a fit that goes on alone saves its state so often, to go on from it after a kill; 0: never",
+    )
     unit_size: int | None = Field(None, ge=1, description="fits that share a bank; chosen by the device if left out")
     api_base: str | None = Field(
         None, repr=False, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY"
@@ -140,6 +146,9 @@ class LearnSettings(Settings):
     )
     edits: int = Field(1, ge=1, description="edits a document")
     edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
+    track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="send the loss curve, and scores on the way, there"
+    )
 
 
 class TrainSettings(Settings):

@@ -11,6 +11,7 @@ documents.
     report.html     the page
     adapters/       adapters in PEFT format
     checkpoints/    round-NN/, the policy after each round
+    unfinished/     states of fits under way, gone when they are done
 """
 
 from __future__ import annotations
@@ -162,6 +163,14 @@ class RunDirectory:
     def checkpoint(self, round: int) -> Path:
         """Where the policy after this round lies: `checkpoints/round-NN`."""
         return self.path / "checkpoints" / f"round-{round:02d}"
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the states of fits under way lie, wherever a worker's own directory is; made when asked for."""
+        folder = self.path.absolute() / "unfinished"
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
 
     def relative(self, path: str | Path) -> str:
         """`path` as the store keeps it: relative to the run, so that a run can be moved."""

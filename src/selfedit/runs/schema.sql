@@ -58,6 +58,11 @@ CREATE TABLE IF NOT EXISTS fits (
 CREATE INDEX IF NOT EXISTS fits_by_condition ON fits(round, condition);
 CREATE INDEX IF NOT EXISTS fits_by_edit ON fits(edit_id);
 
+CREATE TABLE IF NOT EXISTS curves (            -- the losses of fits whose adapters are kept
+  fit_id TEXT PRIMARY KEY REFERENCES fits(id),
+  points TEXT NOT NULL                         -- JSON list of [step, mean loss since the point before], 200 at the most
+);
+
 CREATE TABLE IF NOT EXISTS answers (
   id          INTEGER PRIMARY KEY,
   fit_id      TEXT NOT NULL REFERENCES fits(id),

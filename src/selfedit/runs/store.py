@@ -432,6 +432,17 @@ class Store:
                 self.add_costs(costs)
         return new
 
+    def add_curve(self, fit_id: str, points: Sequence[tuple[int, float]]) -> None:
+        """Store a fit's losses, (step, loss); those that are there stay."""
+        self._write(
+            "INSERT INTO curves (fit_id, points) VALUES (?, ?) ON CONFLICT DO NOTHING", (fit_id, _json(list(points)))
+        )
+
+    def curve(self, fit_id: str) -> list[tuple[int, float]]:
+        """A fit's losses, (step, loss); empty where none were kept."""
+        rows = self._rows("SELECT points FROM curves WHERE fit_id = ?", (fit_id,))
+        return [(int(step), float(loss)) for step, loss in json.loads(rows[0][0])] if rows else []
+
     def has_fit(self, id: str) -> bool:
         """Whether the fit (see `records.fit_id`) is done or has failed; either way it is not to be done again."""
         return bool(self._rows("SELECT 1 FROM fits WHERE id = ?", (id,)))

@@ -127,6 +127,15 @@ class StepSummary(_Part):
     earlier: Accuracy | None = None
 
 
+class LookSummary(_Part):
+    """An exam on the way: how a fit answered after `step` of its `steps`."""
+
+    step: Count
+    steps: Count
+    accuracy: Fraction
+    ci95: tuple[Fraction, Fraction] | None = None
+
+
 class SweepRow(_Part):
     """One recipe that `--sweep` tried on validation documents: accuracy by condition, None where no answer was graded."""
 
@@ -141,7 +150,8 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.  `rounds`,
     `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps` continual learning's,
-    `sweep` that of `--sweep`.  `seconds` is how long the run took, over all attempts; `total_seconds` what its devices were busy.
+    `on_the_way` is `learn`'s, `sweep` that of `--sweep`.  `seconds` is how long the run took, over all attempts; `total_seconds`
+    what its devices were busy.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
@@ -159,6 +169,7 @@ class Summary(_Part):
     untrained_validation: Accuracy | None = None
     worth_it: str = ""
     steps: tuple[StepSummary, ...] = ()
+    on_the_way: tuple[LookSummary, ...] = ()
     sweep: tuple[SweepRow, ...] = ()
     differences: tuple[DifferenceSummary, ...] = ()
     forgetting: tuple[ForgettingSummary, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
 
@@ -50,14 +51,57 @@ class WriteUnit:
         return found
 
 
+# Questions of an exam on the way, at the most: it is to cost little beside the fit.
+_LOOK_AT = 64
+
+
 @dataclass(frozen=True)
 class FitTask:
-    """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too."""
+    """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
+
+    A fit that is alone in its unit is examined `looks` times on the way, at equal distances, on a part of the exam (`looked_at`).
+    """
 
     id: str
     job: FitJob
     exam: tuple[DecodeRequest, ...] = ()
     keep: bool = False
+    looks: int = 0
+
+    @property
+    def looks_at(self) -> list[int]:
+        """The steps after which it is examined."""
+        shares = [self.job.steps * k // (self.looks + 1) for k in range(1, self.looks + 1)]
+        return sorted({step for step in shares if 0 < step < self.job.steps}) if self.exam else []
+
+    @property
+    def looked_at(self) -> range:
+        """Which prompts of the exam: all, or some from all over it."""
+        return range(0, len(self.exam), -(-len(self.exam) // _LOOK_AT) or 1)
+
+    @property
+    def sat(self) -> tuple[DecodeRequest, ...]:
+        """All prompts that it answers, on the way and at its end."""
+        return self.exam + tuple(self.exam[k] for k in self.looked_at) * len(self.looks_at)
+
+
+@dataclass(frozen=True)
+class Look:
+    """An exam on the way: the answers after so many steps."""
+
+    step: int
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a fit is kept while it is under way, and how many seconds at least lie between two states.
+
+    A worker that does not see the folder goes without.
+    """
+
+    file: Path
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,11 +117,12 @@ class FitUnit:
     lora: LoraSpec
     tasks: tuple[FitTask, ...]
     memory: int | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def cost(self) -> float:
         """Forward passes in tokens, a training token counted as three; only for comparing units."""
-        exam = sum(len(r.prompt) + r.max_new_tokens for task in self.tasks for r in task.exam)
+        exam = sum(len(r.prompt) + r.max_new_tokens for task in self.tasks for r in task.sat)
         return float(3 * sum(task.job.tokens for task in self.tasks) + exam)
 
     @property
@@ -87,7 +132,7 @@ class FitUnit:
     @property
     def tokens(self) -> int:
         """Tokens to be trained, and written at the most; what progress counts in."""
-        return sum(task.job.tokens + sum(r.max_new_tokens for r in task.exam) for task in self.tasks)
+        return sum(task.job.tokens + sum(r.max_new_tokens for r in task.sat) for task in self.tasks)
 
     def without(self, done: Container[str]) -> FitUnit:
         """What is left of the unit."""
@@ -100,13 +145,15 @@ Unit = WriteUnit | FitUnit
 @dataclass(frozen=True)
 class FitOutcome:
     """What became of a `FitTask`.  `seconds` is its share of the unit's time (by tokens); `adapter` holds the files of the
-    adapter in PEFT's format, by name, where it was to be kept."""
+    adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what befell it."""
 
     id: str
     result: FitResult
     completions: tuple[Completion, ...]
     seconds: float
     adapter: dict[str, bytes] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +213,7 @@ def even_groups(amounts: Sequence[float], *, size: int) -> list[list[int]]:
 
 
 __all__ = [
+    "Checkpoint",
     "Completion",
     "DecodeRequest",
     "FitJob",
@@ -174,6 +222,7 @@ __all__ = [
     "FitSettings",
     "FitTask",
     "FitUnit",
+    "Look",
     "LoraSpec",
     "TokenSequence",
     "Unit",

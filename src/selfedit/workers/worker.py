@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from selfedit import engine
@@ -116,6 +117,8 @@ class Worker:
         return UnitResult(unit.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, unit: FitUnit, on_tokens: OnTokens | None) -> UnitResult:
+        from selfedit.workers.long_fit import LongFit
+
         started = time.perf_counter()
         results: dict[int, engine.FitResult] = {}
         completions: dict[int, tuple[engine.Completion, ...]] = {}
@@ -145,10 +148,19 @@ class Worker:
             completions.update({number: tuple(found) for number, found in answers.items()})
 
         jobs = [task.job for task in unit.tasks]
-        engine.fit_all(
-            self.model.hf, unit.lora, jobs, plan=self._plan(unit, jobs), on_wave=examine, on_tokens=on_tokens
-        )
-        seconds = time.perf_counter() - started
+        plan = self._plan(unit, jobs)
+        fit = partial(engine.fit_all, self.model.hf, unit.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
+        long = None
+        if len(jobs) > 1:
+            fit()
+        else:
+            long = LongFit(unit.tasks[0], unit.checkpoint, partial(self._look, unit, on_tokens))
+            try:
+                fit(on_step=long, start=long.start)
+            except engine.UnusableStateError as error:
+                long.begin_anew(error)
+                fit(on_step=long)
+        seconds = time.perf_counter() - started + (long.seconds_before if long else 0.0)
         total = sum(task.job.tokens for task in unit.tasks)
         outcomes = tuple(
             FitOutcome(
@@ -157,10 +169,17 @@ class Worker:
                 completions.get(number, ()),
                 seconds * task.job.tokens / total,
                 adapters.get(number, {}),
+                tuple(long.looks) if long else (),
+                tuple(long.notes) if long else (),
             )
             for number, task in enumerate(unit.tasks)
         )
         return UnitResult(unit.id, seconds, outcomes=outcomes)
+
+    def _look(self, unit: FitUnit, on_tokens: OnTokens | None, under_way: engine.UnderWay) -> list[engine.Completion]:
+        (task,) = unit.tasks
+        requests = [replace(task.exam[number], adapter=0) for number in task.looked_at]
+        return engine.decode(self.model.hf, requests, bank=under_way.bank, memory=unit.memory, on_tokens=on_tokens)
 
     def _plan(self, unit: FitUnit, jobs: list[engine.FitJob]) -> engine.Plan:
         """The plan for the memory that comes with the unit, so that it is the same on every worker; for less, with a warning, only
