@@ -171,16 +171,25 @@ class AdapterBank:
             own[name][1].copy_(b)
         self.publish([adapter])
 
-    def save_pretrained(
-        self, adapter: int, path: str | Path, *, base_model: str | None = None, model: str | None = None
-    ) -> None:
-        """Writes one adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it, vLLM serves it).
+    def adapter_files(
+        self, adapter: int, *, base_model: str | None = None, model: str | None = None
+    ) -> dict[str, bytes]:
+        """One adapter as the files of PEFT's format, by name.
 
         `base_model` is what `AutoPeftModelForCausalLM` is to load, if not what the model was loaded by; `model` is a name of the
         model that only the caller knows, and is kept in the weights' metadata.
         """
         base_model = base_model or self.model.config._name_or_path
-        peft_format.save(Path(path), self.spec, self.state(adapter), base_model=base_model, model=model)
+        return peft_format.files(self.spec, self.state(adapter), base_model=base_model, model=model)
+
+    def save_pretrained(
+        self, adapter: int, path: str | Path, *, base_model: str | None = None, model: str | None = None
+    ) -> None:
+        """Writes one adapter's files (`peft.PeftModel.from_pretrained` loads it, vLLM serves it); names as in `adapter_files`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.adapter_files(adapter, base_model=base_model, model=model).items():
+            (folder / name).write_bytes(content)
 
     def _views(self, flat_NF: Tensor, group: LoraGroup) -> tuple[Tensor, list[Tensor]]:
         rank, starts = self.spec.rank, self._starts[group.index]

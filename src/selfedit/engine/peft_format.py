@@ -45,21 +45,15 @@ _UNSUPPORTED = (
 )
 
 
-def save(
-    folder: Path,
-    spec: LoraSpec,
-    state: dict[str, tuple[Tensor, Tensor]],
-    *,
-    base_model: str,
-    model: str | None = None,
-) -> None:
-    """Writes layer name -> (A [R, D_in], B [D_out, R]) as a PEFT adapter.
+def files(
+    spec: LoraSpec, state: dict[str, tuple[Tensor, Tensor]], *, base_model: str, model: str | None = None
+) -> dict[str, bytes]:
+    """Layer name -> (A [R, D_in], B [D_out, R]) as the files of a PEFT adapter, by name.
 
     `base_model` is what PEFT loads; `model` is the name that `model_name` gives back, if that is another.
     """
-    from safetensors.torch import save as serialized
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -81,13 +75,11 @@ def save(
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
     metadata = {"format": "pt"} | ({} if model is None else {_MODEL: model})
-    # Written by Python: a full disk is then an OSError like any other.
-    (folder / WEIGHTS).write_bytes(serialized(tensors, metadata=metadata))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), WEIGHTS: save(tensors, metadata=metadata)}
 
 
 def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
-    """Reads a LoRA adapter that `save` or PEFT wrote; with a `model`, checks that it is a whole adapter of that model.
+    """Reads a LoRA adapter that a bank or PEFT wrote; with a `model`, checks that it is a whole adapter of that model.
 
     Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for an
     adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model.

@@ -134,12 +134,10 @@ class Worker:
                 requests += [replace(request, adapter=slot) for request in task.exam]
                 owners += [number] * len(task.exam)
                 if task.keep:
-                    with tempfile.TemporaryDirectory() as folder:
-                        name = self.source.name
-                        bank.save_pretrained(
-                            slot, folder, base_model=public_name(name), model=name if name in BUNDLED_MODELS else None
-                        )
-                        adapters[number] = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+                    name = self.source.name
+                    adapters[number] = bank.adapter_files(
+                        slot, base_model=public_name(name), model=name if name in BUNDLED_MODELS else None
+                    )
             answers: dict[int, list[engine.Completion]] = {}
             if requests:
                 decoded = engine.decode(self.model.hf, requests, bank=bank, memory=unit.memory, on_tokens=on_tokens)
