@@ -1,0 +1,507 @@
+"""Runs killed at random moments, resumed until they are finished, and compared with uninterrupted ones.
+
+    python -m benchmarks.kills [--kills 50] [--kills-with-workers 10] [--commands compare train] [--seed 0] [--write]
+
+Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this process's
+forks, so that nothing but the run itself takes time, and gets SIGKILL: half of the times after a random time, half of the times at
+a random event (a statement of the store's, a file synced, renamed or removed, a step of the engine).  With two workers of a
+local Ray, the signal goes to the driver's process group, or to the driver alone.  Then the same command is given again, until it
+ends; a campaign is all lives of one run.
+
+Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After each
+campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers, times aside; so an
+edit, fit, answer or cost that is there twice shows.  Whether an edit or a fit was begun again that the store had.  Which
+unfinished and temporary files are left in the run's directory, in the temporary directory, and in shared memory.
+
+`compare` has an API's edits among its conditions, from a server on this machine: what is booked must be what came, each reply once.
+Linux only.  With --write the figures go to `benchmarks/results/kills.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import processor
+
+RESULTS = Path(__file__).parent / "results" / "kills.json"
+TESTS = Path(__file__).parents[1] / "tests"
+MOST_LIVES = 12  # of a campaign that are killed; then it may end
+GONE_WITHIN = 90.0  # seconds that what a killed run started is waited for
+LONGEST = 300.0  # seconds that a life may last
+
+WORDS = {
+    "compare": "--editor=passage --editor=self --editor=api:writer --edits=2 --replicates=2",
+    "learn": "--editor=self --edits=2",
+    "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4 --outer-set=learning_rate=3e-3",
+    "continual": "--editor=self --edits=2",
+}
+# What of the store must be equal: all but times, and numbers that SQLite gives.
+TABLES = {
+    "documents": "SELECT * FROM documents",
+    "questions": "SELECT * FROM questions",
+    "edits": "SELECT * FROM edits",
+    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss FROM fits",
+    "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
+    "verdicts": "SELECT fit_id, question_id, grader, value, credit, note FROM verdicts JOIN answers ON answer_id = answers.id",
+    "rounds": "SELECT round, train_reward, validation_accuracy, kept_edits, checkpoint FROM rounds",
+    "costs": "SELECT what, condition, round, model, input_tokens, output_tokens, usd FROM costs",
+    "api calls": "SELECT key, request, input_tokens, output_tokens FROM api_calls",
+    "events": "SELECT kind, subject, message FROM events",
+}
+TIMES = {"seconds", "total_seconds", "device_seconds", "worth_it"}
+
+
+# The world
+
+
+@dataclass(frozen=True)
+class World:
+    folder: Path
+    common: list[str]
+    served: Path
+
+    def words(self, command: str, out: Path, workers: int) -> list[str]:
+        documents = str(self.folder / "documents.jsonl")
+        words = [command, *self.common, *WORDS[command].split(), f"--out={out}"]
+        words += [documents] if command == "learn" else [f"--documents={documents}"]
+        if command == "compare":
+            words += [f"--api-base={(self.folder / 'url').read_text()}", f"--prices={self.folder / 'prices.yaml'}"]
+        return words + ([f"--workers={workers}", "--cpus-per-worker=1"] if workers else [])
+
+
+def make_world(folder: Path) -> World:
+    from tiny_world import FEW_WORDS, model_folder, rows, write_rows
+
+    write_rows(folder / "documents.jsonl", rows(5))
+    (folder / "prices.yaml").write_text("models: {writer: {input: 1.0, output: 1.0, date: 2026-01-01, source: none}}\n")
+    common = [f"--model={model_folder(folder)}", "--unit-size=2", *FEW_WORDS]
+    return World(folder, common, folder / "served")
+
+
+def serve(folder: Path) -> int:
+    """A process that plays the API; it notes each reply that it sends."""
+    child = os.fork()
+    if child:
+        while not (folder / "url").exists():
+            time.sleep(0.01)
+        return child
+    from fake_server import FakeServer
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+        with (folder / "served").open("a") as log:
+            log.write(key + "\n")
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": f"The {key} is made.\nIt cost 5."},
+        }
+        return {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+    server = FakeServer()
+    server.reply = reply  # type: ignore[method-assign]
+    (folder / "url.new").write_text(server.url)
+    os.rename(folder / "url.new", folder / "url")
+    while True:
+        signal.pause()
+
+
+# One life
+
+
+class Events:
+    """Counts what happens; at the chosen event the process, or its group, is killed in the midst of it."""
+
+    def __init__(self, at: int | None, kill: Callable[[], None]) -> None:
+        self.count = 0
+        self.at = at
+        self.kill = kill
+
+    def happen(self, *_: Any) -> None:
+        self.count += 1
+        if self.count == self.at:
+            self.kill()
+
+    def listen(self, target: Any, name: str) -> None:
+        original = getattr(target, name)
+
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            self.happen()
+            return original(*arguments, **keywords)
+
+        setattr(target, name, wrapped)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a life ends, if not by itself, and whether its group ends with it."""
+
+    after: float | None = None
+    at: int | None = None
+    group: bool = True
+
+
+def live(words: list[str], folder: Path, plan: Plan) -> None:
+    """In the forked process: the command, from its words to its exit."""
+    from selfedit.cli.main import main
+    from selfedit.runs import store
+    from selfedit.workers import worker
+
+    own = os.getpid()
+
+    def kill() -> None:
+        (os.killpg if plan.group else os.kill)(own, signal.SIGKILL)
+        time.sleep(60)
+
+    events = Events(plan.at, kill)
+    events.listen(store.Store, "_execute")
+    for name in ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir"):
+        events.listen(os, name)
+    begun = os.open(folder / "begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    run = worker.Worker.run
+
+    def logged(self: Any, unit: Any, on_tokens: Any = None) -> Any:
+        what = "edits" if unit.id.startswith("edits/") else "fits"
+        os.write(begun, "".join(f"{what} {id}\n" for id in unit.ids).encode())
+
+        def count(tokens: int) -> None:
+            events.happen()
+            if on_tokens is not None:
+                on_tokens(tokens)
+
+        return run(self, unit, count)
+
+    worker.Worker.run = logged  # type: ignore[method-assign]
+    code = main(words)
+    (folder / "events").write_text(str(events.count))
+    (folder / "modules").write_text("\n".join(sys.modules))
+    os._exit(code)
+
+
+@dataclass
+class Life:
+    """How it ended: `code` is None where it was killed; `orphans` are seconds until nothing of it was left."""
+
+    code: int | None
+    seconds: float
+    orphans: float
+    problems: list[str]
+
+
+def one_life(world: World, words: list[str], out: Path, plan: Plan) -> Life:
+    folder = out.parent
+    (folder / "tmp").mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+    before = committed(out)
+    (folder / "begun").write_text("")
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+            log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            live(words, folder, plan)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(99)
+    with contextlib.suppress(OSError):  # the child was faster
+        os.setpgid(child, child)
+    deadline = started + (LONGEST if plan.after is None else plan.after)
+    status = None
+    while status is None:
+        ended, found = os.waitpid(child, os.WNOHANG)
+        if ended:
+            status = found
+        elif time.monotonic() > deadline:
+            (os.killpg if plan.group else os.kill)(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        else:
+            time.sleep(0.002)
+    seconds = time.monotonic() - started
+    problems = []
+    code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    if code not in (None, 0):
+        problems.append(f"exit code {code}: {(folder / 'log').read_text()[-1500:]}")
+    if seconds > LONGEST:
+        problems.append(f"it hung: {(folder / 'log').read_text()[-1500:]}")
+    again = before & set((folder / "begun").read_text().split("\n"))
+    if again:
+        problems.append(f"begun again though committed: {sorted(again)[:3]}")
+    orphans = wait_for_orphans(world)
+    if orphans is None:
+        problems.append(f"still alive after {GONE_WITHIN:.0f} s: {end_orphans(world)}")
+    if (out / "lock").exists():
+        with (out / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problems.append("the lock is held")
+    return Life(code, seconds, orphans or 0.0, problems)
+
+
+def committed(out: Path) -> set[str]:
+    """Ids of the edits and fits that are in the store."""
+    path = out / "run.sqlite"
+    if not path.exists():
+        return set()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        try:
+            return {
+                f"{table} {id}"
+                for table in ("edits", "fits")
+                for (id,) in connection.execute(f"SELECT id FROM {table}")
+            }
+        except sqlite3.OperationalError:  # killed before the tables were made
+            return set()
+
+
+def descendants(world: World) -> Iterator[Any]:
+    import psutil
+
+    server = int((world.folder / "server").read_text())
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.pid == server:
+                continue
+            if process.status() == psutil.STATUS_ZOMBIE:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
+                continue
+            yield process
+
+
+def wait_for_orphans(world: World) -> float | None:
+    """Seconds until nothing that a life started is left; None where something stays."""
+    started = time.monotonic()
+    while any(True for _ in descendants(world)):
+        if time.monotonic() - started > GONE_WITHIN:
+            return None
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def end_orphans(world: World) -> list[str]:
+    found = []
+    for process in descendants(world):
+        found.append(" ".join(process.cmdline())[:100])
+        process.kill()
+    return found
+
+
+# A run and what it came to
+
+
+def content(out: Path) -> dict[str, Any]:
+    """All that must be equal."""
+    found: dict[str, Any] = {}
+    with contextlib.closing(sqlite3.connect(out / "run.sqlite")) as connection:
+        for table, query in TABLES.items():
+            found[table] = sorted(connection.execute(query), key=repr)
+    found["summary"] = timeless(json.loads((out / "summary.json").read_text()))
+    for name in ("adapters", "checkpoints"):
+        files = sorted(path for path in (out / name).rglob("*") if path.is_file())
+        found[name] = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    # SQLite's own files come and go.
+    there = {str(path.relative_to(out)) for path in out.rglob("*")}
+    found["names"] = sorted(there - {"run.sqlite-wal", "run.sqlite-shm"})
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key not in TIMES}
+    if isinstance(value, list):
+        return [timeless(inner) for inner in value]
+    return value
+
+
+@dataclass
+class Tally:
+    command: str
+    workers: int
+    kills: int = 0
+    lives: int = 0
+    campaigns: int = 0
+    equal: int = 0
+    moments: Counter[str] = field(default_factory=Counter)
+    depths: Counter[int] = field(default_factory=Counter)
+    slowest_orphan: float = 0.0
+    replies_served_twice: int = 0
+    temporary_left: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        return {**vars(self), "moments": dict(self.moments), "depths": dict(sorted(self.depths.items()))}
+
+
+def attack(
+    world: World,
+    command: str,
+    workers: int,
+    kills: int,
+    choose: random.Random,
+    expected: dict[str, Any],
+    whole: Life,
+    events: int,
+    limit: float,
+) -> Tally:
+    """Campaigns until `kills` signals hit, or the time is over."""
+    tally = Tally(command, workers)
+    started = time.monotonic()
+    while tally.kills < kills and time.monotonic() - started < limit and len(tally.problems) < 5:
+        tally.campaigns += 1
+        folder = world.folder / f"{command}-{workers}-{tally.campaigns}"
+        folder.mkdir()
+        out = folder / "run"
+        words = world.words(command, out, workers)
+        served = len(world.served.read_text().split()) if world.served.exists() else 0
+        # Some campaigns die early and often, others late.
+        share = choose.choice((1.0, 1.0, 0.5, 0.25))
+        killed, problems = 0, []
+        while True:
+            plan = Plan()
+            if killed < MOST_LIVES and tally.kills < kills:
+                group = not workers or choose.random() < 0.5
+                if choose.random() < 0.5:
+                    plan = Plan(after=choose.random() * share * whole.seconds, group=group)
+                else:
+                    plan = Plan(at=1 + int(choose.random() * share * events), group=group)
+            life = one_life(world, words, out, plan)
+            tally.lives += 1
+            tally.slowest_orphan = max(tally.slowest_orphan, life.orphans)
+            problems += life.problems
+            if life.code is None:
+                killed += 1
+                tally.kills += 1
+                tally.moments["time" if plan.after is not None else "event"] += 1
+            else:
+                break
+        tally.depths[killed] += 1
+        if life.code == 0:
+            found = content(out)
+            different = [part for part in expected if found[part] != expected[part]]
+            problems += [f"{part} differs: {difference(expected[part], found[part])}" for part in different]
+            tally.equal += not different
+        if command == "compare":
+            replies = world.served.read_text().split()[served:]
+            tally.replies_served_twice += len(replies) - len(set(replies))
+        # Random parts of names left out.
+        tally.temporary_left.update(re.sub(r"\w{8}$", "*", path.name) for path in (folder / "tmp").iterdir())
+        tally.problems += [f"campaign {tally.campaigns} ({killed} kills): {problem}" for problem in problems]
+        print(
+            f"  {command}, {workers} workers, campaign {tally.campaigns}: {killed} kills"
+            f"{', ' + '; '.join(problems) if problems else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if not problems:
+            shutil.rmtree(folder)
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def difference(expected: Any, found: Any) -> str:
+    if isinstance(expected, dict):
+        keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+        return "; ".join(f"{key}: {expected.get(key)!r:.200} became {found.get(key)!r:.200}" for key in keys[:3])
+    missing, more = Counter(map(repr, expected)), Counter(map(repr, found))
+    lost, new = missing - more, more - missing
+    return f"{lost.total()} lost {list(lost)[:2]!s:.300}, {new.total()} new {list(new)[:2]!s:.300}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", nargs="+", choices=WORDS, default=list(WORDS))
+    parser.add_argument("--kills", type=int, default=50, help="of each command without workers")
+    parser.add_argument("--kills-with-workers", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=20.0, help="at the most for a command and a number of workers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+
+    sys.path += [str(TESTS), str(TESTS / "editors")]
+    # What a life leaves behind when its parent is gone becomes this process's child.
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        os.environ.pop(name, None)
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="agg")
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    os.environ["RAY_TMPDIR"] = str(folder / "ray")
+    (folder / "ray").mkdir()
+    server = serve(folder)
+    (folder / "server").write_text(str(server))
+    tallies = []
+    shared = set(os.listdir("/dev/shm"))
+    try:
+        world = make_world(folder)
+        import torch
+
+        torch.set_num_threads(1)
+        for command in arguments.commands:
+            reference = folder / f"{command}-whole"
+            reference.mkdir()
+            for name in ("run-first", "run"):
+                whole = one_life(world, world.words(command, reference / name, 0), reference / name, Plan())
+                assert whole.code == 0, whole.problems
+                # What this imports is there in all later lives, which then have only their own work to do.
+                for module in (reference / "modules").read_text().split():
+                    with contextlib.suppress(Exception):
+                        importlib.import_module(module)
+            events = int((reference / "events").read_text())
+            expected = content(reference / "run")
+            print(f"{command}: {whole.seconds:.1f} s, {events} events", file=sys.stderr, flush=True)
+            for workers, kills in ((0, arguments.kills), (2, arguments.kills_with_workers)):
+                if not kills:
+                    continue
+                timed, counted = whole, events
+                if workers:
+                    first = folder / f"{command}-workers"
+                    first.mkdir()
+                    timed = one_life(world, world.words(command, first / "run", workers), first / "run", Plan())
+                    counted = int((first / "events").read_text())
+                    print(f"{command}, {workers} workers: {timed.seconds:.1f} s", file=sys.stderr, flush=True)
+                choose = random.Random(f"{arguments.seed} {command} {workers}")
+                tally = attack(world, command, workers, kills, choose, expected, timed, counted, 60 * arguments.minutes)
+                tallies.append(tally)
+                print(json.dumps(tally.record()), flush=True)
+        left = sorted(set(os.listdir("/dev/shm")) - shared)
+        print(f"shared memory left: {left}", file=sys.stderr)
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+    if arguments.write:
+        record = {"processor": processor(), "seed": arguments.seed, "runs": [tally.record() for tally in tallies]}
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    if any(tally.problems for tally in tallies):
+        sys.exit(f"problems; what is left of their runs is in {folder}")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
