@@ -217,6 +217,7 @@ def test_money_of_compare(
         api_base=greedy.url,
         prices=tmp_path / "prices.yaml",
         reasoning_effort=effort,
+        judge_reasoning_effort=effort,
     )
     planned, _ = planned_and_run(compare, chosen)
     assert 0 < len(greedy.completions) <= planned.calls

@@ -491,7 +491,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             model,
             settings.api_base,
             kind=settings.api_kind,
-            reasoning_effort=settings.reasoning_effort if role == "editor" else settings.judge_reasoning_effort,
+            reasoning_effort=settings.effort(role),
             max_concurrency=settings.api_concurrency,
             batch=settings.api_batch,
             cache=self.store,

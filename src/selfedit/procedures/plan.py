@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfedit.documents import Document, Question
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, estimate_tokens
@@ -279,8 +279,8 @@ class _Rehearsal(Experiment):
     def grader(self) -> Grader:
         return _AllRight(self.settings.grader) if judge_model(self.settings.grader) is None else super().grader
 
-    def api_client(self, model: str, *role: Any) -> ApiClient:
-        return _Unsent(self, model, *role)
+    def api_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
+        return _Unsent(self, model, role)
 
     def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
         if not prompt:  # from a file: it is there
@@ -368,19 +368,19 @@ class _AllRight:
 class _Unsent(ApiClient):
     """Counts calls and their price; to all it says yes, and 10."""
 
-    def __init__(self, rehearsal: _Rehearsal, model: str, role: str = "editor") -> None:
+    def __init__(self, rehearsal: _Rehearsal, model: str, role: Literal["editor", "judge"]) -> None:
         settings = rehearsal.settings
         self.counts, self.settings, self.role = rehearsal.counts, settings, role
         super().__init__(
             model,
             "http://nowhere.invalid",  # so that no key is asked for
             kind=settings.api_kind,
-            reasoning_effort=settings.reasoning_effort,
+            reasoning_effort=settings.effort(role),
             batch=settings.api_batch,
             price=rehearsal._price(model),
         )
 
-    def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, *_: Any) -> list[ApiResult]:
+    def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, accept: Any = None) -> list[ApiResult]:
         results = []
         for number, request in enumerate(requests):
             self._count(request)

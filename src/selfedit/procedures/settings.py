@@ -106,6 +106,10 @@ class Settings(BaseModel):
     gpus_per_worker: float | None = Field(None, ge=0, description="fractions allowed")
     cpus_per_worker: float | None = Field(None, gt=0)
 
+    def effort(self, role: Literal["editor", "judge"]) -> str | None:
+        """The reasoning effort of an API model in this role."""
+        return self.reasoning_effort if role == "editor" else self.judge_reasoning_effort
+
 
 class CompareSettings(Settings):
     """`selfedit compare`: who should write the notes?"""
