@@ -25,7 +25,9 @@ def common(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any, tmp_path: Path
 ) -> dict[str, Any]:
     prices = tmp_path / "prices.yaml"
-    prices.write_text("models: {writer: {input: 100000.0, output: 1000000.0}, marker: {input: 100000.0, output: 1000000.0}}\n")
+    prices.write_text(
+        "models: {writer: {input: 100000.0, output: 1000000.0}, marker: {input: 100000.0, output: 1000000.0}}\n"
+    )
     return {
         **quick,
         "model": chat_model,
