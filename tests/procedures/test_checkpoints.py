@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from test_resume import Server
 
+from selfedit.errors import UserError
 from selfedit.procedures.continual import continual
 from selfedit.procedures.learn import learn
 from selfedit.procedures.settings import ContinualSettings, LearnSettings
+from selfedit.reports import build_report
 from selfedit.runs.store import Store
 from selfedit.workers import long_fit
 
@@ -209,6 +212,36 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
     assert [step for step, values in logged if "loss" in values] == list(range(1, 17))
     assert [step for step, values in logged if "accuracy" in values] == [4, 8, 12]
     assert learn(settings).summary == learned.summary
+    page = build_report([settings.out]).read_text()
+    (line,) = re.findall(r'<polyline class="curve" .* points="([^"]*)"', page)
+    assert len(line.split()) == 16
+    assert "<b>Exams on the way</b>: accuracy in % after so many training steps of 16" in page
+    chart = page[page.index("Accuracy by training step") :]
+    assert re.findall(r'class="tick" [^>]*>(?:step )?(\d+)</text>', chart)[:3] == ["4", "8", "12"]
+
+
+def test_a_fit_without_an_exam_shows_its_losses(quick: dict[str, Any], chat_model: str, tmp_path: Path) -> None:
+    (tmp_path / "kite.txt").write_text("Ada made a kite in Oslo.")
+    settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "kite.txt"),), editor="passage", **quick)
+    assert learn(settings).summary is None
+    assert '<polyline class="curve"' in build_report([settings.out]).read_text()
+    # A run of an earlier version has no curves, and is reported all the same.
+    with Store(settings.out / "run.sqlite") as store:
+        store._write("DROP TABLE curves")
+    assert "<polyline" not in build_report([settings.out]).read_text()
+
+
+@pytest.mark.parametrize("points", ["[1, 2]", '{"a": 1}', "[[1, [2]]]", "[[1", '[["x", 1]]'])
+def test_a_curve_that_is_none_is_told_in_one_line(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, points: str
+) -> None:
+    settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="passage", **quick)
+    learn(settings)
+    with Store(settings.out / "run.sqlite") as store:
+        store._write("UPDATE curves SET points = ?", (points,))
+    with pytest.raises(UserError, match=r"run\.sqlite: cannot be read as a run's store") as raised:
+        build_report([settings.out])
+    assert "\n" not in str(raised.value)
 
 
 def test_the_exams_on_the_way_change_nothing(

@@ -25,7 +25,7 @@ HOSTILE = (
 )
 ALLOWED = set(
     "html head meta link title style body main header section h1 h2 h3 h4 p ul li div span b a table thead tbody tr th td"
-    " details summary svg g line rect circle text figure figcaption article label input select option button dl dt dd"
+    " details summary svg g line polyline rect circle text figure figcaption article label input select option button dl dt dd"
     " noscript footer script".split()
 )
 

@@ -150,12 +150,13 @@ def _learn(arguments: argparse.Namespace) -> Any:
     finally:
         progress.close()
     loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
-    if learned.summary is not None:
-        from selfedit.reports import build_report, print_summary
+    from selfedit.reports import build_report, print_summary
 
-        report = build_report([settings.out])
+    report = build_report([settings.out])
+    if learned.summary is not None:
         print_summary(settings.out, _console(arguments))
-        _say(arguments, f"\nreport:  {report}")
+        _say(arguments, "")
+    _say(arguments, f"report:  {report}")
     documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
     _say(arguments, f"learned: {documents}, {learned.train_tokens:,} training tokens{loss}")
     _say(arguments, f'adapter: {learned.adapter}\nask it:  selfedit ask {settings.out} "your question"')

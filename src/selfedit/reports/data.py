@@ -148,6 +148,16 @@ class Event:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A fit's losses as (step, nats per token)."""
+
+    round: int
+    condition: str
+    document_id: str | None
+    points: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True)
 class RunData:
     """Everything a report shows of one run.  `summary` is None while the run has not finished."""
@@ -164,6 +174,7 @@ class RunData:
     rounds: tuple[Round, ...] = ()
     costs: tuple[Cost, ...] = ()
     events: tuple[Event, ...] = ()
+    curves: tuple[Curve, ...] = ()
     grader: str = ""
 
     @property
@@ -303,6 +314,7 @@ def _read_store(
         events=tuple(
             Event(*row) for row in connection.execute("SELECT kind, subject, message FROM events ORDER BY id")
         ),
+        curves=tuple(_curves(connection)),
         grader=grader,
     )
 
@@ -374,6 +386,20 @@ def _fits(connection: sqlite3.Connection) -> Iterable[Fit]:
             last_loss=finite(row["last_loss"]),
             seconds=row["seconds"],
         )
+
+
+def _curves(connection: sqlite3.Connection) -> Iterable[Curve]:
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'curves'").fetchone():
+        return  # a run that an earlier version began
+    for row in connection.execute(
+        "SELECT f.round, f.condition, f.document_id, c.points FROM curves c JOIN fits f ON f.id = c.fit_id"
+        " ORDER BY f.round, f.condition, f.id"
+    ):
+        try:
+            points = tuple((int(step), float(loss)) for step, loss in json.loads(row["points"]))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise sqlite3.DataError(f"curves.points holds no pairs of numbers ({error})") from None
+        yield Curve(row["round"], row["condition"], row["document_id"], tuple(p for p in points if math.isfinite(p[1])))
 
 
 def _answers(connection: sqlite3.Connection, grader: str) -> Iterable[Answer]:

@@ -31,6 +31,8 @@ EXAMPLES = 3
 
 EVENTS_SHOWN = 40
 
+CURVES_SHOWN = 6
+
 
 def render_run(run: RunData) -> str:
     """The page of one run, finished or not."""
@@ -60,6 +62,9 @@ def render_run(run: RunData) -> str:
                 for s in summary.steps
             ]
         ),
+        losses=[(curve, chart) for curve in run.curves[:CURVES_SHOWN] if (chart := _loss_chart(curve.points))],
+        curves=len(run.curves),
+        looks_chart=_line_chart([(look.step, look.accuracy, look.ci95) for look in summary.on_the_way]),
         sweep=summary.sweep,
         swept=list(dict.fromkeys(name for row in summary.sweep for name in row.accuracy)),
         ties=[note for entry in rounds if (note := findings.kept_without_signal(entry))],
@@ -267,6 +272,21 @@ def _line_chart(entries: Sequence[tuple[int, float | None, tuple[float, float] |
         for index, (number, value, ci95) in enumerate(points)
     ]
     return {"points": drawn, "ticks": [(down(tick), f"{100 * tick:.0f}") for tick in ticks]}
+
+
+def _loss_chart(points: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
+    """A line from the first step to the last; down in pixels, across in thousandths of the width."""
+    if len(points) < 2:
+        return None
+    top = max(loss for _, loss in points) or 1.0
+    first, last = points[0][0], points[-1][0]
+
+    def down(loss: float) -> float:
+        return round(_PLOT_BOTTOM - max(0.0, loss) / top * (_PLOT_BOTTOM - _PLOT_TOP), 1)
+
+    line = " ".join(f"{1000 * (step - first) / (last - first):.0f},{down(loss)}" for step, loss in points)
+    ticks = [(down(top * k / 4), f"{top * k / 4:.2f}") for k in range(5)]
+    return {"line": line, "ticks": ticks, "first": first, "last": last, "begin": points[0][1], "end": points[-1][1]}
 
 
 def _strip(signal: findings.Signal) -> dict[str, Any]:
