@@ -63,9 +63,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def left_over(out: Path) -> list[str]:
-    return sorted(
-        file.name for file in out.rglob("*") if file.suffix == ".selfedit-unfinished" or "unfinished/" in str(file)
-    )
+    return sorted(file.name for file in out.rglob("*") if "unfinished" in file.name)
 
 
 def events(out: Path, kind: str) -> list[str]:
@@ -78,6 +76,7 @@ def interrupted(settings: LearnSettings, *, after: int) -> Path:
     with pytest.raises(Stop):
         learn(settings, progress=Stopper(after))
     (file,) = (settings.out / "unfinished").iterdir()
+    assert [path.stat().st_mode & 0o077 for path in (file, file.parent)] == [0, 0]
     return file
 
 

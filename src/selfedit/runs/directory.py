@@ -22,6 +22,7 @@ import math
 import platform
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -168,8 +169,7 @@ class RunDirectory:
     def unfinished(self) -> Path:
         """Where the states of fits under way lie, wherever a worker's own directory is; made when asked for."""
         folder = self.path.absolute() / "unfinished"
-        with disk_errors(folder):
-            folder.mkdir(exist_ok=True)
+        begin_privately(folder)
         return folder
 
     def relative(self, path: str | Path) -> str:
@@ -186,6 +186,9 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the store and let others in."""
+        if self._lock is not None:
+            with suppress(OSError):  # not there, or with the state of a fit
+                (self.path / "unfinished").rmdir()
         self.store.close()
         if self._lock is not None:
             self._lock.release()
