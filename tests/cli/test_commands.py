@@ -423,6 +423,34 @@ def test_continual_prints_its_steps(
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_finished_run_runs_again_without_its_model(
+    run: Run, chat_model: str, documents: Callable[[int], Path], learned: Path, tmp_path: Path
+) -> None:
+    """The same command on a finished run, and its report, load nothing heavy and write the same."""
+    shared = ["--model", chat_model, *FEW_WORDS]
+    small = ["--rounds", "1", "--edits", "1", "--replicates", "1", "--validation-share", "0.4", "--outer-set", "rank=2"]
+    commands = [
+        ["compare", "--documents", str(documents(2)), "--editor", "passage", "--editor", "self", *shared],
+        ["train", "--documents", str(documents(5)), *small, *shared],
+        ["continual", "--documents", str(documents(2)), "--editor", "passage", *shared],
+        ["learn", str(documents(2)), "--editor", "self", *shared],
+    ]
+    commands = [[*command, "--out", str(tmp_path / command[0])] for command in commands]
+    again = [*commands, ["report", str(tmp_path / "compare"), "--out", str(tmp_path / "page.html")]]
+    for command in commands:
+        assert run(*command).code == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.???*") if path.suffix in (".json", ".png", ".html")}
+    assert len(files) > 4 + 4
+    assert heavy_after(again, tmp_path) == {}
+    assert {path: path.read_bytes() for path in files} == files
+    # What has changed is drawn and summarised anew.
+    changed = ["--usd-per-hour", "2", "--max-ungraded", "1"]
+    summary = tmp_path / "compare" / "summary.json"
+    summary.unlink()
+    assert run(*commands[0], *changed).code == 0
+    assert summary.read_bytes() == files[summary]
+
+
 # grade
 
 

@@ -14,7 +14,7 @@ from selfedit.procedures.experiment import Experiment, Learning
 from selfedit.procedures.policies import Policy, load_policy
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import CompareSettings
-from selfedit.procedures.summarise import summarise
+from selfedit.procedures.summarise import summarise, summary_of_finished
 from selfedit.procedures.sweep import check_grid, sweep
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
@@ -57,6 +57,8 @@ def compare(
         experiment.fit_and_examine(learnings)
         experiment.grade()
 
+        if (finished := summary_of_finished(experiment)) is not None:
+            return finished
         names = ["none", *dict.fromkeys(learning.condition for learning in learnings)]
         return summarise(experiment, documents, names, **({"sweep": tried} if settings.sweep else {}))
 

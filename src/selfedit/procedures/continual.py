@@ -18,7 +18,7 @@ from selfedit.procedures.policies import read_delta
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import ContinualSettings
 from selfedit.procedures.small_models import say_editor, with_editor
-from selfedit.procedures.summarise import summarise
+from selfedit.procedures.summarise import summarise, summary_of_finished
 from selfedit.runs.summary import Summary
 from selfedit.workers.pool import Pool
 
@@ -78,11 +78,13 @@ def continual(
                     f"step {step}: the fit on {document.id} failed ({failed.error}); try a lower learning rate"
                     " (--set learning_rate=...) and another --out"
                 )
-            experiment.pool.publish(folder.name, read_delta(folder))
+            experiment.publish(folder.name, read_delta(folder))
             chain = (*chain, folder.name)
             learned.append(document)
             experiment.examine_untrained(learned, condition="after", round=step, policy=chain, general=True)
         experiment.grade()
+        if (finished := summary_of_finished(experiment)) is not None:
+            return finished
         steps = [_step(experiment, step, document.id) for step, document in enumerate(documents, start=1)]
         return summarise(experiment, documents, ["none"], steps=tuple(steps))
 

@@ -141,6 +141,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             raise
         self._own_pool = pool is None
         self._pool = pool
+        self._published: dict[str, Mapping[str, bytes]] = {}
         self._retried = False
         self._judging: list[CostRecord] = []  # spent on verdicts that are not committed yet
         self._clients: dict[tuple[str, str], ApiClient] = {}
@@ -179,7 +180,21 @@ class Experiment(AbstractContextManager["Experiment"]):
         kind = device.partition(":")[0]
         if (began := self.run.resolve("device", kind)) != kind:
             self.warn("device", f"this run began on {began} and goes on on {kind}: sums are rounded otherwise there")
+        for name, files in self._published.items():
+            self._pool.publish(name, files)
         return self._pool
+
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Makes a policy's delta known to the workers: now, or when there are any."""
+        self._published[name] = files
+        if "pool" in self.__dict__:
+            self.pool.publish(name, files)
+
+    def began_with(self, name: str) -> Any:
+        """What was resolved when the run began (see `pool`); a finished run tells it without its model."""
+        if name not in self.run.resolved:
+            self.load_model()
+        return self.run.resolved[name]
 
     @cached_property
     def grader(self) -> Grader:

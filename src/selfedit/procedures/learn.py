@@ -27,7 +27,7 @@ from selfedit.procedures.model_card import model_card
 from selfedit.procedures.progress import Progress
 from selfedit.procedures.settings import FREE, LearnSettings
 from selfedit.procedures.small_models import say_editor, with_editor
-from selfedit.procedures.summarise import summarise
+from selfedit.procedures.summarise import summarise, summary_of_finished
 from selfedit.procedures.tracking import check_tracker, make_tracker
 from selfedit.procedures.training_data import longer_than
 from selfedit.runs.summary import Summary
@@ -76,7 +76,8 @@ def learn(
         say_editor(experiment, asked, spec.kind)
         experiment.store.add_documents(documents)
         examined = any(document.questions for document in documents)
-        _say_what_is_cut(experiment, documents)
+        if not experiment.store.fits(condition=spec.name):
+            _say_what_is_cut(experiment, documents)
         if examined:
             experiment.examine_untrained(documents)
         learned = list(documents)
@@ -110,7 +111,7 @@ def learn(
         summary = None
         if examined:
             experiment.grade()
-            summary = summarise(
+            summary = summary_of_finished(experiment) or summarise(
                 experiment, documents, ["none", spec.name], on_the_way=_looks(experiment, spec.name, fit.steps)
             )
         _track(experiment, settings, learning.id, summary)

@@ -70,7 +70,7 @@ def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tupl
     names = []
     for round in rounds:
         name = delta_name(round)
-        experiment.pool.publish(name, read_delta(run_path / "checkpoints" / name))
+        experiment.publish(name, read_delta(run_path / "checkpoints" / name))
         names.append(name)
     return tuple(names)
 

@@ -20,7 +20,7 @@ from selfedit.procedures.progress import Progress
 from selfedit.procedures.rewards import TRAIN, fit_rewards, judged_rewards
 from selfedit.procedures.selection import Rewarded, Selection
 from selfedit.procedures.settings import TrainSettings
-from selfedit.procedures.summarise import summarise
+from selfedit.procedures.summarise import summarise, summary_of_finished
 from selfedit.procedures.tracking import check_tracker, make_tracker
 from selfedit.procedures.worth import worth_it
 from selfedit.recipes import Recipe, load_recipe
@@ -65,6 +65,8 @@ def train(
             tracker.log(_metrics(experiment, round), step=round)
         tracker.finish()
 
+        if (finished := summary_of_finished(experiment)) is not None:
+            return finished
         selected = select_round(experiment, validation)
         return summarise_training(experiment, training, validation, selected)
 

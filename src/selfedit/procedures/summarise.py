@@ -19,12 +19,11 @@ from selfedit.runs.summary import ConditionSummary, DifferenceSummary, Forgettin
 def summarise(experiment: Experiment, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
     """Builds and writes `summary.json`; `more` adds keys (rounds and selected round of Step B)."""
     costs = cost_by_condition(experiment.store.costs())
-    tokenizer = experiment.pool.tokenizer
     summary = Summary(
         schema=1,
         procedure=experiment.procedure,
         model=experiment.settings.model,
-        instruct=tokenizer.instruct,
+        instruct=experiment.began_with("instruct"),
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
         recipe=experiment.recipe.model_dump(mode="json"),
@@ -35,13 +34,20 @@ def summarise(experiment: Experiment, documents: Sequence[Document], conditions:
         forgetting=tuple(forgetting(experiment, conditions)),
         grader=experiment.grader.name,
         events=dict(Counter(event.kind for event in experiment.store.events())) | _edit_counts(experiment),
-        device=experiment.pool.description,
+        device=f"{experiment.began_with('device')}, {experiment.began_with('dtype')}",
         seconds=experiment.store.wall_seconds(),
         total_seconds=sum(spent.seconds for spent in costs.values()),
         **more,
     )
     experiment.run.write_summary(summary)
     return summary
+
+
+def summary_of_finished(experiment: Experiment) -> Summary | None:
+    """The summary that is there, where the run was finished before and nothing has changed since; else None."""
+    if experiment.store.changed or not experiment.run.summary_path.is_file():
+        return None
+    return experiment.run.read_summary()
 
 
 def condition_summary(

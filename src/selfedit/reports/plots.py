@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,21 +51,22 @@ def write_charts(run: RunData, folder: Path) -> list[Path]:
 
     `chart` compares the conditions; Step B adds `reward`, `validation` and `signal`.  What has no figures has no chart.
     """
-    written: list[Path] = []
+    drawn: dict[str, Callable[[], Figure]] = {}
     found = [condition for condition in findings.compared(run) if condition.accuracy is not None]
     rounds = findings.rounds(run)
     selected_round = run.summary.selected_round if run.summary else None
+    if found:
+        drawn["chart"] = lambda: comparison(found, format.clean(run.model))
+    if any(entry.train_reward is not None for entry in rounds):
+        drawn["reward"] = lambda: reward_by_round(rounds)
+    if any(entry.validation_accuracy is not None for entry in rounds):
+        drawn["validation"] = lambda: validation_by_round(rounds, selected_round)
+    if signal := findings.signals(run):
+        drawn["signal"] = lambda: rewards_within_documents(signal)
+    if not drawn:
+        return []
     with style():
-        if found:
-            written += save(comparison(found, format.clean(run.model)), folder / "chart")
-        if any(entry.train_reward is not None for entry in rounds):
-            written += save(reward_by_round(rounds), folder / "reward")
-        if any(entry.validation_accuracy is not None for entry in rounds):
-            written += save(validation_by_round(rounds, selected_round), folder / "validation")
-        signal = findings.signals(run)
-        if signal:
-            written += save(rewards_within_documents(signal), folder / "signal")
-    return written
+        return [path for name, draw in drawn.items() for path in save(draw(), folder / name)]
 
 
 @contextmanager

@@ -73,6 +73,12 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
+        self._opened_with = self._connection.total_changes
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written since the store was opened."""
+        return self._connection.total_changes > self._opened_with
 
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
