@@ -335,13 +335,12 @@ def test_too_many_ungraded_answers_stop_the_run(
 
 def test_the_plan_counts_the_tokens_that_are_trained(finished: Finished) -> None:
     def planned(*editors: str) -> int:
-        return plan("compare", finished.settings.model_copy(update={"editor": editors})).train_tokens
+        return plan(compare, finished.settings.model_copy(update={"editor": editors})).train_tokens
 
     trained = {c.name: c.train_tokens for c in finished.summary.conditions}
     assert planned("none", "passage") == trained["passage"]
     replay = finished.settings.editor[-1]
-    # The plan does not know which lines of written edits will be dropped, nor how long unwritten ones will be.
-    assert trained["replay:documents#expert"] < planned(replay) < 1.3 * trained["replay:documents#expert"]
+    assert planned(replay) == trained["replay:documents#expert"]
     assert planned("self") >= trained["self"]
 
 

@@ -42,7 +42,7 @@ def plain(text: str) -> str:
 class Writer:
     """As much of an experiment as summaries look at, with a real run directory behind it."""
 
-    scores = Experiment.scores
+    scores, select = Experiment.scores, Experiment.select
 
     def __init__(self, folder: Path, procedure: str, settings: Settings, grader: str, recipe: dict[str, Any]) -> None:
         config = {"procedure": procedure, **settings.model_dump(mode="json"), "recipe_settings": RECIPE}
@@ -52,7 +52,7 @@ class Writer:
         self.settings = settings
         self.grader = SimpleNamespace(name=grader)
         self.recipe = SimpleNamespace(model_dump=lambda **_: recipe)
-        self.pool = SimpleNamespace(tokenizer=SimpleNamespace(instruct=True), description="cpu (2 cores)")
+        self.instruct, self.description = True, "cpu (2 cores)"
         self.finish: Callable[[], object] = lambda: None
         self._verdicts: list[Verdict | None] = []
 

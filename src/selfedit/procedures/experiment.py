@@ -190,8 +190,19 @@ class Experiment(AbstractContextManager["Experiment"]):
         if "pool" in self.__dict__:
             self.pool.publish(name, files)
 
-    def began_with(self, name: str) -> Any:
-        """What was resolved when the run began (see `pool`); a finished run tells it without its model."""
+    # What was resolved when the run began: a finished run tells it without its model.
+
+    @property
+    def instruct(self) -> bool:
+        """Whether the model is prompted through a chat template."""
+        return bool(self._resolved("instruct"))
+
+    @property
+    def description(self) -> str:
+        """Device and precision."""
+        return f"{self._resolved('device')}, {self._resolved('dtype')}"
+
+    def _resolved(self, name: str) -> Any:
         if name not in self.run.resolved:
             self.load_model()
         return self.run.resolved[name]

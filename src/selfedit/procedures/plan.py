@@ -279,7 +279,7 @@ class _Rehearsal(Experiment):
     def grader(self) -> Grader:
         return _AllRight(self.settings.grader) if judge_model(self.settings.grader) is None else super().grader
 
-    def api_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
+    def _new_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
         return _Unsent(self, model, role)
 
     def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
@@ -381,6 +381,7 @@ class _Unsent(ApiClient):
         )
 
     def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, accept: Any = None) -> list[ApiResult]:
+        del accept
         results = []
         for number, request in enumerate(requests):
             self._count(request)
