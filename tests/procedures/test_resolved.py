@@ -201,6 +201,10 @@ def test_where_memory_does_not_suffice_the_result_says_so(worker: Worker, monkey
     assert max(sizes) < 30
     assert "planned for 0.00 GiB instead of 9.31" in note
     monkeypatch.undo()
+    # The run began where not even one adapter would fit.
+    sizes, (note,) = bank_sizes(worker, monkeypatch, unit(100))
+    assert sizes == [30]
+    assert "instead of 0.00" in note
     worker.halvings = 1
     _, (note,) = bank_sizes(worker, monkeypatch, unit(2**30))
     assert "planned for 0.50 GiB instead of 1.00" in note

@@ -190,8 +190,13 @@ class Worker:
 
         given = int(self.memory * self.memory_share) if unit.memory is None else unit.memory
         most = min(given >> self.halvings, int(free_memory(self.model.hf.device) * self.memory_share))
-        if not self.halvings and (chosen := plan(given)).memory <= most:
-            return chosen
+        if not self.halvings:
+            try:
+                if (chosen := plan(given)).memory <= most:
+                    return chosen
+            except engine.NotEnoughMemoryError:
+                # The run began where memory did not suffice; it may here.
+                most = max(given, int(self.memory * self.memory_share))
         line = (
             f"planned for {most / 2**30:.2f} GiB instead of {given / 2**30:.2f}: other fits may have stepped together"
         )
