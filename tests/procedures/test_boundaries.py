@@ -28,7 +28,7 @@ from selfedit.procedures.settings import (
     TrainSettings,
 )
 from selfedit.runs.store import Store
-from selfedit.workers.units import Unit, UnitResult
+from selfedit.workers.units import FitUnit, Unit, UnitResult
 from tiny_world import SMALL, rows, write_rows
 
 RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
@@ -112,7 +112,11 @@ def begin(
 
 
 def executed(units: Iterable[Unit]) -> list[Unit]:
-    return sorted((replace(unit, memory=None) for unit in units), key=repr)
+    # The state of a long fit lies in the run's own directory.
+    return sorted(
+        (replace(unit, memory=None, **({"checkpoint": None} if isinstance(unit, FitUnit) else {})) for unit in units),
+        key=repr,
+    )
 
 
 def ended(attempt: Callable[[], Any]) -> bool:
