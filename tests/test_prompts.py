@@ -134,11 +134,12 @@ def test_a_base_model_writes_on_a_line_of_its_own_or_goes_on_with_a_question(nam
         (b"edit: {a: {chat: 1}}", "edit a: expected texts under chat and base"),
         (b"edit: {a: {chatt: x}}", "edit a: expected texts under chat and base"),
         (b"poems: {}", "no such entry 'poems'"),
-        (b"edit: {a: {chat: '\xff'}}", "not UTF-8 (byte 18)"),
+        (b"edit: {a: {chat: '\xff'}}", "not UTF-8 text (at byte 18)"),
         (b"edit: {a: {chat: 2024-99-99}}", "not YAML"),
         (b"edit: {a: {chat: " + b"9" * 5000 + b"}}", "not YAML"),
         (b"[" * 10_000, "not YAML"),
         (b"a: b: c", "not YAML"),
+        (b"edit: {a: &text {chat: x}, b: *text}", "aliases (*name) are not read here"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
+from selfedit.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -51,14 +52,7 @@ class Prompts:
         self.user_file = user_file
         if user_file is None:
             return
-        try:
-            own = yaml.safe_load(Path(user_file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"--prompt-file {user_file}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"--prompt-file {user_file}: not UTF-8 (byte {error.start})") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date, a number too long
-            raise UserError(f"--prompt-file {user_file}: not YAML ({' '.join(str(error).split())})") from None
+        own = read_yaml(user_file, f"--prompt-file {user_file}")
         if not isinstance(own, dict):
             raise UserError(f"--prompt-file {user_file}: a mapping is expected, with some of {', '.join(self._texts)}")
         self._merge(own)
