@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -303,7 +303,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             if result.error is not None:
                 self.progress.note(f"{unit.id} was given up: {result.error}")
                 for id in unit.ids:
-                    (give_up or self._name_given_up)(id, result.error)
+                    (give_up or partial(self.store.set_event, GIVEN_UP))(id, result.error)
                 continue
             with self.store.transaction():
                 self.store.add_costs(commit(unit, result))
@@ -325,11 +325,6 @@ class Experiment(AbstractContextManager["Experiment"]):
             return unit
         name = hashlib.sha256(repr((unit.id, unit.policy)).encode()).hexdigest()[:16]
         return replace(unit, checkpoint=Checkpoint(self.run.unfinished / f"{name}.safetensors", 60 * minutes))
-
-    def _name_given_up(self, id: str, reason: str) -> None:
-        with self.store.transaction():
-            self.store.drop_event(GIVEN_UP, id)
-            self.store.add_event(GIVEN_UP, id, reason)
 
     # Edits
 
@@ -370,9 +365,7 @@ class Experiment(AbstractContextManager["Experiment"]):
     def leave_out(self, document: Document, name: str, index: int, round: int, reason: str) -> None:
         """Names an edit that could not be written; the run goes on without it, and its next attempt tries again."""
         id = edit_id(round, document.id, name, index)
-        with self.store.transaction():
-            self.store.drop_event(NOT_WRITTEN, id)
-            self.store.add_event(NOT_WRITTEN, id, reason)
+        self.store.set_event(NOT_WRITTEN, id, reason)
         self.progress.note(f"edit {id} could not be written: {reason}")
 
     def _check_left_out(self, name: str, wanted: int) -> None:

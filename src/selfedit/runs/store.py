@@ -649,6 +649,12 @@ class Store:
             (kind, subject, message),
         )
 
+    def set_event(self, kind: str, subject: str, message: str) -> None:
+        """Note something in the place of what was noted of this kind about this subject, as one unit."""
+        with self.transaction():
+            self.drop_event(kind, subject)
+            self.add_event(kind, subject, message)
+
     def drop_event(self, kind: str, subject: str) -> None:
         """Take back what was noted of this kind about this subject: it holds no longer."""
         self._write("DELETE FROM events WHERE kind = ? AND subject = ?", (kind, subject))
