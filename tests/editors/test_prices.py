@@ -9,7 +9,6 @@ from selfedit.editors.prices import (
     Budget,
     BudgetReached,
     device_cost,
-    expected_cost,
     load_prices,
     price,
 )
@@ -95,10 +94,6 @@ def test_a_missing_price_file_is_named(tmp_path: Path) -> None:
         load_prices(tmp_path / "nothing.yaml")
 
 
-def test_expected_cost_is_calls_times_tokens() -> None:
-    assert expected_cost("gpt-5", 250, 178, 575, batch=True) == pytest.approx(250 * (178 * 1.25 + 575 * 10) / 2e6)
-
-
 def test_a_budget_counts_what_is_spent_and_what_is_held() -> None:
     budget = Budget(1.0)
     budget.spend(0.5)
@@ -122,3 +117,8 @@ def test_no_limit_refuses_nothing_and_a_nonsensical_one_is_refused() -> None:
     for limit in (-1, float("nan")):
         with pytest.raises(UserError, match="must be an amount in US dollars"):
             Budget(limit)
+
+
+def test_the_price_of_many_calls_by_batch() -> None:
+    usd = load_prices().price("gpt-5", 250 * 178, 250 * 575, batch=True)
+    assert usd == pytest.approx(250 * (178 * 1.25 + 575 * 10) / 2e6)

@@ -101,20 +101,6 @@ def device_cost(seconds: float, usd_per_hour: float, devices: int = 1) -> float:
     return seconds / 3600 * usd_per_hour * devices
 
 
-def expected_cost(
-    model: str,
-    calls: int,
-    input_tokens: float,
-    output_tokens: float,
-    *,
-    batch: bool = False,
-    prices: Prices | None = None,
-) -> float:
-    """US dollars that `calls` calls are expected to cost, at so many tokens a call on average."""
-    prices = prices or load_prices()
-    return prices.price(model, round(calls * input_tokens), round(calls * output_tokens), batch)
-
-
 class BudgetReached(UserError):
     """The next piece of work could pass the budget; what is done is kept."""
 
