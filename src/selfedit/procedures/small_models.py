@@ -1,8 +1,7 @@
 """Which editor a model gets where none was named: small models do not write notes that are worth learning.
 
-Measured: at 135 million parameters, own notes are mostly untrue; at 0.5 billion, the passage alone teaches as much as own notes
-or more (docs/results.md).  The published gains of own notes begin at 1 billion (Zweiger et al. 2025, arXiv 2506.10943, and its
-reproductions).
+At 135 million parameters own notes are mostly untrue (docs/results.md has their scores beside the passage's).  The limit of 1
+billion is a judgement: no measurement of this project stands behind it yet.
 """
 
 from __future__ import annotations
