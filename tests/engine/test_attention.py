@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfedit.engine.attention import Layout, _attend, _attention, _ShortAttention
+from selfedit.engine.attention import KeyValues, Layout, _attend, _attend_to_store, _attention, _ShortAttention
 
 CPU = torch.device("cpu")
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -69,3 +69,18 @@ def test_long_sequences_go_another_way_with_the_same_values(window: int | None) 
     out, _ = _attention(nn.Identity(), q, k, v, None, scaling=0.3, sliding_window=window, packed_layout=layout)
     assert not layout.batched
     torch.testing.assert_close(out, _ShortAttention.apply(q, k, v, layout, 0.3, window))
+
+
+def test_large_scores_do_not_coarsen_bfloat16() -> None:
+    """Qwen2.5's keys have large biases, which add hundreds to all scores alike: a softmax takes only their differences."""
+    length, generator = 24, torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, length, 64, generator=generator) for heads in (4, 2, 2))
+    q[..., 0] = k[..., 0] = 40
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    expected = _attend(q.float(), k.float(), v.float(), 0.125, None).transpose(1, 2)
+    packed = _ShortAttention.apply(q, k, v, Layout.of([length], CPU), 0.125, None)
+    assert (packed - expected).norm() < 0.01 * expected.norm()
+    # One more token, to the same keys.
+    store = KeyValues(torch.tensor([length - 1]), length, {0: (k, v)})
+    step = _attend_to_store(q[:, :, -1:], k, v, Layout.next_tokens(store), 0.125, None)
+    assert (step - expected[:, -1:]).norm() < 0.01 * expected[:, -1:].norm()

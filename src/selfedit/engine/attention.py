@@ -201,6 +201,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
     )
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at the least, for scores: Qwen2.5's reach hundreds, where bfloat16 is too coarse for a softmax."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
     """[T, T], True where a query (row) may look at a key: not ahead, and not further back than the window."""
     steps = torch.arange(length, device=device)
@@ -238,7 +243,7 @@ def _attend_to_store(
     hidden = layout.masks[window]
     filled, heads = hidden.shape[3], keys.shape[1]
     q_BKGD = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scale
-    scores = torch.matmul(q_BKGD, keys[:, :, :filled].transpose(2, 3)).float().masked_fill_(hidden, -torch.inf)
+    scores = torch.matmul(_wide(q_BKGD), _wide(keys[:, :, :filled]).transpose(2, 3)).masked_fill_(hidden, -torch.inf)
     attended = torch.matmul(scores.softmax(-1).to(values.dtype), values[:, :, :filled])
     return attended.flatten(1, 2)[None]
 
@@ -307,8 +312,9 @@ class _ShortAttention(torch.autograd.Function):
         q, k, v = (batches.gather(x[0].transpose(0, 1)) for x in (query, key, value))
         out, shares = q.new_empty(len(q), groups * width_v), []
         for (q_b, k_b), (v_b, out_b) in zip(batches.parts(width, q, k), batches.parts(width_v, v, out), strict=True):
-            bias = _bias(layout, k_b.shape[1], groups, window, q.dtype)
-            share = torch.softmax(torch.baddbmm(bias, q_b, k_b.transpose(1, 2), alpha=scale), -1)
+            bias = _bias(layout, k_b.shape[1], groups, window, _wide(q[:0]).dtype)
+            scores = torch.baddbmm(bias, _wide(q_b), _wide(k_b).transpose(1, 2), alpha=scale)
+            share = torch.softmax(scores, -1).to(q.dtype)
             torch.bmm(share, v_b, out=out_b)
             shares.append(share)
         ctx.save_for_backward(q, k, v, *shares)
