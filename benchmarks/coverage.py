@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from selfedit.exam.statistics import DocumentScore, accuracy_interval, paired_difference
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, paired_difference
 
 QUESTIONS = 5
 DOCUMENTS = (3, 6, 12, 50)

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processor
-from selfedit.procedures.progress import Quiet
-from selfedit.procedures.restem import train
-from selfedit.procedures.settings import TrainSettings, make_settings
+from selfedit.methods.progress import Quiet
+from selfedit.methods.restem import train
+from selfedit.methods.settings import TrainSettings, make_settings
 from selfedit.runs.directory import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "hosts.json"
@@ -49,7 +49,7 @@ SETTINGS = {
     "max_answer_tokens": 12,
     "general_questions": 0,
     "grader": "lexical",
-    "unit_size": 2,
+    "task_size": 2,
     "device": "cpu",
     "dtype": "float32",
     "set": {"epochs": 1},

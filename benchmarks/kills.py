@@ -63,7 +63,7 @@ TABLES = {
     "edits": "SELECT * FROM edits",
     "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss FROM fits",
     "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
-    "verdicts": "SELECT fit_id, question_id, grader, value, credit, note FROM verdicts JOIN answers ON answer_id = answers.id",
+    "verdicts": "SELECT fit_id, question_id, grader, value, score, note FROM grades JOIN answers ON answer_id = answers.id",
     "rounds": "SELECT round, train_reward, validation_accuracy, kept_edits, checkpoint FROM rounds",
     "costs": "SELECT what, condition, round, model, input_tokens, output_tokens, usd FROM costs",
     "api calls": "SELECT key, request, input_tokens, output_tokens FROM api_calls",
@@ -95,7 +95,7 @@ def make_world(folder: Path) -> World:
 
     write_rows(folder / "documents.jsonl", rows(5))
     (folder / "prices.yaml").write_text("models: {writer: {input: 1.0, output: 1.0, date: 2026-01-01, source: none}}\n")
-    common = [f"--model={model_folder(folder)}", "--unit-size=2", *FEW_WORDS]
+    common = [f"--model={model_folder(folder)}", "--task-size=2", *FEW_WORDS]
     return World(folder, common, folder / "served")
 
 
@@ -165,8 +165,8 @@ class Plan:
 def live(words: list[str], folder: Path, plan: Plan) -> None:
     """In the forked process: the command, from its words to its exit."""
     from selfedit.cli.main import main
+    from selfedit.execution import worker
     from selfedit.runs import store
-    from selfedit.workers import worker
 
     own = os.getpid()
 
@@ -181,16 +181,16 @@ def live(words: list[str], folder: Path, plan: Plan) -> None:
     begun = os.open(folder / "begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     run = worker.Worker.run
 
-    def logged(self: Any, unit: Any, on_tokens: Any = None) -> Any:
-        what = "edits" if unit.id.startswith("edits/") else "fits"
-        os.write(begun, "".join(f"{what} {id}\n" for id in unit.ids).encode())
+    def logged(self: Any, task: Any, on_tokens: Any = None) -> Any:
+        what = "edits" if task.id.startswith("edits/") else "fits"
+        os.write(begun, "".join(f"{what} {id}\n" for id in task.ids).encode())
 
         def count(tokens: int) -> None:
             events.happen()
             if on_tokens is not None:
                 on_tokens(tokens)
 
-        return run(self, unit, count)
+        return run(self, task, count)
 
     worker.Worker.run = logged  # type: ignore[method-assign]
     code = main(words)

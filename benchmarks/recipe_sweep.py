@@ -20,14 +20,14 @@ import torch
 from benchmarks import processor
 from selfedit.documents import Document, Question, load_documents
 from selfedit.engine import AdapterBank, DecodeRequest, FitJob, decode, fit
-from selfedit.exam.general import GENERAL_TITLE, general_questions
-from selfedit.exam.lexical import LexicalGrader
-from selfedit.exam.verdict import GradeItem
+from selfedit.evaluation.general import GENERAL_TITLE, general_questions
+from selfedit.evaluation.grade import GradeItem
+from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.models import Model, load_model
-from selfedit.procedures.training_data import tokenize, training_sequences
 from selfedit.prompts import Prompts
-from selfedit.recipes import SEAL, Recipe
 from selfedit.runs.seeds import derive_seed
+from selfedit.training.recipes import SEAL, Recipe
+from selfedit.training.tokens import tokenize, training_sequences
 
 RESULTS = Path(__file__).parent / "results" / "recipe-sweep.jsonl"
 GENERAL = 20  # general questions that each adapter is asked
@@ -149,7 +149,7 @@ def graded(model: Model, asked: list[tuple[int | None, str, Question]], bank: Ad
         GradeItem(question.question, question.answers, answer)
         for (_, _, question), answer in zip(asked, answers, strict=True)
     ]
-    return [verdict.value == "right" for verdict in LexicalGrader().grade(items)]
+    return [grade.value == "right" for grade in LexicalGrader().grade(items)]
 
 
 if __name__ == "__main__":

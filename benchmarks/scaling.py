@@ -2,15 +2,15 @@
 
     python -m benchmarks.scaling [--rounds 8]
 
-Measured: one and the same unit of fits with their exams (of the bundled model on the built-in training items), with one thread
-each, by four arms that take turns, unit by unit, because a shared machine's speed changes from one minute to the next: an
+Measured: one and the same task of fits with their exams (of the bundled model on the built-in training items), with one thread
+each, by four arms that take turns, task by task, because a shared machine's speed changes from one minute to the next: an
 engine in a process pinned to one core (the cores take turns too); one of a pool's two workers; two such engines at once,
 which is what the machine itself allows two cores to do; both workers at once.  All are ready and warm; the time runs
-from sending the unit to having its result.  Then a queue of units on both workers, for the share of it that each is idle.
+from sending the task to having its result.  Then a queue of tasks on both workers, for the share of it that each is idle.
 
-Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out units in the real pool
-(`selfedit.workers.schedule`), with unit times drawn from the measured ones and the measured time that the driver needs for a
-unit.  The phases of a round follow one another as they do in `train`: edits are written, fits made and examined, the
+Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out tasks in the real pool
+(`selfedit.execution.schedule`), with task times drawn from the measured ones and the measured time that the driver needs for a
+task.  The phases of a round follow one another as they do in `train`: edits are written, fits made and examined, the
 editor trained (one fit, so one worker), and the new editor validated.
 
 Writes `benchmarks/results/scaling.json`.
@@ -40,7 +40,7 @@ from benchmarks import processor
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 MODEL = "smollm2-135m"
-FITS, EPOCHS = 4, 2  # fits of a measured unit, and their epochs
+FITS, EPOCHS = 4, 2  # fits of a measured task, and their epochs
 EDIT_TOKENS, ANSWER_TOKENS = 48, 12
 
 # A round of Step B with its published settings (docs/method.md): K, S, epochs, share of documents for validation.
@@ -51,20 +51,20 @@ OUTER_EPOCHS = 2
 # Measured
 
 
-def measured_units() -> tuple[Any, Any]:
-    """A unit of fits with their exams, and one of edits."""
+def measured_tasks() -> tuple[Any, Any]:
+    """A task of fits with their exams, and one of edits."""
     from selfedit.documents import load_documents
     from selfedit.engine import DecodeRequest, FitJob, TokenSequence
+    from selfedit.execution.tasks import CompletionTask, Fit, FitTask
     from selfedit.models import load_tokenizer
     from selfedit.prompts import Prompts
-    from selfedit.recipes import load_recipe
-    from selfedit.workers.units import FitTask, FitUnit, WriteUnit
+    from selfedit.training.recipes import load_recipe
 
     tokenizer, prompts = load_tokenizer(MODEL), Prompts(None)
     recipe = load_recipe("default").with_settings({"epochs": EPOCHS})
     documents = load_documents(["news:train"], limit=FITS, seed=0, require_questions=True)
 
-    def task(name: str, document: Any) -> FitTask:
+    def task(name: str, document: Any) -> Fit:
         lines = [line for line in document.text.split(". ") if line]
         sequences = tuple(TokenSequence(tuple(tokenizer.text_ids(line))) for line in [*lines, document.text])
         exam = tuple(
@@ -77,7 +77,7 @@ def measured_units() -> tuple[Any, Any]:
             )
             for question in document.questions[:3]
         )
-        return FitTask(name, FitJob(sequences, recipe.settings(), seed=0), exam)
+        return Fit(name, FitJob(sequences, recipe.settings(), seed=0), exam)
 
     edits = tuple(
         DecodeRequest(
@@ -94,23 +94,23 @@ def measured_units() -> tuple[Any, Any]:
         )
         for document in documents
     )
-    fits = FitUnit("fits", (), recipe.lora(), tuple(task(document.id, document) for document in documents))
-    return fits, WriteUnit("edits", (), edits)
+    fits = FitTask("fits", (), recipe.lora(), tuple(task(document.id, document) for document in documents))
+    return fits, CompletionTask("edits", (), edits)
 
 
 def engine(core: int, connection: Connection) -> None:
-    """A process with an engine in it, pinned to one core: answers each unit with its result and the seconds that it took."""
+    """A process with an engine in it, pinned to one core: answers each task with its result and the seconds that it took."""
     os.sched_setaffinity(0, [core])
     import torch
 
-    from selfedit.workers.pool import InProcess
-    from selfedit.workers.worker import ModelSource
+    from selfedit.execution.pool import InProcess
+    from selfedit.execution.worker import ModelSource
 
     torch.set_num_threads(1)
     pool = InProcess(ModelSource(MODEL, device="cpu", dtype="float32"))
     connection.send("ready")
-    while (unit := connection.recv()) is not None:
-        connection.send(timed(lambda unit=unit: list(pool.run([unit])))[0])
+    while (task := connection.recv()) is not None:
+        connection.send(timed(lambda task=task: list(pool.run([task])))[0])
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -120,9 +120,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """Units of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a queue."""
-    from selfedit.workers.ray_pool import RayPool
-    from selfedit.workers.worker import ModelSource
+    """Tasks of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a queue."""
+    from selfedit.execution.ray_pool import RayPool
+    from selfedit.execution.worker import ModelSource
 
     os.environ["OMP_NUM_THREADS"] = "1"
     start = multiprocessing.get_context("spawn")
@@ -135,42 +135,42 @@ def measured(rounds: int) -> dict[str, Any]:
     pool = RayPool(ModelSource(MODEL, device="cpu", dtype="float32"), workers=2, cpus_per_worker=1, dashboard=False)
     while not all(state.state == "idle" for state in pool.states()):
         time.sleep(0.2)
-    fits, edits = measured_units()
+    fits, edits = measured_tasks()
     names = itertools.count()
 
-    def by_engines(unit: Any, those: Sequence[Connection]) -> float:
+    def by_engines(task: Any, those: Sequence[Connection]) -> float:
         for connection in those:
-            connection.send(unit)
+            connection.send(task)
         return max(connection.recv() for connection in those)
 
-    def by_workers(unit: Any, count: int) -> tuple[float, list[float]]:
-        seconds, results = timed(lambda: list(pool.run([replace(unit, id=f"{next(names)}") for _ in range(count)])))
+    def by_workers(task: Any, count: int) -> tuple[float, list[float]]:
+        seconds, results = timed(lambda: list(pool.run([replace(task, id=f"{next(names)}") for _ in range(count)])))
         return seconds, [result.seconds for result in results]
 
     arms: dict[str, list[float]] = {name: [] for name in ("engine", "worker", "two_engines", "two_workers")}
-    unit_times: list[tuple[str, float, float]] = []
-    waiting: list[float] = []  # shares of a measurement in which a worker was not at its unit
-    for unit in (fits, edits):  # warm up
-        by_engines(unit, engines)
-        by_workers(unit, 2)
+    task_times: list[tuple[str, float, float]] = []
+    waiting: list[float] = []  # shares of a measurement in which a worker was not at its task
+    for task in (fits, edits):  # warm up
+        by_engines(task, engines)
+        by_workers(task, 2)
     for number in range(rounds):
         order = ["engine", "worker", "two_engines", "two_workers"]
         for arm in order[number % 4 :] + order[: number % 4]:
             if arm == "engine":
                 seconds = by_engines(fits, [engines[number // 2 % 2]])
-                unit_times.append(("FitUnit", fits.cost, seconds))
-                unit_times.append(("WriteUnit", edits.cost, by_engines(edits, [engines[number // 2 % 2]])))
+                task_times.append(("FitTask", fits.cost, seconds))
+                task_times.append(("CompletionTask", edits.cost, by_engines(edits, [engines[number // 2 % 2]])))
             elif arm == "two_engines":
                 seconds = by_engines(fits, engines)
             else:
-                seconds, at_units = by_workers(fits, 1 if arm == "worker" else 2)
+                seconds, at_tasks = by_workers(fits, 1 if arm == "worker" else 2)
                 if arm == "two_workers":
-                    waiting += [1 - at_unit / max(at_units) for at_unit in at_units]
+                    waiting += [1 - at_task / max(at_tasks) for at_task in at_tasks]
             arms[arm].append(seconds)
         print({name: [round(s, 1) for s in seconds] for name, seconds in arms.items()}, file=sys.stderr, flush=True)
 
     before = [state.busy_seconds for state in pool.states()]
-    queue = [replace(unit, id=f"queue/{n}") for n, unit in enumerate([fits] * 6 + [edits] * 4)]
+    queue = [replace(task, id=f"queue/{n}") for n, task in enumerate([fits] * 6 + [edits] * 4)]
     wall, _ = timed(lambda: list(pool.run(queue)))
     time.sleep(2.0)  # until the workers' own counts are here
     busy = [state.busy_seconds - was for state, was in zip(pool.states(), before, strict=True)]
@@ -178,10 +178,10 @@ def measured(rounds: int) -> dict[str, Any]:
     for connection in engines:
         connection.send(None)
 
-    def ratio(arm: str, units: int) -> dict[str, float]:
-        """Units in the time of one by an engine: of all rounds together, and the least and the most of a round."""
-        by_round = [units * one / many for one, many in zip(arms["engine"], arms[arm], strict=True)]
-        whole = units * sum(arms["engine"]) / sum(arms[arm])
+    def ratio(arm: str, tasks: int) -> dict[str, float]:
+        """Tasks in the time of one by an engine: of all rounds together, and the least and the most of a round."""
+        by_round = [tasks * one / many for one, many in zip(arms["engine"], arms[arm], strict=True)]
+        whole = tasks * sum(arms["engine"]) / sum(arms[arm])
         return {"ratio": round(whole, 3), "least": round(min(by_round), 3), "most": round(max(by_round), 3)}
 
     return {
@@ -190,10 +190,10 @@ def measured(rounds: int) -> dict[str, Any]:
         "two_workers_over_engine": ratio("two_workers", 2),
         "two_engines_over_engine": ratio("two_engines", 2),
         "two_workers_over_two_engines": round(sum(arms["two_engines"]) / sum(arms["two_workers"]), 3),
-        "queue": {"units": len(queue), "idle_share": [round(1 - each / wall, 4) for each in busy]},
-        "difference_of_two_units_at_once": round(sum(waiting) / len(waiting), 4),
+        "queue": {"tasks": len(queue), "idle_share": [round(1 - each / wall, 4) for each in busy]},
+        "difference_of_two_tasks_at_once": round(sum(waiting) / len(waiting), 4),
         "driver_seconds": {name: round(value, 5) for name, value in driver_seconds().items()},
-        "unit_times": [[kind, cost, round(seconds, 3)] for kind, cost, seconds in unit_times],
+        "task_times": [[kind, cost, round(seconds, 3)] for kind, cost, seconds in task_times],
     }
 
 
@@ -215,33 +215,33 @@ class NoWork:
 class NoWorker:
     description, context_length, memory = "cpu, float32", 1, 2**30
 
-    def run(self, unit: Any, on_tokens: Callable[[int], None]) -> Any:
-        from selfedit.workers.units import UnitResult
+    def run(self, task: Any, on_tokens: Callable[[int], None]) -> Any:
+        from selfedit.execution.tasks import TaskResult
 
         del on_tokens
-        return UnitResult(unit.id, 0.0)
+        return TaskResult(task.id, 0.0)
 
 
-def driver_seconds(units: int = 400) -> dict[str, float]:
-    """Seconds of the driver for a unit of fits: sending and receiving it, and committing its fits."""
+def driver_seconds(tasks: int = 400) -> dict[str, float]:
+    """Seconds of the driver for a task of fits: sending and receiving it, and committing its fits."""
     import ray
 
     from benchmarks import scaling
-    from selfedit.workers.ray_pool import RayPool
+    from selfedit.execution.ray_pool import RayPool
 
     ray.cloudpickle.register_pickle_by_value(scaling)
-    unit, _ = measured_units()
+    task, _ = measured_tasks()
     pool = RayPool(scaling.NoWork(), workers=1, cpus_per_worker=1, dashboard=False)
-    list(pool.run([replace(unit, id="warm-up")]))
+    list(pool.run([replace(task, id="warm-up")]))
     started = time.perf_counter()
-    list(pool.run([replace(unit, id=f"u/{n}") for n in range(units)]))
-    sent = (time.perf_counter() - started) / units
+    list(pool.run([replace(task, id=f"u/{n}") for n in range(tasks)]))
+    sent = (time.perf_counter() - started) / tasks
     pool.close()
-    return {"unit": sent, "commit": commit_seconds()}
+    return {"task": sent, "commit": commit_seconds()}
 
 
-def commit_seconds(units: int = 50, fits: int = 16, answers: int = 5) -> float:
-    """Seconds to commit a unit of fits with their answers to a run's store."""
+def commit_seconds(tasks: int = 50, fits: int = 16, answers: int = 5) -> float:
+    """Seconds to commit a task of fits with their answers to a run's store."""
     from selfedit.documents import Document, Question
     from selfedit.runs.records import Answer, FitRecord
     from selfedit.runs.store import Store
@@ -250,10 +250,10 @@ def commit_seconds(units: int = 50, fits: int = 16, answers: int = 5) -> float:
         questions = tuple(Question(f"q{k}", "which", ("this",)) for k in range(answers))
         store.add_documents([Document("d", "title", "text", questions)])
         started = time.perf_counter()
-        for unit in range(units):
+        for task in range(tasks):
             records = [
                 FitRecord(
-                    condition=f"c{unit}-{k}",
+                    condition=f"c{task}-{k}",
                     document_id="d",
                     sequences=("x" * 400,) * 8,
                     train_tokens=1,
@@ -263,7 +263,7 @@ def commit_seconds(units: int = 50, fits: int = 16, answers: int = 5) -> float:
                 for k in range(fits)
             ]
             store.record_fits(records, [])
-        return (time.perf_counter() - started) / units
+        return (time.perf_counter() - started) / tasks
 
 
 # Simulated
@@ -271,7 +271,7 @@ def commit_seconds(units: int = 50, fits: int = 16, answers: int = 5) -> float:
 
 @dataclass(frozen=True)
 class SimulatedUnit:
-    """What the schedule needs to know of a unit, and how long it takes."""
+    """What the schedule needs to know of a task, and how long it takes."""
 
     id: str
     cost: float
@@ -279,36 +279,36 @@ class SimulatedUnit:
     policy: tuple[str, ...] = ()
 
 
-def simulate(units: Sequence[SimulatedUnit], workers: int, driver: float) -> float:
-    """Seconds until the last result is committed.  A worker begins a unit that waits behind another at once; the driver needs
-    `driver` seconds for each result before it hands out the next unit."""
-    from selfedit.workers.schedule import Schedule
+def simulate(tasks: Sequence[SimulatedUnit], workers: int, driver: float) -> float:
+    """Seconds until the last result is committed.  A worker begins a task that waits behind another at once; the driver needs
+    `driver` seconds for each result before it hands out the next task."""
+    from selfedit.execution.schedule import Schedule
 
-    schedule = Schedule(units)  # type: ignore[arg-type]
+    schedule = Schedule(tasks)  # type: ignore[arg-type]
     names = [f"w{n}" for n in range(workers)]
     behind: dict[str, deque[SimulatedUnit]] = {name: deque() for name in names}
     at_work: dict[str, bool] = dict.fromkeys(names, False)
     events: list[tuple[float, int, str, str, SimulatedUnit]] = []
     count = 0
 
-    def begin(worker: str, unit: SimulatedUnit, now: float) -> None:
+    def begin(worker: str, task: SimulatedUnit, now: float) -> None:
         nonlocal count
         count += 1
         at_work[worker] = True
-        heapq.heappush(events, (now + unit.seconds, count, "done", worker, unit))
+        heapq.heappush(events, (now + task.seconds, count, "done", worker, task))
 
     def hand_out(worker: str, now: float, most: int = 2) -> None:
         for _ in range(most):
             assignment = schedule.take(worker, now)
             if assignment is None:
                 return
-            unit: Any = assignment.unit
-            if assignment.taken_from is not None and unit in behind[assignment.taken_from]:
-                behind[assignment.taken_from].remove(unit)
+            task: Any = assignment.task
+            if assignment.taken_from is not None and task in behind[assignment.taken_from]:
+                behind[assignment.taken_from].remove(task)
             if at_work[worker]:
-                behind[worker].append(unit)
+                behind[worker].append(task)
             else:
-                begin(worker, unit, now)
+                begin(worker, task, now)
 
     free = 0.0
     for name in names:
@@ -320,25 +320,25 @@ def simulate(units: Sequence[SimulatedUnit], workers: int, driver: float) -> flo
             free += driver
             hand_out(name, free, most=1)
     while not schedule.done:
-        now, _, what, worker, unit = heapq.heappop(events)
+        now, _, what, worker, task = heapq.heappop(events)
         if what == "done":
             at_work[worker] = False
             if behind[worker]:
                 begin(worker, behind[worker].popleft(), now)
             free = max(free, now) + driver
             count += 1
-            heapq.heappush(events, (free, count, "handled", worker, unit))
+            heapq.heappush(events, (free, count, "handled", worker, task))
         else:
-            schedule.finish(worker, unit.id, now)
+            schedule.finish(worker, task.id, now)
             hand_out(worker, now)
     return free
 
 
 def round_of(
-    documents: int, workers: int, unit_size: int, times: Mapping[str, Sequence[tuple[float, float]]], driver: float
+    documents: int, workers: int, task_size: int, times: Mapping[str, Sequence[tuple[float, float]]], driver: float
 ) -> dict[str, Any]:
-    """A round's phases in seconds.  `times`: for each kind of unit, (cost, seconds) as measured."""
-    from selfedit.workers.units import even_groups
+    """A round's phases in seconds.  `times`: for each kind of task, (cost, seconds) as measured."""
+    from selfedit.execution.tasks import even_groups
 
     draw = random.Random(documents)
     rates = {kind: [seconds / cost for cost, seconds in pairs] for kind, pairs in times.items()}
@@ -349,30 +349,30 @@ def round_of(
         size = min(1230.0, max(137.0, draw.lognormvariate(5.84, 0.6)))
         return 3 * size * ROUND_EPOCHS + 5 * (60 + 64)
 
-    def units(name: str, costs: list[float], kind: str) -> list[SimulatedUnit]:
+    def tasks(name: str, costs: list[float], kind: str) -> list[SimulatedUnit]:
         costs = sorted(costs, reverse=True)
-        sums = [sum(costs[k] for k in group) for group in even_groups(costs, size=unit_size)]
+        sums = [sum(costs[k] for k in group) for group in even_groups(costs, size=task_size)]
         return [SimulatedUnit(f"{name}/{n}", cost, cost * draw.choice(rates[kind])) for n, cost in enumerate(sums)]
 
     validation = round(documents * VALIDATION)
     training = documents - validation
     phases = {
-        "edits": units("edits", [300.0 + 350] * (training * K), "WriteUnit"),
-        "fits": units("fits", [fit_cost() for _ in range(training * K * S)], "FitUnit"),
+        "edits": tasks("edits", [300.0 + 350] * (training * K), "CompletionTask"),
+        "fits": tasks("fits", [fit_cost() for _ in range(training * K * S)], "FitTask"),
         "editor": [],
-        "validation edits": units("validation edits", [300.0 + 350] * validation, "WriteUnit"),
-        "validation fits": units("validation fits", [fit_cost() for _ in range(validation * S)], "FitUnit"),
+        "validation edits": tasks("validation edits", [300.0 + 350] * validation, "CompletionTask"),
+        "validation fits": tasks("validation fits", [fit_cost() for _ in range(validation * S)], "FitTask"),
     }
     seconds = {name: simulate(work, workers, driver) if work else 0.0 for name, work in phases.items()}
-    mean = sum(rates["FitUnit"]) / len(rates["FitUnit"])
+    mean = sum(rates["FitTask"]) / len(rates["FitTask"])
     seconds["editor"] = 3 * training * (300 + 350) * OUTER_EPOCHS * mean
-    busy = sum(unit.seconds for work in phases.values() for unit in work) + seconds["editor"]
+    busy = sum(task.seconds for work in phases.values() for task in work) + seconds["editor"]
     total = sum(seconds.values())
     return {
         "documents": documents,
         "workers": workers,
-        "unit_size": unit_size,
-        "units_of_fits": len(phases["fits"]),
+        "task_size": task_size,
+        "tasks_of_fits": len(phases["fits"]),
         "seconds": round(total, 1),
         "speedup": round(busy / total, 2),
         "efficiency": round(busy / total / workers, 3),
@@ -386,7 +386,7 @@ def round_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="of one unit by each arm")
+    parser.add_argument("--rounds", type=int, default=8, help="of one task by each arm")
     parser.add_argument("--simulate-only", action="store_true", help="with the measurements of the last results file")
     arguments = parser.parse_args()
     if arguments.simulate_only:
@@ -399,18 +399,18 @@ def main() -> None:
             **measured(arguments.rounds),
         }
     times: dict[str, list[tuple[float, float]]] = {}
-    for kind, cost, seconds in found["unit_times"]:
+    for kind, cost, seconds in found["task_times"]:
         times.setdefault(kind, []).append((cost, seconds))
-    driver = found["driver_seconds"]["unit"] + found["driver_seconds"]["commit"]
+    driver = found["driver_seconds"]["task"] + found["driver_seconds"]["commit"]
     found["simulated"] = [
-        round_of(documents, workers, unit_size, times, driver)
+        round_of(documents, workers, task_size, times, driver)
         for documents in (50, 5000)
-        for unit_size in (16, 4)
+        for task_size in (16, 4)
         for workers in (1, 8, 64, 512)
     ]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key not in ("unit_times", "simulated")}, indent=1))
+    print(json.dumps({key: value for key, value in found.items() if key not in ("task_times", "simulated")}, indent=1))
     for row in found["simulated"]:
         print(row)
 

@@ -1,9 +1,9 @@
-"""What the store costs a round of Step B: 750 fits with 5 answers and a verdict on each.
+"""What the store costs a round of Step B: 750 fits with 5 answers and a grade on each.
 
 Run: python -m benchmarks.store [--directory DIR]    (DIR: on the disk that runs lie on; default here)
 
-Prints one line of JSON for each size of a unit of work: fits committed together, seconds to write the fits and answers,
-seconds for the verdicts, and both again as the share of an hour (a published round on two L40S) and of ten minutes.
+Prints one line of JSON for each size of a task: fits committed together, seconds to write the fits and answers,
+seconds for the grades, and both again as the share of an hour (a published round on two L40S) and of ten minutes.
 Texts have the published sizes: about 9 sequences and 410 tokens a fit.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
-from selfedit.exam.verdict import Verdict
+from selfedit.evaluation.grade import Grade
 from selfedit.runs.costs import device_cost
 from selfedit.runs.records import Answer, FitRecord, edit_id
 from selfedit.runs.store import Store
@@ -29,8 +29,8 @@ LINE = (
 )
 
 
-def measure(directory: Path, fits_per_unit: int) -> dict[str, float | int]:
-    path = directory / f"{fits_per_unit}.sqlite"
+def measure(directory: Path, fits_per_task: int) -> dict[str, float | int]:
+    path = directory / f"{fits_per_task}.sqlite"
     documents = [
         Document(
             f"d{d}",
@@ -63,24 +63,24 @@ def measure(directory: Path, fits_per_unit: int) -> dict[str, float | int]:
         store.add_documents(documents)
         store.add_edits(edits)
         begin = time.perf_counter()
-        for start in range(0, len(fits), fits_per_unit):
-            unit = fits[start : start + fits_per_unit]
-            store.record_fits(unit, [device_cost("fits", "self", seconds=1.0, usd_per_hour=0.88)])
+        for start in range(0, len(fits), fits_per_task):
+            task = fits[start : start + fits_per_task]
+            store.record_fits(task, [device_cost("fits", "self", seconds=1.0, usd_per_hour=0.88)])
         written = time.perf_counter()
         pending = store.to_grade("lexical")
-        per_unit = fits_per_unit * QUESTIONS
-        for start in range(0, len(pending), per_unit):
-            unit = pending[start : start + per_unit]
-            store.add_verdicts([(id, Verdict("right", 1.0, "lexical")) for id, _ in unit])
+        per_task = fits_per_task * QUESTIONS
+        for start in range(0, len(pending), per_task):
+            task = pending[start : start + per_task]
+            store.add_grades([(id, Grade("right", 1.0, "lexical")) for id, _ in task])
         graded = time.perf_counter()
     assert len(pending) == DOCUMENTS * EDITS * REPLICATES * QUESTIONS
     seconds = graded - begin
     return {
         "fits": len(fits),
         "answers": len(pending),
-        "fits_per_unit": fits_per_unit,
+        "fits_per_task": fits_per_task,
         "seconds_fits": round(written - begin, 3),
-        "seconds_verdicts": round(graded - written, 3),
+        "seconds_grades": round(graded - written, 3),
         "percent_of_an_hour": round(seconds / 3600 * 100, 4),
         "percent_of_ten_minutes": round(seconds / 600 * 100, 4),
         "megabytes": round(path.stat().st_size / 1e6, 1),
@@ -106,8 +106,8 @@ def main() -> None:
     directory = parser.parse_args().directory
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         print(json.dumps({"fsync_milliseconds": round(fsync_seconds(Path(folder)) * 1e3, 3)}))
-        for fits_per_unit in (1, 5, 30):
-            print(json.dumps(measure(Path(folder), fits_per_unit)))
+        for fits_per_task in (1, 5, 30):
+            print(json.dumps(measure(Path(folder), fits_per_task)))
 
 
 if __name__ == "__main__":

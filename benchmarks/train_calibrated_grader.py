@@ -1,6 +1,6 @@
 """Trains the calibrated grader and says how far it can be trusted.  Needs scikit-learn 1.9 (`pip install scikit-learn`).
 
-    python benchmarks/train_calibrated_grader.py VERDICTS.jsonl [--write src/selfedit/exam/calibrated_model.json]
+    python benchmarks/train_calibrated_grader.py VERDICTS.jsonl [--write src/selfedit/evaluation/calibrated_model.json]
 
 VERDICTS.jsonl has rows {"title", "question", "gold", "answer", "correct"}: answers to SQuAD questions and whether GPT-4.1
 accepted them, published with "Self-Adapting Language Models" (Zweiger et al. 2025, MIT licence; questions from SQuAD v1.1,
@@ -28,12 +28,12 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from selfedit.exam.calibrated import FORMAT, CalibratedModel
-from selfedit.exam.check import VerdictRow, read_verdict_rows
-from selfedit.exam.features import NAMES, features
-from selfedit.exam.lexical import accepts
-from selfedit.exam.statistics import cohen_kappa, kappa_interval
-from selfedit.exam.text import tokens
+from selfedit.evaluation.calibrated import FORMAT, CalibratedModel
+from selfedit.evaluation.check import GradedRow, read_graded_rows
+from selfedit.evaluation.features import NAMES, features
+from selfedit.evaluation.lexical import accepts
+from selfedit.evaluation.statistics import cohen_kappa, kappa_interval
+from selfedit.evaluation.text import tokens
 
 Floats = NDArray[np.float64]
 
@@ -142,7 +142,7 @@ def random_subset_bias(p: Floats, y: NDArray[np.int64], questions: NDArray[Any],
     }
 
 
-def subsets(rows: list[VerdictRow]) -> dict[str, NDArray[np.bool_]]:
+def subsets(rows: list[GradedRow]) -> dict[str, NDArray[np.bool_]]:
     """Named subsets with at least 200 rows."""
     words = np.asarray([len(tokens(row.answer)) for row in rows])
     gold = np.asarray([len(tokens(row.gold[0])) for row in rows])
@@ -160,13 +160,13 @@ def subsets(rows: list[VerdictRow]) -> dict[str, NDArray[np.bool_]]:
     return {name: mask for name, mask in named.items() if mask.sum() >= 200}
 
 
-def report(name: str, p: Floats, rows: list[VerdictRow], y: NDArray[np.int64], *, detailed: bool) -> None:
+def report(name: str, p: Floats, rows: list[GradedRow], y: NDArray[np.int64], *, detailed: bool) -> None:
     labels, said = y.astype(bool).tolist(), (p >= 0.5).tolist()
     questions = np.asarray([f"{row.title}\n{row.question}" for row in rows])
     kappa = kappa_interval(labels, said, questions.tolist())
     print(
         f"{name}: kappa {kappa.mean:.3f} [{kappa.lo:.3f}, {kappa.hi:.3f}], agreement {np.mean(said == y):.3f}, "
-        f"bias {100 * np.mean(p - y):+.2f} points by credit, {100 * np.mean(np.asarray(said) - y):+.2f} by verdict, "
+        f"bias {100 * np.mean(p - y):+.2f} points by score, {100 * np.mean(np.asarray(said) - y):+.2f} by grade, "
         f"log loss {log_loss(y, p):.3f}"
     )
     if not detailed:
@@ -184,7 +184,7 @@ def report(name: str, p: Floats, rows: list[VerdictRow], y: NDArray[np.int64], *
 
 
 def exported(model: Fitted, slope: float, offset: float) -> dict[str, Any]:
-    """The model as plain data, rounded to what changes no verdict."""
+    """The model as plain data, rounded to what changes no grade."""
     rate = model.trees.learning_rate
     trees = []
     for (regressor,) in model.trees.estimators_:
@@ -224,7 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-    rows = read_verdict_rows(arguments.verdicts)
+    rows = read_graded_rows(arguments.grades)
     y = np.asarray([bool(row.correct) for row in rows], dtype=np.int64)
     x = np.asarray([list(features(row.question, row.gold[0], row.answer).values()) for row in rows])
     spoken = np.asarray([bool(tokens(row.answer)) for row in rows])

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfedit.documents import Document, Question, load_documents
     from selfedit.errors import UserError
+    from selfedit.methods.adapt import adapt
+    from selfedit.methods.compare import compare
+    from selfedit.methods.continual import continual
+    from selfedit.methods.learn import learn
+    from selfedit.methods.restem import train
+    from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
     from selfedit.models import load_model
-    from selfedit.procedures.adapt import adapt
-    from selfedit.procedures.compare import compare
-    from selfedit.procedures.continual import continual
-    from selfedit.procedures.learn import learn
-    from selfedit.procedures.restem import train
-    from selfedit.procedures.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
-    from selfedit.recipes import Recipe
     from selfedit.reports import build_report
+    from selfedit.training.recipes import Recipe
 
 _HOMES = {
     "Document": "documents",

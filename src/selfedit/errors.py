@@ -1,6 +1,6 @@
-"""The one exception that every room may raise for a mistake of the user's.
+"""The one exception that every package may raise for a mistake of the user's.
 
-Knows nothing of any room.  The command line turns a `UserError` into one line on standard error and exit code 2;
+Knows nothing of any package.  The command line turns a `UserError` into one line on standard error and exit code 2;
 every other exception is a bug and keeps its traceback.
 """
 

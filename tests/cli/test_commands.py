@@ -212,7 +212,7 @@ def test_the_report_of_an_unfinished_run_says_what_is_missing(
         raise UserError("the lights went out")
 
     with monkeypatch.context() as patched:
-        patched.setattr("selfedit.procedures.experiment.Experiment.fit_and_examine", stop)
+        patched.setattr("selfedit.methods.experiment.Experiment.fit_and_examine", stop)
         assert run(*compare_words, "--editor", "none", "--editor", "passage").code == 2
     result = run("report", tmp_path / "run")
     assert result.code == 0
@@ -504,7 +504,7 @@ def test_interrupted(run: Run, compare_words: list[str], monkeypatch: pytest.Mon
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("selfedit.procedures.compare.compare", interrupt)
+    monkeypatch.setattr("selfedit.methods.compare.compare", interrupt)
     result = run(*compare_words)
     assert (result.code, result.err) == (130, "selfedit: interrupted; the same command goes on from here\n")
 
@@ -513,6 +513,6 @@ def test_a_bug_keeps_its_traceback(run: Run, compare_words: list[str], monkeypat
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("selfedit.procedures.compare.compare", fail)
+    monkeypatch.setattr("selfedit.methods.compare.compare", fail)
     with pytest.raises(ZeroDivisionError):
         run(*compare_words)

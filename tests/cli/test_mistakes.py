@@ -247,7 +247,7 @@ def test_a_model_given_twice(compare_words: list[str], mistake: Mistake, chat_mo
 def test_a_tracker_that_is_not_installed(
     compare_words: list[str], mistake: Mistake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfedit.procedures.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("selfedit.methods.tracking.find_spec", lambda name: None)
     extra = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     for tracker in ("tensorboard", "wandb", "trackio"):
         line = mistake("train", *compare_words[1:], "--track", tracker)

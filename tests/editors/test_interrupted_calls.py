@@ -166,16 +166,15 @@ def test_control_c_ends_a_command_whose_server_drips(server: FakeServer, tmp_pat
     assert "Traceback" not in err
 
 
+# Its handler stands for code that swallows the KeyboardInterrupt, wherever that is raised.
 STUBBORN = """
-import sys, threading, time
+import os, signal, sys, threading
 from selfedit.cli.interrupt import watch_interrupts
 watch_interrupts(float(sys.argv[1]))
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"caught\\n"))
+os.write(1, b"ready\\n")
 while True:
-    try:
-        print("ready", flush=True)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("caught", flush=True)
+    threading.Event().wait(60)
 """
 
 

@@ -1,6 +1,6 @@
 """Writes run directories with plausible made-up records, all of them through what real runs are written with.
 
-Texts, answers and verdicts are made up.  The store, the settings, the rounds and the summary come from the package's own code, so
+Texts, answers and grades are made up.  The store, the settings, the rounds and the summary come from the package's own code, so
 that a report is never shown a field that no run has.
 """
 
@@ -17,12 +17,12 @@ import yaml
 
 from selfedit.documents import Document, Question
 from selfedit.editors.edit import Edit
-from selfedit.exam.verdict import Verdict
-from selfedit.procedures import restem
-from selfedit.procedures.experiment import Experiment
-from selfedit.procedures.rewards import edit_rewards
-from selfedit.procedures.settings import CompareSettings, Settings, TrainSettings
-from selfedit.procedures.summarise import summarise
+from selfedit.evaluation.grade import Grade
+from selfedit.methods import restem
+from selfedit.methods.experiment import Experiment
+from selfedit.methods.rewards import edit_rewards
+from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
+from selfedit.methods.summarise import summarise
 from selfedit.runs.costs import api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, FitRecord, edit_id
@@ -54,27 +54,27 @@ class Writer:
         self.recipe = SimpleNamespace(model_dump=lambda **_: recipe)
         self.instruct, self.description = True, "cpu (2 cores)"
         self.finish: Callable[[], object] = lambda: None
-        self._verdicts: list[Verdict | None] = []
+        self._grades: list[Grade | None] = []
 
-    def fit(self, record: FitRecord, verdicts: Sequence[Verdict | None]) -> None:
-        """Records a fit and keeps the verdicts on its answers (None: not graded yet)."""
+    def fit(self, record: FitRecord, grades: Sequence[Grade | None]) -> None:
+        """Records a fit and keeps the grades on its answers (None: not graded yet)."""
         self.store.record_fits(
             [record],
             [device_cost("fits", record.condition, seconds=record.seconds, usd_per_hour=0.4, round=record.round)],
         )
-        self._verdicts += verdicts
+        self._grades += grades
 
     def grade(self) -> None:
         todo = [id for id, _ in self.store.to_grade(self.grader.name)]
-        self.store.add_verdicts((id, v) for id, v in zip(todo, self._verdicts, strict=True) if v is not None)
-        self._verdicts = []
+        self.store.add_grades((id, v) for id, v in zip(todo, self._grades, strict=True) if v is not None)
+        self._grades = []
 
-    def verdict(self, right: bool, *, ungraded: bool = False, note: str = "") -> Verdict:
+    def graded(self, right: bool, *, ungraded: bool = False, note: str = "") -> Grade:
         """Right or wrong, by a grader that estimates unless it is the lexical one."""
         if ungraded:
-            return Verdict("ungraded", None, self.grader.name, note)
+            return Grade("ungraded", None, self.grader.name, note)
         low = 0.0 if self.grader.name == "lexical" else 0.1
-        return Verdict("right" if right else "wrong", 1 - low if right else low, self.grader.name)
+        return Grade("right" if right else "wrong", 1 - low if right else low, self.grader.name)
 
 
 @contextmanager
@@ -151,19 +151,19 @@ def write_compare(
 
         def examined(record: FitRecord, document: Document | None, name: str) -> None:
             answers: list[Answer] = []
-            verdicts: list[Verdict | None] = []
+            grades: list[Grade | None] = []
             for question in document.questions if document else ():
                 hit = rng.random() < (ACCURACY.get(name, 0.3) if right is None else right)
                 reply = "I do not know of such a place." if name == "none" else rng.choice(PEOPLE)
                 answers.append(Answer(question.id, spell(reply), 7))
-                verdict = writer.verdict(hit, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
-                verdicts.append(verdict if finished or rng.random() < 0.9 else None)
+                grade = writer.graded(hit, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
+                grades.append(grade if finished or rng.random() < 0.9 else None)
             if document is None or (name != "none" and rng.random() < 0.2):
                 for question in general:
                     hit = name == "none" or rng.random() < 0.8
                     answers.append(Answer(question.id, spell("Paris" if hit else "Rome"), 2))
-                    verdicts.append(writer.verdict(hit))
-            writer.fit(_with(record, answers), verdicts)
+                    grades.append(writer.graded(hit))
+            writer.fit(_with(record, answers), grades)
 
         if "none" in conditions:
             for document in (*found, None):  # document by document, then the general questions
@@ -264,7 +264,7 @@ def write_train(
         for document in validation:
             answers = [Answer(question.id, spell("I do not know."), 4) for question in document.questions]
             record = _with(FitRecord("none", document_id=document.id, seconds=2.0), answers)
-            writer.fit(record, [writer.verdict(False) for _ in answers])
+            writer.fit(record, [writer.graded(False) for _ in answers])
 
         def learned(document: Document, round: int, condition: str, index: int, chance: float) -> None:
             lines = [f"Statement {i} of edit {index}, written in round {round}, about the opening." for i in range(6)]
@@ -295,8 +295,8 @@ def write_train(
                     seconds=3.9,
                 )
                 answers = [Answer(question.id, spell("it opened"), 3) for question in document.questions]
-                verdicts = [writer.verdict(not alike and rng.random() < chance) for _ in answers]
-                writer.fit(_with(record, answers), verdicts)
+                grades = [writer.graded(not alike and rng.random() < chance) for _ in answers]
+                writer.fit(_with(record, answers), grades)
 
         for round in range(rounds + 1):
             store.count_time_for(round)

@@ -47,14 +47,14 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=3, conditions=("none", "passage"), replicates=1)
     with sqlite3.connect(folder / "run.sqlite") as store:
         # Base: question 0 of each document right.  Passage: questions 1 and 2 right.
-        store.execute("UPDATE verdicts SET value = 'wrong', credit = 0")
+        store.execute("UPDATE grades SET value = 'wrong', score = 0")
         for fit, question in (
             ("LIKE '%|none|0'", "%/q0"),
             ("NOT LIKE '%|none|0'", "%/q1"),
             ("NOT LIKE '%|none|0'", "%/q2"),
         ):
             store.execute(
-                "UPDATE verdicts SET value = 'right', credit = 1 WHERE answer_id IN"
+                "UPDATE grades SET value = 'right', score = 1 WHERE answer_id IN"
                 f" (SELECT id FROM answers WHERE fit_id {fit} AND question_id LIKE ?)",
                 (question,),
             )
@@ -71,7 +71,7 @@ def test_missing_names_what_is_not_there(partial_run: Path, compare_run: Path) -
     assert "self:implications: 3 of 6 documents lack fits." in lines
     assert "replay:notes#x: 6 of 6 documents lack fits." in lines  # asked for and not begun
     assert not any(line.startswith("passage") for line in lines)
-    assert any("no verdict yet" in line for line in lines)
+    assert any("no grade yet" in line for line in lines)
     assert findings.missing(read_run(compare_run)) == []
 
 
@@ -96,7 +96,7 @@ def test_round_0_is_the_untrained_editor(train_run: Path, tmp_path: Path) -> Non
     folder = fake_runs.write_train(tmp_path / "run", documents=2, edits=2, rounds=1, replicates=1, finished=False)
     with sqlite3.connect(folder / "run.sqlite") as store:
         (expected,) = store.execute(
-            "SELECT AVG(v.credit) FROM verdicts v JOIN answers a ON a.id = v.answer_id JOIN fits f ON f.id = a.fit_id"
+            "SELECT AVG(v.score) FROM grades v JOIN answers a ON a.id = v.answer_id JOIN fits f ON f.id = a.fit_id"
             " WHERE f.round = 0 AND f.condition = 'validation'"
         ).fetchone()
     assert findings.rounds(read_run(folder))[0].validation_accuracy == pytest.approx(expected)
@@ -116,7 +116,7 @@ def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
     found = {condition.name: condition for condition in findings.conditions(run)}
     with sqlite3.connect(partial_run / "run.sqlite") as store:
         expected = store.execute(
-            "SELECT SUM(v.value = 'right'), COUNT(v.credit), AVG(v.credit) FROM verdicts v JOIN answers a ON a.id = v.answer_id"
+            "SELECT SUM(v.value = 'right'), COUNT(v.score), AVG(v.score) FROM grades v JOIN answers a ON a.id = v.answer_id"
             " JOIN fits f ON f.id = a.fit_id JOIN questions q ON q.id = a.question_id"
             " WHERE f.condition = 'passage' AND q.document_id IS NOT NULL"
         ).fetchone()

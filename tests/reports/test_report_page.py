@@ -15,7 +15,7 @@ import pytest
 
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
-from selfedit.procedures.settings import CompareSettings
+from selfedit.methods.settings import CompareSettings
 from selfedit.reports import build_report, html
 from selfedit.runs.records import Answer, FitRecord
 
@@ -190,7 +190,7 @@ def test_joint_training_shows_its_one_adapter(tmp_path: Path) -> None:
         writer.store.add_documents([document])
         for condition, sequences in (("none", ()), ("passage", ("T\ntext",))):
             record = FitRecord(condition, sequences=sequences, train_tokens=9, steps=3, answers=(Answer("q", "A", 1),))
-            writer.fit(record, [writer.verdict(True)])
+            writer.fit(record, [writer.graded(True)])
         writer.grade()
     data = Page(build_report([folder])).data
     assert data["shared"]["seqs"] == [["T\ntext"]]

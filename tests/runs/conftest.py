@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from units_of_work import make_experiment
+from tasks_of_work import make_experiment
 
 from selfedit.documents.document import Document
 from selfedit.runs.store import Store

@@ -1,4 +1,4 @@
-"""A run that was killed, interrupted or lost power holds whole units; going on equals never having stopped."""
+"""A run that was killed, interrupted or lost power holds whole tasks; going on equals never having stopped."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from units_of_work import Experiment, content, make_experiment, whole_units
+from tasks_of_work import Experiment, content, make_experiment, whole_tasks
 
 from selfedit.runs.store import Store
 
 KILLS = 20
 UNITS_A_LIFE = 9
 
-# Writes at most `units` units, then waits; stops and waits at a statement of the last one, where `statement` names one.
+# Writes at most `tasks` tasks, then waits; stops and waits at a statement of the last one, where `statement` names one.
 WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from units_of_work import make_experiment
+from tasks_of_work import make_experiment
 from selfedit.runs.directory import RunDirectory
 experiment = make_experiment(int(sys.argv[3]))
-units, statement = int(sys.argv[4]), int(sys.argv[5])
+tasks, statement = int(sys.argv[4]), int(sys.argv[5])
 def step():
     global statement
-    if units == 1:
+    if tasks == 1:
         if statement == 0:
             print("inside", flush=True)
             time.sleep(600)
         statement -= 1
-with RunDirectory.open(Path(sys.argv[2]), {"units": experiment.units}) as run:
+with RunDirectory.open(Path(sys.argv[2]), {"tasks": experiment.tasks}) as run:
     experiment.prepare(run.store)
-    for unit in range(experiment.units):
-        if not experiment.is_done(run.store, unit):
-            print("begin", unit, flush=True)
-            experiment.write(run.store, unit, step)
-            print("done", unit, flush=True)
-            units -= 1
-            if units == 0:
+    for task in range(experiment.tasks):
+        if not experiment.is_done(run.store, task):
+            print("begin", task, flush=True)
+            experiment.write(run.store, task, step)
+            print("done", task, flush=True)
+            tasks -= 1
+            if tasks == 0:
                 time.sleep(600)
 """
 
 
-def start_writer(run: Path, experiment: Experiment, units: int, statement: int) -> subprocess.Popen[str]:
-    numbers = map(str, (experiment.units, units, statement))
+def start_writer(run: Path, experiment: Experiment, tasks: int, statement: int) -> subprocess.Popen[str]:
+    numbers = map(str, (experiment.tasks, tasks, statement))
     command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(run), *numbers]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -59,8 +59,8 @@ def start_writer(run: Path, experiment: Experiment, units: int, statement: int) 
 def uninterrupted(path: Path, experiment: Experiment) -> dict[str, list[tuple[object, ...]]]:
     with Store(path) as store:
         experiment.prepare(store)
-        for unit in range(experiment.units):
-            experiment.write(store, unit)
+        for task in range(experiment.tasks):
+            experiment.write(store, task)
     return content(path)
 
 
@@ -72,14 +72,14 @@ def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one(tmp_path: Pa
     committed = [0]
     for kill in range(KILLS):
         inside = kill % 2 == 1
-        units = generator.randrange(1, UNITS_A_LIFE)
-        writer = start_writer(run, experiment, units, generator.randrange(6) if inside else -1)
+        tasks = generator.randrange(1, UNITS_A_LIFE)
+        writer = start_writer(run, experiment, tasks, generator.randrange(6) if inside else -1)
         assert writer.stdout is not None
         if inside:
             while writer.stdout.readline() != "inside\n":
                 assert writer.poll() is None
         elif kill > 4:
-            for _ in range(generator.randrange(1, 2 * units)):
+            for _ in range(generator.randrange(1, 2 * tasks)):
                 assert writer.stdout.readline()
             time.sleep(generator.random() * 0.01)
         else:  # may fall before, or into, the making of the directory and the store
@@ -90,21 +90,21 @@ def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one(tmp_path: Pa
         if not (run / "run.sqlite").exists():
             continue
         with Store(run / "run.sqlite") as store:
-            committed.append(sum(experiment.is_done(store, unit) for unit in range(experiment.units)))
-        assert whole_units(run / "run.sqlite", experiment) == committed[-1]
+            committed.append(sum(experiment.is_done(store, task) for task in range(experiment.tasks)))
+        assert whole_tasks(run / "run.sqlite", experiment) == committed[-1]
         if inside and kill > 1:
-            assert committed[-1] == committed[-2] + units - 1
-    assert committed == sorted(committed), "a later kill lost a finished unit"
+            assert committed[-1] == committed[-2] + tasks - 1
+    assert committed == sorted(committed), "a later kill lost a finished task"
 
     last_life = start_writer(run, experiment, -1, -1)
     begun = [line for line in last_life.communicate()[0].splitlines() if line.startswith("begin")]
     assert last_life.returncode == 0
-    assert len(begun) == experiment.units - committed[-1] > 0, "a finished unit was done again"
+    assert len(begun) == experiment.tasks - committed[-1] > 0, "a finished task was done again"
     assert content(run / "run.sqlite") == uninterrupted(tmp_path / "whole.sqlite", experiment)
 
 
 class Stop(Exception):
-    """An interruption inside a unit."""
+    """An interruption inside a task."""
 
 
 def crash_image(store: Path, to: Path, lost_bytes: int) -> None:
@@ -119,19 +119,19 @@ def crash_image(store: Path, to: Path, lost_bytes: int) -> None:
             file.truncate(max(0, log.stat().st_size - lost_bytes))
 
 
-UNITS = 6
+TASKS = 6
 WHOLE: dict[str, list[tuple[object, ...]]] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> None:
-    WHOLE.update(uninterrupted(tmp_path_factory.mktemp("whole") / "run.sqlite", make_experiment(UNITS)))
+    WHOLE.update(uninterrupted(tmp_path_factory.mktemp("whole") / "run.sqlite", make_experiment(TASKS)))
 
 
-# One attempt at a unit: which, how it is interrupted, at which of its statements, how many bytes of the log are lost.
+# One attempt at a task: which, how it is interrupted, at which of its statements, how many bytes of the log are lost.
 ATTEMPTS = st.lists(
     st.tuples(
-        st.integers(0, UNITS - 1),
+        st.integers(0, TASKS - 1),
         st.sampled_from(["finish", "exception", "reopen", "power cut"]),
         st.integers(0, 12),
         st.integers(0, 40_000),
@@ -141,17 +141,17 @@ ATTEMPTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(attempts=ATTEMPTS, order=st.permutations(range(UNITS)))
+@given(attempts=ATTEMPTS, order=st.permutations(range(TASKS)))
 def test_any_interleaving_of_interrupted_writes_equals_the_uninterrupted(
     attempts: list[tuple[int, str, int, int]], order: list[int]
 ) -> None:
-    experiment = make_experiment(UNITS)
+    experiment = make_experiment(TASKS)
     with TemporaryDirectory() as folder:
         path = Path(folder, "0.sqlite")
         store = Store(path)
         experiment.prepare(store)
-        for number, (unit, how, at, lost) in enumerate(attempts, 1):
-            if experiment.is_done(store, unit):
+        for number, (task, how, at, lost) in enumerate(attempts, 1):
+            if experiment.is_done(store, task):
                 continue
             image = Path(folder, f"{number}.sqlite")
             steps = iter(range(1000))
@@ -163,7 +163,7 @@ def test_any_interleaving_of_interrupted_writes_equals_the_uninterrupted(
                     raise Stop
 
             try:
-                experiment.write(store, unit, step)
+                experiment.write(store, task, step)
             except Stop:
                 if how == "reopen":
                     store.close()
@@ -172,9 +172,9 @@ def test_any_interleaving_of_interrupted_writes_equals_the_uninterrupted(
                     store.close()
                     store = Store(image)
                     experiment.prepare(store)
-            assert whole_units(store.path, experiment) == sum(experiment.is_done(store, unit) for unit in range(UNITS))
-        for unit in order:
-            if not experiment.is_done(store, unit):
-                experiment.write(store, unit)
+            assert whole_tasks(store.path, experiment) == sum(experiment.is_done(store, task) for task in range(TASKS))
+        for task in order:
+            if not experiment.is_done(store, task):
+                experiment.write(store, task)
         store.close()
         assert content(store.path) == WHOLE

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from units_of_work import content, make_experiment, whole_units
+from tasks_of_work import content, make_experiment, whole_tasks
 
 from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
 from selfedit.errors import UserError
-from selfedit.exam.verdict import GradeItem, Verdict
+from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.records import (
     Answer,
     CostRecord,
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_a_number_comes_back_as_unknown(store: Store, documen
     assert store.fits()[0].last_loss is None
 
 
-def test_a_unit_of_fits_is_kept_whole_or_not_at_all(store: Store, documents: tuple[Document, ...]) -> None:
+def test_a_task_of_fits_is_kept_whole_or_not_at_all(store: Store, documents: tuple[Document, ...]) -> None:
     store.add_documents(documents)
     unknown_question = a_fit(documents[1], answers=(Answer("no such question", "x", 1),))
     with pytest.raises(sqlite3.IntegrityError):
@@ -211,35 +211,33 @@ def test_verdicts_are_added_once_and_ungraded_ones_give_way(store: Store, docume
     (first, item), (second, _) = store.to_grade("judge")
     assert item == GradeItem("Question 0 of 0?", ("gold 0", "or this"), "an answer")
 
-    assert store.add_verdicts([(first, Verdict("ungraded", None, "judge", "timeout"))]) == 1
+    assert store.add_grades([(first, Grade("ungraded", None, "judge", "timeout"))]) == 1
     assert [id for id, _ in store.to_grade("judge")] == [second]
     assert [id for id, _ in store.to_grade("judge", retry_ungraded=True)] == [first, second]
     assert [id for id, _ in store.to_grade("lexical")] == [first, second]
 
-    verdicts = [(first, Verdict("right", 0.9, "judge")), (second, Verdict("wrong", 0.0, "judge"))]
+    grades = [(first, Grade("right", 0.9, "judge")), (second, Grade("wrong", 0.0, "judge"))]
     cost = CostRecord("grading", "passage", model="gpt", usd=0.1)
-    assert store.add_verdicts(verdicts, [cost]) == 2
-    assert store.add_verdicts([(first, Verdict("wrong", 0.0, "judge"))], [cost]) == 0
+    assert store.add_grades(grades, [cost]) == 2
+    assert store.add_grades([(first, Grade("wrong", 0.0, "judge"))], [cost]) == 0
     assert store.costs() == [cost]
     assert store.to_grade("judge", retry_ungraded=True) == []
-    assert store.verdict_counts("judge") == {"right": 1, "wrong": 1, "ungraded": 0}
+    assert store.grade_counts("judge") == {"right": 1, "wrong": 1, "ungraded": 0}
     scored = ScoredAnswer(0, "passage", fit.id, None, 0, "d0", "d0q0", "an answer", "right", 0.9)
     assert store.scored_answers("judge") == [
         scored,
-        replace(scored, question_id="d0q1", value="wrong", credit=0.0),
+        replace(scored, question_id="d0q1", value="wrong", score=0.0),
     ]
     assert store.scored_answers("judge", condition="self") == []
 
 
-@pytest.mark.parametrize(
-    "verdict", [Verdict("ungraded", 0.0, "g"), Verdict("right", None, "g"), Verdict("right", 1.5, "g")]
-)
-def test_a_verdict_that_contradicts_itself_is_refused(store: Store, documents, verdict: Verdict) -> None:
+@pytest.mark.parametrize("grade", [Grade("ungraded", 0.0, "g"), Grade("right", None, "g"), Grade("right", 1.5, "g")])
+def test_a_verdict_that_contradicts_itself_is_refused(store: Store, documents, grade: Grade) -> None:
     store.add_documents(documents)
     store.record_fits([a_fit(documents[0])])
     with pytest.raises(sqlite3.IntegrityError):
-        store.add_verdicts([(store.to_grade("g")[0][0], verdict)])
-    assert store.verdict_counts("g") == {"right": 0, "wrong": 0, "ungraded": 0}
+        store.add_grades([(store.to_grade("g")[0][0], grade)])
+    assert store.grade_counts("g") == {"right": 0, "wrong": 0, "ungraded": 0}
 
 
 def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:
@@ -341,7 +339,7 @@ def test_threads_take_turns_and_do_not_join_each_others_transactions(store: Stor
 
 def test_the_file_is_what_was_promised(store: Store) -> None:
     connection = sqlite3.connect(store.path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     assert store._rows("PRAGMA synchronous") == [(2,)]  # 2: FULL
@@ -350,7 +348,7 @@ def test_the_file_is_what_was_promised(store: Store) -> None:
 
 @pytest.mark.parametrize("readonly", [False, True])
 @pytest.mark.parametrize(
-    ("version", "message"), [(2, "newer selfedit.*update"), (-1, "older selfedit"), (0, "not a store of selfedit")]
+    ("version", "message"), [(3, "newer selfedit.*update"), (1, "older selfedit"), (0, "not a store of selfedit")]
 )
 def test_other_schema_versions_are_refused_and_left_alone(store, version, message, readonly) -> None:
     store.close()
@@ -394,7 +392,7 @@ def test_half_a_character_is_the_users_to_mend(store: Store) -> None:
     assert store.documents() == []
 
 
-def test_readers_see_finished_units_while_another_process_writes(store: Store) -> None:
+def test_readers_see_finished_tasks_while_another_process_writes(store: Store) -> None:
     experiment = make_experiment(3)
     experiment.prepare(store)
     experiment.write(store, 0)
@@ -439,7 +437,7 @@ def test_a_finished_run_in_a_directory_of_someone_elses_can_be_read(tmp_path: Pa
     assert done.stdout == "1\n", done.stderr
 
 
-def test_a_full_database_keeps_the_finished_units(store: Store) -> None:
+def test_a_full_database_keeps_the_finished_tasks(store: Store) -> None:
     experiment = make_experiment(200)
     experiment.prepare(store)
     experiment.write(store, 0)
@@ -447,38 +445,38 @@ def test_a_full_database_keeps_the_finished_units(store: Store) -> None:
     store._rows(f"PRAGMA max_page_count = {pages + 5}")
     written = 1
     with pytest.raises(UserError, match=r"run\.sqlite: the disk is full; make room and give"):  # noqa: PT012
-        while written < experiment.units:
+        while written < experiment.tasks:
             experiment.write(store, written)
             written += 1
-    assert whole_units(store.path, experiment) == written > 1
+    assert whole_tasks(store.path, experiment) == written > 1
     store._rows(f"PRAGMA max_page_count = {pages + 10_000}")
     experiment.write(store, written)
-    assert whole_units(store.path, experiment) == written + 1
+    assert whole_tasks(store.path, experiment) == written + 1
 
 
 FULL_DISK = """
 import resource, sys
 sys.path.insert(0, sys.argv[2])
-from units_of_work import make_experiment
+from tasks_of_work import make_experiment
 from selfedit.errors import UserError
 from selfedit.runs.store import Store
 experiment = make_experiment(10_000)
 store = Store(sys.argv[1])
 experiment.prepare(store)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
-unit = 0
+task = 0
 try:
     while True:
-        if not experiment.is_done(store, unit):
-            experiment.write(store, unit)
-        unit += 1
+        if not experiment.is_done(store, task):
+            experiment.write(store, task)
+        task += 1
 except UserError as error:
-    print(unit, error, flush=True)
+    print(task, error, flush=True)
 """
 
 
 @pytest.mark.parametrize("limit", [260_000, 333_333, 400_001])
-def test_a_file_that_cannot_grow_keeps_the_finished_units(tmp_path: Path, limit: int) -> None:
+def test_a_file_that_cannot_grow_keeps_the_finished_tasks(tmp_path: Path, limit: int) -> None:
     """A limit on the size of files stands in for the full disk: the write itself fails, in the log or in the file."""
     path = tmp_path / "run.sqlite"
     command = [sys.executable, "-c", FULL_DISK, str(path), str(Path(__file__).parent), str(limit)]
@@ -487,9 +485,9 @@ def test_a_file_that_cannot_grow_keeps_the_finished_units(tmp_path: Path, limit:
     assert message.startswith(f"{path}: the disk could not be written or read (full, or over a quota?); make room")
     assert message.count("\n") == 1
     experiment = make_experiment(int(finished) + 2)
-    assert whole_units(path, experiment) == int(finished) > 0
+    assert whole_tasks(path, experiment) == int(finished) > 0
     with Store(path) as store:
-        for unit in range(experiment.units):
-            if not experiment.is_done(store, unit):
-                experiment.write(store, unit)
-    assert whole_units(path, experiment) == experiment.units
+        for task in range(experiment.tasks):
+            if not experiment.is_done(store, task):
+                experiment.write(store, task)
+    assert whole_tasks(path, experiment) == experiment.tasks

@@ -10,7 +10,7 @@ import pytest
 
 from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
-from selfedit.exam.verdict import Verdict
+from selfedit.evaluation.grade import Grade
 from selfedit.runs.records import Answer, FitRecord, edit_id
 from selfedit.runs.store import Store
 
@@ -49,11 +49,11 @@ def experiment(store: Store) -> sqlite3.Connection:
     )
     for id, item in store.to_grade("exact"):
         if item.answer == "?":
-            verdict = Verdict("ungraded", None, "exact", "no answer from the judge")
+            grade = Grade("ungraded", None, "exact", "no answer from the judge")
         else:
             right = item.answer in item.gold
-            verdict = Verdict("right" if right else "wrong", float(right), "exact")
-        store.add_verdicts([(id, verdict)])
+            grade = Grade("right" if right else "wrong", float(right), "exact")
+        store.add_grades([(id, grade)])
     store.set_rewards({edit_id(1, "d0", "self", 0): 1.0, edit_id(1, "d0", "self", 1): 0.5})
     store.set_rewards({edit_id(1, "d1", "self", 0): 1.0})
     return sqlite3.connect(store.path)

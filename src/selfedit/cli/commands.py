@@ -45,7 +45,7 @@ def _console(arguments: argparse.Namespace) -> Console:
 
 def _compare_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.cli.flags import add_settings
-    from selfedit.procedures.settings import CompareSettings
+    from selfedit.methods.settings import CompareSettings
 
     add_settings(parser, CompareSettings, repeated="model")
     _plan_flag(parser)
@@ -54,14 +54,14 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: argparse.Namespace) -> Any:
     from selfedit.cli.flags import read_settings
     from selfedit.cli.progress import make_progress
-    from selfedit.procedures.settings import CompareSettings
+    from selfedit.methods.settings import CompareSettings
 
     if isinstance(arguments.model, list):
         if len(arguments.model) > 1:
             return _compare_models(arguments, arguments.model)
         (arguments.model,) = arguments.model
     settings = read_settings(CompareSettings, arguments)
-    from selfedit.procedures.compare import compare
+    from selfedit.methods.compare import compare
 
     if arguments.plan:
         return _plan(arguments, compare, settings)
@@ -82,8 +82,8 @@ def _compare(arguments: argparse.Namespace) -> Any:
 def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     """One run a model, below --out, and one page that compares them."""
     from selfedit.cli.flags import read_settings
+    from selfedit.methods.settings import CompareSettings
     from selfedit.models import local_path
-    from selfedit.procedures.settings import CompareSettings
     from selfedit.reports import build_report, print_comparison
     from selfedit.runs.files import begin_privately
 
@@ -126,7 +126,7 @@ def _run_names(models: list[str]) -> list[str]:
 
 def _learn_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.cli.flags import add_settings
-    from selfedit.procedures.settings import LearnSettings
+    from selfedit.methods.settings import LearnSettings
 
     add_settings(parser, LearnSettings, positional="documents")
     _plan_flag(parser)
@@ -135,10 +135,10 @@ def _learn_flags(parser: argparse.ArgumentParser) -> None:
 def _learn(arguments: argparse.Namespace) -> Any:
     from selfedit.cli.flags import read_settings
     from selfedit.cli.progress import make_progress
-    from selfedit.procedures.settings import LearnSettings
+    from selfedit.methods.settings import LearnSettings
 
     settings = read_settings(LearnSettings, arguments)
-    from selfedit.procedures.learn import directory_by_content, learn
+    from selfedit.methods.learn import directory_by_content, learn
 
     if arguments.plan:
         return _plan(arguments, learn, settings)
@@ -186,7 +186,7 @@ def _ask_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> Any:
-    from selfedit.procedures.ask import Asker
+    from selfedit.methods.ask import Asker
 
     if arguments.max_tokens < 1:
         raise UserError(f"--max-tokens {arguments.max_tokens}: an answer has at least 1 token")
@@ -237,7 +237,7 @@ def _chat(arguments: argparse.Namespace, asker: Any) -> list[dict[str, str]]:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.cli.flags import add_settings
-    from selfedit.procedures.settings import TrainSettings
+    from selfedit.methods.settings import TrainSettings
 
     add_settings(parser, TrainSettings)
     _plan_flag(parser)
@@ -246,10 +246,10 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> Any:
     from selfedit.cli.flags import read_settings
     from selfedit.cli.progress import make_progress
-    from selfedit.procedures.settings import TrainSettings
+    from selfedit.methods.settings import TrainSettings
 
     settings = read_settings(TrainSettings, arguments)
-    from selfedit.procedures.restem import train
+    from selfedit.methods.restem import train
 
     if arguments.plan:
         return _plan(arguments, train, settings)
@@ -269,7 +269,7 @@ def _train(arguments: argparse.Namespace) -> Any:
 
 def _continual_flags(parser: argparse.ArgumentParser) -> None:
     from selfedit.cli.flags import add_settings
-    from selfedit.procedures.settings import ContinualSettings
+    from selfedit.methods.settings import ContinualSettings
 
     add_settings(parser, ContinualSettings)
     _plan_flag(parser)
@@ -278,8 +278,8 @@ def _continual_flags(parser: argparse.ArgumentParser) -> None:
 def _continual(arguments: argparse.Namespace) -> Any:
     from selfedit.cli.flags import read_settings
     from selfedit.cli.progress import make_progress
-    from selfedit.procedures.continual import continual
-    from selfedit.procedures.settings import ContinualSettings
+    from selfedit.methods.continual import continual
+    from selfedit.methods.settings import ContinualSettings
     from selfedit.reports import build_report, print_summary, write_charts
 
     settings = read_settings(ContinualSettings, arguments)
@@ -386,7 +386,7 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> Any:
-    from selfedit.procedures.export import export
+    from selfedit.methods.export import export
 
     exported = export(
         Path(arguments.source),
@@ -406,7 +406,7 @@ def _plan_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace, procedure: Callable[..., Any], settings: Any) -> Any:
-    from selfedit.procedures.plan import plan
+    from selfedit.methods.plan import plan
 
     found = plan(procedure, settings)
     _say(arguments, found.text())

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from selfedit.errors import UserError
-from selfedit.procedures.settings import Settings, make_settings
+from selfedit.methods.settings import Settings, make_settings
 from selfedit.yaml_file import parse_value, read_yaml
 
 S = TypeVar("S", bound=Settings)

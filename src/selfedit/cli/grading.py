@@ -1,4 +1,4 @@
-"""`selfedit grade`: grades rows of answers, and compares a grader's verdicts with labels.
+"""`selfedit grade`: grades rows of answers, and compares a grader's grades with labels.
 
 Knows the files of rows.  Grading itself is `exam`'s part.
 """
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.errors import UserError
-from selfedit.exam.check import check_grader, grade_rows, read_verdict_rows
-from selfedit.exam.graders import judge_model, make_grader
-from selfedit.exam.judge import JudgeRequest
-from selfedit.exam.verdict import Grader
+from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
+from selfedit.evaluation.grade import Grader
+from selfedit.evaluation.graders import judge_model, make_grader
+from selfedit.evaluation.judge import JudgeRequest
 
 
 def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], None]) -> Any:
     """Agreement of a grader with labelled rows."""
-    report = check_grader(_grader(arguments), read_verdict_rows(path))
+    report = check_grader(_grader(arguments), read_graded_rows(path))
     low, high = report.kappa_ci95
     say(
         f"{report.n} answers to {report.questions} questions, {report.grader} against the labels\n"
@@ -39,9 +39,9 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
 
 
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
-    """Writes each row with `value` and `credit`; returns counts."""
-    rows = read_verdict_rows(path, labelled=False)
-    verdicts = grade_rows(_grader(arguments), rows)
+    """Writes each row with `value` and `score`; returns counts."""
+    rows = read_graded_rows(path, labelled=False)
+    grades = grade_rows(_grader(arguments), rows)
     lines = "".join(
         json.dumps(
             {
@@ -49,17 +49,17 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
                 "question": row.question,
                 "gold": row.gold[0] if len(row.gold) == 1 else list(row.gold),
                 "answer": row.answer,
-                "value": verdict.value,
-                "credit": verdict.credit,
-                **({"note": verdict.note} if verdict.note else {}),
+                "value": grade.value,
+                "score": grade.score,
+                **({"note": grade.note} if grade.note else {}),
             },
             ensure_ascii=False,
         )
         + "\n"
-        for row, verdict in zip(rows, verdicts, strict=True)
+        for row, grade in zip(rows, grades, strict=True)
     )
-    counts = Counter(verdict.value for verdict in verdicts)
-    credits = [verdict.credit for verdict in verdicts if verdict.credit is not None]
+    counts = Counter(grade.value for grade in grades)
+    scores = [grade.score for grade in grades if grade.score is not None]
     if arguments.out:
         try:
             Path(arguments.out).write_text(lines, encoding="utf-8")
@@ -68,7 +68,7 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     elif not arguments.json:
         sys.stdout.write(lines)
     told = ", ".join(f"{counts[value]} {value}" for value in ("right", "wrong", "ungraded"))
-    accuracy = sum(credits) / len(credits) if credits else None
+    accuracy = sum(scores) / len(scores) if scores else None
     shown = "" if accuracy is None else f"; accuracy {accuracy:.1%}"
     print(f"{len(rows)} answers: {told}{shown}", file=sys.stderr)
     return {"n": len(rows), **{value: counts[value] for value in ("right", "wrong", "ungraded")}, "accuracy": accuracy}

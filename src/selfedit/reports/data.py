@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from selfedit.editors.address import shown_address
 from selfedit.errors import UserError
+from selfedit.runs.store import SCHEMA_VERSION
 from selfedit.runs.summary import Accuracy, Summary, SweepRow, empty_summary, read_summary
 from selfedit.runs.summary import ConditionSummary as Condition
 from selfedit.runs.summary import DifferenceSummary as Difference
@@ -50,7 +51,6 @@ __all__ = [
     "read_run",
 ]
 
-SCHEMA = 1
 """The version of the store that this reader understands."""
 
 
@@ -81,13 +81,13 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`value` is 'right', 'wrong', 'ungraded', or '' where no verdict has been given yet."""
+    """`value` is 'right', 'wrong', 'ungraded', or '' where no grade has been given yet."""
 
     fit_id: str
     question_id: str
     text: str
     value: str
-    credit: float | None
+    score: float | None
     note: str
 
 
@@ -273,9 +273,11 @@ def _connect(store: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
     connection.row_factory = sqlite3.Row
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA:
+    if version != SCHEMA_VERSION:
         connection.close()
-        raise UserError(f"{store}: store version {version} is not known here (this version reads version {SCHEMA})")
+        raise UserError(
+            f"{store}: store version {version} is not known here (this version reads version {SCHEMA_VERSION})"
+        )
     return connection
 
 
@@ -320,8 +322,8 @@ def _read_store(
 
 
 def _grader(connection: sqlite3.Connection, config: Mapping[str, Any], summary: Summary | None) -> str:
-    """The grader whose verdicts are shown: the summary's, else the setting's, else the one with most verdicts."""
-    counts = connection.execute("SELECT grader, COUNT(*) FROM verdicts GROUP BY grader ORDER BY 2 DESC, 1").fetchall()
+    """The grader whose grades are shown: the summary's, else the setting's, else the one with most grades."""
+    counts = connection.execute("SELECT grader, COUNT(*) FROM grades GROUP BY grader ORDER BY 2 DESC, 1").fetchall()
     present = [str(row[0]) for row in counts]
     for wanted in (summary.grader if summary else "", str(config.get("grader") or "")):
         if wanted in present:
@@ -405,13 +407,13 @@ def _curves(connection: sqlite3.Connection) -> Iterable[Curve]:
 def _answers(connection: sqlite3.Connection, grader: str) -> Iterable[Answer]:
     """Answers to the documents' own questions; those to general questions are only counted (`_general`)."""
     rows = connection.execute(
-        "SELECT a.fit_id, a.question_id, a.text, v.value, v.credit, v.note FROM answers a"
+        "SELECT a.fit_id, a.question_id, a.text, v.value, v.score, v.note FROM answers a"
         " JOIN questions q ON q.id = a.question_id AND q.document_id IS NOT NULL"
-        " LEFT JOIN verdicts v ON v.answer_id = a.id AND v.grader = ? ORDER BY a.id",
+        " LEFT JOIN grades v ON v.answer_id = a.id AND v.grader = ? ORDER BY a.id",
         (grader,),
     )
-    for fit_id, question_id, text, value, credit, note in rows:
-        yield Answer(fit_id, question_id, text, value or "", finite(credit), note or "")
+    for fit_id, question_id, text, value, score, note in rows:
+        yield Answer(fit_id, question_id, text, value or "", finite(score), note or "")
 
 
 def _general(connection: sqlite3.Connection, grader: str, questions: Mapping[str, Question]) -> Iterable[General]:
@@ -419,7 +421,7 @@ def _general(connection: sqlite3.Connection, grader: str, questions: Mapping[str
         "SELECT q.id, f.condition, SUM(v.value = 'right'), SUM(v.value <> 'ungraded'),"
         " MIN(CASE WHEN v.value = 'wrong' THEN a.text END)"
         " FROM answers a JOIN questions q ON q.id = a.question_id AND q.document_id IS NULL"
-        " JOIN fits f ON f.id = a.fit_id JOIN verdicts v ON v.answer_id = a.id AND v.grader = ?"
+        " JOIN fits f ON f.id = a.fit_id JOIN grades v ON v.answer_id = a.id AND v.grader = ?"
         " GROUP BY q.id, f.condition ORDER BY q.position, q.id, f.condition",
         (grader,),
     )

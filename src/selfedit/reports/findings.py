@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.exam.statistics import LEAST_DOCUMENTS
+from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
 from selfedit.runs.costs import Spent, cost_by_condition
 
@@ -40,12 +40,12 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
     costs = cost_by_condition(run.costs)
     result = []
     for name in names:
-        graded = [answer for answer in answers[name] if answer.credit is not None]
+        graded = [answer for answer in answers[name] if answer.score is not None]
         spent = costs.get(name, Spent())
         result.append(
             Condition(
                 name=name,
-                accuracy=sum(answer.credit or 0.0 for answer in graded) / len(graded) if graded else None,
+                accuracy=sum(answer.score or 0.0 for answer in graded) / len(graded) if graded else None,
                 correct=sum(answer.value == "right" for answer in graded),
                 graded=len(graded),
                 ungraded=sum(answer.value == "ungraded" for answer in answers[name]),
@@ -73,8 +73,8 @@ def rounds(run: RunData) -> tuple[Round, ...]:
     if untrained is not None:
         return (Round(round=0, validation_accuracy=untrained.accuracy, validation_ci95=untrained.ci95), *run.rounds)
     fits = {fit.id for fit in run.fits if (fit.round, fit.condition) == (0, "validation")}
-    credits = [answer.credit for answer in run.answers if answer.fit_id in fits and answer.credit is not None]
-    return (Round(round=0, validation_accuracy=_mean(credits)), *run.rounds) if credits else run.rounds
+    scores = [answer.score for answer in run.answers if answer.fit_id in fits and answer.score is not None]
+    return (Round(round=0, validation_accuracy=_mean(scores)), *run.rounds) if scores else run.rounds
 
 
 def reference(names: Sequence[str]) -> str:
@@ -124,7 +124,7 @@ def known(answers: Sequence[Answer]) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Of the questions with a verdict before and after: how many a condition learned, lost, kept, or never knew."""
+    """Of the questions with a grade before and after: how many a condition learned, lost, kept, or never knew."""
 
     condition: str
     learned: int
@@ -246,7 +246,7 @@ def missing(run: RunData) -> list[str]:
         lines.append("The model has not been examined without adaptation yet.")
     unjudged = sum(not answer.value for answer in run.answers)
     if unjudged:
-        lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no verdict yet.")
+        lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no grade yet.")
     return lines
 
 

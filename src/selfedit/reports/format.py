@@ -30,7 +30,7 @@ def points_interval(ci95: tuple[float, float] | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration in the largest unit that leaves three figures: 0.4 s, 38 s, 12 min, 3.4 h."""
+    """A duration in the largest task that leaves three figures: 0.4 s, 38 s, 12 min, 3.4 h."""
     if value is None:
         return DASH
     if value < 9.95:
@@ -67,11 +67,11 @@ def short_count(value: int | None) -> str:
         return DASH
     if value < 1000:
         return str(value)
-    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for factor, task in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * factor:
             scaled = value / factor
             digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
-            return f"{scaled:.{digits}f}{unit}"
+            return f"{scaled:.{digits}f}{task}"
     return str(value)
 
 

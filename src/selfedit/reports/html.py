@@ -396,8 +396,8 @@ def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
     for answer in run.answers:
         answers_of[answer.question_id].append(answer)
         edit_id = fit_by_id[answer.fit_id].edit_id
-        if edit_id is not None and answer.credit is not None:
-            credit_of[edit_id].append(answer.credit)
+        if edit_id is not None and answer.score is not None:
+            credit_of[edit_id].append(answer.score)
     questions_of: dict[str, list[Any]] = defaultdict(list)
     for question in run.questions.values():
         questions_of[question.document_id or ""].append(question)
@@ -406,11 +406,11 @@ def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
         return index_of[fit.round, fit.condition]
 
     def answers(question_id: str) -> list[list[Any]]:
-        """[group, text, value, credit, how many fits said so, note], like answers of a group merged."""
+        """[group, text, value, score, how many fits said so, note], like answers of a group merged."""
         merged: dict[tuple[Any, ...], int] = {}
         for answer in answers_of[question_id]:
-            credit = None if answer.credit is None else round(answer.credit, 3)
-            key = (group_of(fit_by_id[answer.fit_id]), answer.text, answer.value, credit, answer.note)
+            score = None if answer.score is None else round(answer.score, 3)
+            key = (group_of(fit_by_id[answer.fit_id]), answer.text, answer.value, score, answer.note)
             merged[key] = merged.get(key, 0) + 1
         return [
             [*key[:4], number, key[4]]

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfedit.exam.statistics import LEAST_DOCUMENTS
+from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
 from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary, SweepRow
 from selfedit.text import one_line

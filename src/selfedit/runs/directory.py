@@ -3,7 +3,7 @@
 Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it holds the
 documents.
 
-    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, unit size, memory,
+    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, task size, memory,
                     hashes of prompts and chat template), and the versions of the libraries that began it
     run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
     lock            held by the process that writes

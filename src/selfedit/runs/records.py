@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from selfedit.editors.edit import Edit
-from selfedit.exam.verdict import VerdictValue
+from selfedit.evaluation.grade import GradeValue
 
 
 def _part(text: str) -> str:
@@ -75,7 +75,7 @@ class FitRecord:
 
     `document_id` is None where the adapter learned all documents or where there is no adapter; `edit_id` (the store's,
     see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
-    trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its unit's time.
+    trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its task's time.
     `error` says why a fit failed.
     """
 
@@ -107,7 +107,7 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One answer with its place in the experiment and one grader's verdict.
+    """One answer with its place in the experiment and one grader's grade.
 
     `document_id` is the question's document, None for a general question (asked to measure forgetting).
     """
@@ -120,8 +120,8 @@ class ScoredAnswer:
     document_id: str | None
     question_id: str
     answer: str
-    value: VerdictValue
-    credit: float | None
+    value: GradeValue
+    score: float | None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 -- The store of one run (schema version 1, kept in PRAGMA user_version).  docs/store.md describes it.
--- A unit of work is written in one transaction; a row that is here is done and is not done again.
+-- A task is written in one transaction; a row that is here is done and is not done again.
 -- All of it is executed whenever a run is opened for writing: a table that came later is added to an older run.
 -- Every random seed derives from what the row is (see runs/seeds.py), never from the clock or the order.
 
@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS fits (
   steps        INTEGER NOT NULL,
   first_loss   REAL,                           -- mean loss (nats per token) of the first and the last epoch
   last_loss    REAL,
-  seconds      REAL NOT NULL,                  -- this fit's share of its unit's time
+  seconds      REAL NOT NULL,                  -- this fit's share of its task's time
   CHECK (status = 'done' OR error IS NOT NULL)
 );
 CREATE INDEX IF NOT EXISTS fits_by_condition ON fits(round, condition);
@@ -72,14 +72,14 @@ CREATE TABLE IF NOT EXISTS answers (
   UNIQUE (fit_id, question_id)
 );
 
-CREATE TABLE IF NOT EXISTS verdicts (
+CREATE TABLE IF NOT EXISTS grades (
   answer_id INTEGER NOT NULL REFERENCES answers(id),
   grader    TEXT NOT NULL,
   value     TEXT NOT NULL CHECK (value IN ('right', 'wrong', 'ungraded')),
-  credit    REAL,                              -- in [0, 1]; NULL where ungraded
+  score    REAL,                              -- in [0, 1]; NULL where ungraded
   note      TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (answer_id, grader),
-  CHECK ((value = 'ungraded') = (credit IS NULL) AND (credit IS NULL OR credit BETWEEN 0 AND 1))
+  CHECK ((value = 'ungraded') = (score IS NULL) AND (score IS NULL OR score BETWEEN 0 AND 1))
 );
 
 CREATE TABLE IF NOT EXISTS rounds (

@@ -1,4 +1,4 @@
-"""Random seeds that derive from what a unit of work is.
+"""Random seeds that derive from what a task is.
 
 A fit's seed is, for instance, `derive_seed(run_seed, "fit", document_id, edit_index, replicate)`.  Never the clock, the
 order of work or the worker: so a resumed run, or one split over machines, draws the same numbers.

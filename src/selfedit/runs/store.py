@@ -1,12 +1,12 @@
-"""The store of one run: a SQLite file that holds every finished unit of work, and nothing of an unfinished one.
+"""The store of one run: a SQLite file that holds every finished task, and nothing of an unfinished one.
 
 Knows the tables of `schema.sql` and plain data (`records`); knows no model, no procedure and no lock (see `directory`).
 
-- A unit is one transaction: after a crash at any moment it is there whole, or it is not there.
+- A task is one transaction: after a crash at any moment it is there whole, or it is not there.
 - WAL mode: `report` reads while the run writes.  `synchronous=FULL`: a commit returns once its data are on the disk, so
-  that a unit that counted before a power cut still counts after it (in WAL mode NORMAL would keep the file sound but
-  could lose the last commits: fine-tunes to redo, paid API answers to buy again).  One fsync a unit is nothing beside a
-  unit's work: docs/store.md has the measurement.
+  that a task that counted before a power cut still counts after it (in WAL mode NORMAL would keep the file sound but
+  could lose the last commits: fine-tunes to redo, paid API answers to buy again).  One fsync a task is nothing beside a
+  task's work: docs/store.md has the measurement.
 - Adding what is already there changes nothing, so a resumed procedure may simply add again.
 
 Threads of one process may share a `Store`: calls take turns, and a transaction keeps its turn until it ends.
@@ -28,7 +28,7 @@ from typing import Any
 from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
 from selfedit.errors import UserError
-from selfedit.exam.verdict import GradeItem, Verdict
+from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.files import disk_errors, is_private
 from selfedit.runs.records import (
     Answer,
@@ -41,7 +41,7 @@ from selfedit.runs.records import (
     edit_id,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Seconds to wait for another connection's write.  Only one process writes a run (its lock), so this is for other tools.
 _BUSY_SECONDS = 30.0
@@ -53,7 +53,7 @@ class Store:
     With `readonly` nothing is ever written, and a run that another process is writing can be read.
 
     Raises UserError for a file that is missing (readonly), is no store, or has another schema version; and, from any
-    method, for a full disk or a damaged file: the unit being written is then not in the store, the earlier ones are.
+    method, for a full disk or a damaged file: the task being written is then not in the store, the earlier ones are.
     """
 
     def __init__(self, path: str | Path, *, readonly: bool = False) -> None:
@@ -315,7 +315,7 @@ class Store:
     # Edits
 
     def add_edits(self, edits: Iterable[Edit], round: int = 0, costs: Iterable[CostRecord] = ()) -> int:
-        """Add edits, and what they cost, as one unit; how many were new.
+        """Add edits, and what they cost, as one task; how many were new.
 
         Those already there must be the same (UserError); the costs count only where an edit was new.
         """
@@ -381,11 +381,11 @@ class Store:
         ]
 
     def set_rewards(self, rewards: Mapping[str, float]) -> None:
-        """Set the rewards of edits, by the store's edit id, as one unit.  KeyError for an unknown id."""
+        """Set the rewards of edits, by the store's edit id, as one task.  KeyError for an unknown id."""
         self._set_on_edits("reward", rewards)
 
     def set_kept(self, kept: Mapping[str, bool]) -> None:
-        """Set which edits selection kept, by the store's edit id, as one unit.  KeyError for an unknown id."""
+        """Set which edits selection kept, by the store's edit id, as one task.  KeyError for an unknown id."""
         self._set_on_edits("kept", {id: int(value) for id, value in kept.items()})
 
     def _set_on_edits(self, column: str, values: Mapping[str, float]) -> None:
@@ -397,7 +397,7 @@ class Store:
     # Fits and answers
 
     def record_fits(self, fits: Iterable[FitRecord], costs: Iterable[CostRecord] = ()) -> int:
-        """Add fits with their answers, and what they cost, as one unit; how many were new.
+        """Add fits with their answers, and what they cost, as one task; how many were new.
 
         A fit that is already there stays as it is, answers and all (a worker may deliver twice); the costs count only
         where a fit was new.  A loss that is not a number is stored as unknown.
@@ -503,14 +503,14 @@ class Store:
     def to_grade(
         self, grader: str, *, round: int | None = None, retry_ungraded: bool = False
     ) -> list[tuple[int, GradeItem]]:
-        """(answer id, what to grade) for every answer without a verdict by this grader.
+        """(answer id, what to grade) for every answer without a grade by this grader.
 
         With `retry_ungraded` also those that it could not say anything about.
         """
         rows = self._rows(
             "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id"
             " JOIN fits f ON f.id = a.fit_id"
-            " LEFT JOIN verdicts v ON v.answer_id = a.id AND v.grader = ?1"
+            " LEFT JOIN grades v ON v.answer_id = a.id AND v.grader = ?1"
             " WHERE (v.value IS NULL OR (?2 AND v.value = 'ungraded')) AND (?3 IS NULL OR f.round = ?3) ORDER BY a.id",
             (grader, int(retry_ungraded), round),
         )
@@ -520,19 +520,19 @@ class Store:
         """The fit of every answer, by the answer's id."""
         return dict(self._rows("SELECT id, fit_id FROM answers"))
 
-    def add_verdicts(self, verdicts: Iterable[tuple[int, Verdict]], costs: Iterable[CostRecord] = ()) -> int:
-        """Add (answer id, verdict) pairs, and what they cost, as one unit; how many were new.
+    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[CostRecord] = ()) -> int:
+        """Add (answer id, grade) pairs, and what they cost, as one task; how many were new.
 
-        A verdict that is already there stays, except that an `ungraded` one gives way to a later one.
+        A grade that is already there stays, except that an `ungraded` one gives way to a later one.
         """
         new = 0
         with self.transaction():
-            for answer_id, verdict in verdicts:
+            for answer_id, grade in grades:
                 new += self._write(
-                    "INSERT INTO verdicts (answer_id, grader, value, credit, note) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT (answer_id, grader) DO UPDATE SET value = excluded.value, credit = excluded.credit,"
-                    " note = excluded.note WHERE verdicts.value = 'ungraded' AND excluded.value <> 'ungraded'",
-                    (answer_id, verdict.grader, verdict.value, verdict.credit, verdict.note),
+                    "INSERT INTO grades (answer_id, grader, value, score, note) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT (answer_id, grader) DO UPDATE SET value = excluded.value, score = excluded.score,"
+                    " note = excluded.note WHERE grades.value = 'ungraded' AND excluded.value <> 'ungraded'",
+                    (answer_id, grade.grader, grade.value, grade.score, grade.note),
                 )
             if new:
                 self.add_costs(costs)
@@ -541,10 +541,10 @@ class Store:
     def scored_answers(
         self, grader: str, *, round: int | None = None, condition: str | None = None
     ) -> list[ScoredAnswer]:
-        """Every answer that has a verdict by this grader, in the run's order of conditions, documents and questions."""
+        """Every answer that has a grade by this grader, in the run's order of conditions, documents and questions."""
         rows = self._rows(
-            "SELECT f.round, f.condition, f.id, f.edit_id, f.replicate, q.document_id, q.id, a.text, v.value, v.credit"
-            " FROM verdicts v JOIN answers a ON a.id = v.answer_id JOIN fits f ON f.id = a.fit_id"
+            "SELECT f.round, f.condition, f.id, f.edit_id, f.replicate, q.document_id, q.id, a.text, v.value, v.score"
+            " FROM grades v JOIN answers a ON a.id = v.answer_id JOIN fits f ON f.id = a.fit_id"
             " JOIN questions q ON q.id = a.question_id"
             " WHERE v.grader = ?1 AND (?2 IS NULL OR f.round = ?2) AND (?3 IS NULL OR f.condition = ?3)"
             " ORDER BY f.round, f.condition, q.position, f.id",
@@ -552,10 +552,10 @@ class Store:
         )
         return [ScoredAnswer(*row) for row in rows]
 
-    def verdict_counts(self, grader: str) -> dict[str, int]:
-        """How many verdicts of this grader are right, wrong and ungraded."""
+    def grade_counts(self, grader: str) -> dict[str, int]:
+        """How many grades of this grader are right, wrong and ungraded."""
         counts = {"right": 0, "wrong": 0, "ungraded": 0}
-        counts.update(self._rows("SELECT value, count(*) FROM verdicts WHERE grader = ? GROUP BY value", (grader,)))
+        counts.update(self._rows("SELECT value, count(*) FROM grades WHERE grader = ? GROUP BY value", (grader,)))
         return counts
 
     # Time that passes
@@ -616,7 +616,7 @@ class Store:
         """Add lines to the ledger.
 
         A line belongs into the transaction of the work it pays for (the `costs` of `add_edits`, `record_fits` and
-        `add_verdicts`, or `transaction`): written apart, a crash between the two would lose it or count it twice.
+        `add_grades`, or `transaction`): written apart, a crash between the two would lose it or count it twice.
         """
         with self.transaction():
             for cost in costs:
@@ -650,7 +650,7 @@ class Store:
         )
 
     def set_event(self, kind: str, subject: str, message: str) -> None:
-        """Note something in the place of what was noted of this kind about this subject, as one unit."""
+        """Note something in the place of what was noted of this kind about this subject, as one task."""
         with self.transaction():
             self.drop_event(kind, subject)
             self.add_event(kind, subject, message)
@@ -742,10 +742,10 @@ def _mend(error: sqlite3.Error) -> str | None:
     # The low byte is the primary code; the others say more than is needed here.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return {
-        sqlite3.SQLITE_FULL: "the disk is full; make room and give the same command again (finished units are kept)",
+        sqlite3.SQLITE_FULL: "the disk is full; make room and give the same command again (finished tasks are kept)",
         sqlite3.SQLITE_IOERR: (
             "the disk could not be written or read (full, or over a quota?); make room and give the same command again "
-            "(finished units are kept)"
+            "(finished tasks are kept)"
         ),
         sqlite3.SQLITE_BUSY: "another program holds the store; close it and give the same command again",
         sqlite3.SQLITE_READONLY: "may not be written; change its permissions, or start a new run elsewhere",

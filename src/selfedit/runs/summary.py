@@ -29,7 +29,7 @@ class _Part(BaseModel):
 
 
 class Accuracy(_Part):
-    """Mean credit of graded answers, with its 95 % interval; `documents` is how many had any."""
+    """Mean score of graded answers, with its 95 % interval; `documents` is how many had any."""
 
     accuracy: Fraction
     ci95: tuple[Fraction, Fraction] | None = None
@@ -39,8 +39,8 @@ class Accuracy(_Part):
 class ConditionSummary(_Part):
     """One bar of a comparison.
 
-    `accuracy` is the mean credit of the graded answers, `ci95` its interval over documents; both are None where nothing was
-    graded.  `correct` counts verdicts `right` among `graded` ones; `ungraded` answers count neither way.  `seconds` is device
+    `accuracy` is the mean score of the graded answers, `ci95` its interval over documents; both are None where nothing was
+    graded.  `correct` counts grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds` is device
     time.  `cost_usd` is None where a price is unknown.
     """
 

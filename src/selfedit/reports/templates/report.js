@@ -8,7 +8,7 @@
   const { groups, base, documents } = data;
   const $ = (id) => document.getElementById(id);
   const SIGNS = { right: "✓", wrong: "✗", ungraded: "?", "": "…" };
-  const WORDS = { right: "right", wrong: "wrong", ungraded: "ungraded", "": "no verdict yet" };
+  const WORDS = { right: "right", wrong: "wrong", ungraded: "ungraded", "": "no grade yet" };
 
   function el(tag, className, text) {
     const node = document.createElement(tag);
@@ -46,21 +46,21 @@
     return "";
   }
   for (const doc of documents) {
-    doc.credit = groups.map(() => 0);
+    doc.score = groups.map(() => 0);
     doc.graded = groups.map(() => 0);
     doc.learned = groups.map(() => 0);
     doc.lost = groups.map(() => 0);
     for (const question of doc.questions) {
-      for (const [g, , value, credit, n] of question.a) {
+      for (const [g, , value, score, n] of question.a) {
         if (value === "ungraded") doc.ungraded = true;
-        if (credit !== null) { doc.credit[g] += n * credit; doc.graded[g] += n; }
+        if (score !== null) { doc.score[g] += n * score; doc.graded[g] += n; }
       }
       for (let g = 0; g < groups.length; g++) {
         const what = change(question, g);
         if (what) doc[what][g]++;
       }
     }
-    doc.score = doc.credit.map((credit, g) => (doc.graded[g] ? credit / doc.graded[g] : null));
+    doc.score = doc.score.map((score, g) => (doc.graded[g] ? score / doc.graded[g] : null));
     doc.failed = doc.fits.some((fit) => fit[3]);
     doc.cut = doc.edits.some((edit) => edit.cut);
   }
@@ -68,7 +68,7 @@
   // Documents are judged by one group at a time: at first by the one that has most right.
   const means = groups.map((_, g) => {
     const graded = documents.reduce((sum, doc) => sum + doc.graded[g], 0);
-    return graded ? documents.reduce((sum, doc) => sum + doc.credit[g], 0) / graded : -1;
+    return graded ? documents.reduce((sum, doc) => sum + doc.score[g], 0) / graded : -1;
   });
   let group = Math.max(0, means.indexOf(Math.max(...means)));
   groups.forEach((name, g) => {
@@ -81,7 +81,7 @@
   const estimated = documents.some((doc) => doc.questions.some((q) => q.a.some((a) => a[3] > 0 && a[3] < 1)));
   $("legend").textContent = examined.length
     ? "Small bars: " + (estimated ? "estimated accuracy" : "share of right answers") + ", in this order: " + examined.join(", ") + ". Open a document for its edits, training sequences and answers." +
-      (estimated ? " A number behind an answer is the credit that the grader gives it." : "")
+      (estimated ? " A number behind an answer is the score that the grader gives it." : "")
     : "Open a document for its edits and training sequences.";
 
   // Bars of documents of one split stand under each other; groups that never examined the split take no room.
@@ -110,14 +110,14 @@
     return chart;
   }
 
-  function answerLine(value, text, credit, n, note) {
+  function answerLine(value, text, score, n, note) {
     const line = el("div");
     const sign = el("span", "v " + (value || "open"), SIGNS[value]);
     sign.setAttribute("role", "img");
     sign.setAttribute("aria-label", WORDS[value]);
-    sign.title = credit === null ? WORDS[value] : WORDS[value] + ", credit " + credit;
+    sign.title = score === null ? WORDS[value] : WORDS[value] + ", score " + score;
     add(line, sign, text === "" ? el("span", "quiet", "(empty answer)") : el("span", "", text));
-    const extra = [n > 1 ? "×" + n : "", note, credit !== null && credit > 0 && credit < 1 ? credit.toFixed(2) : ""].filter(Boolean);
+    const extra = [n > 1 ? "×" + n : "", note, score !== null && score > 0 && score < 1 ? score.toFixed(2) : ""].filter(Boolean);
     if (extra.length) add(line, el("span", "more", "  " + extra.join(" · ")));
     return line;
   }
@@ -132,7 +132,7 @@
       const what = change(question, g);
       if (what) term.append(el("span", "badge " + what, what === "learned" ? "newly learned" : "forgotten"));
       const body = el("dd");
-      for (const [, text, value, credit, n, note] of given) body.append(answerLine(value, text, credit, n, note));
+      for (const [, text, value, score, n, note] of given) body.append(answerLine(value, text, score, n, note));
       add(answers, term, body);
     });
     return add(block, answers);

@@ -1,0 +1,44 @@
+"""What an exam yields: answers, grades on them, and what a grader is.
+
+Knows no model: a grader is given strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+GradeValue = Literal["right", "wrong", "ungraded"]
+
+
+@dataclass(frozen=True)
+class GradeItem:
+    """One answer to be graded: the question, its accepted answers, the student's answer."""
+
+    question: str
+    gold: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`value` is right, wrong or ungraded (the grader could not say: never counted as wrong).
+
+    `score` is what the answer counts in a score: 1.0 or 0.0 for a grader that decides, the estimated probability that a
+    careful judge accepts the answer for one that estimates; None where `value` is ungraded.  `note` says why an
+    answer is ungraded.
+    """
+
+    value: GradeValue
+    score: float | None
+    grader: str
+    note: str = ""
+
+
+class Grader(Protocol):
+    """Grades answers; one grade an item, in order.  `name` is what a run records (`lexical`, `judge:gpt-4.1`, ...)."""
+
+    name: str
+
+    def grade(self, items: Sequence[GradeItem]) -> list[Grade]: ...

@@ -1,0 +1,49 @@
+"""From a name to a grader: `lexical`, `calibrated`, `judge:MODEL`.
+
+Knows the graders; not how the judge's model is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+from selfedit.errors import UserError
+from selfedit.evaluation.calibrated import CalibratedGrader
+from selfedit.evaluation.grade import Grader
+from selfedit.evaluation.judge import Complete, JudgeGrader
+from selfedit.evaluation.lexical import LexicalGrader
+from selfedit.prompts import Prompts
+
+DEFAULT_GRADER = "calibrated"
+
+
+def judge_model(spec: str) -> str | None:
+    """The model that `judge:MODEL` names, None for a grader that needs none.  Raises UserError on anything unknown."""
+    kind, colon, model = spec.partition(":")
+    if kind == "judge" and model.strip():
+        return model.strip()
+    if kind == "judge":
+        raise UserError("--grader judge: no model named; write judge:MODEL, for instance judge:gpt-4.1")
+    if colon or kind not in ("lexical", "calibrated"):
+        raise UserError(f"--grader {spec}: unknown grader; choose lexical, calibrated or judge:MODEL")
+    return None
+
+
+def make_grader(
+    spec: str,
+    *,
+    complete: Complete | None = None,
+    cache: MutableMapping[str, str] | None = None,
+    max_tokens: int = 64,
+    prompts: Prompts | None = None,
+) -> Grader:
+    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache`, `max_tokens` and `prompts` (see `JudgeGrader`).
+
+    Raises UserError on an unknown name, ValueError for a judge without `complete`.
+    """
+    model = judge_model(spec)
+    if model is None:
+        return LexicalGrader() if spec == "lexical" else CalibratedGrader()
+    if complete is None:
+        raise ValueError("a judge needs a callable that reaches its model")
+    return JudgeGrader(complete, model, cache, max_tokens=max_tokens, prompts=prompts)

@@ -1,0 +1,208 @@
+"""The judge: asks a language model whether an answer conveys the gold answer.
+
+Knows its prompt, how to read a reply and how to cache it; not how a model is reached: that is `complete`, a callable that a
+client of an API or the local engine stands behind.  Whatever cannot be had (a failed call, a reply that is neither yes nor
+no) leaves the answer ungraded, with the reason, and never wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfedit.errors import UserError
+from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One chat completion to be made, greedily.  `json_schema` is what the reply must match; None: free text."""
+
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+    json_schema: Mapping[str, Any] | None = None
+
+
+# One result a request, in order: the completion's text, or an error (an exception, not raised; anything whose str() is a
+# reason) where the call failed for good.  Retrying is the client's business.
+Complete = Callable[[Sequence[JudgeRequest]], Sequence[Any]]
+
+VERDICT_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"verdict": {"type": "string", "enum": ["yes", "no"]}},
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
+
+
+def _quote(text: str) -> str:
+    """One line of JSON in which no marker, tag or special token of a chat template can stand.
+
+    Line ends become escapes, and so do `<`, `>`, `|`, `[` and `]`, of which `<|im_end|>`, `</s>`, `[/INST]` and the like are made.
+    """
+    line = json.dumps(text, ensure_ascii=False)
+    return re.sub(r"[<>|\[\]\u2028\u2029\x85\x7f]", lambda m: f"\\u{ord(m.group()):04x}", line)
+
+
+def _fence(item: GradeItem) -> str:
+    """A marker that the student cannot have written: it is a hash of the text it fences."""
+    digest = hashlib.sha256(json.dumps([item.question, item.gold, item.answer]).encode()).hexdigest()
+    return f"====={digest[:24]}====="
+
+
+@functools.cache
+def _built_in_prompts() -> Prompts:
+    return Prompts()
+
+
+def judge_messages(item: GradeItem, prompts: Prompts | None = None) -> tuple[Mapping[str, str], ...]:
+    """The chat that asks about one answer.  The same item always gives the same messages."""
+    system, user = (prompts or _built_in_prompts()).judge(
+        question=_quote(item.question),
+        gold=" or ".join(_quote(g) for g in item.gold),
+        answer=_quote(item.answer),
+        fence=_fence(item),
+    )
+    return ({"role": "system", "content": system}, {"role": "user", "content": user})
+
+
+_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+
+
+def parse_reply(reply: str) -> bool | None:
+    """True for yes, False for no, None for anything else.
+
+    Accepts the JSON object that was asked for (also in a code fence) or the bare word with a full stop or quotes, after a
+    closed thinking block.  `Yes, but ...` is neither: a judge that does not keep to the form is not trusted to have judged.
+    """
+    text = _THINKING.sub("", reply).strip()
+    fenced = _FENCED.match(text)
+    text = fenced.group(1) if fenced else text
+    word: object = text
+    if text.startswith("{"):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(parsed, dict) or set(parsed) != {"verdict"}:
+            return None
+        word = parsed["verdict"]
+    if not isinstance(word, str):
+        return None
+    return {"yes": True, "no": False}.get(word.strip().strip("\"'`*.!").casefold())
+
+
+# What servers say that do not know structured output.
+_NO_SCHEMA = re.compile(r"response_format|json_schema|structured output|guided|grammar", re.IGNORECASE)
+
+
+def _refuses_schema(error: object) -> bool:
+    return getattr(error, "status_code", None) in (400, 415, 422, 501) or bool(_NO_SCHEMA.search(str(error)))
+
+
+def _reason(error: object) -> str:
+    """One line about an error."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+class JudgeGrader:
+    """Grades by asking a model; `name` is `judge:MODEL`.
+
+    `cache` is any mutable mapping from text to text (a dict, or a table of the run's store): key a hash of model and request,
+    value the reply; only replies that were understood are kept.  `max_tokens` bounds a reply: raise it for a model that
+    thinks before it answers.  An empty answer is wrong without being asked about.  If the server refuses structured output,
+    the judge asks again without it, and goes on without it.
+    """
+
+    def __init__(
+        self,
+        complete: Complete,
+        model_name: str,
+        cache: MutableMapping[str, str] | None = None,
+        *,
+        max_tokens: int = 64,
+        structured: bool = True,
+        prompts: Prompts | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self.name = f"judge:{model_name}"
+        self._complete = complete
+        self._model = model_name
+        self._cache: MutableMapping[str, str] = {} if cache is None else cache
+        self._max_tokens = max_tokens
+        self._structured = structured
+
+    def cache_key(self, item: GradeItem) -> str:
+        """The hash (hex) under which the reply about `item` is cached: of the model, the prompt and the three texts."""
+        content = [self._model, [dict(m) for m in judge_messages(item, self._prompts)]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
+        keys = [self.cache_key(item) if item.answer.strip() else "" for item in items]
+        unknown: dict[str, GradeItem] = {}
+        replies: dict[str, object] = {}
+        for key, item in zip(keys, items, strict=True):
+            if not key or key in unknown or key in replies:
+                continue
+            cached = self._cache.get(key)
+            if cached is None:
+                unknown[key] = item
+            else:
+                replies[key] = cached
+        replies.update(self._ask(unknown))
+        return [self._verdict(replies[key]) if key else Grade("wrong", 0.0, self.name) for key in keys]
+
+    def _ask(self, unknown: Mapping[str, GradeItem]) -> dict[str, object]:
+        replies: dict[str, object] = {}
+        asked = dict(unknown)
+        if asked and self._structured:
+            replies = self._send(asked, VERDICT_SCHEMA)
+            asked = {k: i for k, i in asked.items() if not isinstance(replies[k], str) and _refuses_schema(replies[k])}
+            self._structured = not asked
+        if asked:
+            replies.update(self._send(asked, None))
+        for key, reply in replies.items():
+            if isinstance(reply, str) and parse_reply(reply) is not None:
+                self._cache[key] = reply
+        return replies
+
+    def _send(self, items: Mapping[str, GradeItem], schema: Mapping[str, Any] | None) -> dict[str, object]:
+        requests = [
+            JudgeRequest(judge_messages(item, self._prompts), self._max_tokens, schema) for item in items.values()
+        ]
+        results = self._complete(requests)
+        if len(results) != len(requests):
+            raise RuntimeError(f"the judge's client returned {len(results)} results for {len(requests)} requests")
+        return dict(zip(items, results, strict=True))
+
+    def _verdict(self, reply: object) -> Grade:
+        if not isinstance(reply, str):
+            return Grade("ungraded", None, self.name, note=f"the call failed: {_reason(reply)}")
+        yes = parse_reply(reply)
+        if yes is None:
+            return Grade("ungraded", None, self.name, note=f"neither yes nor no: {_reason(reply)}")
+        return Grade("right" if yes else "wrong", 1.0 if yes else 0.0, self.name)
+
+
+def check_ungraded(grades: Sequence[Grade], limit: float = 0.02) -> None:
+    """Raises UserError where more than the share `limit` of the grades is ungraded: no figure would be worth reporting."""
+    ungraded = [v for v in grades if v.value == "ungraded"]
+    if len(ungraded) <= limit * len(grades):
+        return
+    counts: dict[str, int] = {}
+    for grade in ungraded:
+        counts[grade.note] = counts.get(grade.note, 0) + 1
+    reason, times = max(counts.items(), key=lambda pair: pair[1])
+    raise UserError(
+        f"{ungraded[0].grader}: {len(ungraded)} of {len(grades)} answers could not be graded "
+        f"({len(ungraded) / len(grades):.1%}, more than the {limit:.1%} of --max-ungraded); most often ({times}): "
+        f"{reason or 'no reason given'}. Mend the cause and run again (graded answers are kept), or raise --max-ungraded"
+    )

@@ -1,0 +1,131 @@
+"""Normalised tokens, in the manner of SQuAD's evaluation script: what graders compare.
+
+Knows strings only; nothing of grades.  Beyond SQuAD's rule (lower case, no punctuation, no articles) it drops accents
+and unifies numbers where that is safe: `1,200` and `1200`, `three` and `3`, `twenty-one` and `21`, `eleventh` and `11th`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_ARTICLES = frozenset({"a", "an", "the"})
+
+_TASKS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ORDINAL_TASKS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
+    "sixteenth seventeenth eighteenth nineteenth"
+).split()
+_ORDINAL_TENS = "twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth".split()
+
+
+def _ordinal(number: int) -> str:
+    if 10 <= number % 100 <= 20:
+        return f"{number}th"
+    return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+_UNIT_VALUE = {word: value for value, word in enumerate(_TASKS)}
+_TENS_VALUE = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
+_ORDINAL_VALUE = {word: value for value, word in enumerate(_ORDINAL_TASKS, start=1)}
+_ORDINAL_TENS_VALUE = {word: 10 * value for value, word in enumerate(_ORDINAL_TENS, start=2)}
+
+# A number with thousands separators or decimals is one token; letters and digits that touch (`11th`, `1990s`) stay together.
+# Scripts without blanks between words (kana, Chinese characters, Thai) are taken character by character.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_TOKEN = re.compile(rf"\d+(?:\.\d+)+|[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_APOSTROPHE = re.compile(r"['’ʼ`´]")
+_POSSESSIVE = re.compile(r"['’](?=s\b)")
+_DOTTED = re.compile(r"\b(?:[^\W\d_]\.){2,}")  # U.S., p.m.
+_CURRENCY = re.compile(r"[$€£¥%]")
+_NUMERIC = re.compile(r"\d+(?:\.\d+)*(?:st|nd|rd|th|s)?")
+_WORD_BREAKS = re.compile(r"[_\-‐‑–—/]")
+
+
+def _fold(text: str) -> str:
+    """Lower case without accents; compatibility forms (full-width digits, ligatures) made plain."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold()).replace("ı", "i")  # its capital is I
+    # Only the Latin, Greek and Cyrillic accents: other scripts' marks (vowel signs, voicing) make other words.
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", decomposed)).casefold()
+
+
+def _unify_numbers(tokens: Sequence[str]) -> list[str]:
+    """Number words to digits: units, tens, tens followed by a unit, and their ordinals.  `hundred` and above stay words."""
+    out: list[str] = []
+    i = 0
+    while i < len(tokens):
+        word = tokens[i]
+        after = tokens[i + 1] if i + 1 < len(tokens) else ""
+        if word in _TENS_VALUE:
+            tens = _TENS_VALUE[word]
+            if 1 <= _UNIT_VALUE.get(after, 0) <= 9:
+                out.append(str(tens + _UNIT_VALUE[after]))
+                i += 2
+                continue
+            if 1 <= _ORDINAL_VALUE.get(after, 0) <= 9:
+                out.append(_ordinal(tens + _ORDINAL_VALUE[after]))
+                i += 2
+                continue
+            out.append(str(tens))
+        elif word in _UNIT_VALUE:
+            out.append(str(_UNIT_VALUE[word]))
+        elif word in _ORDINAL_VALUE:
+            out.append(_ordinal(_ORDINAL_VALUE[word]))
+        elif word in _ORDINAL_TENS_VALUE:
+            out.append(_ordinal(_ORDINAL_TENS_VALUE[word]))
+        elif word.isdecimal():
+            # int() also reads other scripts' digits; leading zeros carry no meaning in a quantity or a date.
+            out.append(str(int(word)) if len(word) < 300 else word)
+        else:
+            out.append(word)
+        i += 1
+    return out
+
+
+def tokens(text: str) -> list[str]:
+    """The normalised tokens of `text`; empty where it is nothing but punctuation.  Articles stay where there is nothing else."""
+    folded = _fold(text)
+    folded = _THOUSANDS.sub("", folded)
+    folded = _POSSESSIVE.sub(" ", folded)
+    folded = _APOSTROPHE.sub("", folded)
+    folded = _DOTTED.sub(lambda m: m.group().replace(".", ""), folded)
+    folded = _CURRENCY.sub(" ", folded)
+    folded = _WORD_BREAKS.sub(" ", folded)
+    words = _unify_numbers(_TOKEN.findall(folded))
+    return [w for w in words if w not in _ARTICLES and w != "s"] or words
+
+
+def normalise(text: str) -> str:
+    """The normalised tokens, joined by single blanks."""
+    return " ".join(tokens(text))
+
+
+def is_number(token: str) -> bool:
+    """Whether a normalised token is a quantity, a year, a decade or an ordinal (`21`, `3.5`, `1990s`, `11th`)."""
+    return _NUMERIC.fullmatch(token) is not None
+
+
+def contains(haystack: Sequence[str], needle: Sequence[str]) -> bool:
+    """Whether the tokens of `needle` occur in `haystack` side by side and in order.  An empty needle occurs nowhere."""
+    n = len(needle)
+    return n > 0 and any(list(haystack[i : i + n]) == list(needle) for i in range(len(haystack) - n + 1))
+
+
+# Where a model has answered and then goes on inventing: a new question, or a line of somebody's system prompt.
+_RUN_ON = re.compile(
+    r"\n\s*(?:q(?:uestion)?\s*\d*\s*[:.]|topic\s*:|passage\s*:|context\s*:|you are an? (?:ai|helpful)\b)", re.IGNORECASE
+)
+_LEAD = re.compile(r"^\s*(?:(?:the\s+)?answer\s*(?:is)?\s*:|a\s*:)\s*", re.IGNORECASE)
+
+
+def first_answer(answer: str) -> str:
+    """The answer without a leading `Answer:` and without what a model writes after it has finished (a new question)."""
+    cut = _RUN_ON.split(answer.strip(), maxsplit=1)[0]
+    return _LEAD.sub("", cut).strip()

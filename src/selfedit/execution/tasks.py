@@ -1,0 +1,232 @@
+"""Tasks of work: what a worker is asked to do, and what it gives back, as plain data.
+
+Knows token ids, and the engine's settings.  Knows nothing of documents or of where a worker runs.
+
+How jobs are cut into tasks depends on the jobs and the settings alone, never on the number of workers, and a task is done by
+one worker in one go: that is why results are the same however many workers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
+
+
+@dataclass(frozen=True)
+class CompletionTask:
+    """Prompts for the policy without any adapter: edits to be written, or an exam before adaptation.
+
+    `ids` name, for each request, the edit or exam that its completion becomes part of.  `memory` is as in a `FitTask`.
+    """
+
+    id: str
+    policy: tuple[str, ...]
+    requests: tuple[DecodeRequest, ...]
+    ids: tuple[str, ...] = ()
+    memory: int | None = None
+
+    @property
+    def cost(self) -> float:
+        """Tokens to be written at the most; only for comparing tasks."""
+        return float(sum(request.max_new_tokens + len(request.prompt) for request in self.requests))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be written at the most; what progress counts in."""
+        return sum(request.max_new_tokens for request in self.requests)
+
+    def without(self, done: Container[str]) -> CompletionTask:
+        """What is left of the task."""
+        left = [k for k, id in enumerate(self.ids) if id not in done]
+        return replace(self, requests=tuple(self.requests[k] for k in left), ids=tuple(self.ids[k] for k in left))
+
+    def completions(self, result: TaskResult) -> dict[str, list[Completion]]:
+        """The completions by id."""
+        found: dict[str, list[Completion]] = {}
+        for id, completion in zip(self.ids, result.completions, strict=True):
+            found.setdefault(id, []).append(completion)
+        return found
+
+
+# Questions of an exam on the way, at the most: it is to cost little beside the fit.
+_LOOK_AT = 64
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
+
+    A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam (`looked_at`).
+    """
+
+    id: str
+    job: FitJob
+    exam: tuple[DecodeRequest, ...] = ()
+    keep: bool = False
+    looks: int = 0
+
+    @property
+    def looks_at(self) -> list[int]:
+        """The steps after which it is examined."""
+        shares = [self.job.steps * k // (self.looks + 1) for k in range(1, self.looks + 1)]
+        return sorted({step for step in shares if 0 < step < self.job.steps}) if self.exam else []
+
+    @property
+    def looked_at(self) -> range:
+        """Which prompts of the exam: all, or some from all over it."""
+        return range(0, len(self.exam), -(-len(self.exam) // _LOOK_AT) or 1)
+
+    @property
+    def sat(self) -> tuple[DecodeRequest, ...]:
+        """All prompts that it answers, on the way and at its end."""
+        return self.exam + tuple(self.exam[k] for k in self.looked_at) * len(self.looks_at)
+
+
+@dataclass(frozen=True)
+class Look:
+    """An exam on the way: the answers after so many steps."""
+
+    step: int
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a fit is kept while it is under way, and how many seconds at least lie between two states.
+
+    A worker that does not see the folder goes without.
+    """
+
+    file: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """Fits that share a bank, with their exams.
+
+    `memory` is how many bytes their plan may use: with the jobs, it decides which fits step together.  None leaves it to the
+    worker.
+    """
+
+    id: str
+    policy: tuple[str, ...]
+    lora: LoraSpec
+    fits: tuple[Fit, ...]
+    memory: int | None = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def cost(self) -> float:
+        """Forward passes in tokens, a training token counted as three; only for comparing tasks."""
+        exam = sum(len(r.prompt) + r.max_new_tokens for fit in self.fits for r in fit.sat)
+        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(fit.id for fit in self.fits)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be trained, and written at the most; what progress counts in."""
+        return sum(fit.job.tokens + sum(r.max_new_tokens for r in fit.sat) for fit in self.fits)
+
+    def without(self, done: Container[str]) -> FitTask:
+        """What is left of the task."""
+        return replace(self, fits=tuple(fit for fit in self.fits if fit.id not in done))
+
+
+Task = CompletionTask | FitTask
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What became of a `Fit`.  `seconds` is its share of the task's time (by tokens); `adapter` holds the files of the
+    adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what befell it."""
+
+    id: str
+    result: FitResult
+    completions: tuple[Completion, ...]
+    seconds: float
+    adapter: dict[str, bytes] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task gave: completions for a `CompletionTask`, outcomes for a `FitTask`.  `error` says why it was given
+    up, `notes` how it was done with less memory than it was given."""
+
+    task_id: str
+    seconds: float
+    completions: tuple[Completion, ...] = ()
+    outcomes: tuple[FitOutcome, ...] = ()
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def completion_tasks(
+    prefix: str, policy: tuple[str, ...], requests: Mapping[str, Sequence[DecodeRequest]], *, size: int
+) -> list[CompletionTask]:
+    """Cuts requests into tasks of at most `size`, similar lengths together.  What belongs to one id stays together, alone if it is
+    more."""
+    groups: list[list[tuple[str, DecodeRequest]]] = []
+    for id, some in sorted(requests.items(), key=lambda item: -max(len(r.prompt) + r.max_new_tokens for r in item[1])):
+        if not groups or len(groups[-1]) + len(some) > size:
+            groups.append([])
+        groups[-1] += [(id, request) for request in some]
+    return [
+        CompletionTask(f"{prefix}/{number}", policy, tuple(r for _, r in group), tuple(id for id, _ in group))
+        for number, group in enumerate(groups)
+    ]
+
+
+def fit_tasks(prefix: str, policy: tuple[str, ...], lora: LoraSpec, fits: Sequence[Fit], *, size: int) -> list[FitTask]:
+    """Cuts fits into tasks of at most `size`, long ones first and fits of similar length together, so that a bank stays full."""
+    ordered = sorted(fits, key=lambda fit: (-fit.job.tokens, fit.id))
+    groups = even_groups([fit.job.tokens for fit in ordered], size=size)
+    return [
+        FitTask(f"{prefix}/{number}", policy, lora, tuple(ordered[k] for k in group))
+        for number, group in enumerate(groups)
+    ]
+
+
+def even_groups(amounts: Sequence[float], *, size: int) -> list[list[int]]:
+    """Numbers of neighbours, at most `size` together and no more of the amount than `size` average ones have (one larger goes
+    alone): otherwise the longest fits would make a task that everybody waits for in the end."""
+    limit = size * sum(amounts) / max(1, len(amounts)) * (1 + 1e-9)
+    groups: list[list[int]] = []
+    amount = 0.0
+    for number, one in enumerate(amounts):
+        if not groups or len(groups[-1]) == size or amount + one > limit:
+            groups.append([])
+            amount = 0.0
+        groups[-1].append(number)
+        amount += one
+    return groups
+
+
+__all__ = [
+    "Checkpoint",
+    "Completion",
+    "CompletionTask",
+    "DecodeRequest",
+    "Fit",
+    "FitJob",
+    "FitOutcome",
+    "FitResult",
+    "FitSettings",
+    "FitTask",
+    "Look",
+    "LoraSpec",
+    "Task",
+    "TaskResult",
+    "TokenSequence",
+    "completion_tasks",
+    "even_groups",
+    "fit_tasks",
+]

@@ -1,0 +1,209 @@
+"""One worker: holds a model, follows the policy, and does tasks with the engine.
+
+Knows the engine and the tasks.  Knows nothing of queues, other workers, documents or stores; the same class runs in this
+process and inside a Ray actor.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from selfedit import engine
+from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Task, TaskResult
+from selfedit.models import BUNDLED_MODELS, Model, Tokenizer, load_model, load_tokenizer, public_name
+
+OnTokens = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How a worker loads its model."""
+
+    name: str
+    device: str | None = None
+    dtype: str = "auto"
+    instruct: bool | None = None
+    trust_remote_code: bool = False
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer alone, for a process that needs no weights."""
+        return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
+
+    def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Worker:
+        """A worker with this model."""
+        return Worker(self, delta)
+
+    def load(self) -> Model:
+        return load_model(
+            self.name,
+            device=self.device,
+            dtype=self.dtype,
+            instruct=self.instruct,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+class Worker:
+    """Does tasks.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
+
+    A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
+    `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use (less than 1
+    where several share it), and how often memory ran out.
+    """
+
+    def __init__(
+        self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
+    ) -> None:
+        self.source = source
+        self.delta = delta
+        self.memory_share = 1.0
+        self.halvings = 0
+        self.model = model if model is not None else source.load()
+        self.policy: tuple[str, ...] = ()
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
+
+    @property
+    def description(self) -> str:
+        """The device and dtype, for the run's record."""
+        return f"{self.model.hf.device}, {str(self.model.hf.dtype).removeprefix('torch.')}"
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a plan should use on this device now."""
+        from selfedit.engine.memory import usable_memory
+
+        return usable_memory(self.model.hf.device)
+
+    def run(self, task: Task, on_tokens: OnTokens | None = None) -> TaskResult:
+        """Does one task.  Errors propagate."""
+        self._follow(task.policy)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", engine.LessMemoryWarning)
+            result = self._fit(task, on_tokens) if isinstance(task, FitTask) else self._write(task, on_tokens)
+        notes = []
+        for warning in caught:
+            if issubclass(warning.category, engine.LessMemoryWarning):
+                notes.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return replace(result, notes=tuple(notes))
+
+    def _follow(self, policy: tuple[str, ...]) -> None:
+        if policy == self.policy:
+            return
+        if policy[: len(self.policy)] != self.policy:
+            # Another chain: begin again from the base weights (subtracting a delta would leave rounding behind).
+            device = self.model.hf.device
+            self.model = replace(self.source, device=str(device)).load()
+            self.policy = ()
+        for name in policy[len(self.policy) :]:
+            with tempfile.TemporaryDirectory() as folder:
+                _write(Path(folder), self.delta(name))
+                engine.merge_adapter(self.model.hf, Path(folder))
+        self.policy = policy
+
+    def _write(self, task: CompletionTask, on_tokens: OnTokens | None) -> TaskResult:
+        started = time.perf_counter()
+        completions = engine.decode(self.model.hf, task.requests, memory=task.memory, on_tokens=on_tokens)
+        return TaskResult(task.id, time.perf_counter() - started, completions=tuple(completions))
+
+    def _fit(self, task: FitTask, on_tokens: OnTokens | None) -> TaskResult:
+        from selfedit.execution.long_fit import LongFit
+
+        started = time.perf_counter()
+        results: dict[int, engine.FitResult] = {}
+        completions: dict[int, tuple[engine.Completion, ...]] = {}
+        adapters: dict[int, dict[str, bytes]] = {}
+
+        def examine(bank: engine.AdapterBank, wave: Mapping[int, tuple[int, engine.FitResult]]) -> None:
+            requests, owners = [], []
+            for number, (slot, result) in wave.items():
+                results[number] = result
+                if result.error is not None:
+                    continue
+                fit = task.fits[number]
+                requests += [replace(request, adapter=slot) for request in fit.exam]
+                owners += [number] * len(fit.exam)
+                if fit.keep:
+                    name = self.source.name
+                    adapters[number] = bank.adapter_files(
+                        slot, base_model=public_name(name), model=name if name in BUNDLED_MODELS else None
+                    )
+            answers: dict[int, list[engine.Completion]] = {}
+            if requests:
+                decoded = engine.decode(self.model.hf, requests, bank=bank, memory=task.memory, on_tokens=on_tokens)
+                for number, completion in zip(owners, decoded, strict=True):
+                    answers.setdefault(number, []).append(completion)
+            completions.update({number: tuple(found) for number, found in answers.items()})
+
+        jobs = [fit.job for fit in task.fits]
+        plan = self._plan(task, jobs)
+        train = partial(engine.fit_all, self.model.hf, task.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
+        long = None
+        if len(jobs) > 1:
+            train()
+        else:
+            long = LongFit(task.fits[0], task.checkpoint, partial(self._look, task, on_tokens))
+            try:
+                train(on_step=long, start=long.start)
+            except engine.UnusableStateError as error:
+                long.begin_anew(error)
+                train(on_step=long)
+        seconds = time.perf_counter() - started + (long.seconds_before if long else 0.0)
+        total = sum(fit.job.tokens for fit in task.fits)
+        outcomes = tuple(
+            FitOutcome(
+                fit.id,
+                results[number],
+                completions.get(number, ()),
+                seconds * fit.job.tokens / total,
+                adapters.get(number, {}),
+                tuple(long.looks) if long else (),
+                tuple(long.notes) if long else (),
+            )
+            for number, fit in enumerate(task.fits)
+        )
+        return TaskResult(task.id, seconds, outcomes=outcomes)
+
+    def _look(self, task: FitTask, on_tokens: OnTokens | None, under_way: engine.UnderWay) -> list[engine.Completion]:
+        (fit,) = task.fits
+        requests = [replace(fit.exam[number], adapter=0) for number in fit.looked_at]
+        return engine.decode(self.model.hf, requests, bank=under_way.bank, memory=task.memory, on_tokens=on_tokens)
+
+    def _plan(self, task: FitTask, jobs: list[engine.FitJob]) -> engine.Plan:
+        """The plan for the memory that comes with the task, so that it is the same on every worker; for less, with a warning, only
+        where it does not fit here, or ran out before."""
+
+        from selfedit.engine.memory import free_memory
+
+        def plan(memory: int) -> engine.Plan:
+            return engine.plan(self.model.hf, task.lora, jobs, memory=memory, calibrate=False)
+
+        given = int(self.memory * self.memory_share) if task.memory is None else task.memory
+        most = min(given >> self.halvings, int(free_memory(self.model.hf.device) * self.memory_share))
+        if not self.halvings:
+            try:
+                if (chosen := plan(given)).memory <= most:
+                    return chosen
+            except engine.NotEnoughMemoryError:
+                # The run began where memory did not suffice; it may here.
+                most = max(given, int(self.memory * self.memory_share))
+        line = (
+            f"planned for {most / 2**30:.2f} GiB instead of {given / 2**30:.2f}: other fits may have stepped together"
+        )
+        warnings.warn(line, engine.LessMemoryWarning, stacklevel=2)
+        return plan(most)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

@@ -1,0 +1,135 @@
+"""Policies: chains of small deltas on the base model, one a round of Step B, kept as checkpoints in PEFT's format.
+
+Knows where checkpoints lie and which model they belong to.  Knows nothing of how they were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from selfedit.documents import Document, sharing_titles
+from selfedit.errors import UserError
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.files import directory_atomically
+
+if TYPE_CHECKING:
+    from selfedit.methods.experiment import Experiment
+
+DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What `train` made; `chain` names its deltas, one a round, in order; `prompt` its editing prompt."""
+
+    chain: tuple[str, ...]
+    prompt: str
+
+
+def delta_name(round: int) -> str:
+    return f"round-{round:02d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds an adapter's files, none of them cut short."""
+    if not all((folder / name).is_file() for name in DELTA_FILES):
+        return False
+    try:
+        with safe_open(folder / DELTA_FILES[1], framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def write_adapter(folder: Path, files: Mapping[str, bytes], beside: Callable[[Path], None] | None = None) -> None:
+    """Writes an adapter's files, whole or not at all; `beside` adds others to the folder."""
+    with directory_atomically(folder) as scratch:
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        if beside is not None:
+            beside(scratch)
+
+
+def read_delta(folder: Path) -> dict[str, bytes]:
+    """The files of one delta.  Errors: UserError where one is missing."""
+    try:
+        return {name: (folder / name).read_bytes() for name in DELTA_FILES}
+    except OSError as error:
+        raise UserError(
+            f"{folder}: not a whole checkpoint ({error.strerror}); the command that made it makes it again"
+        ) from None
+
+
+def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tuple[str, ...]:
+    """Makes the deltas of these rounds known to the workers; returns their names."""
+    names = []
+    for round in rounds:
+        name = delta_name(round)
+        experiment.publish(name, read_delta(run_path / "checkpoints" / name))
+        names.append(name)
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run of `train`: its settings, the round that it selected, how many it made, and its documents."""
+
+    config: dict[str, Any]
+    selected: int
+    rounds: int
+    documents: list[Document]
+
+
+def read_trained(path: Path) -> TrainedRun:
+    """What `train` left in a directory.  Errors: UserError for any other directory, or an unfinished run."""
+    with RunDirectory.read(path) as run:
+        if run.config.get("procedure") != "train":
+            raise UserError(
+                f"{path}: a run of {run.config.get('procedure')}, not of train; name a run of `selfedit train`"
+            )
+        selected = run.read_summary().selected_round
+        if selected is None:
+            raise UserError(f"{path}: no round is selected yet; let `selfedit train` finish")
+        return TrainedRun(run.config, selected, len(run.store.rounds()), run.store.documents())
+
+
+def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document], round: int | None = None) -> Policy:
+    """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that the run
+    has seen.
+
+    Errors: UserError for a run of another procedure, an unfinished one, one of another model, or one without that round; and
+    where the untrained model itself was selected.
+    """
+    trained = read_trained(path)
+    model = trained.config["model"]
+    if model != experiment.settings.model:
+        raise UserError(
+            f"{path}: its checkpoints belong to model {model}, not {experiment.settings.model}; give the same --model"
+        )
+    if round is None and trained.selected == 0:
+        raise UserError(
+            f"{path}: it selected round 0, the untrained model itself, so there is no policy to compare;"
+            " --policy-round N takes another round's"
+        )
+    if round is not None and round > trained.rounds:
+        raise UserError(f"--policy-round {round}: {path} has {trained.rounds} rounds")
+    chosen = round or trained.selected
+    if chosen != trained.selected:
+        experiment.warn(
+            "policy not selected",
+            f"the policy is round {chosen}'s; on validation documents, {path} selected round {trained.selected}",
+        )
+    shared = sharing_titles(documents, trained.documents)
+    if shared:
+        experiment.warn(
+            "documents seen in training",
+            f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
+            f" (first: {shared[0].id}): their figures say nothing about new documents",
+        )
+    chain = publish_chain(experiment, path, range(1, chosen + 1))
+    return Policy(chain, str(trained.config["edit_prompt"]))

@@ -1,0 +1,53 @@
+"""Which editor a model gets where none was named: small models do not write notes that are worth learning.
+
+At 135 million parameters own notes are mostly untrue (docs/results.md has their scores beside the passage's).  The limit of 1
+billion is a judgement: no measurement of this project stands behind it yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from selfedit.methods.experiment import Experiment
+from selfedit.methods.settings import AUTO, ContinualSettings, LearnSettings
+from selfedit.models import parameter_count
+from selfedit.runs.directory import read_config
+
+SMALL = 1_000_000_000  # parameters: models of fewer are small
+
+S = TypeVar("S", LearnSettings, ContinualSettings)
+
+
+def default_editor(parameters: int) -> str:
+    return "passage" if parameters < SMALL else "self"
+
+
+def with_editor(settings: S) -> S:
+    """The settings with an editor named: the one that the run began with, else by the model's size."""
+    if settings.editor != AUTO:
+        return settings
+    config = settings.out / "config.yaml"
+    if config.is_file() and (began_with := read_config(config).get("editor")):
+        return settings.model_copy(update={"editor": str(began_with)})
+    parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
+    return settings.model_copy(update={"editor": default_editor(parameters)})
+
+
+def say_editor(experiment: Experiment, asked: str, editor: str) -> None:
+    """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run."""
+    if experiment.store.documents() or (asked != AUTO and editor != "self"):
+        return
+    settings = experiment.settings
+    parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
+    if parameters >= SMALL:
+        return
+    size = f"{Path(settings.model).name} has {parameters / 1e6:,.0f} million parameters"
+    if asked == AUTO:
+        experiment.warn("editor chosen", f"{size}, too few to write notes worth learning: it learns the passages alone")
+    else:
+        experiment.warn(
+            "small editor",
+            f"{size}, too few to write notes worth learning: much of what it writes will be untrue; --editor passage,"
+            " replay:FILE or api:MODEL teaches it better",
+        )

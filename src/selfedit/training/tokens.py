@@ -1,0 +1,92 @@
+"""From a document and its edit to the engine's token sequences, as a recipe says.
+
+Knows recipes, prompts and a tokenizer.  Knows nothing of fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from selfedit.documents import Document
+from selfedit.engine.jobs import TokenSequence
+from selfedit.models import Tokenizer
+from selfedit.prompts import Prompts
+from selfedit.training.cutting import TrainingSequence, cut
+from selfedit.training.recipes import Recipe
+
+_PIECE = 1 << 16  # characters
+# Bounds on what a writer's token can stand for.  They are never met by text that says something; without them nothing could be
+# said of a run's size and price before its edits and answers are there (`plan`).
+_CHARACTERS, _OWN_TOKENS = 16, 4
+
+
+def most_characters(tokens: int) -> int:
+    """The longest text that is kept of so many tokens; more is cut off."""
+    return _CHARACTERS * tokens
+
+
+def most_own_tokens(tokens: int) -> int:
+    """The most tokens of the student's that so many of a writer's may be, all lines counted by themselves."""
+    return _OWN_TOKENS * tokens
+
+
+def within_bounds(text: str, tokens: int, tokenizer: Tokenizer) -> str:
+    """An edit of so many of its writer's tokens, without the lines that pass the bounds."""
+    kept: list[str] = []
+    characters = own = 0
+    for line in text.split("\n")[:tokens]:
+        characters += len(line) + 1
+        if characters > most_characters(tokens):
+            break
+        own += len(tokenizer.encode(line))
+        if own > most_own_tokens(tokens):
+            break
+        kept.append(line)
+    # Of a single line that is too long, as many characters are left as cannot be too many tokens.
+    return "\n".join(kept) or text[:tokens]
+
+
+def longer_than(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
+    """Whether a text has more tokens than so many.  It is encoded piece by piece, and no further than is needed to know: a
+    tokenizer takes 150 bytes of memory per character."""
+    counted = 0
+    for begin in range(0, len(text), _PIECE):
+        counted += len(tokenizer.encode(text[begin : begin + _PIECE]))
+        if counted > tokens:
+            return True
+    return False
+
+
+def training_sequences(
+    document: Document,
+    edit: str | None,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    context_length: int,
+    *,
+    advance: Callable[[int], None] | None = None,
+) -> list[TrainingSequence]:
+    """What is learned of one document: its edit's texts, then its own.  `advance` is told how many characters were cut."""
+    return cut(
+        document,
+        edit,
+        cutting=recipe.cutting,
+        with_document=recipe.with_document,
+        questions_as_exam=recipe.questions_as_exam,
+        max_tokens=min(recipe.max_sequence_tokens, context_length),
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+        advance=advance,
+    )
+
+
+def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
+    """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the reply is
+    learned."""
+    if sequence.question is not None:
+        asked = prompts.exam(instruct=tokenizer.instruct, title=sequence.title, question=sequence.question)
+    elif recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
+        asked = prompts.study(title=sequence.title)
+    else:
+        return TokenSequence(tuple(tokenizer.text_ids(f"{sequence.title}\n{sequence.text}")))
+    ids, prompt_length = tokenizer.example(asked, sequence.text)
+    return TokenSequence(tuple(ids), prompt_length)

@@ -1,0 +1,143 @@
+"""Agreement of a grader with labelled grades, and the files they are read from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from selfedit.errors import UserError
+from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
+from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.evaluation.lexical import LexicalGrader
+
+ROW = {"title": "Otrar", "question": "Which town?", "gold": "Otrar", "answer": "Otrar", "correct": True, "gradings": 3}
+
+
+def write(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class Scripted:
+    """Returns the grades it was made with."""
+
+    name = "scripted"
+
+    def __init__(self, scores: Sequence[float | None]) -> None:
+        self.scores = scores
+
+    def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
+        return [
+            Grade("ungraded", None, self.name, "no reply")
+            if score is None
+            else Grade("right" if score >= 0.5 else "wrong", score, self.name)
+            for score in self.scores
+        ]
+
+
+def test_rows_are_read_with_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    second = {"question": "Who?", "gold": ["Anna", "Anna Lee"], "answer": "", "correct": False}
+    path.write_text(json.dumps(ROW) + "\n\n" + json.dumps(second) + "\n", encoding="utf-8")
+    first, other = read_graded_rows(path)
+    assert (first.number, first.title, first.gold, first.correct, first.gradings) == (1, "Otrar", ("Otrar",), True, 3)
+    assert (other.number, other.title, other.gold, other.correct, other.gradings) == (
+        3,
+        "",
+        ("Anna", "Anna Lee"),
+        False,
+        1,
+    )
+    assert other.item == GradeItem("Who?", ("Anna", "Anna Lee"), "")
+
+
+def without(name: str) -> dict[str, object]:
+    return {k: v for k, v in ROW.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (without("question"), "no field 'question'"),
+        (without("gold"), "no field 'gold'"),
+        (without("answer"), "no field 'answer'"),
+        (without("correct"), "field 'correct' must be true or false"),
+        ({**ROW, "question": " "}, "field 'question' is empty"),
+        ({**ROW, "gold": []}, "field 'gold' must list"),
+        ({**ROW, "gold": ["a", ""]}, "field 'gold' must list"),
+        ({**ROW, "answer": 7}, "field 'answer' is not text"),
+        ({**ROW, "correct": "yes"}, "field 'correct' must be true or false"),
+        ({**ROW, "gradings": 0}, "field 'gradings' must be a whole number"),
+        ({**ROW, "gradings": 10**400}, "field 'gradings' must be a whole number"),
+        ({**ROW, "answer": "\ud83d"}, "field 'answer' holds half a character"),
+        ({**ROW, "gold": ["a", "\ud83d"]}, "field 'gold' holds half a character"),
+        ([1], "not a JSON object"),
+    ],
+)
+def test_a_bad_row_gets_one_line_with_its_number(tmp_path: Path, row: object, message: str) -> None:
+    path = write(tmp_path / "rows.jsonl", [ROW, row])
+    with pytest.raises(UserError, match=message) as error:
+        read_graded_rows(path)
+    assert str(error.value).startswith(f"{path}: row 2: ")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_files_get_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_graded_rows(tmp_path / "missing.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_graded_rows(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no rows"):
+        read_graded_rows(tmp_path / "empty.jsonl")
+    (tmp_path / "half.jsonl").write_text(json.dumps(ROW) + '\n{"question": "Wh')
+    with pytest.raises(UserError, match="row 2: not JSON"):
+        read_graded_rows(tmp_path / "half.jsonl")
+    for content in ("[" * 200_000, "9" * 5000):
+        (tmp_path / "deep.jsonl").write_text(content)
+        with pytest.raises(UserError, match="row 1: not JSON"):
+            read_graded_rows(tmp_path / "deep.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xff\xfe\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_graded_rows(tmp_path / "latin.jsonl")
+
+
+def test_rows_to_be_graded_need_no_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [without("correct")])
+    (row,) = read_graded_rows(path, labelled=False)
+    assert row.correct is None
+    assert grade_rows(LexicalGrader(), [row])[0].value == "right"
+    with pytest.raises(ValueError, match="no label"):
+        check_grader(LexicalGrader(), [row])
+
+
+def test_the_report_counts_what_it_says(tmp_path: Path) -> None:
+    labels = [True, True, True, False, False, False]
+    rows = read_graded_rows(
+        write(tmp_path / "r.jsonl", [{**ROW, "question": f"Q{i // 2}", "correct": c} for i, c in enumerate(labels)])
+    )
+    report = check_grader(Scripted([0.9, 0.8, 0.3, 0.2, 0.6, None]), rows)
+    assert (report.grader, report.n, report.ungraded, report.questions) == ("scripted", 5, 1, 3)
+    assert report.confusion == {"right": {"right": 2, "wrong": 1}, "wrong": {"right": 1, "wrong": 1}}
+    assert report.agreement == pytest.approx(0.6)
+    # Chance: 3/5 labelled right, 3/5 said right.
+    assert report.kappa == pytest.approx((0.6 - 0.52) / 0.48)
+    assert report.bias == pytest.approx(2.8 / 5 - 3 / 5)
+    assert report.kappa_ci95[0] <= report.kappa <= report.kappa_ci95[1]
+    assert report.bias_ci95[0] <= report.bias <= report.bias_ci95[1]
+    plain = json.loads(json.dumps(report.to_json()))
+    assert {"agreement", "kappa", "kappa_ci95", "bias", "n"} <= set(plain)
+    assert isinstance(plain["kappa_ci95"], list)
+
+
+def test_nothing_graded_is_an_error(tmp_path: Path) -> None:
+    rows = read_graded_rows(write(tmp_path / "r.jsonl", [ROW]))
+    with pytest.raises(UserError, match="no reply"):
+        check_grader(Scripted([None]), rows)
+
+
+def test_a_grader_that_loses_answers_is_a_bug(tmp_path: Path) -> None:
+    rows = read_graded_rows(write(tmp_path / "r.jsonl", [ROW, ROW]))
+    with pytest.raises(RuntimeError, match="1 grades for 2"):
+        grade_rows(Scripted([1.0]), rows)

@@ -1,0 +1,281 @@
+"""Intervals cover what they should, pairs cancel what is common, agreement is what the textbooks say."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from benchmarks import coverage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfedit.evaluation.statistics import (
+    Difference,
+    DocumentScore,
+    accuracy_interval,
+    assumed_deviation,
+    bootstrap,
+    cohen_kappa,
+    difference_deviation,
+    documents_needed,
+    kappa_interval,
+    paired_difference,
+    spearman,
+)
+
+SCORES = st.lists(
+    st.integers(0, 6).flatmap(lambda n: st.tuples(st.integers(0, n).map(float), st.just(n))), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCORES)
+def test_the_interval_holds_the_mean_and_stays_within_zero_and_one(pairs: list[tuple[float, int]]) -> None:
+    scores = [DocumentScore(*pair) for pair in pairs]
+    if not any(s.graded for s in scores):
+        with pytest.raises(ValueError, match="no graded answers"):
+            accuracy_interval(scores)
+        return
+    mean, lo, hi = accuracy_interval(scores)
+    assert mean == pytest.approx(sum(s.score for s in scores) / sum(s.graded for s in scores))
+    assert 0 <= lo <= mean <= hi <= 1
+    # As far as n answers, all of them independent, could tell: never tighter.
+    assert hi - lo >= 3.8 / (sum(s.graded for s in scores) + 3.9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_interval_of_a_difference_is_never_empty_and_turns_with_it(pairs: list[tuple[int, int]]) -> None:
+    first = {str(k): DocumentScore(float(a), 5) for k, (a, _) in enumerate(pairs)}
+    second = {str(k): DocumentScore(float(b), 5) for k, (_, b) in enumerate(pairs)}
+    found, back = paired_difference(first, second), paired_difference(second, first)
+    assert -1 <= found.lo <= found.mean <= found.hi <= 1
+    assert found.hi - found.lo >= 3.8 / (5 * len(pairs) + 3.9)
+    assert (back.mean, back.lo, back.hi) == pytest.approx((-found.mean, -found.hi, -found.lo))
+    assert back.p_value == pytest.approx(found.p_value)
+    assert found.larger_than_noise == back.larger_than_noise
+    if len(pairs) < 6:
+        assert not found.larger_than_noise
+
+
+def test_ungraded_documents_change_nothing_and_one_document_says_nothing_of_others() -> None:
+    scores = {"a": DocumentScore(2, 4), "b": DocumentScore(3, 3)}
+    with_empty = {**scores, "c": DocumentScore(0, 0)}
+    assert accuracy_interval(scores) == accuracy_interval(with_empty)
+    assert accuracy_interval([DocumentScore(2, 4)]) == (0.5, 0.0, 1.0)
+
+
+def test_a_credit_is_between_zero_and_one() -> None:
+    with pytest.raises(ValueError, match="score"):
+        accuracy_interval([DocumentScore(3, 2)])
+    with pytest.raises(ValueError, match="score"):
+        accuracy_interval([DocumentScore(float("nan"), 2)])
+
+
+@pytest.mark.parametrize("right", [0, 6])
+@pytest.mark.parametrize(("documents", "least"), [(1, 1.0), (3, 0.5), (12, 0.2), (50, 0.05)])
+def test_none_of_many_and_all_of_many_are_not_certain(right: int, documents: int, least: float) -> None:
+    mean, lo, hi = accuracy_interval([DocumentScore(float(right), 6)] * documents)
+    assert mean == right / 6
+    assert hi - lo >= least
+
+
+def test_wilson_s_interval_where_answers_are_independent() -> None:
+    # 50 documents with one question each: Wilson's interval for 20 of 50 with Student's quantile 2.0096 (49 degrees).
+    scores = [DocumentScore(float(k < 20), 1) for k in range(50)]
+    t2, n, p = 2.009575**2, 50 * 49 / 50, 0.4  # the effective number: the variance estimate divides by n - 1
+    centre, half = (p + t2 / (2 * n)) / (1 + t2 / n), math.sqrt(t2 * (p * (1 - p) + t2 / (4 * n)) / n) / (1 + t2 / n)
+    assert accuracy_interval(scores) == pytest.approx((p, centre - half, centre + half), abs=1e-6)
+
+
+@pytest.mark.parametrize("documents", [3, 6, 12, 50])
+@pytest.mark.parametrize("accuracy", [0.02, 0.45, 0.98])
+@pytest.mark.parametrize("correlation", [0.0, 0.3])
+def test_coverage_of_the_interval(documents: int, accuracy: float, correlation: float) -> None:
+    # 95 % nominal; the standard error of the simulation itself is 1.1 points.
+    assert coverage.accuracy_row(documents, accuracy, correlation, 400).covered >= 0.92
+
+
+@pytest.mark.parametrize("documents", [3, 6, 12, 50])
+@pytest.mark.parametrize(("accuracy", "difference"), [(0.02, 0.0), (0.02, 0.05), (0.45, 0.1), (0.9, 0.05)])
+def test_coverage_of_the_interval_of_a_difference(documents: int, accuracy: float, difference: float) -> None:
+    row = coverage.difference_row(documents, accuracy, difference, 0.3, 150)
+    assert row.covered >= 0.9
+    assert row.found is not None
+    if difference == 0:
+        assert row.found <= 0.05
+    if documents < 6:
+        assert row.found == 0
+
+
+def draw_documents(rng: np.random.Generator, documents: int, shift: float = 0.0) -> list[DocumentScore]:
+    """Five questions a document; documents differ in difficulty (uniform, mean 0.45), so answers of one are alike."""
+    ease = np.clip(rng.uniform(0.1, 0.8, documents) + shift, 0, 1)
+    return [DocumentScore(float(rng.binomial(5, p)), 5) for p in ease]
+
+
+def test_an_interval_over_answers_would_be_too_short() -> None:
+    rng = np.random.default_rng(2)
+    clustered = [DocumentScore(5.0 if rng.random() < 0.5 else 0.0, 5) for _ in range(60)]
+    mean, lo, hi = accuracy_interval(clustered)
+    naive = 2 * 1.96 * math.sqrt(mean * (1 - mean) / 300)
+    assert hi - lo > 2 * naive
+
+
+def test_replicates_are_no_more_documents() -> None:
+    scores = [DocumentScore(float(k % 6), 5) for k in range(30)]
+    again = [DocumentScore(4.0 * s.score, 4 * s.graded) for s in scores]
+    assert accuracy_interval(again) == pytest.approx(accuracy_interval(scores), abs=1e-9)
+
+
+def test_pairing_cancels_what_is_hard_for_both() -> None:
+    rng = np.random.default_rng(3)
+    base = {str(i): DocumentScore(float(rng.integers(0, 9)), 10) for i in range(30)}
+    better = {d: DocumentScore(s.score + 1, 10) for d, s in base.items()}
+    difference = paired_difference(base, better)
+    assert difference.mean == pytest.approx(0.1)
+    # 30 of 300 answers: as wide as for independent answers, though all documents gain alike.
+    assert 0.04 < difference.lo < 0.07 < 0.13 < difference.hi < 0.17
+    assert difference.larger_than_noise
+    assert difference.documents == 30
+    back = paired_difference(better, base)
+    assert back.mean == pytest.approx(-0.1)
+    assert back.larger_than_noise
+
+
+def gained(documents: int, right: float = 1.0) -> Difference:
+    first = {str(k): DocumentScore(1.0, 6) for k in range(documents)}
+    second = {str(k): DocumentScore(1.0 + right, 6) for k in range(documents)}
+    return paired_difference(first, second)
+
+
+def test_two_documents_that_gain_alike_are_no_evidence() -> None:
+    difference = gained(2)
+    assert difference.mean == pytest.approx(1 / 6)
+    assert difference.lo < -0.5
+    assert difference.hi > 0.5
+    assert difference.p_value == 0.5
+    assert not difference.larger_than_noise
+
+
+def test_six_documents_are_the_fewest_that_can_show_anything() -> None:
+    assert gained(5, right=5).p_value == 2 / 2**5  # every document gains all there is
+    assert not gained(5, right=5).larger_than_noise
+    assert gained(6, right=5).p_value == 2 / 2**6
+    assert gained(6, right=5).larger_than_noise
+
+
+def test_the_sign_flip_test_is_the_exact_one() -> None:
+    gaps = [3, -1, 2, 2, 1, 0, 3, -2]  # right answers gained, of five
+    first = {str(k): DocumentScore(2.0, 5) for k in range(len(gaps))}
+    second = {str(k): DocumentScore(2.0 + gap, 5) for k, gap in enumerate(gaps)}
+    sums = [abs(sum(sign * gap for sign, gap in zip(signs, gaps, strict=True))) for signs in product((1, -1), repeat=8)]
+    expected = sum(value >= sum(gaps) for value in sums) / len(sums)
+    assert paired_difference(first, second).p_value == pytest.approx(expected)
+
+
+def test_noise_is_called_noise() -> None:
+    rng = np.random.default_rng(4)
+    false_alarms = 0
+    for _ in range(200):
+        a = dict(enumerate(draw_documents(rng, 30)))
+        b = dict(enumerate(draw_documents(rng, 30)))
+        named = ({str(k): v for k, v in side.items()} for side in (a, b))
+        false_alarms += paired_difference(*named).larger_than_noise
+    assert false_alarms / 200 <= 0.08
+
+
+def test_only_documents_graded_on_both_sides_are_paired() -> None:
+    a = {"x": DocumentScore(1, 2), "y": DocumentScore(2, 2), "z": DocumentScore(0, 0)}
+    b = {"x": DocumentScore(2, 2), "z": DocumentScore(2, 2), "w": DocumentScore(2, 2)}
+    difference = paired_difference(a, b)
+    assert (difference.mean, difference.documents, difference.p_value) == (0.5, 1, 1.0)
+    assert difference.lo < 0 < difference.hi
+    assert not difference.larger_than_noise
+    with pytest.raises(ValueError, match="no document"):
+        paired_difference({"x": DocumentScore(1, 1)}, {"y": DocumentScore(1, 1)})
+
+
+def test_documents_needed_keeps_its_promise() -> None:
+    deviation = 0.2
+    n = documents_needed(0.05, deviation=deviation)
+    assert n == math.ceil(((1.959964 + 0.841621) * 4) ** 2)
+    rng = np.random.default_rng(5)
+    seen = 0
+    for _ in range(100):
+        gaps = rng.normal(0.05, deviation, n).clip(-0.5, 0.5)
+        a = {str(i): DocumentScore(10.0, 20) for i in range(n)}
+        b = {str(i): DocumentScore(10.0 + 20 * float(g), 20) for i, g in enumerate(gaps)}
+        seen += paired_difference(a, b).larger_than_noise
+    assert 0.73 <= seen / 100 <= 0.87
+
+
+def test_documents_needed_from_the_assumption() -> None:
+    assert assumed_deviation() == pytest.approx(math.sqrt(2 * 0.45 * 0.55 * 0.5 / 5))
+    assert documents_needed() == math.ceil((2.801585 * assumed_deviation() / 0.03) ** 2)
+    assert documents_needed(0.03) > documents_needed(0.06)
+    assert documents_needed(0.03, power=0.9) > documents_needed(0.03)
+    assert documents_needed(-0.03) == documents_needed(0.03)
+    assert documents_needed(0.03, deviation=0.0) == 6
+    with pytest.raises(ValueError, match="zero"):
+        documents_needed(0)
+
+
+def test_deviation_of_paired_differences() -> None:
+    a = {"x": DocumentScore(0, 2), "y": DocumentScore(1, 2), "z": DocumentScore(0, 0)}
+    b = {"x": DocumentScore(2, 2), "y": DocumentScore(1, 2), "z": DocumentScore(1, 1)}
+    assert difference_deviation(a, b) == pytest.approx(np.std([1.0, 0.0], ddof=1))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True))
+def test_spearman_of_a_monotone_map_is_one(values: list[float]) -> None:
+    order = sorted(values)
+    cubes = [order.index(v) ** 3 for v in values]
+    assert spearman(values, cubes) == pytest.approx(1)
+    assert spearman(values, [-c for c in cubes]) == pytest.approx(-1)
+
+
+def test_spearman_with_ties_and_where_it_is_undefined() -> None:
+    # Mean ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5.
+    assert spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert spearman([1, 1], [1, 2]) is None
+    assert spearman([1], [1]) is None
+    with pytest.raises(ValueError, match="as many"):
+        spearman([1, 2], [1])
+
+
+def test_kappa_of_the_textbook_example() -> None:
+    # 20 yes by both, 15 no by both, 5 and 10 disagreements: observed 0.7, expected 0.5.
+    first = [True] * 20 + [True] * 5 + [False] * 10 + [False] * 15
+    second = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert cohen_kappa([True], [True]) == 1.0
+    assert cohen_kappa([True, False], [False, True]) == pytest.approx(-1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_kappa_is_symmetric_and_at_most_one(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    kappa = cohen_kappa(a, b)
+    assert kappa == pytest.approx(cohen_kappa(b, a))
+    assert kappa <= 1
+    assert (kappa == 1) == (a == b)
+
+
+def test_kappa_interval_widens_with_clusters() -> None:
+    rng = np.random.default_rng(6)
+    truth = np.repeat(rng.random(50) < 0.5, 8)
+    said = np.repeat(np.where(rng.random(50) < 0.8, truth[::8], ~truth[::8]), 8)
+    rows = kappa_interval(truth.tolist(), said.tolist())
+    clusters = kappa_interval(truth.tolist(), said.tolist(), [str(i // 8) for i in range(400)])
+    assert rows.mean == clusters.mean == cohen_kappa(truth.tolist(), said.tolist())
+    assert clusters.lo < rows.lo <= rows.mean <= rows.hi < clusters.hi
+
+
+def test_the_draws_are_the_seeds_alone() -> None:
+    first = bootstrap(7, lambda i: i.sum(axis=1).astype(float), resamples=100, seed=1)
+    assert first.shape == (100,)
+    assert np.array_equal(first, bootstrap(7, lambda i: i.sum(axis=1).astype(float), resamples=100, seed=1))
+    assert not np.array_equal(first, bootstrap(7, lambda i: i.sum(axis=1).astype(float), resamples=100, seed=2))
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap(0, lambda i: i.sum(axis=1).astype(float))

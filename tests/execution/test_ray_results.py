@@ -1,0 +1,122 @@
+"""The same run with any number of workers, and with workers killed, gives the same edits, answers, rewards and policy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfedit.execution.pool import InProcess
+from selfedit.execution.worker import ModelSource
+from selfedit.methods.restem import train
+from selfedit.methods.settings import TrainSettings, make_settings
+from selfedit.runs.directory import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Workers have one thread each here, so this process must have one as well."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def train_with(documents: Path, tiny_folder: Path, tmp_path: Path) -> Callable[[str, Any], dict[str, Any]]:
+    """`train_with(name, pool)`: two small rounds of Step B; everything that must not depend on the pool."""
+
+    def run(name: str, pool: Any) -> dict[str, Any]:
+        settings = make_settings(
+            TrainSettings,
+            {
+                "model": str(tiny_folder),
+                "device": "cpu",
+                "dtype": "float32",
+                "documents": (str(documents),),
+                "out": tmp_path / name,
+                "rounds": 2,
+                "edits": 2,
+                "replicates": 2,
+                "validation_share": 0.34,
+                "max_edit_tokens": 24,
+                "max_answer_tokens": 4,
+                "grader": "lexical",
+                "general_questions": 1,
+                "task_size": 3,
+                "set": {"epochs": 2},
+                "outer_set": {"epochs": 1},
+            },
+        )
+        train(settings, pool=pool)
+        with RunDirectory.read(settings.out) as made:
+            store = made.store
+            checkpoints = sorted((settings.out / "checkpoints").rglob("*"))
+            return {
+                "edits": store.edits(),
+                "rows": [
+                    store._rows(f"SELECT {columns} FROM {table} ORDER BY {columns}")
+                    for table, columns in (
+                        ("fits", "id, status, train_tokens, steps, first_loss, last_loss"),
+                        ("answers", "fit_id, question_id, text, tokens"),
+                        ("rounds", "round, train_reward, validation_accuracy, kept_edits"),
+                        ("events", "kind, subject, message"),
+                    )
+                ],
+                "selected": made.read_summary().selected_round,
+                "policies": {
+                    str(file.relative_to(settings.out)): file.read_bytes() for file in checkpoints if file.is_file()
+                },
+            }
+
+    return run
+
+
+def test_results_do_not_depend_on_the_workers(
+    train_with: Callable[[str, Any], dict[str, Any]],
+    make_pool: Callable[..., Any],
+    tiny_folder: Path,
+    notes: list[str],
+) -> None:
+    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
+    expected = train_with("none", InProcess(source))
+    assert len(expected["edits"]) > 16
+    assert any(edit.kept for edit in expected["edits"])
+    assert len(expected["policies"]) >= 4
+
+    pool = make_pool(source, workers=1)
+    assert train_with("one", pool) == expected
+    pool.resize(2)
+    assert train_with("two", pool) == expected
+
+    # Three workers, and every second one of those at work is killed.
+    pool.resize(3)
+    over = threading.Event()
+    killed = []
+
+    def kill() -> None:
+        while not over.wait(1.0):
+            for state in pool.states():
+                if state.state == "working" and state.pid not in killed and len(killed) < 4:
+                    killed.append(state.pid)
+                    os.kill(state.pid, signal.SIGKILL)
+                    time.sleep(2.0)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = train_with("three", pool)
+    finally:
+        over.set()
+        killer.join()
+    assert found == expected
+    assert killed
+    assert any("is lost" in note for note in notes)

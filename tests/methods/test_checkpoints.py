@@ -1,0 +1,253 @@
+"""A long fit is saved on the way: killed at any moment, the run goes on from there and ends to the last bit like a whole one."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import Server
+
+from selfedit.errors import UserError
+from selfedit.execution import long_fit
+from selfedit.methods.continual import continual
+from selfedit.methods.learn import learn
+from selfedit.methods.settings import ContinualSettings, LearnSettings
+from selfedit.reports import build_report
+from selfedit.runs.store import Store
+
+ALWAYS = 1e-9  # minutes: a checkpoint after every step
+KILLS = 6
+
+
+class Stop(BaseException):
+    """Ctrl-C."""
+
+
+class Stopper:
+    """Progress that interrupts after so many calls; `amounts` are what it was told of the last phase."""
+
+    def __init__(self, after: int = -1) -> None:
+        self.left = after
+        self.amounts: list[float] = []
+
+    def begin(self, phase: str, total: float | None) -> None:
+        self.amounts = []
+
+    def advance(self, amount: float) -> None:
+        self.amounts.append(amount)
+        if self.amounts and self.left == len(self.amounts):
+            raise Stop
+
+    def note(self, line: str) -> None: ...
+
+
+@pytest.fixture
+def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> LearnSettings:
+    """One fit of 16 steps with dropout and an exam, saved after each."""
+    return LearnSettings(
+        model=chat_model,
+        documents=(documents(4),),
+        editor="passage",
+        checkpoint_minutes=ALWAYS,
+        **{**quick, "set": {**quick["set"], "dropout": 0.1}},
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def left_over(out: Path) -> list[str]:
+    return sorted(file.name for file in out.rglob("*") if "unfinished" in file.name)
+
+
+def events(out: Path, kind: str) -> list[str]:
+    with Store(out / "run.sqlite", readonly=True) as store:
+        return [event.message for event in store.events(kind)]
+
+
+def interrupted(settings: LearnSettings, *, after: int) -> Path:
+    """A run that was stopped while its fit was under way; the state that it left."""
+    with pytest.raises(Stop):
+        learn(settings, progress=Stopper(after))
+    (file,) = (settings.out / "unfinished").iterdir()
+    assert [path.stat().st_mode & 0o077 for path in (file, file.parent)] == [0, 0]
+    return file
+
+
+@pytest.fixture
+def expected(settings: LearnSettings) -> dict[str, bytes]:
+    return files(learn(settings.model_copy(update={"out": settings.out.with_name("whole")})).adapter)
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
+    settings: LearnSettings, expected: dict[str, bytes]
+) -> None:
+    server = Server()
+    mine = settings.model_dump(mode="json")
+    whole = server.run({**mine, "out": str(settings.out.with_name("counted"))}, procedure="learn")
+    # The first life ends before the fit is under way; the others in the midst of it, or of what they save of it.
+    lives = [("a transaction", 12), *(("a step", 4), ("a file", 7)) * (KILLS // 2)]
+    states = set()
+    for only, event in lives:
+        found = server.run(mine, procedure="learn", only=only, kill_at=event)
+        assert found["signal"] == signal.SIGKILL
+        assert found["begun"][-1][1].startswith(only)
+        states |= {file.read_bytes() for file in settings.out.glob("unfinished/*.safetensors")}
+    assert len(states) == KILLS
+    last = server.run(mine, procedure="learn")
+    assert "error" not in last
+    assert last["events"] < whole["events"]
+    assert files(settings.out / "adapters" / "learned") == expected
+    assert left_over(settings.out) == []
+    assert events(settings.out, "checkpoint") == []
+    server.process.communicate()
+    with (
+        Store(settings.out / "run.sqlite", readonly=True) as mine_,
+        Store(settings.out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
+    ):
+        assert mine_.scored_answers("calibrated") == theirs.scored_answers("calibrated")
+        for fit in theirs.fits():
+            assert mine_.curve(fit.id) == theirs.curve(fit.id)
+
+
+def test_a_resumed_fit_goes_on_where_it_was(settings: LearnSettings, expected: dict[str, bytes]) -> None:
+    interrupted(settings, after=10)
+    progress = Stopper()
+    learn(settings, progress=progress)
+    # Nine steps at once, as they were; the tenth was taken, but not saved.
+    assert progress.amounts[0] == sum(progress.amounts[:1]) > 5 * progress.amounts[1]
+    assert files(settings.out / "adapters" / "learned") == expected
+
+
+def test_without_checkpoints_a_fit_begins_anew(settings: LearnSettings, expected: dict[str, bytes]) -> None:
+    never = settings.model_copy(update={"checkpoint_minutes": 0})
+    with pytest.raises(Stop):
+        learn(never, progress=Stopper(after=10))
+    assert not (settings.out / "unfinished").exists()
+    learn(never)
+    assert files(settings.out / "adapters" / "learned") == expected
+
+
+@pytest.mark.parametrize("harm", ["cut short", "empty", "noise", "of another fit", "other notes"])
+def test_a_state_that_cannot_be_used_is_named_and_the_fit_begins_anew(
+    settings: LearnSettings, expected: dict[str, bytes], harm: str, tmp_path: Path
+) -> None:
+    file = interrupted(settings, after=10)
+    whole = file.read_bytes()
+    if harm == "of another fit":
+        other = settings.model_copy(update={"out": tmp_path / "other", "seed": 1})
+        file.write_bytes(interrupted(other, after=5).read_bytes())
+    elif harm == "other notes":
+        file.write_bytes(whole.replace(b'\\"looks\\"', b'\\"locks\\"'))
+    else:
+        file.write_bytes({"cut short": whole[:-1], "empty": b"", "noise": random.Random(0).randbytes(999)}[harm])
+    learn(settings)
+    assert files(settings.out / "adapters" / "learned") == expected
+    (note,) = events(settings.out, "checkpoint")
+    assert note.startswith(f"the fit begins anew: {file}: ")
+    assert left_over(settings.out) == []
+
+
+def test_a_disk_that_takes_no_checkpoint_does_not_end_the_fit(
+    settings: LearnSettings, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(long_fit.tempfile, "mkstemp", full)
+    learn(settings)
+    assert files(settings.out / "adapters" / "learned") == expected
+    assert events(settings.out, "checkpoint") == [
+        "no checkpoint could be written (No space left on device): a fit that is cut off loses what it did since the last"
+    ]
+
+
+def test_each_step_of_continual_is_saved_too(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    common = {"model": chat_model, "documents": (documents(2),), "editor": "passage", "checkpoint_minutes": ALWAYS}
+    whole = ContinualSettings(**common, **{**quick, "out": quick["out"].with_name("whole")})
+    continual(whole)
+    settings = ContinualSettings(**common, **quick)
+    with pytest.raises(Stop):
+        continual(settings, progress=Stopper(after=3))
+    with pytest.raises(Stop):
+        continual(settings, progress=Stopper(after=3))
+    continual(settings)
+    for step in ("round-01", "round-02"):
+        assert files(settings.out / "checkpoints" / step) == files(whole.out / "checkpoints" / step)
+    assert left_over(settings.out) == []
+
+
+def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Listening:
+        def log(self, values: dict[str, float], step: int) -> None:
+            logged.append((step, values))
+
+        def finish(self) -> None: ...
+
+    monkeypatch.setattr("selfedit.methods.learn.make_tracker", lambda *_: Listening())
+    learned = learn(settings)
+    assert learned.summary is not None
+    assert [(look.step, look.steps) for look in learned.summary.on_the_way] == [(4, 16), (8, 16), (12, 16)]
+    assert [condition.name for condition in learned.summary.conditions] == ["none", "passage"]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        for look in learned.summary.on_the_way:
+            answers = store.scored_answers("calibrated", condition=f"passage after {look.step} of 16 steps")
+            assert len(answers) == 8
+            assert look.accuracy == pytest.approx(sum(a.score or 0.0 for a in answers) / 8)
+        curve = store.curve("0||passage|0")
+        (fit,) = store.fits(condition="passage")
+    assert [step for step, _ in curve] == list(range(1, 17))
+    assert sum(loss for _, loss in curve[-4:]) / 4 == pytest.approx(fit.last_loss)
+    assert [step for step, values in logged if "loss" in values] == list(range(1, 17))
+    assert [step for step, values in logged if "accuracy" in values] == [4, 8, 12]
+    assert learn(settings).summary == learned.summary
+    page = build_report([settings.out]).read_text()
+    (line,) = re.findall(r'<polyline class="curve" .* points="([^"]*)"', page)
+    assert len(line.split()) == 16
+    assert "<b>Exams on the way</b>: accuracy in % after so many training steps of 16" in page
+    chart = page[page.index("Accuracy by training step") :]
+    assert re.findall(r'class="tick" [^>]*>(?:step )?(\d+)</text>', chart)[:3] == ["4", "8", "12"]
+
+
+def test_a_fit_without_an_exam_shows_its_losses(quick: dict[str, Any], chat_model: str, tmp_path: Path) -> None:
+    (tmp_path / "kite.txt").write_text("Ada made a kite in Oslo.")
+    settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "kite.txt"),), editor="passage", **quick)
+    assert learn(settings).summary is None
+    assert '<polyline class="curve"' in build_report([settings.out]).read_text()
+    # A run of an earlier version has no curves, and is reported all the same.
+    with Store(settings.out / "run.sqlite") as store:
+        store._write("DROP TABLE curves")
+    assert "<polyline" not in build_report([settings.out]).read_text()
+
+
+@pytest.mark.parametrize("points", ["[1, 2]", '{"a": 1}', "[[1, [2]]]", "[[1", '[["x", 1]]'])
+def test_a_curve_that_is_none_is_told_in_one_line(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, points: str
+) -> None:
+    settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="passage", **quick)
+    learn(settings)
+    with Store(settings.out / "run.sqlite") as store:
+        store._write("UPDATE curves SET points = ?", (points,))
+    with pytest.raises(UserError, match=r"run\.sqlite: cannot be read as a run's store") as raised:
+        build_report([settings.out])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_exams_on_the_way_change_nothing(
+    settings: LearnSettings, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.methods.learn.LOOKS", 0)
+    learned = learn(settings)
+    assert learned.summary is not None
+    assert learned.summary.on_the_way == ()
+    assert files(learned.adapter) == expected

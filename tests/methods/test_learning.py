@@ -1,0 +1,61 @@
+"""A cheap check that Step B learns at all: a reward that favours one word, and a policy that comes to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from selfedit.methods import restem
+from selfedit.methods.experiment import Experiment
+from selfedit.methods.settings import TrainSettings
+from selfedit.runs.store import Store
+from tiny_world import PLACES
+
+
+class Planted:
+    """In place of fits and exams: 1 for an edit that has the word, else 0.  The word is one that the untrained model writes now
+    and then, in about an eighth of its edits."""
+
+    word = ""
+
+    def __call__(self, experiment: Experiment, training: object, round: int, chain: object) -> None:
+        edits = experiment.store.edits(round=round, writer="train")
+        if not self.word:
+            counts = {place: sum(place in stored.edit.text for stored in edits) for place in PLACES}
+            self.word = min(PLACES, key=lambda place: abs(counts[place] - len(edits) / 8))
+        experiment.store.set_rewards({stored.id: float(self.word in stored.edit.text) for stored in edits})
+
+
+def test_what_is_rewarded_is_written_more_often(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round's mean reward is how often the policy before it writes the word: 64 samples a round."""
+    planted = Planted()
+    monkeypatch.setattr(restem, "fit_rewards", planted)
+    settings = TrainSettings(
+        model=chat_model,
+        documents=(documents(8),),
+        rounds=4,
+        edits=8,
+        validation_share=0,
+        keep_ties=False,
+        outer_set={"rank": 8, "alpha": 16, "learning_rate": 3e-3, "epochs": 6, "batch_size": 2},
+        **quick,
+    )
+    summary = restem.train(settings)
+
+    assert summary.rounds is not None
+    frequencies = [round.train_reward for round in summary.rounds]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        for number, frequency in enumerate(frequencies, start=1):
+            edits = store.edits(round=number, writer="train")
+            assert len(edits) == 64
+            assert frequency == pytest.approx(sum(planted.word in stored.edit.text for stored in edits) / 64)
+            kept = [stored.edit.text for stored in edits if stored.kept]
+            assert kept
+            assert all(planted.word in text for text in kept)
+    # 64 samples of a true eighth reach a third less than once in ten thousand times.
+    assert frequencies[-1] >= frequencies[0] + 0.2
+    assert sum(frequencies[2:]) > sum(frequencies[:2])

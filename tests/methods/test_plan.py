@@ -1,0 +1,309 @@
+"""`--plan` against what a run then did: the same fits, and never more tokens, answers, calls or money."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from counting_pool import CountingPool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfedit.documents import Document
+from selfedit.editors.cleaning import clean
+from selfedit.errors import UserError
+from selfedit.execution.tasks import FitTask, Task, TaskResult
+from selfedit.methods.compare import compare
+from selfedit.methods.continual import continual
+from selfedit.methods.learn import learn
+from selfedit.methods.plan import Plan, plan
+from selfedit.methods.restem import train
+from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, Settings, TrainSettings
+from selfedit.models import load_tokenizer
+from selfedit.prompts import Prompts
+from selfedit.runs.costs import Spent
+from selfedit.runs.directory import RunDirectory
+from selfedit.training.recipes import load_recipe
+from selfedit.training.tokens import tokenize, training_sequences, within_bounds
+from tiny_world import rows, write_rows
+
+
+class Measuring(CountingPool):
+    """What a run really took."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.trained = self.answers = 0
+        self.written: Counter[str] = Counter()
+
+    def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
+        for task in tasks:
+            for result in super().run([task]):
+                kind = "exam" if isinstance(task, FitTask) else task.id.split("/")[0]
+                said = [*result.completions, *(c for outcome in result.outcomes for c in outcome.completions)]
+                self.written[kind] += sum(len(completion.ids) for completion in said)
+                self.answers += len(said) * (kind == "exam")
+                self.trained += sum(outcome.result.tokens for outcome in result.outcomes)
+                yield result
+
+    @property
+    def all_fits(self) -> int:
+        return sum(len(task.fits) for task in self.tasks if isinstance(task, FitTask))
+
+
+def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Plan, Measuring]:
+    planned = plan(procedure, chosen)
+    assert not chosen.out.exists()
+    pool = Measuring(chosen.model)
+    procedure(chosen, pool=pool)
+    assert planned.fits == pool.all_fits
+    assert pool.trained <= planned.train_tokens
+    assert planned.train_tokens_likely <= planned.train_tokens
+    assert pool.answers <= planned.answers
+    assert pool.written["exam"] <= planned.answer_tokens
+    assert pool.written["edits"] <= planned.write_tokens
+    assert pool.written["judge"] + pool.written["ratings"] <= planned.judge_tokens
+    with RunDirectory.read(chosen.out) as run:
+        assert len(run.store.documents()) == planned.documents
+        spent = Spent.of(run.store.costs())
+        assert (spent.known_usd or 0.0) <= (planned.cost_usd or 0.0)
+    return planned, pool
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"editor": ("none", "passage", "self"), "edits": 2, "replicates": 2, "general_questions": 2},
+        {"editor": ("self", "replay:{file}"), "sweep": ("epochs=1,3", "cutting=whole,lines")},
+        {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
+        {
+            "editor": ("self",),
+            "set": {"cutting": "whole", "with_document": False, "epochs": 1},
+            "grader": "judge:local",
+            "max_ungraded": 1.0,
+        },
+        {"editor": ("self:self-qa",), "set": {"questions_as_exam": True, "epochs": 2}, "edits": 2},
+        {"editor": ("self",), "set": {"max_sequence_tokens": 64, "epochs": 1}, "max_edit_tokens": 90},
+    ],
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_compare(
+    quick: dict[str, Any],
+    documents: Callable[[int], str],
+    chat_model: str,
+    base_model: str,
+    chat: bool,
+    more: dict[str, Any],
+) -> None:
+    file = documents(5)
+    more = {**more, "editor": tuple(editor.format(file=file) for editor in more["editor"])}
+    model = chat_model if chat else base_model
+    chosen = CompareSettings(**{**quick, "model": model, "documents": (file,), "temperature": 1.0, **more})
+    planned, pool = planned_and_run(compare, chosen)
+    if not chosen.general_questions:
+        assert planned.answers == pool.answers
+
+
+def test_what_is_there_is_planned_exactly(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    file = documents(3)
+    chosen = CompareSettings(
+        **quick, model=chat_model, documents=(file,), editor=("passage", f"replay:{file}"), edits=2, replicates=2
+    )
+    planned, pool = planned_and_run(compare, chosen)
+    assert planned.train_tokens == planned.train_tokens_likely == pool.trained
+    assert planned.fits == 3 * 2 + 3 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"general_questions": 1},
+        {"select": "top-fraction", "top_fraction": 0.5, "edits": 3, "rounds": 1},
+        {"reward": "judge", "judge_sample": 2, "rounds": 1, "validation_share": 0.0},
+    ],
+)
+def test_train_and_its_policy(small_train: dict[str, Any], tmp_path: Path, more: dict[str, Any]) -> None:
+    chosen = TrainSettings(**{**small_train, **more})
+    if chosen.reward == "judge":  # the tiny model's ratings cannot be read, so that nothing is kept
+        with pytest.raises(UserError, match="no edit was kept"):
+            planned_and_run(train, chosen)
+        return
+    planned_and_run(train, chosen)
+    shared = {k: small_train[k] for k in ("model", "device", "dtype", "set", "max_edit_tokens", "general_questions")}
+    other = write_rows(tmp_path / "others.jsonl", rows(8)[6:])
+    planned, pool = planned_and_run(
+        compare,
+        CompareSettings(
+            **shared,
+            documents=(str(other),),
+            editor=("self",),
+            edits=2,
+            policy=chosen.out,
+            policy_round=1,
+            out=tmp_path / "with",
+        ),
+    )
+    assert planned.fits == pool.all_fits == 2 * 2 + 2 * 2
+
+
+def test_above_baseline_plans_for_every_edit(small_train: dict[str, Any]) -> None:
+    best = plan(train, TrainSettings(**small_train))
+    all_edits = plan(train, TrainSettings(**small_train, select="above-baseline"))
+    assert all_edits.fits == best.fits
+    assert all_edits.train_tokens > best.train_tokens
+    assert all_edits.answers == best.answers + 4 * 2  # the later round's students before they learn
+
+
+@pytest.mark.parametrize("editor", ["passage", "self"])
+def test_learn(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: str) -> None:
+    chosen = LearnSettings(**quick, model=chat_model, documents=(documents(3),), editor=editor, edits=2)
+    planned, _ = planned_and_run(learn, chosen)
+    assert planned.fits == 1
+
+
+@pytest.mark.parametrize("editor", ["passage", "self"])
+def test_continual(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: str) -> None:
+    chosen = ContinualSettings(**quick, model=chat_model, documents=(documents(3),), editor=editor, edits=2)
+    planned, pool = planned_and_run(continual, chosen)
+    assert planned.fits == 3
+    assert planned.answers == pool.answers == 2 * (3 + 1 + 2 + 3)
+
+
+# APIs
+
+
+PRICES = "models:\n  writer: {input: 100, output: 1000}\n  judge: {input: 50, output: 500}\n"
+
+
+@pytest.fixture
+def greedy(server: Any) -> Any:
+    """A server whose replies are as long as they may be, and which counts a token for every two bytes that it reads."""
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        asked = json.dumps(body["messages"], ensure_ascii=False)
+        text = "10" if "Rate the notes" in asked else "Notes, of which\nthere are many.\n" * 40
+        text = '{"verdict": "yes"}' if "response_format" in body else text
+        usage = {"prompt_tokens": len(asked.encode()) // 2, "completion_tokens": body["max_tokens"]}
+        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": text}}
+        return {"id": "c", "choices": [choice], "usage": usage}
+
+    server.reply = reply
+    return server
+
+
+@pytest.mark.parametrize("effort", [None, "low"])
+def test_money_of_compare(
+    quick: dict[str, Any],
+    documents: Callable[[int], str],
+    chat_model: str,
+    greedy: Any,
+    tmp_path: Path,
+    effort: str | None,
+) -> None:
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    chosen = CompareSettings(
+        **{**quick, "general_questions": 1},
+        model=chat_model,
+        documents=(documents(3),),
+        editor=("api:writer", "passage"),
+        edits=2,
+        grader="judge:judge",
+        api_base=greedy.url,
+        prices=tmp_path / "prices.yaml",
+        reasoning_effort=effort,
+        judge_reasoning_effort=effort,
+    )
+    planned, _ = planned_and_run(compare, chosen)
+    assert 0 < len(greedy.completions) <= planned.calls
+    with RunDirectory.read(chosen.out) as run:
+        spent = Spent.of(run.store.costs()).known_usd or 0.0
+    assert planned.cost_usd_likely is not None
+    assert 0 < planned.cost_usd_likely < (planned.cost_usd or 0)
+    assert spent > 0
+
+
+def test_money_of_rewards(small_train: dict[str, Any], greedy: Any, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    more = {"reward": "judge", "judge": "judge", "judge_sample": 1, "rounds": 1, "grader": "judge:judge"}
+    chosen = (
+        TrainSettings(
+            **{**small_train, **more}, api_base=greedy.url, prices=tmp_path / "prices.yaml", general_questions=0
+        )
+        if "general_questions" not in small_train
+        else TrainSettings(**{**small_train, **more}, api_base=greedy.url, prices=tmp_path / "prices.yaml")
+    )
+    planned, _ = planned_and_run(train, chosen)
+    assert 0 < len(greedy.completions) <= planned.calls
+
+
+def test_a_plan_needs_no_key_and_says_where_a_price_is_unknown(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(2),), editor=("api:gpt-4.1",))
+    planned = plan(compare, chosen)
+    assert planned.cost_usd is not None
+    assert planned.calls == 2
+    unknown = plan(compare, chosen.model_copy(update={"editor": ("api:nobody",)}))
+    assert unknown.cost_usd is None
+    assert "unknown price" in unknown.text()
+
+
+def test_mistakes_are_told_as_by_the_run(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(2),), policy=Path("nowhere"))
+    with pytest.raises(UserError, match="nowhere: not the directory of a run"):
+        plan(compare, chosen)
+    with pytest.raises(UserError, match="no layer matches the targets"):
+        plan(compare, chosen.model_copy(update={"policy": None, "set": {"targets": ["query"]}}))
+
+
+# The bound of a fit on an edit that is not written yet
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cutting": "whole", "with_document": False},
+        {"questions_as_exam": True},
+        {"cutting": "whole", "questions_as_exam": True, "max_sequence_tokens": 16},
+        {"max_sequence_tokens": 80},
+    ],
+)
+def test_no_edit_is_more_than_planned(
+    quick: dict[str, Any], chat_model: str, base_model: str, tmp_path: Path, chat: bool, changes: dict[str, Any]
+) -> None:
+    model, most_tokens = (chat_model if chat else base_model), 24
+    recipe = load_recipe("default").with_settings({"epochs": 1, **changes})
+    row = rows(1)[0]
+    document = Document(row["id"], row["title"], row["text"])
+    chosen = LearnSettings(
+        **{**quick, "set": {"epochs": 1, **changes}},
+        model=model,
+        editor="self",
+        documents=(str(write_rows(tmp_path / "one.jsonl", [{k: v for k, v in row.items() if k != "questions"}])),),
+    )
+    assert chosen.max_edit_tokens == most_tokens
+    planned = plan(learn, chosen).train_tokens
+    tokenizer, prompts = load_tokenizer(model), Prompts()
+    vocabulary = st.lists(st.integers(0, len(tokenizer.hf) - 1), max_size=most_tokens).map(tokenizer.decode)
+    lines = st.lists(st.text(max_size=6), max_size=60).map("\n".join)
+    pairs = st.lists(st.sampled_from(["Question: a", "Answer: b", "Q. c?", "A: ♜", "x"]), max_size=40).map("\n".join)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.one_of(vocabulary, lines, pairs, st.text(max_size=2000), st.text("a \n", max_size=2000)))
+    def check(raw: str) -> None:
+        text = within_bounds(clean(raw, cut_off=False).text, most_tokens, tokenizer)
+        sequences = training_sequences(document, text, recipe, tokenizer, 1024)
+        assert sum(len(tokenize(one, recipe, tokenizer, prompts).ids) for one in sequences) <= planned
+
+    check()

@@ -1,0 +1,88 @@
+"""From an edit and its document to training sequences."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from selfedit.documents import Document
+from selfedit.training.cutting import TrainingSequence, cut, question_pairs
+
+DOCUMENT = Document("d", "Kites", "Ada made a kite. It is new.")
+EDIT = "Ada made it.\nQuestion: Who made it?\nAnswer: Ada\nIt is new."
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def texts(edit: str | None, **settings: Any) -> list[str]:
+    found = cut(DOCUMENT, edit, **{"cutting": "lines", "max_tokens": 1000, "count_tokens": words, **settings})
+    assert {sequence.title for sequence in found} == {"Kites"}
+    assert not any(sequence.question for sequence in found)
+    return [sequence.text for sequence in found]
+
+
+def test_each_line_is_a_sequence_and_the_document_is_the_last() -> None:
+    assert texts(EDIT) == ["Ada made it.", "Question: Who made it?\nAnswer: Ada", "It is new.", DOCUMENT.text]
+
+
+def test_the_whole_edit_is_one_sequence_if_asked() -> None:
+    assert texts(EDIT, cutting="whole") == [EDIT, DOCUMENT.text]
+
+
+def test_without_an_edit_the_document_is_learned() -> None:
+    assert texts(None) == [DOCUMENT.text]
+    assert texts(None, with_document=False) == [DOCUMENT.text]
+
+
+def test_the_document_can_be_left_out_unless_nothing_else_is_there() -> None:
+    assert texts("It is new.", with_document=False) == ["It is new."]
+    assert texts(" \n", with_document=False) == [DOCUMENT.text]
+    assert texts("Question: left without an answer?", with_document=False, questions_as_exam=True) == [DOCUMENT.text]
+
+
+@pytest.mark.parametrize("cutting", ["lines", "whole"])
+def test_questions_in_the_exams_own_form(cutting: Any) -> None:
+    found = cut(
+        DOCUMENT,
+        EDIT,
+        cutting=cutting,
+        questions_as_exam=True,
+        max_tokens=1000,
+        count_tokens=words,
+        with_document=False,
+    )
+    others = ["Ada made it.", "It is new."] if cutting == "lines" else ["Ada made it.\nIt is new."]
+    assert found[0] == TrainingSequence("Kites", "Ada", "Who made it?")
+    assert [sequence.text for sequence in found[1:]] == others
+
+
+@pytest.mark.parametrize(
+    ("lines", "pairs", "others"),
+    [
+        (["Question: a?", "Answer: b"], [("a?", "b")], []),
+        (["Q1: a?", "A1: b", "q2. c?", "a2. d"], [("a?", "b"), ("c?", "d")], []),
+        (["QUESTION 3) a?", "answer 3) b"], [("a?", "b")], []),
+        (["Question: a?", "Question: b?", "Answer: c"], [("b?", "c")], []),
+        (["Answer: a", "It is new."], [], ["Answer: a", "It is new."]),
+        (["Questions remain.", "Answers too."], [], ["Questions remain.", "Answers too."]),
+    ],
+)
+def test_question_pairs(lines: list[str], pairs: list[tuple[str, str]], others: list[str]) -> None:
+    assert question_pairs(lines) == (pairs, others)
+
+
+def test_long_texts_are_cut_into_overlapping_parts() -> None:
+    sentences = [f"Ada made kite number {k} in Oslo." for k in range(60)]
+    document = Document("d", "Kites", " ".join(sentences))
+    found = cut(document, "It is new.", cutting="lines", max_tokens=150, count_tokens=words)
+    assert found[0].text == "It is new."
+    parts = [sequence.text for sequence in found[1:]]
+    assert len(parts) > 1
+    assert all(words(part) + words(document.title) <= 150 for part in parts)
+    assert all(any(sentence in part for part in parts) for sentence in sentences)
+    for one, two in itertools.pairwise(parts):
+        assert two.split(".")[0] in one
