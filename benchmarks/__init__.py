@@ -1,4 +1,5 @@
-"""Measurements of speed, and searches whose results the package uses; each prints its table and records it in `results/`."""
+"""Measurements of speed, and searches whose results the package uses; each prints its table and records it in
+`results/`."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.coverage [--trials 2000]
 
-A document has five questions; documents differ by a beta distribution with an intra-class correlation of 0, 0.3 or 0.8 (0: every
-question is alike; 0.8: nearly all of a document's questions are right together).  For differences, questions that were answered
-wrong become right with a chance that varies over documents as much, and right ones become wrong with a chance of 0.1.
-"""
+A document has five questions; documents differ by a beta distribution with an intra-class correlation of 0, 0.3 or 0.8
+(0: every question is alike; 0.8: nearly all of a document's questions are right together).  For differences, questions
+that were answered wrong become right with a chance that varies over documents as much, and right ones become wrong with
+a chance of 0.1."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DIFFERENCES = ((0.02, 0.0), (0.02, 0.05), (0.45, 0.0), (0.45, 0.1), (0.45, 0.3),
 
 @dataclass(frozen=True)
 class Row:
-    """`covered` is the share of intervals that hold the truth, `width` their mean width, `found` the share of differences that
-    are called larger than noise."""
+    """`covered` is the share of intervals that hold the truth, `width` their mean width, `found` the share of
+    differences that are called larger than noise."""
 
     documents: int
     accuracy: float

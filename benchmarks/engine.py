@@ -3,20 +3,20 @@
     python -m benchmarks.engine                                   # this machine's CPU, SmolLM2-135M's shape, minutes
     python -m benchmarks.engine --device cuda --shape qwen2.5-3b  # one GPU
 
-Weights are random (speed does not depend on them) and texts are random tokens, of the lengths that real edits have.  Every
-mode does work of the same kind on the same model in the same run; what counts are ratios of useful tokens a second:
+Weights are random (speed does not depend on them) and texts are random tokens, of the lengths that real edits have.
+Every mode does work of the same kind on the same model in the same run; what counts are ratios of useful tokens a
+second:
 
     padded     one adapter at a time, every sequence padded to 2,048 tokens, batch size 1, PEFT + Trainer
     unpadded   the same without padding
     bank       all adapters through `selfedit.engine.fit_all`
     decode     answers of all adapters in one batch, against one adapter after another
 
-The slow modes do a sample of the work, `--quick` a smaller one, in the same proportions of short and long sequences.  The floor
-counts the products that any implementation must compute (`Plan.useful_flops`); the peak is this machine's own rate of
-large matrix products, measured again and again between the bank's steps, because a shared machine's speed changes from one
-minute to the next.  For the same reason the modes that are close take turns: unpadded, bank, unpadded; serial answers, all
-together, serial answers.
-"""
+The slow modes do a sample of the work, `--quick` a smaller one, in the same proportions of short and long sequences.
+The floor counts the products that any implementation must compute (`Plan.useful_flops`); the peak is this machine's own
+rate of large matrix products, measured again and again between the bank's steps, because a shared machine's speed
+changes from one minute to the next.  For the same reason the modes that are close take turns: unpadded, bank, unpadded;
+serial answers, all together, serial answers."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ from selfedit.engine.memory import peak_memory, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 
-# Lengths, in SmolLM2's tokens, of the sequences of 48 self-edits that Qwen2.5-7B wrote for SQuAD passages (the edits published with
-# arXiv 2506.10943): each line headed by its document's title, the document itself last.
+# Lengths, in SmolLM2's tokens, of the sequences of 48 self-edits that Qwen2.5-7B wrote for SQuAD passages (the edits
+# published with arXiv 2506.10943): each line headed by its document's title, the document itself last.
 # fmt: off
 EDITS: tuple[tuple[int, ...], ...] = (
     (37, 26, 28, 45, 29, 8, 31, 32, 35, 33, 203), (32, 32, 21, 29, 35, 248), (19, 30, 27, 26, 34, 32, 179),
@@ -133,7 +133,8 @@ LORA = {
     "all-linear": LoraSpec(rank=16, alpha=32),
 }
 
-# fits and epochs of the bank; sequences of the two Trainer modes; adapters, questions of each and new tokens of the answers.
+# fits and epochs of the bank; sequences of the two Trainer modes; adapters, questions of each and new tokens of the
+# answers.
 SIZES = {
     ("cpu", False): {"fits": 48, "epochs": 1, "unpadded": 60, "padded": 4, "adapters": 24, "questions": 5, "new": 24},
     ("cpu", True): {"fits": 16, "epochs": 1, "unpadded": 24, "padded": 2, "adapters": 10, "questions": 5, "new": 12},
@@ -253,7 +254,8 @@ def sample(count: int) -> list[int]:
 def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.device) -> dict[str, Any]:
     chosen = plan(model, spec, work)
     say(
-        f"bank: {len(work)} fits, {chosen.tokens} tokens, banks of {chosen.bank_size}, {chosen.token_budget} tokens a step"
+        f"bank: {len(work)} fits, {chosen.tokens} tokens, banks of {chosen.bank_size}, {chosen.token_budget} "
+        "tokens a step"
     )
     product = best_product(model)
     computed, peaks, pause = 0, [], 0.0
@@ -307,7 +309,8 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
 
 
 def breakdown(model: Any, spec: LoraSpec, work: list[FitJob]) -> dict[str, float]:
-    """Shares of the time of a few steps, the first step apart, by kind of operation; what is left is Python (and the profiler)."""
+    """Shares of the time of a few steps, the first step apart, by kind of operation; what is left is Python (and the
+    profiler)."""
     from torch.profiler import ProfilerActivity, profile
 
     steps, seconds = 0, 0.0
@@ -411,8 +414,8 @@ def run_trainer(model: Any, spec: LoraSpec, lengths: list[int], *, padded: bool)
 
 
 def run_decode(model: Any, spec: LoraSpec, adapters: int, questions: int, new: int) -> dict[str, Any]:
-    """Greedy answers of a fixed number of tokens: `serial` decodes one adapter after another, each with its questions as a
-    batch, through the same code; `generate` is PEFT's model with transformers' generate, the same way."""
+    """Greedy answers of a fixed number of tokens: `serial` decodes one adapter after another, each with its questions
+    as a batch, through the same code; `generate` is PEFT's model with transformers' generate, the same way."""
     generator = random.Random(2)
     requests = [
         DecodeRequest(
@@ -548,13 +551,15 @@ def show(figures: dict[str, Any]) -> None:
         if mode in figures:
             f = figures[mode]
             say(
-                f"{mode:>9}: {f['tokens']:7d} useful tokens in {f['seconds']:7.1f} s = {f['tokens_per_second']:9.1f} tokens/s"
+                f"{mode:>9}: {f['tokens']:7d} useful tokens in {f['seconds']:7.1f} s = "
+                f"{f['tokens_per_second']:9.1f} tokens/s"
             )
     if "bank" in figures:
         f = figures["bank"]
         say(
             f"    floor: {f['floor_flops'] / 1e12:.2f} TFLOP = {f['floor_seconds']:.1f} s at the measured peak of"
-            f" {f['peak_flops_per_second'] / 1e9:.0f} GFLOP/s; reached {f['share_of_peak']:.0%}, padding {f['padding']:.1%}"
+            f" {f['peak_flops_per_second'] / 1e9:.0f} GFLOP/s; reached {f['share_of_peak']:.0%}, padding "
+            f"{f['padding']:.1%}"
         )
         say(
             f"           {f['fits_per_hour']:.0f} fits an hour; planned {f['planned_seconds']:.1f} s"

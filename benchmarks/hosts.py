@@ -2,11 +2,11 @@
 
     python -m benchmarks.hosts [--keep-output DIR]
 
-Makes network namespaces with their own addresses, joined by a bridge in a further namespace; starts a Ray head in one and a
-worker machine in each of two others; runs a small `train` with the bundled model from the head, which holds no worker.  When
-the first fits for rewards are done, host B's link goes down; then a third machine joins.  The result is
-compared with the same run in a single process: edits, fits, answers, rewards and checkpoint must be equal.  The hosts share the
-machine's disk, so this shows how machines are lost, not how a model is brought to them.
+Makes network namespaces with their own addresses, joined by a bridge in a further namespace; starts a Ray head in one
+and a worker machine in each of two others; runs a small `train` with the bundled model from the head, which holds no
+worker.  When the first fits for rewards are done, host B's link goes down; then a third machine joins.  The result is
+compared with the same run in a single process: edits, fits, answers, rewards and checkpoint must be equal.  The hosts
+share the machine's disk, so this shows how machines are lost, not how a model is brought to them.
 
 Needs Linux, root and `ip` (iproute2); says so and skips where one is missing.  Writes `benchmarks/results/hosts.json`.
 """
@@ -55,7 +55,8 @@ SETTINGS = {
     "set": {"epochs": 1},
     "outer_set": {"epochs": 1},
 }
-# Ray notices a machine that is silent after (failures allowed) times (period); by default that takes half a minute longer.
+# Ray notices a machine that is silent after (failures allowed) times (period); by default that takes half a minute
+# longer.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "2000",

@@ -2,20 +2,20 @@
 
     python -m benchmarks.kills [--kills 50] [--kills-with-workers 10] [--commands compare train] [--seed 0] [--write]
 
-Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this process's
-forks, so that nothing but the run itself takes time, and gets SIGKILL: half of the times after a random time, half of the times at
-a random event (a statement of the store's, a file synced, renamed or removed, a step of the engine).  With two workers of a
-local Ray, the signal goes to the driver's process group, or to the driver alone.  Then the same command is given again, until it
-ends; a campaign is all lives of one run.
+Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this
+process's forks, so that nothing but the run itself takes time, and gets SIGKILL: half of the times after a random time,
+half of the times at a random event (a statement of the store's, a file synced, renamed or removed, a step of the
+engine).  With two workers of a local Ray, the signal goes to the driver's process group, or to the driver alone.  Then
+the same command is given again, until it ends; a campaign is all lives of one run.
 
-Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After each
-campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers, times aside; so an
-edit, fit, answer or cost that is there twice shows.  Whether an edit or a fit was begun again that the store had.  Which
-unfinished and temporary files are left in the run's directory, in the temporary directory, and in shared memory.
+Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After
+each campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers,
+times aside; so an edit, fit, answer or cost that is there twice shows.  Whether an edit or a fit was begun again that
+the store had.  Which unfinished and temporary files are left in the run's directory, in the temporary directory, and in
+shared memory.
 
-`compare` has an API's edits among its conditions, from a server on this machine: what is booked must be what came, each reply once.
-Linux only.  With --write the figures go to `benchmarks/results/kills.json`.
-"""
+`compare` has an API's edits among its conditions, from a server on this machine: what is booked must be what came, each
+reply once. Linux only.  With --write the figures go to `benchmarks/results/kills.json`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ LONGEST = 300.0  # seconds that a life may last
 WORDS = {
     "compare": "--editor=passage --editor=self --editor=api:writer --edits=2 --replicates=2",
     "learn": "--editor=self --edits=2",
-    "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4 --outer-set=learning_rate=3e-3",
+    "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4 "
+    "--outer-set=learning_rate=3e-3",
     "continual": "--editor=self --edits=2",
 }
 # What of the store must be equal: all but times, and numbers that SQLite gives.
@@ -61,9 +62,11 @@ TABLES = {
     "documents": "SELECT * FROM documents",
     "questions": "SELECT * FROM questions",
     "edits": "SELECT * FROM edits",
-    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss FROM fits",
+    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss "
+    "FROM fits",
     "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
-    "verdicts": "SELECT fit_id, question_id, grader, value, score, note FROM grades JOIN answers ON answer_id = answers.id",
+    "verdicts": "SELECT fit_id, question_id, grader, value, score, note FROM grades JOIN answers ON answer_id "
+    "= answers.id",
     "rounds": "SELECT round, train_reward, validation_accuracy, kept_edits, checkpoint FROM rounds",
     "costs": "SELECT what, condition, round, model, input_tokens, output_tokens, usd FROM costs",
     "api calls": "SELECT key, request, input_tokens, output_tokens FROM api_calls",

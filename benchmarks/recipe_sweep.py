@@ -2,10 +2,10 @@
 
     python -m benchmarks.recipe_sweep --split train --documents 8 [--only NAME ...]
 
-Learns news items of the built-in corpus (train or validation items, never test) from the corpus's own edits and from the passage
-alone, under each recipe of the grid below, one adapter an item; prints and appends, recipe by recipe, how many exam
-questions the lexical grader finds right, and how many of the general questions that the model knew before it still answers.
-"""
+Learns news items of the built-in corpus (train or validation items, never test) from the corpus's own edits and from
+the passage alone, under each recipe of the grid below, one adapter an item; prints and appends, recipe by recipe, how
+many exam questions the lexical grader finds right, and how many of the general questions that the model knew before it
+still answers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def main() -> None:
 def measure(
     model: Model, documents: list[Document], known: list[Question], recipe: Recipe, source: str
 ) -> dict[str, object]:
-    """Trains one adapter a document, examines it, and asks it some of the general questions that the model knew before."""
+    """Trains one adapter a document, examines it, and asks it some of the general questions that the model knew
+    before."""
     started = time.perf_counter()
     prompts, tokenizer = Prompts(), model.tokenizer
     jobs = [

@@ -2,16 +2,17 @@
 
     python -m benchmarks.scaling [--rounds 8]
 
-Measured: one and the same task of fits with their exams (of the bundled model on the built-in training items), with one thread
-each, by four arms that take turns, task by task, because a shared machine's speed changes from one minute to the next: an
-engine in a process pinned to one core (the cores take turns too); one of a pool's two workers; two such engines at once,
-which is what the machine itself allows two cores to do; both workers at once.  All are ready and warm; the time runs
-from sending the task to having its result.  Then a queue of tasks on both workers, for the share of it that each is idle.
+Measured: one and the same task of fits with their exams (of the bundled model on the built-in training items), with one
+thread each, by four arms that take turns, task by task, because a shared machine's speed changes from one minute to the
+next: an engine in a process pinned to one core (the cores take turns too); one of a pool's two workers; two such
+engines at once, which is what the machine itself allows two cores to do; both workers at once.  All are ready and warm;
+the time runs from sending the task to having its result.  Then a queue of tasks on both workers, for the share of it
+that each is idle.
 
 Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out tasks in the real pool
-(`selfedit.execution.schedule`), with task times drawn from the measured ones and the measured time that the driver needs for a
-task.  The phases of a round follow one another as they do in `train`: edits are written, fits made and examined, the
-editor trained (one fit, so one worker), and the new editor validated.
+(`selfedit.execution.schedule`), with task times drawn from the measured ones and the measured time that the driver
+needs for a task.  The phases of a round follow one another as they do in `train`: edits are written, fits made and
+examined, the editor trained (one fit, so one worker), and the new editor validated.
 
 Writes `benchmarks/results/scaling.json`.
 """
@@ -99,7 +100,8 @@ def measured_tasks() -> tuple[Any, Any]:
 
 
 def engine(core: int, connection: Connection) -> None:
-    """A process with an engine in it, pinned to one core: answers each task with its result and the seconds that it took."""
+    """A process with an engine in it, pinned to one core: answers each task with its result and the seconds that it
+    took."""
     os.sched_setaffinity(0, [core])
     import torch
 
@@ -120,7 +122,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """Tasks of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a queue."""
+    """Tasks of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a
+    queue."""
     from selfedit.execution.ray_pool import RayPool
     from selfedit.execution.worker import ModelSource
 
@@ -280,8 +283,8 @@ class SimulatedUnit:
 
 
 def simulate(tasks: Sequence[SimulatedUnit], workers: int, driver: float) -> float:
-    """Seconds until the last result is committed.  A worker begins a task that waits behind another at once; the driver needs
-    `driver` seconds for each result before it hands out the next task."""
+    """Seconds until the last result is committed.  A worker begins a task that waits behind another at once; the driver
+    needs `driver` seconds for each result before it hands out the next task."""
     from selfedit.execution.schedule import Schedule
 
     schedule = Schedule(tasks)  # type: ignore[arg-type]
@@ -343,8 +346,8 @@ def round_of(
     draw = random.Random(documents)
     rates = {kind: [seconds / cost for cost, seconds in pairs] for kind, pairs in times.items()}
 
-    # Costs of one edit (prompt and text), one fit with its exam, and training on one kept edit; in the published runs an edit
-    # with its document has 410 tokens on average, very unequally: here between a third and three times of it.
+    # Costs of one edit (prompt and text), one fit with its exam, and training on one kept edit; in the published runs
+    # an edit with its document has 410 tokens on average, very unequally: here between a third and three times of it.
     def fit_cost() -> float:
         size = min(1230.0, max(137.0, draw.lognormvariate(5.84, 0.6)))
         return 3 * size * ROUND_EPOCHS + 5 * (60 + 64)

@@ -1,16 +1,16 @@
-"""Trains the calibrated grader and says how far it can be trusted.  Needs scikit-learn 1.9 (`pip install scikit-learn`).
+"""Trains the calibrated grader and says how far it can be trusted.  Needs scikit-learn 1.9
+(`pip install scikit-learn`).
 
     python benchmarks/train_calibrated_grader.py VERDICTS.jsonl [--write src/selfedit/evaluation/calibrated_model.json]
 
-VERDICTS.jsonl has rows {"title", "question", "gold", "answer", "correct"}: answers to SQuAD questions and whether GPT-4.1
-accepted them, published with "Self-Adapting Language Models" (Zweiger et al. 2025, MIT licence; questions from SQuAD v1.1,
-Rajpurkar et al. 2016, CC BY-SA 4.0).  Only the numbers learned from them are written, no row.
+VERDICTS.jsonl has rows {"title", "question", "gold", "answer", "correct"}: answers to SQuAD questions and whether
+GPT-4.1 accepted them, published with "Self-Adapting Language Models" (Zweiger et al. 2025, MIT licence; questions from
+SQuAD v1.1, Rajpurkar et al. 2016, CC BY-SA 4.0).  Only the numbers learned from them are written, no row.
 
-Held-out figures come from an outer cross-validation by question (all answers to a question are on one side), and a second
-one by article.  Inside each outer training part an inner cross-validation, grouped the same way, chooses the trees'
-settings and fits the calibration; the held-out part is only predicted.  The written model repeats the inner procedure on
-all rows: the held-out figures are those of models trained on four fifths of the rows each.
-"""
+Held-out figures come from an outer cross-validation by question (all answers to a question are on one side), and a
+second one by article.  Inside each outer training part an inner cross-validation, grouped the same way, chooses the
+trees' settings and fits the calibration; the held-out part is only predicted.  The written model repeats the inner
+procedure on all rows: the held-out figures are those of models trained on four fifths of the rows each."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def sigmoid(z: Floats) -> Floats:
 def choose_and_fit(
     x: Floats, y: NDArray[np.int64], groups: NDArray[Any], seed: int
 ) -> tuple[Fitted, float, float, tuple[float, int, int]]:
-    """The best setting by inner cross-validation, Platt's slope and offset from its held-out log odds, and the final fit."""
+    """The best setting by inner cross-validation, Platt's slope and offset from its held-out log odds, and the final
+    fit."""
     inner = folds_of(groups, INNER_FOLDS, seed)
     best: tuple[float, float, float, tuple[float, int, int]] | None = None
     for setting in SETTINGS:
@@ -108,7 +109,8 @@ def choose_and_fit(
 
 
 def held_out_probabilities(x: Floats, y: NDArray[np.int64], groups: NDArray[Any], seed: int) -> Floats:
-    """For each row, the probability by a model that has seen no row of its group, neither in fitting nor in choosing."""
+    """For each row, the probability by a model that has seen no row of its group, neither in fitting nor in
+    choosing."""
     outer = folds_of(groups, OUTER_FOLDS, seed)
     p = np.zeros(len(y))
     for fold in range(OUTER_FOLDS):
@@ -174,7 +176,8 @@ def report(name: str, p: Floats, rows: list[GradedRow], y: NDArray[np.int64], *,
     for size in (200, 500, 1000):
         bias = random_subset_bias(p, y, questions, size)
         print(
-            f"  random subsets of {size}: |bias| mean {bias['mean']:.2f}, under 1 point in {bias['share_under_1']:.0%}, "
+            f"  random subsets of {size}: |bias| mean {bias['mean']:.2f}, under 1 point in "
+            f"{bias['share_under_1']:.0%}, "
             f"95th percentile {bias['p95']:.2f}, largest of 2,000 {bias['max']:.2f} points; "
             f"mean {100 * np.sqrt(2 / np.pi * np.mean(p * (1 - p)) / size):.2f} if calibrated and independent"
         )

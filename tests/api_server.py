@@ -1,4 +1,5 @@
-"""The editors' fake API server for other rooms' tests, without waits between retries and with no key in the environment."""
+"""The editors' fake API server for other rooms' tests, without waits between retries and with no key in the
+environment."""
 
 from __future__ import annotations
 

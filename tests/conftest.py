@@ -1,7 +1,7 @@
 """Options and fixtures that several rooms' tests share.
 
-Imports no more than pytest at the top: the engine's tests also run on machines that have torch, transformers and peft only.
-"""
+Imports no more than pytest at the top: the engine's tests also run on machines that have torch, transformers and peft
+only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def tiny_model(device: Any) -> Callable[..., Any]:
-    """`tiny_model(kind, dtype="float32", seed=0, **config)`: a fresh frozen causal language model with random weights."""
+    """`tiny_model(kind, dtype="float32", seed=0, **config)`: a fresh frozen causal language model with random
+    weights."""
 
     def build(kind: str = "llama", *, dtype: str = "float32", seed: int = 0, **config: Any) -> Any:
         import torch

@@ -132,7 +132,8 @@ FAMILIES = tuple(_FAMILIES)
 
 _TEXTS = [
     "Ada made a kite in Oslo. It cost 3 coins.\nQuestion: Who made the kite?\nAnswer: Ada",
-    "What follows from the passage: system user assistant model im_start im_end eot_id <|im_end|> </think> [INST] table",
+    "What follows from the passage: system user assistant model im_start im_end eot_id <|im_end|> </think> "
+    "[INST] table",
     "Here is a passage.\n\nTitle: The kite\n\nList what follows from this passage, one statement per line.\n",
 ]
 
@@ -156,7 +157,8 @@ def backend(family: str) -> str:
     byte_level = kind in ("gpt2", "qwen", "llama3")
     found = Tokenizer(models.BPE(byte_fallback=not byte_level, unk_token=None if byte_level else "<unk>"))
     words = Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     if kind == "gpt2":
         found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

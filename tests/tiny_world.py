@@ -1,4 +1,5 @@
-"""A world small enough to run every procedure in seconds: a trained tiny Llama with a tokenizer of its own, and documents.
+"""A world small enough to run every procedure in seconds: a trained tiny Llama with a tokenizer of its own, and
+documents.
 
 Knows transformers and tokenizers; imports them when asked to build, not before.
 """
@@ -52,9 +53,8 @@ def write_rows(path: Path, some: list[dict[str, Any]]) -> Path:
 def build_model(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
     """A two-layer Llama in `folder`, trained for a moment to write short lines and short answers, and its tokenizer.
 
-    It has seen the answers about the last documents, so that it knows the form of an answer.  Without `chat` it has no chat
-    template, like a base model.
-    """
+    It has seen the answers about the last documents, so that it knows the form of an answer.  Without `chat` it has no
+    chat template, like a base model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

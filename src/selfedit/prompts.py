@@ -2,9 +2,8 @@
 
 Knows names and templates.  Knows nothing of models, documents or graders; it is given strings.
 
-A prompt is text with fields, conditions and filters.  There are no loops, calls, assignments or includes: a prompt is no
-longer than its template and its fields, and is made at once, whatever its file holds.
-"""
+A prompt is text with fields, conditions and filters.  There are no loops, calls, assignments or includes: a prompt is
+no longer than its template and its fields, and is made at once, whatever its file holds."""
 
 from __future__ import annotations
 
@@ -102,7 +101,8 @@ class Prompts:
                 raise UserError(f"{line}: no filter {node.name!r}; filters here are {', '.join(_FILTERS)}")
             if type(node).__name__ not in _NODES:
                 raise UserError(
-                    f"{line}: {type(node).__name__} has no place in a prompt; there are fields, `if`, `~`, [...] and filters"
+                    f"{line}: {type(node).__name__} has no place in a prompt; there are fields, `if`, `~`, "
+                    "[...] and filters"
                 )
         try:
             self._environment.from_string(text)
@@ -130,7 +130,8 @@ class Prompts:
             )
 
     def edit(self, name: str, *, instruct: bool, title: str, text: str) -> str:
-        """The prompt that asks for an edit.  Errors: UserError for a name that is not there, or not for this kind of model."""
+        """The prompt that asks for an edit.  Errors: UserError for a name that is not there, or not for this kind of
+        model."""
         self.check(name)
         kind = "chat" if instruct else "base"
         if kind not in self._texts["edit"][name]:

@@ -1,8 +1,9 @@
-"""Other people's text made fit to print: ids, titles, file names, answers, replies of servers, messages that quote them.
+"""Other people's text made fit to print: ids, titles, file names, answers, replies of servers, messages that quote
+them.
 
-Such text can hold escape sequences that steer a terminal, characters that reverse what follows, and ten thousand characters where
-a line is expected.  Everything that the package prints for people goes through one of these functions where it is printed.
-"""
+Such text can hold escape sequences that steer a terminal, characters that reverse what follows, and ten thousand
+characters where a line is expected.  Everything that the package prints for people goes through one of these functions
+where it is printed."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ LONGEST_LINE = 1000
 def printable(text: object, *, keep: str = "\n\t") -> str:
     """`text` without control and formatting characters, but for those in `keep`; line breaks and tabs become spaces.
 
-    What cannot be encoded (half a character, a byte of a file name that is not UTF-8) becomes "\N{REPLACEMENT CHARACTER}".
-    """
+    What cannot be encoded (half a character, a byte of a file name that is not UTF-8) becomes
+    "\N{REPLACEMENT CHARACTER}"."""
     text = str(text)
     if text.isascii() and text.isprintable():
         return text
@@ -24,7 +25,8 @@ def printable(text: object, *, keep: str = "\n\t") -> str:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a file, a database or a tokenizer takes it: JSON can spell half a character ("\\ud83d"), which none does."""
+    """Whether a file, a database or a tokenizer takes it: JSON can spell half a character ("\\ud83d"), which none
+    does."""
     try:
         return text.isascii() or bool(text.encode("utf-8"))
     except UnicodeEncodeError:

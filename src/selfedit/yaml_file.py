@@ -1,7 +1,7 @@
 """Reads YAML that a user wrote: a file of settings, a recipe, prompts, prices; or one value on the command line.
 
-What such a file can do wrong is one line, whatever it is: not there, not text, not YAML, or YAML that unfolds without end.
-"""
+What such a file can do wrong is one line, whatever it is: not there, not text, not YAML, or YAML that unfolds without
+end."""
 
 from __future__ import annotations
 

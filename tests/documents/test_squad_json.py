@@ -129,7 +129,8 @@ def test_articles_stream(tmp_path, monkeypatch):
             ', article 1 (T), paragraph 1, question 1: field "answers" is missing',
         ),
         (
-            '{"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{"question": 1, "answers": [{"text": "a"}]}'
+            '{"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{"question": 1, "answers": '
+            '[{"text": "a"}]}'
             "]}]}]}",
             ', article 1 (T), paragraph 1, question 1: field "question" must be text, not a number',
         ),

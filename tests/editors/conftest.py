@@ -9,7 +9,8 @@ from fake_server import FakeServer
 
 @pytest.fixture(scope="session")
 def one_ssl_context() -> Callable[..., object]:
-    """Every client reads all certificate authorities, which takes longer than most tests: here one context serves all."""
+    """Every client reads all certificate authorities, which takes longer than most tests: here one context serves
+    all."""
     import httpcore2
 
     return functools.cache(httpcore2.default_ssl_context)

@@ -1,8 +1,7 @@
 """The API client against a real server: `transformers serve` with the bundled model, started here, offline.
 
-What that server does not offer: batches (no files either), a JSON schema and a reasoning effort (it ignores them), a key;
-and it samples only if the model's own generation settings say so, whatever the temperature.
-"""
+What that server does not offer: batches (no files either), a JSON schema and a reasoning effort (it ignores them), a
+key; and it samples only if the model's own generation settings say so, whatever the temperature."""
 
 import json
 from collections.abc import Callable, Iterator

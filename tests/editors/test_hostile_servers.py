@@ -1,4 +1,5 @@
-"""Servers that answer too much, too slowly, or nonsense: each ends as a failed reply or one line, in bounded time and memory."""
+"""Servers that answer too much, too slowly, or nonsense: each ends as a failed reply or one line, in bounded time and
+memory."""
 
 from __future__ import annotations
 

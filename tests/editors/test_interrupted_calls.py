@@ -39,7 +39,8 @@ def book(store: Store, result: ApiResult) -> None:
 
 
 def test_replies_that_come_at_the_last_moment_are_kept_and_booked(server: FakeServer, tmp_path: Path) -> None:
-    """Three calls are under way; at the first reply the user interrupts; the others come while the client is giving up."""
+    """Three calls are under way; at the first reply the user interrupts; the others come while the client is giving
+    up."""
     held, interrupted = threading.Event(), threading.Event()
 
     def hold(body: dict[str, Any]) -> dict[str, Any] | None:

@@ -49,8 +49,8 @@ def first_weights(model: Any, spec: LoraSpec, seed: int) -> dict[str, tuple[Tens
 
 
 def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
-    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's clipping
-    and AdamW."""
+    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's
+    clipping and AdamW."""
     start = first_weights(model, spec, job.seed)
     wrapped = peft.get_peft_model(copy.deepcopy(model), lora_config(model, spec)).eval()
     with torch.no_grad():
@@ -92,11 +92,11 @@ def peft_state(wrapped: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor
 
 
 def difference(own: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """How far an adapter is from another in norm: relative to all its parameters, and, for the B matrices, which start at
-    zero and are therefore all learned, relative to those.
+    """How far an adapter is from another in norm: relative to all its parameters, and, for the B matrices, which start
+    at zero and are therefore all learned, relative to those.
 
-    One entry in 5,000 is left out: AdamW divides a gradient by its own size, so that an entry whose gradient is nothing but
-    rounding moves by a good part of a step, in PEFT's own run on another machine as here."""
+    One entry in 5,000 is left out: AdamW divides a gradient by its own size, so that an entry whose gradient is nothing
+    but rounding moves by a good part of a step, in PEFT's own run on another machine as here."""
     assert own.keys() == other.keys()
 
     def relative(which: tuple[int, ...]) -> float:

@@ -1,4 +1,5 @@
-"""Packed attention on a CPU: sorting sequences into padded batches and back; values and gradients are each sequence's own."""
+"""Packed attention on a CPU: sorting sequences into padded batches and back; values and gradients are each sequence's
+own."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_long_sequences_go_another_way_with_the_same_values(window: int | None) 
 
 
 def test_large_scores_do_not_coarsen_bfloat16() -> None:
-    """Qwen2.5's keys have large biases, which add hundreds to all scores alike: a softmax takes only their differences."""
+    """Qwen2.5's keys have large biases, which add hundreds to all scores alike: a softmax takes only their
+    differences."""
     length, generator = 24, torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, length, 64, generator=generator) for heads in (4, 2, 2))
     q[..., 0] = k[..., 0] = 40

@@ -10,9 +10,9 @@ from reference import difference, greedy_alone, peft_state, random_job, train_al
 
 from selfedit.engine import AdapterBank, DecodeRequest, FitJob, LoraSpec, decode, fit
 
-# How far parameters may be apart, in norm: all of them, and those of B alone, which are nothing but what was learned.  AdamW
-# makes a whole step out of a gradient that is itself rounding noise, so the second is wider.  bfloat16 keeps 3 digits of each
-# product: there the direction of learning is compared, and greedy answers are not.
+# How far parameters may be apart, in norm: all of them, and those of B alone, which are nothing but what was learned.
+# AdamW makes a whole step out of a gradient that is itself rounding noise, so the second is wider.  bfloat16 keeps 3
+# digits of each product: there the direction of learning is compared, and greedy answers are not.
 TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-3, 0.15)}
 
 

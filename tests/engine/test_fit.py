@@ -35,7 +35,8 @@ def test_the_first_loss_is_the_models_own_over_the_labelled_tokens(tiny_model):
 
 
 def test_a_prompt_is_read_but_not_learned(tiny_model):
-    """Two jobs that differ in the prompt's length alone learn different things, and the unlearned prompt stays unlikely."""
+    """Two jobs that differ in the prompt's length alone learn different things, and the unlearned prompt stays
+    unlikely."""
     model = tiny_model("llama")
     ids = tuple(range(10, 40))
     jobs = [

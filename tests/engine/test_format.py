@@ -1,4 +1,5 @@
-"""Adapters on disk: PEFT loads them with the same logits, merged or not; the engine reads back what it and PEFT write."""
+"""Adapters on disk: PEFT loads them with the same logits, merged or not; the engine reads back what it and PEFT
+write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Norms and gated MLPs that run fused: the same numbers and gradients as the modules themselves, which come back unchanged."""
+"""Norms and gated MLPs that run fused: the same numbers and gradients as the modules themselves, which come back
+unchanged."""
 
 from __future__ import annotations
 

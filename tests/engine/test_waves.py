@@ -160,7 +160,8 @@ def test_memory_decides_bank_size_and_then_checkpointing(tiny_model):
 
 
 def test_kept_activations_are_what_torch_holds(tiny_model):
-    """On an accelerator the plan's bytes a token are held against the allocator's; elsewhere against a known minimum."""
+    """On an accelerator the plan's bytes a token are held against the allocator's; elsewhere against a known
+    minimum."""
     model = tiny_model("llama")
     costs = measure_costs(model, SPEC)
     config = model.config

@@ -1,4 +1,5 @@
-"""The calibrated grader: its numbers are walked rightly, its grades sensible, its shipped model as good as documented."""
+"""The calibrated grader: its numbers are walked rightly, its grades sensible, its shipped model as good as
+documented."""
 
 from pathlib import Path
 

@@ -35,7 +35,8 @@ def test_a_judge_needs_a_way_to_its_model() -> None:
 
 def test_the_room_imports_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys, selfedit.evaluation as e; i = e.GradeItem('q', ('g',), 'g'); e.make_grader('calibrated').grade([i]); "
+        "import sys, selfedit.evaluation as e; i = e.GradeItem('q', ('g',), 'g'); "
+        "e.make_grader('calibrated').grade([i]); "
         "print(sorted({'torch', 'transformers', 'sklearn', 'openai'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

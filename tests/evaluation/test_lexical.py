@@ -98,7 +98,8 @@ def test_any_accepted_answer_will_do_and_credit_is_one_or_zero() -> None:
 @given(st.text(), st.text().filter(lambda t: tokens(t) != []))
 def test_the_gold_answer_itself_is_right(question: str, gold: str) -> None:
     plain = " ".join(tokens(gold))
-    # Some normalised texts read as a lead-in ("answer: ...") or normalise further; what counts is what the grader reads.
+    # Some normalised texts read as a lead-in ("answer: ...") or normalise further; what counts is what the grader
+    # reads.
     if tokens(first_answer(plain)) == tokens(gold):
         assert accepts(question, gold, plain)
 

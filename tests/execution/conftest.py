@@ -15,8 +15,8 @@ import pytest
 def ray_cluster(free_port: Callable[[], int]) -> Iterator[Any]:
     """A Ray with one machine of four CPUs, to which tests may add machines; this process is connected to it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # A server for Ray Client begins as a fork of a process full of gRPC threads.  With its fork support, gRPC starts threads in
-    # the fork as well, and these abort it if they run before exec: one fork in six on a busy machine.
+    # A server for Ray Client begins as a fork of a process full of gRPC threads.  With its fork support, gRPC starts
+    # threads in the fork as well, and these abort it if they run before exec: one fork in six on a busy machine.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "250"  # 30 s are too few there to import Ray
     ray = pytest.importorskip("ray")

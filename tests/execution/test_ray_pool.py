@@ -87,7 +87,8 @@ def test_tasks_come_back_once_whatever_befalls_the_workers(
         assert re.search(rf"worker {state.number} \[(plain|policy)/\d+\] INFO begins", log.read_text())
     wait_until(lambda: all(state.state == "idle" for state in pool.states()))
 
-    # A task that raises is given up after three tries, one that is too big is done with less memory, the others are not touched.
+    # A task that raises is given up after three tries, one that is too big is done with less memory, the others are not
+    # touched.
     tasks = [task("raises/0"), task("hungry/0"), *[task(f"beside/{k}") for k in range(4)]]
     results = {r.task_id: r for r in pool.run(tasks)}
     assert set(results) == {u.id for u in tasks}

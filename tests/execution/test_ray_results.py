@@ -1,4 +1,5 @@
-"""The same run with any number of workers, and with workers killed, gives the same edits, answers, rewards and policy."""
+"""The same run with any number of workers, and with workers killed, gives the same edits, answers, rewards and
+policy."""
 
 from __future__ import annotations
 

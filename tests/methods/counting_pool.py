@@ -12,8 +12,8 @@ REASON = "failed 3 times, at last with RuntimeError: no luck"
 
 
 class CountingPool(InProcess):
-    """The pool of this process; `tasks` and `fits` say what it was asked for, `alter` changes what it does, and tasks of
-    which `gives_up` is true are given up, as the pool on Ray does after three tries."""
+    """The pool of this process; `tasks` and `fits` say what it was asked for, `alter` changes what it does, and tasks
+    of which `gives_up` is true are given up, as the pool on Ray does after three tries."""
 
     def __init__(self, model: str) -> None:
         super().__init__(ModelSource(model, "cpu", "float32"))

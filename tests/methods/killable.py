@@ -2,11 +2,10 @@
 
 A server that forks: torch is imported once.
 
-Orders come as lines of JSON on standard input: {"settings": {...}, "log": FILE, and one of "kill_at", "stop_at" (number of
-an event, or of one that begins with the words of "only"), "kill_after" (seconds), "file_limit" (bytes), or none of them}.  An
-event is a statement of the store's, a file written out or renamed, or a step of the engine.  For each order a line answers how
-the process ended.
-"""
+Orders come as lines of JSON on standard input: {"settings": {...}, "log": FILE, and one of "kill_at", "stop_at" (number
+of an event, or of one that begins with the words of "only"), "kill_after" (seconds), "file_limit" (bytes), or none of
+them}.  An event is a statement of the store's, a file written out or renamed, or a step of the engine.  For each order
+a line answers how the process ended."""
 
 from __future__ import annotations
 
@@ -49,7 +48,8 @@ PROCEDURES: dict[str, tuple[Callable[..., Any], Any]] = {
 
 
 class Events:
-    """Counts events; at the chosen one the process gets a signal, in the midst of whatever it is doing.  The log then says what."""
+    """Counts events; at the chosen one the process gets a signal, in the midst of whatever it is doing.  The log then
+    says what."""
 
     def __init__(self, at: int | None, number: signal.Signals, log: int, only: str | None = None) -> None:
         self.count = 0

@@ -1,7 +1,8 @@
-"""A run that ends after any task, or in the middle of its commit, and is begun again: equal to a whole one, losses to the last bit.
+"""A run that ends after any task, or in the middle of its commit, and is begun again: equal to a whole one, losses to
+the last bit.
 
-`test_resume` kills processes at random moments of `train`; here every procedure is ended at every boundary, in this process.
-"""
+`test_resume` kills processes at random moments of `train`; here every procedure is ended at every boundary, in this
+process."""
 
 from __future__ import annotations
 

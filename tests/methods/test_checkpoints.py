@@ -1,4 +1,5 @@
-"""A long fit is saved on the way: killed at any moment, the run goes on from there and ends to the last bit like a whole one."""
+"""A long fit is saved on the way: killed at any moment, the run goes on from there and ends to the last bit like a
+whole one."""
 
 from __future__ import annotations
 
@@ -164,7 +165,8 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_fit(
     learn(settings)
     assert files(settings.out / "adapters" / "learned") == expected
     assert events(settings.out, "checkpoint") == [
-        "no checkpoint could be written (No space left on device): a fit that is cut off loses what it did since the last"
+        "no checkpoint could be written (No space left on device): a fit that is cut off loses what it did "
+        "since the last"
     ]
 
 

@@ -72,7 +72,8 @@ def test_an_edit_is_trained_as_it_is_sampled(family: str, chat: bool, tmp_path: 
             if chat:
                 assert whole.removeprefix(before).removeprefix(" " * (family == "llama2")) == stored
                 continue
-            # Nothing doubled, nothing glued; and where words are encoded word by word, the tokens are those of the whole.
+            # Nothing doubled, nothing glued; and where words are encoded word by word, the tokens are those of the
+            # whole.
             between = "" if lead or prompt[-1].isspace() else " "
             text = prompt + between + stored[len(lead) :]
             assert whole.endswith(text)

@@ -23,7 +23,8 @@ from serving import needs_serving, serving
 from tiny_world import SMALL, rows, write_rows
 
 TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|system|>Question: How many coins did the boat cost?<|end|>' }}{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}{{ '<|system|>Question: How many coins did the boat cost?<|end|>' "
+    "}}{% endif %}"
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
     "{% if enable_thinking is not defined or enable_thinking %}{{ strftime_now('%d %b') }}{% endif %}{% endif %}"
@@ -33,7 +34,8 @@ MAX_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def learned(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `learn` on a model whose template adds a system message and thinks, and whose settings punish repetition."""
+    """A run of `learn` on a model whose template adds a system message and thinks, and whose settings punish
+    repetition."""
     folder = tmp_path_factory.mktemp("served")
     model = folder / "model"
     shutil.copytree(chat_model, model)

@@ -1,4 +1,5 @@
-"""Tasks that a pool gives up: what is named and left out, what stops a run with one line, and the same command tries again."""
+"""Tasks that a pool gives up: what is named and left out, what stops a run with one line, and the same command tries
+again."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Golden runs: what every procedure came to on a tiny model, recorded, so that a rebuild of the code shows that it changes nothing.
+"""Golden runs: what every procedure came to on a tiny model, recorded, so that a rebuild of the code shows that it
+changes nothing.
 
-Other tests hold properties; this one holds results: edits, answers, grades, kept edits, numbers of trained tokens and steps and
-the selected round must be those in `golden/`, word by word; losses, scores and rewards to 1e-4, because processors add in
-different orders.  The model is kept beside them, since training it would not end in the same weights everywhere.
+Other tests hold properties; this one holds results: edits, answers, grades, kept edits, numbers of trained tokens and
+steps and the selected round must be those in `golden/`, word by word; losses, scores and rewards to 1e-4, because
+processors add in different orders.  The model is kept beside them, since training it would not end in the same weights
+everywhere.
 
-A change that is meant to change results (a prompt, a grader, a recipe's default) records them anew, and its commit says why:
+A change that is meant to change results (a prompt, a grader, a recipe's default) records them anew, and its commit says
+why:
 
     GOLDEN=record python -m pytest tests/methods/test_golden.py
 """

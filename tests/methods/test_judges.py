@@ -1,4 +1,5 @@
-"""Judges, by API and local: as the reward of an edit, with its correlation with real fits, and as the grader of answers."""
+"""Judges, by API and local: as the reward of an edit, with its correlation with real fits, and as the grader of
+answers."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from tiny_world import PLACES
 
 
 class Planted:
-    """In place of fits and exams: 1 for an edit that has the word, else 0.  The word is one that the untrained model writes now
-    and then, in about an eighth of its edits."""
+    """In place of fits and exams: 1 for an edit that has the word, else 0.  The word is one that the untrained model
+    writes now and then, in about an eighth of its edits."""
 
     word = ""
 

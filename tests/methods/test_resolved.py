@@ -1,4 +1,5 @@
-"""What no setting says and a result depends on is decided when a run begins, recorded, and used or compared ever after."""
+"""What no setting says and a result depends on is decided when a run begins, recorded, and used or compared ever
+after."""
 
 from __future__ import annotations
 

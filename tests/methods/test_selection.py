@@ -114,7 +114,8 @@ def test_what_every_rule_promises(rewards: dict[str, list[float | None]], keep_t
 
 @pytest.fixture(scope="module")
 def real_table() -> list[Rewarded]:
-    """Five published edits for each of a hundred passages, rewarded by the share of questions whose answer they contain."""
+    """Five published edits for each of a hundred passages, rewarded by the share of questions whose answer they
+    contain."""
     path = DATA / "squad-train100.jsonl"
     if not path.exists():
         pytest.skip(f"the data of this workplace are not here ({path.name})")

@@ -1,4 +1,5 @@
-"""The editor that a model gets where none was named, by its size; and the warning where one was named for a small model."""
+"""The editor that a model gets where none was named, by its size; and the warning where one was named for a small
+model."""
 
 from __future__ import annotations
 

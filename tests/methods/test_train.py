@@ -1,4 +1,5 @@
-"""Step B end to end on a tiny model: rounds, rewards, selection, validation, and what is said when something is missing."""
+"""Step B end to end on a tiny model: rounds, rewards, selection, validation, and what is said when something is
+missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Texts are encoded as texts: for every model family, control tokens in them stay text, and ordinary texts are as ever."""
+"""Texts are encoded as texts: for every model family, control tokens in them stay text, and ordinary texts are as
+ever."""
 
 from __future__ import annotations
 

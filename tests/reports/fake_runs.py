@@ -1,8 +1,7 @@
 """Writes run directories with plausible made-up records, all of them through what real runs are written with.
 
-Texts, answers and grades are made up.  The store, the settings, the rounds and the summary come from the package's own code, so
-that a report is never shown a field that no run has.
-"""
+Texts, answers and grades are made up.  The store, the settings, the rounds and the summary come from the package's own
+code, so that a report is never shown a field that no run has."""
 
 from __future__ import annotations
 

@@ -63,22 +63,30 @@ def payload(address: str) -> str:
     run = f"document.title='{CANARY}'"
     return (
         f"</script><script>{run};fetch('{address}/fetch')</script><script src={address}/script.js></script>"
-        f'"\'><img src={address}/image.png onerror="{run}" onload="{run}"><svg/onload="{run}"><svg><script>{run}</script>'
+        f'"\'><img src={address}/image.png onerror="{run}" onload="{run}">'
+        f'<svg/onload="{run}"><svg><script>{run}</script>'
         f'<a href="javascript:{run}" autofocus onfocus="{run}" tabindex=1>x</a>'
-        f"<iframe src={address}/frame srcdoc='<script>parent.{run}</script>'></iframe><object data={address}/object></object>"
+        f"<iframe src={address}/frame srcdoc='<script>parent.{run}</script>'></iframe>"
+        f"<object data={address}/object></object>"
         f"<link rel=stylesheet href={address}/style.css><style>@import '{address}/import.css';</style>"
         f'<meta http-equiv=refresh content="0;url={address}/refresh"><base href="{address}/">'
         f'<details open ontoggle="{run}"></details><video src={address}/video onerror="{run}"></video>'
         f'<body onload="{run}"></title></textarea></style></noscript></template>--><!--<script>]]>'
-        f"{{{{ 7*191 }}}}{{% raw %}}${{7*191}}\\u003cscript>{run}\\u003c/script>\u2028{run}\u2029\u0085\x0b\x00`;{run};//\\"
+        f"{{{{ 7*191 }}}}{{% raw %}}${{7*191}}\\u003cscript>{run}\\u003c/script>"
+        f"\u2028{run}\u2029\u0085\x0b\x00`;{run};//\\"
     )
 
 
 def dump_dom(chromium: str, page: Path, profile: Path, fragment: str = "") -> str:
     done = subprocess.run(
-        [chromium, *FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=4000", "--dump-dom", page.as_uri() + fragment],
-        capture_output=True, timeout=180, check=True,
-    )  # fmt: skip
+        [
+            *(chromium, *FLAGS, f"--user-data-dir={profile}", "--virtual-time-budget=4000"),
+            *("--dump-dom", page.as_uri() + fragment),
+        ],
+        capture_output=True,
+        timeout=180,
+        check=True,
+    )
     return done.stdout.decode("utf-8", "replace")
 
 

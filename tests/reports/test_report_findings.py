@@ -116,7 +116,8 @@ def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
     found = {condition.name: condition for condition in findings.conditions(run)}
     with sqlite3.connect(partial_run / "run.sqlite") as store:
         expected = store.execute(
-            "SELECT SUM(v.value = 'right'), COUNT(v.score), AVG(v.score) FROM grades v JOIN answers a ON a.id = v.answer_id"
+            "SELECT SUM(v.value = 'right'), COUNT(v.score), AVG(v.score) FROM grades v JOIN answers a ON a.id "
+            "= v.answer_id"
             " JOIN fits f ON f.id = a.fit_id JOIN questions q ON q.id = a.question_id"
             " WHERE f.condition = 'passage' AND q.document_id IS NOT NULL"
         ).fetchone()

@@ -21,11 +21,14 @@ from selfedit.runs.records import Answer, FitRecord
 
 HOSTILE = (
     "</script><script>document.title='run'</script>\"'><img src=x onerror=\"document.title='run'\">"
-    '<svg onload=alert(1)><a href="javascript:alert(1)">x</a>{{ 7 * 7 }}{% raw %}<!--<script>]]>\u2028\u2029\x00&lt;\ud800'
+    '<svg onload=alert(1)><a href="javascript:alert(1)">x</a>{{ 7 * 7 }}{% raw '
+    "%}<!--<script>]]>\u2028\u2029\x00&lt;\ud800"
 )
 ALLOWED = set(
-    "html head meta link title style body main header section h1 h2 h3 h4 p ul li div span b a table thead tbody tr th td"
-    " details summary svg g line polyline rect circle text figure figcaption article label input select option button dl dt dd"
+    "html head meta link title style body main header section h1 h2 h3 h4 p ul li div span b a table thead "
+    "tbody tr th td"
+    " details summary svg g line polyline rect circle text figure figcaption article label input select option "
+    "button dl dt dd"
     " noscript footer script".split()
 )
 

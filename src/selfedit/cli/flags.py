@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
 def add_settings(
     parser: argparse.ArgumentParser, kind: type[Settings], *, positional: str | None = None, repeated: str | None = None
 ) -> None:
-    """Adds a flag for each setting; `positional` names one that is given without a flag, `repeated` one that may be given several
-    times although a run has one value of it."""
+    """Adds a flag for each setting; `positional` names one that is given without a flag, `repeated` one that may be
+    given several times although a run has one value of it."""
     parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; a flag wins")
     for name, field in kind.model_fields.items():
         annotation, many = _element(field.annotation)

@@ -1,10 +1,9 @@
 """Ctrl-C: the first ends a command within two seconds, whatever is under way; a second one ends it at once.
 
-The first raises KeyboardInterrupt, as always, so that what takes a moment is still done: replies under way are kept, workers
-stopped.
-What takes longer is ended from a thread that learns of the signal through a pipe, also while the main thread is inside a library
-that never comes back.  A run may end at any moment: its store holds finished work whole and nothing of the rest.
-"""
+The first raises KeyboardInterrupt, as always, so that what takes a moment is still done: replies under way are kept,
+workers stopped. What takes longer is ended from a thread that learns of the signal through a pipe, also while the main
+thread is inside a library that never comes back.  A run may end at any moment: its store holds finished work whole and
+nothing of the rest."""
 
 from __future__ import annotations
 

@@ -98,12 +98,11 @@ def _first_heading(text: str) -> str | None:
 
 
 def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path], list[str], int]:
-    """The readable files of a folder and its subfolders, sorted by their path; what of known types cannot be read, a line
-    each; and how many files are of other types.
+    """The readable files of a folder and its subfolders, sorted by their path; what of known types cannot be read, a
+    line each; and how many files are of other types.
 
-    Hidden files and folders are passed over.  So are pipes and devices, which may never end, and links that lead out of the
-    folder unless `follow_links`.  A folder that a link within the folder leads to is read where it lies.
-    """
+    Hidden files and folders are passed over.  So are pipes and devices, which may never end, and links that lead out of
+    the folder unless `follow_links`.  A folder that a link within the folder leads to is read where it lies."""
     found: list[Path] = []
     left_out: list[str] = []
     others = 0

@@ -47,8 +47,8 @@ _COUNTED = {
 
 @dataclass
 class LeftOut:
-    """What loading left out: `counts` by kind (see `iter_documents`), and a line that names each file of a folder that could not
-    be read, and why."""
+    """What loading left out: `counts` by kind (see `iter_documents`), and a line that names each file of a folder that
+    could not be read, and why."""
 
     counts: Counter[str] = field(default_factory=Counter)
     files: list[str] = field(default_factory=list)
@@ -81,16 +81,15 @@ def iter_documents(
     """Streams the documents of one source, in the source's order.
 
     A source is a file, a folder (its files, recursively and sorted), `news` or `news:SPLIT` (the built-in corpus;
-    train, validation, test) or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or v2
-    or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
+    train, validation, test) or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or
+    v2 or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
     PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
 
-    A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that lead
-    out of a folder are left out unless `follow_links`.  `left_out` is told, or else the log: files, and counts of
+    A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that
+    lead out of a folder are left out unless `follow_links`.  `left_out` is told, or else the log: files, and counts of
     "unanswerable_questions" and (with `require_questions`) "unanswerable_documents" of SQuAD v2, and of "skipped_files"
-    of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a repeated
-    id, or (with `require_questions`) a document without questions.
-    """
+    of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a
+    repeated id, or (with `require_questions`) a document without questions."""
     reading = _Reading(left_out or LeftOut(), require_questions, strict, follow_links)
     for _, document in _unique(_located(source, reading), {}):
         yield document

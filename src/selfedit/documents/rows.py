@@ -52,7 +52,8 @@ def clean_title(value: object, where: str) -> str:
     title = " ".join(clean_text(value, "title", where).split())
     if len(title) > LONGEST_TITLE:
         raise UserError(
-            f'{where}: field "title" has {len(title):,} characters, {LONGEST_TITLE:,} are the most; move text into "text"'
+            f'{where}: field "title" has {len(title):,} characters, {LONGEST_TITLE:,} are the most; move text '
+            'into "text"'
         )
     return title
 
@@ -66,7 +67,8 @@ def make_questions(document_id: str, pairs: Iterable[tuple[str, Iterable[str]]])
 
 
 def document_from_row(row: object, where: str = "document") -> Document:
-    """The document of one row `{"id", "title", "text", "questions": [{"question", "answers"}], "edits": {writer: [...]}}`.
+    """The document of one row
+    `{"id", "title", "text", "questions": [{"question", "answers"}], "edits": {writer: [...]}}`.
 
     "questions" and "edits" may be missing; other fields are ignored.  White space around texts is removed.  Raises
     UserError, beginning with `where`, for a missing or empty field or one of another type.

@@ -150,9 +150,8 @@ def _after_space(text: str, position: int) -> int:
 def _reach(fits: Callable[[int], bool], begin: int, stop: int, guess: int) -> int:
     """The furthest end in (begin, stop] that fits, or begin.
 
-    Tries `guess` characters first, then twice as many each time, so that neither a long text is measured whole nor one with
-    much white space in many steps.
-    """
+    Tries `guess` characters first, then twice as many each time, so that neither a long text is measured whole nor one
+    with much white space in many steps."""
     low, step = begin, max(1, guess)
     while low < stop and fits(min(stop, low + step)):
         low, step = min(stop, low + step), 2 * step

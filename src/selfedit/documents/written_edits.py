@@ -15,7 +15,8 @@ from selfedit.errors import UserError
 
 
 class WrittenEdits(dict[str, list[str]]):
-    """One writer's edits by document id.  `source` is the file, `writer` the writer's name ("" where rows name none)."""
+    """One writer's edits by document id.  `source` is the file, `writer` the writer's name ("" where rows name
+    none)."""
 
     def __init__(self, edits: Mapping[str, list[str]], source: str, writer: str) -> None:
         super().__init__(edits)
@@ -37,9 +38,8 @@ def load_edits(spec: str | Path) -> WrittenEdits:
     """The edits of `FILE[#WRITER]`, where FILE is JSONL or `news` (the built-in corpus).
 
     Rows are documents with "edits" ({writer: [text, ...]}), or single edits {"document_id" (or "id"), "text",
-    "writer"?}.  The writer may be left out where the file has only one.  Raises UserError for an unreadable file or row,
-    an unknown writer, or several writers and none named.
-    """
+    "writer"?}.  The writer may be left out where the file has only one.  Raises UserError for an unreadable file or
+    row, an unknown writer, or several writers and none named."""
     name, wanted = _parse(str(spec))
     if name == NEWS:
         with as_file(files("selfedit.documents") / "corpus" / "news.jsonl") as path:

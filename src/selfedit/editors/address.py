@@ -1,8 +1,7 @@
 """The address of a server: what is shown and stored of it, and what stays between the user and the server.
 
-Providers take keys as a user's password or in the query (`https://me:secret@host/v1?api-version=1&key=secret`), so neither is ever
-shown or stored.
-"""
+Providers take keys as a user's password or in the query (`https://me:secret@host/v1?api-version=1&key=secret`), so
+neither is ever shown or stored."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ _SHORTEST_SECRET = 4  # replacing shorter texts would only make messages unreada
 
 @dataclass(frozen=True)
 class Address:
-    """`shown` has neither user nor query, `base` has the user but no query (a path can be added to it); `secrets` are texts that
-    must not be seen in a message of the server's either."""
+    """`shown` has neither user nor query, `base` has the user but no query (a path can be added to it); `secrets` are
+    texts that must not be seen in a message of the server's either."""
 
     shown: str
     base: str
@@ -35,7 +34,8 @@ def parse_address(text: str) -> Address:
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            "--api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1, and what is given is none"
+            "--api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1, and what is "
+            "given is none"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/")

@@ -1,16 +1,18 @@
 """A client for language models behind an OpenAI-compatible API: editors that are API models, and the judge's transport.
 
 Knows requests, replies, errors and what is kept of them.  It takes ready chat messages or a plain prompt and knows
-nothing of documents, edits or grading; how a batch is run is in `batch.py`, what a token costs in `prices.py`, how bytes travel in
-`transport.py`, and what a reply must look like in `replies.py`.
+nothing of documents, edits or grading; how a batch is run is in `batch.py`, what a token costs in `prices.py`, how
+bytes travel in `transport.py`, and what a reply must look like in `replies.py`.
 
-A reply is kept, with what the caller makes of it and books for it, in one transaction, under the content of its request,
-so that nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another form) is kept
-too, for it was paid for; the next time the same is asked, a fresh sample is asked for in its place.  A call that fails
-after retries is a result with an `error`, never an exception; what no other call could do better (no key, unknown model,
-no server) stops everything with a UserError.  Retries with backoff on 429, 5xx and timeouts are the `openai` package's own.
+A reply is kept, with what the caller makes of it and books for it, in one transaction, under the content of its
+request, so that nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another
+form) is kept too, for it was paid for; the next time the same is asked, a fresh sample is asked for in its place.  A
+call that fails after retries is a result with an `error`, never an exception; what no other call could do better (no
+key, unknown model, no server) stops everything with a UserError.  Retries with backoff on 429, 5xx and timeouts are the
+`openai` package's own.
 
-Not on record is what a provider charges for a call whose reply never came whole: one that timed out, or was cut off by Ctrl-C.
+Not on record is what a provider charges for a call whose reply never came whole: one that timed out, or was cut off by
+Ctrl-C.
 
 A model may refuse a parameter that it does not offer (reasoning models refuse a temperature).  The client then sends
 the request again without it, leaves it out from then on, warns once, and lists it in `refused`.  It does so for
@@ -55,7 +57,8 @@ _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", 
 _LONGEST_BACKOFF = 8.0
 _LONGEST_REASON = 300  # characters of a server's words
 _GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
-# Servers count reasoning towards a reply's bound: with the reply's own bound alone, nothing would be left for the reply.
+# Servers count reasoning towards a reply's bound: with the reply's own bound alone, nothing would be left for the
+# reply.
 REASONING_TOKENS = 8192
 
 
@@ -63,11 +66,11 @@ REASONING_TOKENS = 8192
 class ApiRequest:
     """One completion to ask for: chat `messages` (mappings of role and content) or a plain `prompt`.
 
-    `max_tokens` bounds the reply; a client with a reasoning effort allows `REASONING_TOKENS` more.  `sample` tells samples
-    of one prompt apart in the cache; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a
-    reply of that JSON schema; a server that does not offer it answers in free text, and with plain completions it is not sent.
-    `attempt` counts the replies to it that could not be used; each has a seed of its own (`ApiClient.complete` sets it).
-    """
+    `max_tokens` bounds the reply; a client with a reasoning effort allows `REASONING_TOKENS` more.  `sample` tells
+    samples of one prompt apart in the cache; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema`
+    asks for a reply of that JSON schema; a server that does not offer it answers in free text, and with plain
+    completions it is not sent. `attempt` counts the replies to it that could not be used; each has a seed of its own
+    (`ApiClient.complete` sets it)."""
 
     messages: Sequence[Mapping[str, str]] = ()
     prompt: str | None = None
@@ -90,9 +93,8 @@ class ApiResult:
 
     `output_tokens` counts `reasoning_tokens` too; tokens are 0 where the server does not say, and where a call failed.
     `cached`: nothing was sent, the reply was there from before.  `batch`: it was answered at the price of a batch.
-    `paid`: a reply came now, which is to be booked, whether it can be used or not; `usd` is its price (None: not known).  Where the
-    server does not say its tokens, that is the most that it can have cost.
-    """
+    `paid`: a reply came now, which is to be booked, whether it can be used or not; `usd` is its price (None: not
+    known).  Where the server does not say its tokens, that is the most that it can have cost."""
 
     text: str = ""
     finish_reason: str = ""
@@ -181,12 +183,12 @@ class ApiClient:
 
     `base_url` defaults to OPENAI_BASE_URL from the environment, then to OpenAI's own; the key is OPENAI_API_KEY from
     the environment and nowhere else (a server other than OpenAI's needs none).  `timeout` is seconds for one attempt,
-    from its start to the reply's last byte; `max_retries` counts the attempts after the first.  `extra_body` is added to
-    every request as it is (for what a server offers beyond the standard).
+    from its start to the reply's last byte; `max_retries` counts the attempts after the first.  `extra_body` is added
+    to every request as it is (for what a server offers beyond the standard).
 
     With a `budget` and the model's `price`, a request is sent only if the most that it can cost still fits; otherwise
-    BudgetReached is raised, after what is under way has been kept.  Callbacks, cache and store are used from the calling
-    thread only.
+    BudgetReached is raised, after what is under way has been kept.  Callbacks, cache and store are used from the
+    calling thread only.
 
     Batches: `poll_seconds` is the first wait between two polls; it grows by half to twenty times that.  Requests that
     come back failed or not at all are put into a further batch, at most `batch_tries` batches in all.
@@ -284,14 +286,14 @@ class ApiClient:
     def complete(
         self, requests: Sequence[ApiRequest], on_result: OnResult | None = None, accept: Accept | None = None
     ) -> list[ApiResult]:
-        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in the
-        transaction that keeps its reply.
+        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in
+        the transaction that keeps its reply.
 
-        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are `cached`.
-        A reply from before that `accept` does not take (by default, one with an error) gives way to a fresh sample.
-        Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and BudgetReached;
-        what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half a second.
-        """
+        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are
+        `cached`. A reply from before that `accept` does not take (by default, one with an error) gives way to a fresh
+        sample. Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and
+        BudgetReached; what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half
+        a second."""
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
         pending: dict[str, ApiRequest] = {}
@@ -453,7 +455,8 @@ class ApiClient:
         message = self.clean(message)
         if 300 <= status < 400:
             raise UserError(
-                f"the server at {self.url} sends requests on to another address ({status}): give that one with --api-base"
+                f"the server at {self.url} sends requests on to another address ({status}): give that one with "
+                "--api-base"
             )
         if status == 401:
             mend = f"check {KEY_VARIABLE}" if self._key else f"set the environment variable {KEY_VARIABLE}"
@@ -606,7 +609,8 @@ class ApiClient:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     settle(future)
         except BaseException as error:
-            # What is still under way is paid for all the same, so it is kept if it comes; but nobody who wants to stop is held up.
+            # What is still under way is paid for all the same, so it is kept if it comes; but nobody who wants to stop
+            # is held up.
             try:
                 wait(running, timeout=_GRACE if isinstance(error, KeyboardInterrupt) else None)
             finally:
@@ -623,7 +627,8 @@ class ApiClient:
         if cut_off:
             most = sum(self.most(pending[key]) for key in cut_off)
             logger.warning(
-                "%d calls of '%s' were cut off: the provider may charge for them%s, and the costs of this run do not have them",
+                "%d calls of '%s' were cut off: the provider may charge for them%s, and the costs of this run "
+                "do not have them",
                 len(cut_off),
                 self.model,
                 f" ({most:.4f} USD at the most)" if self.price is not None else "",

@@ -281,7 +281,8 @@ def _read(client: ApiClient, kind: type[B], content: bytes) -> B:
         return kind.model_validate(read_json(content))
     except ValidationError as error:
         raise UserError(
-            f"the server at {client.url} answers a question about a batch with something else ({client.clean(told(error))}):"
+            f"the server at {client.url} answers a question about a batch with something else "
+            f"({client.clean(told(error))}):"
             " leave out --api-batch, or give the same command again later"
         ) from None
 

@@ -26,11 +26,11 @@ class Cleaned:
 
 
 def clean(raw: str, *, cut_off: bool) -> Cleaned:
-    """Strips list marks, drops empty and repeated lines, and, where the text was cut off, its last line, which is not whole.
+    """Strips list marks, drops empty and repeated lines, and, where the text was cut off, its last line, which is not
+    whole.
 
-    A cut text of a single line is kept up to its last whole sentence.  A question that is repeated goes with its answer;
-    answers to different questions may be the same.  The result may be empty.
-    """
+    A cut text of a single line is kept up to its last whole sentence.  A question that is repeated goes with its
+    answer; answers to different questions may be the same.  The result may be empty."""
     lines = raw.strip().splitlines()
     dropped = 0
     if cut_off and lines and not raw.rstrip(" \t").endswith("\n"):

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 class Edit:
     """One self-edit.
 
-    `writer` is the condition it belongs to (`self:implications`, `replay:notes.jsonl#gpt-4.1`, `api:gpt-5`), `index` counts
-    the edits of one document and writer from 0, `prompt` names the prompt it was written from ("" where none was).
-    `text` is what is trained on: a last line that was cut off and repeated or empty lines are already gone;
-    `truncated` and `dropped_lines` say so.  `input_tokens` and `output_tokens` are what the writer read and wrote.
-    """
+    `writer` is the condition it belongs to (`self:implications`, `replay:notes.jsonl#gpt-4.1`, `api:gpt-5`), `index`
+    counts the edits of one document and writer from 0, `prompt` names the prompt it was written from ("" where none
+    was). `text` is what is trained on: a last line that was cut off and repeated or empty lines are already gone;
+    `truncated` and `dropped_lines` say so.  `input_tokens` and `output_tokens` are what the writer read and wrote."""
 
     document_id: str
     writer: str

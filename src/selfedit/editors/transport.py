@@ -1,8 +1,8 @@
 """How requests travel: an event loop in a thread of its own, and HTTP whose replies are bounded in size and in time.
 
-The calling thread only waits for futures, so Ctrl-C interrupts it at once, whatever a server does; the thread is a daemon, so that
-nothing waits for it at the process's end.  Imported when the first request is sent: the `openai` package takes most of a second.
-"""
+The calling thread only waits for futures, so Ctrl-C interrupts it at once, whatever a server does; the thread is a
+daemon, so that nothing waits for it at the process's end.  Imported when the first request is sent: the `openai`
+package takes most of a second."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MOST_BYTES = 8_000_000
 
 
 def within(seconds: float) -> httpx2.Timeout:
-    """Seconds for a whole reply.  Nobody at the address is told early, for that is another mistake than a slow server."""
+    """Seconds for a whole reply.  Nobody at the address is told early, for that is another mistake than a slow
+    server."""
     return httpx2.Timeout(seconds, connect=min(seconds / 2, 30.0))
 
 
@@ -51,7 +52,8 @@ class LoopThread:
             future.cancel()
 
     def close(self, last: Coroutine[Any, Any, object], seconds: float = 0.5) -> None:
-        """Cancels what is under way, awaits `last`, and ends the thread; leaves it behind if that takes longer than this."""
+        """Cancels what is under way, awaits `last`, and ends the thread; leaves it behind if that takes longer than
+        this."""
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -67,11 +69,11 @@ class LoopThread:
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The `openai` package's HTTP client, with replies of at most `most_bytes`, each within its request's timeout as a whole.
+    """The `openai` package's HTTP client, with replies of at most `most_bytes`, each within its request's timeout as a
+    whole.
 
-    Replies are asked for uncompressed, and a compressed one is refused: a few kilobytes could unfold to gigabytes.  Redirects are
-    not followed: the documents, and perhaps the key, would go to a server that the user did not name.
-    """
+    Replies are asked for uncompressed, and a compressed one is refused: a few kilobytes could unfold to gigabytes.
+    Redirects are not followed: the documents, and perhaps the key, would go to a server that the user did not name."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"}, **arguments)
@@ -103,5 +105,6 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 def _refusal(request: httpx2.Request, reason: str) -> httpx2.Response:
-    """What a gateway would say in place of a reply that it does not let through; asking again would be paid for again."""
+    """What a gateway would say in place of a reply that it does not let through; asking again would be paid for
+    again."""
     return httpx2.Response(502, headers={"x-should-retry": "false"}, json={"error": reason}, request=request)

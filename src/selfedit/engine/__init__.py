@@ -1,8 +1,7 @@
 """Many LoRA adapters on one frozen causal language model, trained and decoded together.
 
-Needs torch, transformers and safetensors only; knows token ids, nothing of text, documents or exams.  The data classes come
-without torch; a function or a bank loads it when first used.
-"""
+Needs torch, transformers and safetensors only; knows token ids, nothing of text, documents or exams.  The data classes
+come without torch; a function or a bank loads it when first used."""
 
 import sys
 from importlib import import_module

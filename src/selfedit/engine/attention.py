@@ -1,10 +1,11 @@
-"""Attention over packed rows: sequences of different lengths in one row without padding, and prompts with what follows them.
+"""Attention over packed rows: sequences of different lengths in one row without padding, and prompts with what follows
+them.
 
-Knows how to hook into transformers' attention interface, so that any Hugging Face decoder runs on rows [1, P] in which each
-sequence attends to itself alone.  Knows nothing of adapters, losses or tokens.
+Knows how to hook into transformers' attention interface, so that any Hugging Face decoder runs on rows [1, P] in which
+each sequence attends to itself alone.  Knows nothing of adapters, losses or tokens.
 
-Axes: P packed positions, B sequences, H query heads, K key-value heads, G query heads a key-value head, D head width, T time.
-"""
+Axes: P packed positions, B sequences, H query heads, K key-value heads, G query heads a key-value head, D head width, T
+time."""
 
 from __future__ import annotations
 
@@ -60,12 +61,12 @@ class KeyValues:
 
 @dataclass
 class Layout:
-    """What a row [1, P] holds: packed sequences of these lengths, or, with `step`, the next token of each stored sequence.
+    """What a row [1, P] holds: packed sequences of these lengths, or, with `step`, the next token of each stored
+    sequence.
 
-    `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a shorter
-    sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence `first` on, a
-    step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them.
-    """
+    `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a
+    shorter sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence
+    `first` on, a step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them."""
 
     lengths: list[int]
     device: torch.device
@@ -117,7 +118,8 @@ def _buckets(lengths: list[int], device: torch.device) -> list[Tensor]:
 
 
 def _similar(lengths: list[int], padding: float) -> list[list[int]]:
-    """Numbers of the sequences, longest first, in groups that padding to the longest makes larger by at most this share."""
+    """Numbers of the sequences, longest first, in groups that padding to the longest makes larger by at most this
+    share."""
     groups: list[list[int]] = []
     filled = 0
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
@@ -132,8 +134,8 @@ def _similar(lengths: list[int], padding: float) -> list[list[int]]:
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, the model takes rows [1, P]; each call names its `Layout` with the keyword `packed_layout`, which
-    transformers hands through to the attention."""
+    """Within this context, the model takes rows [1, P]; each call names its `Layout` with the keyword `packed_layout`,
+    which transformers hands through to the attention."""
     before = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
     try:
@@ -250,12 +252,13 @@ def _attend_to_store(
 
 @dataclass
 class _Batches:
-    """Packed rows of K key-value heads as batches of sequences of similar length, shorter ones padded with their last row.
+    """Packed rows of K key-value heads as batches of sequences of similar length, shorter ones padded with their last
+    row.
 
-    `shapes` has sequences and length of each batch; M rows of `rows` are numbers p * K + k, batch after batch, and in a batch
-    sequence after sequence, head after head; `places` [P * K] says where each packed row has gone, `padding` which are copies.
-    A sequence is padded with rows of its own, because a number that is not finite would come through a mask.
-    """
+    `shapes` has sequences and length of each batch; M rows of `rows` are numbers p * K + k, batch after batch, and in a
+    batch sequence after sequence, head after head; `places` [P * K] says where each packed row has gone, `padding`
+    which are copies. A sequence is padded with rows of its own, because a number that is not finite would come through
+    a mask."""
 
     heads: int
     shapes: list[tuple[int, int]]

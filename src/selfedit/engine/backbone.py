@@ -27,9 +27,8 @@ _FORMS = "_selfedit_forms"
 class Backbone:
     """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
 
-    Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention does
-    not go through transformers' attention interface; both are checked on a few tokens, once a model.
-    """
+    Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention
+    does not go through transformers' attention interface; both are checked on a few tokens, once a model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

@@ -27,9 +27,9 @@ _ALIGN = 16
 class AdapterBank:
     """Attaches `size` stacked LoRAs to a causal language model's chosen linear layers.
 
-    The wrapped model without a routing is the base model, bit for bit; `route` switches adapters on for the rows of one batch.
-    The model is changed in place (its chosen layers are wrapped) until `detach`; a bank is also a context manager that detaches.
-    Parameters are float32 always; products run in the model's own dtype.
+    The wrapped model without a routing is the base model, bit for bit; `route` switches adapters on for the rows of one
+    batch. The model is changed in place (its chosen layers are wrapped) until `detach`; a bank is also a context
+    manager that detaches. Parameters are float32 always; products run in the model's own dtype.
 
     Errors: UnsupportedModelError where a chosen layer is not a plain `torch.nn.Linear` in float32, bfloat16 or float16
     (GPT-2's Conv1D, quantised layers) or nothing matches the targets.
@@ -45,7 +45,8 @@ class AdapterBank:
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
-        # Grouped products exist for bfloat16 on CUDA, where rows are multiples of 16 bytes; elsewhere one product a run is best.
+        # Grouped products exist for bfloat16 on CUDA, where rows are multiples of 16 bytes; elsewhere one product a run
+        # is best.
         self.grouped = (
             self.device.type == "cuda"
             and self.dtype == torch.bfloat16
@@ -176,16 +177,16 @@ class AdapterBank:
     ) -> dict[str, bytes]:
         """One adapter as the files of PEFT's format, by name.
 
-        `base_model` is what `AutoPeftModelForCausalLM` is to load, if not what the model was loaded by; `model` is a name of the
-        model that only the caller knows, and is kept in the weights' metadata.
-        """
+        `base_model` is what `AutoPeftModelForCausalLM` is to load, if not what the model was loaded by; `model` is a
+        name of the model that only the caller knows, and is kept in the weights' metadata."""
         base_model = base_model or self.model.config._name_or_path
         return peft_format.files(self.spec, self.state(adapter), base_model=base_model, model=model)
 
     def save_pretrained(
         self, adapter: int, path: str | Path, *, base_model: str | None = None, model: str | None = None
     ) -> None:
-        """Writes one adapter's files (`peft.PeftModel.from_pretrained` loads it, vLLM serves it); names as in `adapter_files`."""
+        """Writes one adapter's files (`peft.PeftModel.from_pretrained` loads it, vLLM serves it); names as in
+        `adapter_files`."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.adapter_files(adapter, base_model=base_model, model=model).items():
@@ -251,7 +252,8 @@ def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
             or type(module).forward is not nn.Linear.forward
         ):
             raise UnsupportedModelError(
-                f"{name} is no plain torch.nn.Linear ({type(module).__name__}, {module.weight.dtype}), quantised perhaps;"
+                f"{name} is no plain torch.nn.Linear ({type(module).__name__}, {module.weight.dtype}), "
+                "quantised perhaps;"
                 " load the model in bfloat16 or float32"
             )
         names.append(name)

@@ -1,9 +1,10 @@
 """Completions for prompts of many adapters in one batch.
 
-Knows prompts as token ids, greedy decoding and nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).  Knows nothing of text.
+Knows prompts as token ids, greedy decoding and nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).  Knows
+nothing of text.
 
-A sampled token is drawn with a number that derives from (request's seed, position) alone, so a completion depends on its own
-request, never on its neighbours in the batch or on how work was split.
+A sampled token is drawn with a number that derives from (request's seed, position) alone, so a completion depends on
+its own request, never on its neighbours in the batch or on how work was split.
 
 Axes: B rows, T time, V vocabulary.
 """
@@ -41,12 +42,12 @@ def decode(
     memory: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Completes all requests, in batches of similar length whose prompts and answers together hold at most `token_budget` tokens
-    (by default 16,384 on a CPU; on an accelerator, what half of `memory` holds, bytes, by default those that are free).
+    """Completes all requests, in batches of similar length whose prompts and answers together hold at most
+    `token_budget` tokens (by default 16,384 on a CPU; on an accelerator, what half of `memory` holds, bytes, by default
+    those that are free).
 
-    Running out of memory halves the budget, with a warning, and repeats the batch.  Errors: ValueError for an empty prompt, for no
-    new tokens, or for an adapter that the bank does not have.
-    """
+    Running out of memory halves the budget, with a warning, and repeats the batch.  Errors: ValueError for an empty
+    prompt, for no new tokens, or for an adapter that the bank does not have."""
     backbone = Backbone(model)
     _check(requests, bank)
     completions: dict[int, Completion] = {}

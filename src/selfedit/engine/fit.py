@@ -1,9 +1,8 @@
 """Fits: fine-tunes of many adapters on one frozen model, together.
 
-Knows the arithmetic of a step: packed forward and backward passes, clipping and AdamW, each per adapter, so that training N
-adapters together gives, adapter by adapter, what training each alone gives.  Which fits step together is `schedule`'s
-business.  Knows nothing of text or documents.
-"""
+Knows the arithmetic of a step: packed forward and backward passes, clipping and AdamW, each per adapter, so that
+training N adapters together gives, adapter by adapter, what training each alone gives.  Which fits step together is
+`schedule`'s business.  Knows nothing of text or documents."""
 
 from __future__ import annotations
 
@@ -145,17 +144,18 @@ def fit(
 ) -> list[FitResult]:
     """Trains adapter k of the bank on job k, from fresh weights; at most as many jobs as the bank holds.
 
-    `token_budget` bounds the tokens of one forward pass (a single longer sequence goes alone); running out of memory halves it,
-    with a warning, and repeats the step, so nothing is lost.  `checkpointing` keeps only the layers' inputs and computes
-    the rest again in the backward pass: less memory for a third more work.  `on_tokens` is called with the tokens trained
-    after each step.  A fit whose loss or gradient is not finite stops and says so in its result; the others go on.
+    `token_budget` bounds the tokens of one forward pass (a single longer sequence goes alone); running out of memory
+    halves it, with a warning, and repeats the step, so nothing is lost.  `checkpointing` keeps only the layers' inputs
+    and computes the rest again in the backward pass: less memory for a third more work.  `on_tokens` is called with the
+    tokens trained after each step.  A fit whose loss or gradient is not finite stops and says so in its result; the
+    others go on.
 
-    `on_step` is called after each step but the last with what is under way, which it may save.  `start` is a file with what was
-    saved so: these fits go on from there, with the budget and the checkpointing that they began with, and become to the last bit
-    what they would have become without the interruption, on the same machine.
+    `on_step` is called after each step but the last with what is under way, which it may save.  `start` is a file with
+    what was saved so: these fits go on from there, with the budget and the checkpointing that they began with, and
+    become to the last bit what they would have become without the interruption, on the same machine.
 
-    Errors: ValueError for jobs with nothing to learn, or too many; UnusableStateError for a `start` that is damaged or of others.
-    """
+    Errors: ValueError for jobs with nothing to learn, or too many; UnusableStateError for a `start` that is damaged or
+    of others."""
     jobs = list(jobs)
     if len(jobs) > bank.size:
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
@@ -207,8 +207,8 @@ def fit(
 
 
 def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], token_budget: int) -> list[float] | None:
-    """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the steps' losses, or None where
-    memory ran out."""
+    """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the steps' losses, or None
+    where memory ran out."""
     totals = [0.0] * len(chosen)
     try:
         for one in passes(chosen, token_budget):
@@ -274,8 +274,8 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
 
 
 def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:
-    """Grouped products want each adapter's rows to be a multiple of 8: the last sequence of each gets a few tokens more, which
-    come after all real ones and have no label, so that nothing sees them."""
+    """Grouped products want each adapter's rows to be a multiple of 8: the last sequence of each gets a few tokens
+    more, which come after all real ones and have no label, so that nothing sees them."""
     for k in dict.fromkeys(owners):
         mine = [row for row, owner in zip(rows, owners, strict=True) if owner == k]
         mine[-1] += [mine[-1][-1]] * (-sum(map(len, mine)) % multiple)
@@ -290,7 +290,8 @@ def _halve(token_budget: int, chosen: list[_Running]) -> int:
     longest = max(len(sequence.ids) for r in chosen for sequence in r.batch)
     if token_budget <= longest:
         raise torch.OutOfMemoryError(
-            f"out of memory with a single sequence of {longest} tokens: use shorter sequences, a smaller model or less rank"
+            f"out of memory with a single sequence of {longest} tokens: use shorter sequences, a smaller model "
+            "or less rank"
         )
     release_memory()
     return token_budget // 2

@@ -1,10 +1,11 @@
-"""What decoders compute between their matrix products, as one autograd function each: RMS norms, gated activations, rotations.
+"""What decoders compute between their matrix products, as one autograd function each: RMS norms, gated activations,
+rotations.
 
 Knows the usual forms of these, and takes one over only if it gives what the model's own code gives on random numbers;
 anything else runs as it is.  Written out, a norm's backward pass is a dozen passes over memory; here it is five.
 
-Sources: root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467); gated linear units (Shazeer 2020,
-arXiv 2002.05202); rotary position embedding (Su et al. 2021, arXiv 2104.09864).
+Sources: root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467); gated linear units (Shazeer
+2020, arXiv 2002.05202); rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
 Axes: P rows, D width, F width inside the MLP.
 """
@@ -47,8 +48,8 @@ def known_forms(decoder: nn.Module) -> dict[nn.Module, Form]:
 
 @torch.no_grad()
 def rotating_files(decoder: nn.Module) -> list[ModuleType]:
-    """The Python modules, of those that the decoder's layers are defined in, whose function `apply_rotary_pos_emb` has the usual
-    form.  It is no part of any layer, so it can only be exchanged where it is defined."""
+    """The Python modules, of those that the decoder's layers are defined in, whose function `apply_rotary_pos_emb` has
+    the usual form.  It is no part of any layer, so it can only be exchanged where it is defined."""
     files = {type(module).__module__ for module in decoder.modules()}
     found = []
     for file in (sys.modules[name] for name in sorted(files) if name in sys.modules):
@@ -60,8 +61,8 @@ def rotating_files(decoder: nn.Module) -> list[ModuleType]:
 
 @contextmanager
 def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Iterator[None]:
-    """Within this context, these modules run in these forms, and these files' rotations too, whoever calls them: they give the
-    same numbers."""
+    """Within this context, these modules run in these forms, and these files' rotations too, whoever calls them: they
+    give the same numbers."""
     before = [getattr(file, _ROTATE) for file in files]
     for module, form in forms.items():
         module.forward = partial(form, module)
@@ -195,7 +196,8 @@ class _Rotated(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """activation(gate) * up.  The backward pass computes into the memory of what was saved, which nothing else reads."""
+    """activation(gate) * up.  The backward pass computes into the memory of what was saved, which nothing else
+    reads."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, kind: str) -> Tensor:

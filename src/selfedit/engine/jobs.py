@@ -31,11 +31,10 @@ class NotEnoughMemoryError(MemoryError):
 class LoraSpec:
     """The shape of the adapters of one bank.
 
-    `targets` is `all-linear` (every linear layer but the output head) or names of layers: a whole dotted name, or its end
-    (`q_proj`).  `layers` keeps only decoder layers first..last, both included, counted from 0.  `dropout` acts on the input of
-    A, from a random stream of the adapter's own.  Updates are scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`
-    (Kalajdzievski 2023, arXiv 2312.03732).
-    """
+    `targets` is `all-linear` (every linear layer but the output head) or names of layers: a whole dotted name, or its
+    end (`q_proj`).  `layers` keeps only decoder layers first..last, both included, counted from 0.  `dropout` acts on
+    the input of A, from a random stream of the adapter's own.  Updates are scaled by alpha / rank, or alpha /
+    sqrt(rank) with `rslora` (Kalajdzievski 2023, arXiv 2312.03732)."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -74,11 +73,10 @@ class TokenSequence:
 class FitSettings:
     """How one adapter is trained: AdamW (0.9, 0.999, 1e-8) as in Hugging Face's Trainer.
 
-    A step takes `batch_size` sequences; its loss is the mean over all their labelled tokens (Trainer's rule with gradient
-    accumulation: `batch_size` here is batch size times accumulation there).  `schedule` decays the learning rate from the end of
-    the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).  `shuffle` draws a new order
-    each epoch from the job's seed; without it, sequences keep their order.
-    """
+    A step takes `batch_size` sequences; its loss is the mean over all their labelled tokens (Trainer's rule with
+    gradient accumulation: `batch_size` here is batch size times accumulation there).  `schedule` decays the learning
+    rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).  `shuffle`
+    draws a new order each epoch from the job's seed; without it, sequences keep their order."""
 
     learning_rate: float = 1e-3
     epochs: int = 10
@@ -103,7 +101,8 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitJob:
-    """One fit: sequences, settings and a seed, which decides the adapter's first weights, its data order and its dropout."""
+    """One fit: sequences, settings and a seed, which decides the adapter's first weights, its data order and its
+    dropout."""
 
     sequences: tuple[TokenSequence, ...]
     settings: FitSettings
@@ -133,8 +132,8 @@ class FitJob:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a fit went.  `first_loss` and `last_loss` are means over the first and the last epoch's steps, nats per token;
-    `losses` has one for each step; `error` says why a fit failed (its adapter is then worthless), else None."""
+    """How a fit went.  `first_loss` and `last_loss` are means over the first and the last epoch's steps, nats per
+    token; `losses` has one for each step; `error` says why a fit failed (its adapter is then worthless), else None."""
 
     steps: int
     tokens: int
@@ -146,9 +145,9 @@ class FitResult:
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """A prompt and how to go on from it.  `adapter` is its place in the bank, None for the base model (one call of `decode` has
-    either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that probability.  Decoding
-    ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`."""
+    """A prompt and how to go on from it.  `adapter` is its place in the bank, None for the base model (one call of
+    `decode` has either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that
+    probability.  Decoding ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int

@@ -36,10 +36,9 @@ class Run:
 class Routing:
     """Which rows of a batch belong to which adapter: `segments` of (adapter, first row, end), in order, without gaps.
 
-    Low-rank products are computed run by run (consecutive adapters with equally many rows share one batched product) or,
-    with `offsets`, by grouped products over the bank's adapters, or over those named by `chosen` only.
-    `dropout_seeds` holds one seed a segment where dropout is active, else None.
-    """
+    Low-rank products are computed run by run (consecutive adapters with equally many rows share one batched product)
+    or, with `offsets`, by grouped products over the bank's adapters, or over those named by `chosen` only.
+    `dropout_seeds` holds one seed a segment where dropout is active, else None."""
 
     segments: list[tuple[int, int, int]]
     runs: list[Run]
@@ -81,8 +80,8 @@ class Routing:
         grouped: bool,
         dropout_seeds: list[int] | None = None,
     ) -> Routing:
-        """Routes `lengths[k]` consecutive rows to `adapters[k]` of a bank of `size`; neighbours of one adapter become one
-        segment, unless each has a dropout seed of its own."""
+        """Routes `lengths[k]` consecutive rows to `adapters[k]` of a bank of `size`; neighbours of one adapter become
+        one segment, unless each has a dropout seed of its own."""
         segments: list[tuple[int, int, int]] = []
         start = 0
         for adapter, length in zip(adapters, lengths, strict=True):
@@ -113,8 +112,8 @@ def _runs(segments: list[tuple[int, int, int]], join: bool) -> list[Run]:
 
 @dataclass
 class Shared:
-    """What the layers of a bank have in common: `routing` is None while no adapter is active.  `anchor` is a leaf that requires
-    a gradient, so that a backward pass reaches layers whose input does not need one."""
+    """What the layers of a bank have in common: `routing` is None while no adapter is active.  `anchor` is a leaf that
+    requires a gradient, so that a backward pass reaches layers whose input does not need one."""
 
     spec: LoraSpec
     anchor: Tensor
@@ -126,11 +125,10 @@ class Shared:
 class LoraGroup:
     """Layers that read the same input (query, key and value; gate and up) and are computed together.
 
-    `a_NGI` stacks their A matrices along the rank, member after member (G = members times R); `b_NOR` has one tensor a member.
-    All are views into the bank's flat buffers.  Gradients are written straight into the bank's gradient buffer during the
-    backward pass, not returned through autograd; `written` remembers for which adapters this step has done so: the first
-    product of a step overwrites, so that nothing needs to be zeroed.
-    """
+    `a_NGI` stacks their A matrices along the rank, member after member (G = members times R); `b_NOR` has one tensor a
+    member. All are views into the bank's flat buffers.  Gradients are written straight into the bank's gradient buffer
+    during the backward pass, not returned through autograd; `written` remembers for which adapters this step has done
+    so: the first product of a step overwrites, so that nothing needs to be zeroed."""
 
     def __init__(self, linears: Sequence[nn.Linear], shared: Shared, index: int) -> None:
         self.linears = list(linears)
@@ -170,7 +168,8 @@ class LoraGroup:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with the updates of a bank's adapters: `y = x W^T + b + scaling * x A_i^T B_i^T`, i the row's adapter.
+    """A frozen linear layer with the updates of a bank's adapters: `y = x W^T + b + scaling * x A_i^T B_i^T`, i the
+    row's adapter.
 
     Without a routing it is the frozen layer, bit for bit.
     """

@@ -2,9 +2,9 @@
 
 Knows hidden states, the output head's matrix and targets.  Knows nothing of adapters or schedules.
 
-The head is frozen and the weight of every token in the loss is known beforehand, so the gradient with respect to the hidden
-states is computed together with the loss, a block of rows at a time (the idea of the fused linear cross-entropy in Liger
-Kernel, Hsu et al. 2024, arXiv 2410.10989).
+The head is frozen and the weight of every token in the loss is known beforehand, so the gradient with respect to the
+hidden states is computed together with the loss, a block of rows at a time (the idea of the fused linear cross-entropy
+in Liger Kernel, Hsu et al. 2024, arXiv 2410.10989).
 
 Axes: L labelled tokens, D width, V vocabulary.
 """
@@ -28,7 +28,8 @@ _TINY = 1e-30
 def linear_cross_entropy(
     hidden_LD: Tensor, head_VD: Tensor, targets_L: Tensor, weights_L: Tensor, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the tokens' losses (nats; differentiable in `hidden_LD`) and each token's own loss [L], float32.
+    """The weighted sum of the tokens' losses (nats; differentiable in `hidden_LD`) and each token's own loss [L],
+    float32.
 
     `softcap` c replaces the logits z by c * tanh(z / c), as Gemma 2 does.
     """
@@ -37,7 +38,8 @@ def linear_cross_entropy(
 
 
 def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tuple[int, int]:
-    """What the loss takes on top of the hidden states: bytes a row of logits (float32 and copies), and rows of a block."""
+    """What the loss takes on top of the hidden states: bytes a row of logits (float32 and copies), and rows of a
+    block."""
     return vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0)), _rows(vocabulary, device)
 
 

@@ -81,9 +81,8 @@ def files(
 def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
     """Reads a LoRA adapter that a bank or PEFT wrote; with a `model`, checks that it is a whole adapter of that model.
 
-    Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for an
-    adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model.
-    """
+    Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for
+    an adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model."""
     import torch
 
     spec = _read_config(folder)
@@ -211,7 +210,8 @@ def _check_fit(
     missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in shapes]
     if missing:
         raise ValueError(
-            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing (first: {missing[0]});"
+            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing "
+            f"(first: {missing[0]});"
             " the adapter is not whole, or belongs to another model"
         )
 

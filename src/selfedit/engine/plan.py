@@ -1,8 +1,7 @@
 """What a list of fits will take: bank size, tokens a step, memory, FLOPs and time, before any of it starts.
 
-Knows a model's layers by running a few tokens through them, and a device's free memory and speed by asking and trying.  Knows
-nothing of how fits are carried out; `waves` does that.
-"""
+Knows a model's layers by running a few tokens through them, and a device's free memory and speed by asking and trying.
+Knows nothing of how fits are carried out; `waves` does that."""
 
 from __future__ import annotations
 
@@ -36,12 +35,11 @@ _TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
 class Plan:
     """How a job list runs through one bank.
 
-    `waves` are lists of job numbers, each at most `bank_size` long; `token_budget` bounds the tokens of a forward pass, with
-    `checkpointing` if it has to.  `memory` is the expected peak beyond the model itself, of `free` bytes.  `tokens`,
-    `steps` (optimiser steps of all fits) and `passes` (forward passes) are exact.  `useful_flops` is the floor: products that
-    any implementation has to compute; `flops` adds what this one computes twice.  `seconds` is an estimate from a short
-    trial, None without one.
-    """
+    `waves` are lists of job numbers, each at most `bank_size` long; `token_budget` bounds the tokens of a forward pass,
+    with `checkpointing` if it has to.  `memory` is the expected peak beyond the model itself, of `free` bytes.
+    `tokens`, `steps` (optimiser steps of all fits) and `passes` (forward passes) are exact.  `useful_flops` is the
+    floor: products that any implementation has to compute; `flops` adds what this one computes twice.  `seconds` is an
+    estimate from a short trial, None without one."""
 
     bank_size: int
     token_budget: int
@@ -59,8 +57,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs under a spec: FLOPs a token forward and backward, activation bytes a token, bytes an adapter, and the
-    loss's bytes a token for up to `logit_rows` tokens at once."""
+    """What a model costs under a spec: FLOPs a token forward and backward, activation bytes a token, bytes an adapter,
+    and the loss's bytes a token for up to `logit_rows` tokens at once."""
 
     forward: float
     backward: float
@@ -99,10 +97,10 @@ def plan(
 ) -> Plan:
     """Plans `jobs` on the device that the model lies on.
 
-    `memory` is how many bytes may be used (by default nine tenths of what is free on an accelerator, half on a CPU); `bank_size`
-    and `token_budget` are found from it unless given (a sequence longer than a given budget goes alone, as in `fit`).  Apart from
-    `free`, a plan depends on the model, the kind of device and the arguments alone: with `memory` given, it is the same every
-    time.  `calibrate` tries a few hundred tokens to estimate the time.
+    `memory` is how many bytes may be used (by default nine tenths of what is free on an accelerator, half on a CPU);
+    `bank_size` and `token_budget` are found from it unless given (a sequence longer than a given budget goes alone, as
+    in `fit`).  Apart from `free`, a plan depends on the model, the kind of device and the arguments alone: with
+    `memory` given, it is the same every time.  `calibrate` tries a few hundred tokens to estimate the time.
 
     Errors: ValueError for a job with nothing to learn; NotEnoughMemoryError.
     """
@@ -211,7 +209,8 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
 
 
 def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[int, list[tuple[Any, bool]]]:
-    """Bytes kept for the backward pass of one sequence, and (linear layer, whether its input needs a gradient) as they ran."""
+    """Bytes kept for the backward pass of one sequence, and (linear layer, whether its input needs a gradient) as they
+    ran."""
     own = {t.untyped_storage().data_ptr() for t in [*backbone.model.parameters(), *backbone.model.buffers()]}
     own.add(bank._compute_NF.untyped_storage().data_ptr())
     kept: dict[int, torch.UntypedStorage] = {}
@@ -294,7 +293,8 @@ def _some_sequences(jobs: Sequence[FitJob], tokens: int) -> Iterator[TokenSequen
 
 
 def _seconds(bank: AdapterBank, jobs: list[FitJob], token_budget: int, checkpointing: bool) -> float:
-    """The median step's seconds, the first step apart: the shortest is more than a machine that others use will give."""
+    """The median step's seconds, the first step apart: the shortest is more than a machine that others use will
+    give."""
     times: list[float] = []
 
     def note(_: int) -> None:

@@ -1,8 +1,7 @@
 """Which fits step together, and how a step is cut into forward passes.
 
-Knows jobs and token counts; a pure function of the job list and the budget, so that a plan foresees what a run does.  Knows
-nothing of models.
-"""
+Knows jobs and token counts; a pure function of the job list and the budget, so that a plan foresees what a run does.
+Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -52,7 +51,8 @@ C = TypeVar("C", bound=Course)
 
 
 def choose(active: Sequence[C], token_budget: int) -> list[C]:
-    """The fits of the next step: those with the most tokens left first, until the budget is full; in the bank's order."""
+    """The fits of the next step: those with the most tokens left first, until the budget is full; in the bank's
+    order."""
     chosen: list[C] = []
     tokens = 0
     for course in sorted(active, key=lambda c: (-c.tokens_left, c.adapter)):

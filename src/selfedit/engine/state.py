@@ -1,8 +1,8 @@
 """Fits between two steps, as a safetensors file: all that the rest of them depends on, beside the model and the jobs.
 
-That is each adapter's parameters, AdamW's moments, how many steps were taken and their losses, and how steps are cut into passes.
-The data order derives from the job's seed, dropout's masks from seed and step; no generator has a state of its own.
-"""
+That is each adapter's parameters, AdamW's moments, how many steps were taken and their losses, and how steps are cut
+into passes. The data order derives from the job's seed, dropout's masks from seed and step; no generator has a state of
+its own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FORMAT = "selfedit fits 1"
 
 
 def digest(bank: AdapterBank, jobs: Sequence[FitJob]) -> str:
-    """Names what fits are made of: the frozen weights (the first and the last adapted layer's stand for all), the adapters' shape,
-    sequences, settings and seeds."""
+    """Names what fits are made of: the frozen weights (the first and the last adapted layer's stand for all), the
+    adapters' shape, sequences, settings and seeds."""
     first, last = bank.layers[0].weight, bank.layers[-1].weight
     model = [str(bank.dtype), bank.device.type, bank.names, [_checksum(first), _checksum(last)]]
     hashed = hashlib.sha256(json.dumps([model, asdict(bank.spec)]).encode())

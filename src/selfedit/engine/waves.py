@@ -35,11 +35,10 @@ def fit_all(
 ) -> list[FitResult]:
     """Trains one adapter a job, any number of jobs; results in the jobs' order.
 
-    `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the bank: the
-    time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where a bank does not
-    fit into memory after all, the rest goes on with half of its adapters, with one warning.  `on_step` and `start` are `fit`'s, for
-    jobs that are one wave (ValueError otherwise).
-    """
+    `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the
+    bank: the time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where
+    a bank does not fit into memory after all, the rest goes on with half of its adapters, with one warning.  `on_step`
+    and `start` are `fit`'s, for jobs that are one wave (ValueError otherwise)."""
     jobs = list(jobs)
     if not jobs:
         return []

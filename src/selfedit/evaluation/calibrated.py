@@ -1,9 +1,8 @@
 """The calibrated grader: the probability that a careful judge would accept an answer, offline.
 
-Knows the features of an answer and a file of numbers: boosted regression trees, a logistic regression, and the line that makes
-their mean a probability.  How the numbers were learned is benchmarks/train_calibrated_grader.py's business; how far they
-can be trusted is in docs/grading.md.
-"""
+Knows the features of an answer and a file of numbers: boosted regression trees, a logistic regression, and the line
+that makes their mean a probability.  How the numbers were learned is benchmarks/train_calibrated_grader.py's business;
+how far they can be trusted is in docs/grading.md."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ FORMAT = 1
 class CalibratedModel:
     """The numbers.  Trees are padded to one width: T trees of at most W nodes, F features.
 
-    A leaf is its own child, so that walking on changes nothing; `value_T_W` holds log odds at the leaves and 0 elsewhere.
-    """
+    A leaf is its own child, so that walking on changes nothing; `value_T_W` holds log odds at the leaves and 0
+    elsewhere."""
 
     feature_T_W: NDArray[np.int64]
     threshold_T_W: NDArray[np.float64]
@@ -112,8 +111,8 @@ def shipped_model() -> CalibratedModel:
 class CalibratedGrader:
     """Credit is the probability that a careful judge would accept the answer; `right` from 0.5 on.
 
-    With several accepted answers the most favourable counts.  An answer without any word is wrong, with score 0.  The mean
-    score of many answers estimates the share that a judge would accept with less bias than counting grades does.
+    With several accepted answers the most favourable counts.  An answer without any word is wrong, with score 0.  The
+    mean score of many answers estimates the share that a judge would accept with less bias than counting grades does.
     """
 
     name = "calibrated"

@@ -42,9 +42,8 @@ class GraderReport:
     """Agreement of a grader with labels, over the `n` rows that it graded; `ungraded` rows are counted apart.
 
     `confusion[label][grade]` are counts, with label and grade `right` or `wrong`.  `bias` is the mean score minus the
-    share of rows labelled right: what the grader adds to an accuracy (0.01 = one point too high).  Intervals are 95 %, by
-    bootstrap over questions.
-    """
+    share of rows labelled right: what the grader adds to an accuracy (0.01 = one point too high).  Intervals are 95 %,
+    by bootstrap over questions."""
 
     grader: str
     n: int
@@ -103,11 +102,11 @@ def _text(path: Path, number: int, row: dict[str, Any], name: str, *, empty: boo
 
 
 def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedRow]:
-    """Rows of `{"question", "gold", "answer", "correct"}`, with `title` and `gradings` if they like; one JSON object a line.
+    """Rows of `{"question", "gold", "answer", "correct"}`, with `title` and `gradings` if they like; one JSON object a
+    line.
 
-    `gold` is a text or a list of texts.  `correct` must be there where `labelled`.  An empty `answer` is allowed, blank lines
-    are skipped.  Raises UserError naming file and row.
-    """
+    `gold` is a text or a list of texts.  `correct` must be there where `labelled`.  An empty `answer` is allowed, blank
+    lines are skipped.  Raises UserError naming file and row."""
     path = Path(path)
     rows = []
     for number, row in _rows(path):
@@ -144,7 +143,8 @@ def grade_rows(grader: Grader, rows: Sequence[GradedRow]) -> list[Grade]:
 
 
 def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) -> GraderReport:
-    """Grades labelled rows and compares.  Raises UserError where nothing was graded, ValueError on a row without a label."""
+    """Grades labelled rows and compares.  Raises UserError where nothing was graded, ValueError on a row without a
+    label."""
     unlabelled = [row.number for row in rows if row.correct is None]
     if unlabelled:
         raise ValueError(f"row {unlabelled[0]} has no label: nothing to compare with")

@@ -1,8 +1,7 @@
 """What the calibrated grader sees of an answer: numbers made from question, gold answer and answer.
 
-Knows strings; nothing of the model that weighs the numbers.  Every feature is cheap and deterministic; `NAMES` fixes their
-order, which the file of the trained model repeats.
-"""
+Knows strings; nothing of the model that weighs the numbers.  Every feature is cheap and deterministic; `NAMES` fixes
+their order, which the file of the trained model repeats."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ _NEGATIONS = frozenset(
 )
 _REFUSAL = re.compile(
     r"not (?:specif|mention|provide|state|clear|known|given|possible|have|contain|include|sure|available)"
-    r"|(?:no|any) (?:specific )?information|unknown|i (?:do not|don't) know|unable to|cannot (?:be )?(?:determin|answer|provid)"
+    r"|(?:no|any) (?:specific )?information|unknown|i (?:do not|don't) know|unable to"
+    r"|cannot (?:be )?(?:determin|answer|provid)"
     r"|n't (?:specif|mention|provid|state)",
     re.IGNORECASE,
 )

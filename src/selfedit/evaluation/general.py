@@ -1,7 +1,7 @@
 """General questions, asked before and after an adaptation to measure what was forgotten.
 
-Knows the built-in list only.  Which of them count for a model (those it answers rightly before) is the procedure's choice.
-"""
+Knows the built-in list only.  Which of them count for a model (those it answers rightly before) is the procedure's
+choice."""
 
 from __future__ import annotations
 
@@ -23,5 +23,6 @@ def _questions() -> tuple[Question, ...]:
 
 
 def general_questions() -> list[Question]:
-    """The built-in everyday questions, in a fixed order, each with its accepted answers.  Their ids begin with `general|`."""
+    """The built-in everyday questions, in a fixed order, each with its accepted answers.  Their ids begin with
+    `general|`."""
     return list(_questions())

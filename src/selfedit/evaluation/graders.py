@@ -37,7 +37,8 @@ def make_grader(
     max_tokens: int = 64,
     prompts: Prompts | None = None,
 ) -> Grader:
-    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache`, `max_tokens` and `prompts` (see `JudgeGrader`).
+    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache`, `max_tokens` and `prompts` (see
+    `JudgeGrader`).
 
     Raises UserError on an unknown name, ValueError for a judge without `complete`.
     """

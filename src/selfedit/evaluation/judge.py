@@ -1,9 +1,8 @@
 """The judge: asks a language model whether an answer conveys the gold answer.
 
-Knows its prompt, how to read a reply and how to cache it; not how a model is reached: that is `complete`, a callable that a
-client of an API or the local engine stands behind.  Whatever cannot be had (a failed call, a reply that is neither yes nor
-no) leaves the answer ungraded, with the reason, and never wrong.
-"""
+Knows its prompt, how to read a reply and how to cache it; not how a model is reached: that is `complete`, a callable
+that a client of an API or the local engine stands behind.  Whatever cannot be had (a failed call, a reply that is
+neither yes nor no) leaves the answer ungraded, with the reason, and never wrong."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ class JudgeRequest:
     json_schema: Mapping[str, Any] | None = None
 
 
-# One result a request, in order: the completion's text, or an error (an exception, not raised; anything whose str() is a
-# reason) where the call failed for good.  Retrying is the client's business.
+# One result a request, in order: the completion's text, or an error (an exception, not raised; anything whose str() is
+# a reason) where the call failed for good.  Retrying is the client's business.
 Complete = Callable[[Sequence[JudgeRequest]], Sequence[Any]]
 
 VERDICT_SCHEMA: Mapping[str, Any] = {
@@ -44,8 +43,8 @@ VERDICT_SCHEMA: Mapping[str, Any] = {
 def _quote(text: str) -> str:
     """One line of JSON in which no marker, tag or special token of a chat template can stand.
 
-    Line ends become escapes, and so do `<`, `>`, `|`, `[` and `]`, of which `<|im_end|>`, `</s>`, `[/INST]` and the like are made.
-    """
+    Line ends become escapes, and so do `<`, `>`, `|`, `[` and `]`, of which `<|im_end|>`, `</s>`, `[/INST]` and the
+    like are made."""
     line = json.dumps(text, ensure_ascii=False)
     return re.sub(r"[<>|\[\]\u2028\u2029\x85\x7f]", lambda m: f"\\u{ord(m.group()):04x}", line)
 
@@ -79,9 +78,9 @@ _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 def parse_reply(reply: str) -> bool | None:
     """True for yes, False for no, None for anything else.
 
-    Accepts the JSON object that was asked for (also in a code fence) or the bare word with a full stop or quotes, after a
-    closed thinking block.  `Yes, but ...` is neither: a judge that does not keep to the form is not trusted to have judged.
-    """
+    Accepts the JSON object that was asked for (also in a code fence) or the bare word with a full stop or quotes, after
+    a closed thinking block.  `Yes, but ...` is neither: a judge that does not keep to the form is not trusted to have
+    judged."""
     text = _THINKING.sub("", reply).strip()
     fenced = _FENCED.match(text)
     text = fenced.group(1) if fenced else text
@@ -116,11 +115,10 @@ def _reason(error: object) -> str:
 class JudgeGrader:
     """Grades by asking a model; `name` is `judge:MODEL`.
 
-    `cache` is any mutable mapping from text to text (a dict, or a table of the run's store): key a hash of model and request,
-    value the reply; only replies that were understood are kept.  `max_tokens` bounds a reply: raise it for a model that
-    thinks before it answers.  An empty answer is wrong without being asked about.  If the server refuses structured output,
-    the judge asks again without it, and goes on without it.
-    """
+    `cache` is any mutable mapping from text to text (a dict, or a table of the run's store): key a hash of model and
+    request, value the reply; only replies that were understood are kept.  `max_tokens` bounds a reply: raise it for a
+    model that thinks before it answers.  An empty answer is wrong without being asked about.  If the server refuses
+    structured output, the judge asks again without it, and goes on without it."""
 
     def __init__(
         self,
@@ -193,7 +191,8 @@ class JudgeGrader:
 
 
 def check_ungraded(grades: Sequence[Grade], limit: float = 0.02) -> None:
-    """Raises UserError where more than the share `limit` of the grades is ungraded: no figure would be worth reporting."""
+    """Raises UserError where more than the share `limit` of the grades is ungraded: no figure would be worth
+    reporting."""
     ungraded = [v for v in grades if v.value == "ungraded"]
     if len(ungraded) <= limit * len(grades):
         return
@@ -204,5 +203,6 @@ def check_ungraded(grades: Sequence[Grade], limit: float = 0.02) -> None:
     raise UserError(
         f"{ungraded[0].grader}: {len(ungraded)} of {len(grades)} answers could not be graded "
         f"({len(ungraded) / len(grades):.1%}, more than the {limit:.1%} of --max-ungraded); most often ({times}): "
-        f"{reason or 'no reason given'}. Mend the cause and run again (graded answers are kept), or raise --max-ungraded"
+        f"{reason or 'no reason given'}. Mend the cause and run again (graded answers are kept), or raise "
+        "--max-ungraded"
     )

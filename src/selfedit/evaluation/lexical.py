@@ -14,7 +14,8 @@ from selfedit.evaluation.text import contains, first_answer, is_number, tokens
 
 # Words that carry no answer by themselves.  Negations are not among them.
 STOPWORDS = frozenset(
-    "of in on at to for by with from and or is was were are be been it its that this as he she they his her their which "
+    "of in on at to for by with from and or is was were are be been it its that this as he she they his her "
+    "their which "
     "who what".split()
 )
 

@@ -13,7 +13,8 @@ from selfedit.evaluation.grade import Grade
 
 @dataclass(frozen=True)
 class Score:
-    """`correct` counts the grades `right`; `accuracy` is the mean score of the graded answers, None if there are none."""
+    """`correct` counts the grades `right`; `accuracy` is the mean score of the graded answers, None if there are
+    none."""
 
     correct: int
     graded: int

@@ -1,14 +1,14 @@
 """Error bars: intervals of accuracies and of paired differences, how many documents an experiment needs, agreement.
 
-Questions of one document are not independent (one fit answers them all), so documents are what is counted, never answers.
-The same input gives the same figures.
+Questions of one document are not independent (one fit answers them all), so documents are what is counted, never
+answers. The same input gives the same figures.
 
-- An accuracy's interval is Wilson's, on the effective number of answers (answers over the design effect, Kish 1965) and with
-  Student's quantile for the number of documents.  It is never empty: 0 of 18 answers is not "0.0 to 0.0".
-- A paired difference is what documents gain less what they lose.  Each is a proportion with an interval as above; the two are
-  combined by the square-and-add rule (Newcombe 1998; Zou & Donner 2008, "MOVER").
-- A difference is larger than noise where a paired sign-flip test (exact up to 13 documents that differ) and the interval say so.
-  With fewer than six documents no sign-flip test reaches 5 %, so nothing is called a finding.
+- An accuracy's interval is Wilson's, on the effective number of answers (answers over the design effect, Kish 1965) and
+  with Student's quantile for the number of documents.  It is never empty: 0 of 18 answers is not "0.0 to 0.0".
+- A paired difference is what documents gain less what they lose.  Each is a proportion with an interval as above; the
+  two are combined by the square-and-add rule (Newcombe 1998; Zou & Donner 2008, "MOVER").
+- A difference is larger than noise where a paired sign-flip test (exact up to 13 documents that differ) and the
+  interval say so. With fewer than six documents no sign-flip test reaches 5 %, so nothing is called a finding.
 
 `python -m benchmarks.coverage` simulates how often the intervals hold the truth; docs/grading.md has its table.
 """
@@ -75,8 +75,8 @@ def bootstrap(
 ) -> Floats:
     """`statistic` of `resamples` draws of n tasks with replacement.  It is given indices [B, n] and returns [B] values.
 
-    Draws come in chunks of bounded memory; their number of rows depends on n alone, so a seed always means the same draws.
-    """
+    Draws come in chunks of bounded memory; their number of rows depends on n alone, so a seed always means the same
+    draws."""
     if n < 1:
         raise ValueError("a bootstrap needs at least one document")
     rng = np.random.default_rng(seed)
@@ -90,10 +90,9 @@ def bootstrap(
 def accuracy_interval(scores_by_document: Mapping[str, DocumentScore] | Sequence[DocumentScore]) -> Interval:
     """Mean score of all graded answers, with its 95 % interval.
 
-    Takes a `DocumentScore` (or a plain pair) for each document; documents without a graded answer are left out.  One document
-    says nothing of others: its interval is 0 to 1.  Raises ValueError where no answer was graded, or where a score is not
-    between 0 and 1.
-    """
+    Takes a `DocumentScore` (or a plain pair) for each document; documents without a graded answer are left out.  One
+    document says nothing of others: its interval is 0 to 1.  Raises ValueError where no answer was graded, or where a
+    score is not between 0 and 1."""
     values = list(scores_by_document.values()) if isinstance(scores_by_document, Mapping) else list(scores_by_document)
     pairs = np.asarray([(c, n) for c, n in values if n > 0], dtype=np.float64).reshape(-1, 2)
     if not len(pairs):
@@ -106,9 +105,8 @@ def accuracy_interval(scores_by_document: Mapping[str, DocumentScore] | Sequence
 def paired_difference(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> Difference:
     """Accuracy of `second` minus accuracy of `first` on the documents that both have graded answers for.
 
-    It is the mean over documents of the differences of their accuracies, each weighted by its graded answers, so that what is
-    hard for both cancels.  Raises ValueError where they have no document in common.
-    """
+    It is the mean over documents of the differences of their accuracies, each weighted by its graded answers, so that
+    what is hard for both cancels.  Raises ValueError where they have no document in common."""
     common = sorted(d for d in first if d in second and first[d][1] > 0 and second[d][1] > 0)
     if not common:
         raise ValueError("no document was graded under both conditions: there is no paired difference")
@@ -133,8 +131,8 @@ def _rates(pairs: Floats) -> Floats:
 def _proportion(weights: Floats, rates: Floats, answers: float) -> tuple[float, float]:
     """A weighted mean of documents' rates, and of how many independent answers it is worth: never more than there are.
 
-    Where all documents are at 0 or all at 1 nothing shows how alike a document's answers are: then a document counts as one.
-    """
+    Where all documents are at 0 or all at 1 nothing shows how alike a document's answers are: then a document counts as
+    one."""
     mean = float(np.clip(weights @ rates, 0, 1))
     documents = len(rates)
     if documents < 2 or rates.max() <= 0 or rates.min() >= 1:
@@ -156,7 +154,8 @@ def _wilson(mean: float, effective: float, documents: int) -> tuple[float, float
 
 
 def _difference_interval(weights: Floats, gaps: Floats, answers: float) -> tuple[float, float]:
-    """What documents gain less what they lose, each a proportion with its interval: square and add, with their correlation."""
+    """What documents gain less what they lose, each a proportion with its interval: square and add, with their
+    correlation."""
     documents = len(gaps)
     parts = [np.maximum(gaps, 0), np.maximum(-gaps, 0)]
     found = [_proportion(weights, part, answers) for part in parts]
@@ -226,10 +225,9 @@ def documents_needed(
 ) -> int:
     """How many documents show a true `difference` of accuracies (0.03 = 3 points) with the given power.
 
-    `deviation` is the standard deviation over documents of paired differences (`difference_deviation` of an earlier run);
-    without it, `assumed_deviation()`.  Normal approximation of a two-sided paired test:
-    n = ((z_(1+level)/2 + z_power) * deviation / difference)^2, rounded up; at least `LEAST_DOCUMENTS`.
-    """
+    `deviation` is the standard deviation over documents of paired differences (`difference_deviation` of an earlier
+    run); without it, `assumed_deviation()`.  Normal approximation of a two-sided paired test: n = ((z_(1+level)/2 +
+    z_power) * deviation / difference)^2, rounded up; at least `LEAST_DOCUMENTS`."""
     if difference == 0 or not math.isfinite(difference):
         raise ValueError("no number of documents shows a difference of zero")
     if not 0 < power < 1 or not 0 < level < 1:
@@ -251,7 +249,8 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def _kappa(both: Floats, first: Floats, second: Floats, n: Floats) -> Floats:
-    """Cohen's kappa from counts: said yes by both, by the first, by the second, of n.  1 where both say one same thing always."""
+    """Cohen's kappa from counts: said yes by both, by the first, by the second, of n.  1 where both say one same thing
+    always."""
     neither = n - first - second + both
     observed = (both + neither) / n
     expected = (first * second + (n - first) * (n - second)) / n**2
@@ -276,7 +275,8 @@ def kappa_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Cohen's kappa with its interval, by bootstrap over clusters (rows of one question, say); over rows without them."""
+    """Cohen's kappa with its interval, by bootstrap over clusters (rows of one question, say); over rows without
+    them."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     point = cohen_kappa(first, second)
     names = range(len(a)) if clusters is None else clusters

@@ -1,8 +1,8 @@
 """Normalised tokens, in the manner of SQuAD's evaluation script: what graders compare.
 
 Knows strings only; nothing of grades.  Beyond SQuAD's rule (lower case, no punctuation, no articles) it drops accents
-and unifies numbers where that is safe: `1,200` and `1200`, `three` and `3`, `twenty-one` and `21`, `eleventh` and `11th`.
-"""
+and unifies numbers where that is safe: `1,200` and `1200`, `three` and `3`, `twenty-one` and `21`, `eleventh` and
+`11th`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _TENS_VALUE = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
 _ORDINAL_VALUE = {word: value for value, word in enumerate(_ORDINAL_TASKS, start=1)}
 _ORDINAL_TENS_VALUE = {word: 10 * value for value, word in enumerate(_ORDINAL_TENS, start=2)}
 
-# A number with thousands separators or decimals is one token; letters and digits that touch (`11th`, `1990s`) stay together.
-# Scripts without blanks between words (kana, Chinese characters, Thai) are taken character by character.
+# A number with thousands separators or decimals is one token; letters and digits that touch (`11th`, `1990s`) stay
+# together. Scripts without blanks between words (kana, Chinese characters, Thai) are taken character by character.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _TOKEN = re.compile(rf"\d+(?:\.\d+)+|[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -57,7 +57,8 @@ def _fold(text: str) -> str:
 
 
 def _unify_numbers(tokens: Sequence[str]) -> list[str]:
-    """Number words to digits: units, tens, tens followed by a unit, and their ordinals.  `hundred` and above stay words."""
+    """Number words to digits: units, tens, tens followed by a unit, and their ordinals.  `hundred` and above stay
+    words."""
     out: list[str] = []
     i = 0
     while i < len(tokens):
@@ -90,7 +91,8 @@ def _unify_numbers(tokens: Sequence[str]) -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """The normalised tokens of `text`; empty where it is nothing but punctuation.  Articles stay where there is nothing else."""
+    """The normalised tokens of `text`; empty where it is nothing but punctuation.  Articles stay where there is nothing
+    else."""
     folded = _fold(text)
     folded = _THOUSANDS.sub("", folded)
     folded = _POSSESSIVE.sub(" ", folded)

@@ -1,9 +1,8 @@
 """The process of one worker on a cluster: an actor of Ray's around a `Worker`.
 
-Imports the standard library only, and everything else inside functions: Ray is sent this class itself (see `ray_pool`), so
-that a machine without selfedit, or with another version of it, can still say so.  Answers with plain data; knows nothing of
-queues or of the run.
-"""
+Imports the standard library only, and everything else inside functions: Ray is sent this class itself (see `ray_pool`),
+so that a machine without selfedit, or with another version of it, can still say so.  Answers with plain data; knows
+nothing of queues or of the run."""
 
 from __future__ import annotations
 

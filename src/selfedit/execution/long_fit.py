@@ -86,6 +86,9 @@ class LongFit:
                 raise
         except OSError as error:
             # Hours of training are not thrown away because they cannot be saved on the way.
-            line = f"no checkpoint could be written ({error.strerror}): a fit that is cut off loses what it did since the last"
+            line = (
+                f"no checkpoint could be written ({error.strerror}): a fit that is cut off loses what it "
+                "did since the last"
+            )
             if line not in self.notes:
                 self.notes.append(line)

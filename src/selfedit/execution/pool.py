@@ -14,7 +14,8 @@ from selfedit.models import Model, Tokenizer
 
 
 class Pool(Protocol):
-    """Does tasks, in any order, and yields each result as it comes.  `memory` is what a plan of one worker should use, bytes.
+    """Does tasks, in any order, and yields each result as it comes.  `memory` is what a plan of one worker should use,
+    bytes.
 
     `publish` makes a policy's delta (an adapter's files, by name) known under a name that tasks can then follow.
     """

@@ -92,9 +92,9 @@ def start_local(ray: Any, cpus: int, dashboard: bool) -> tuple[str, subprocess.P
 
 
 def _agents_end_with_driver() -> subprocess.Popen[bytes]:
-    """Where this process is killed, the kernel ends what Ray started from it, but not the agents that the raylet started: they
-    try for a minute to report its death to a server that is gone as well.  So a shell waits until its standard input, which
-    this process holds, is closed, and ends them."""
+    """Where this process is killed, the kernel ends what Ray started from it, but not the agents that the raylet
+    started: they try for a minute to report its death to a server that is gone as well.  So a shell waits until its
+    standard input, which this process holds, is closed, and ends them."""
     import psutil
 
     agents = [
@@ -121,7 +121,8 @@ def stop_local(ray: Any, watcher: subprocess.Popen[bytes]) -> None:
 
 
 def connect(ray: Any, address: str) -> str:
-    """Joins a cluster; the dashboard's address.  Errors: UserError for one that does not answer, or has other versions."""
+    """Joins a cluster; the dashboard's address.  Errors: UserError for one that does not answer, or has other
+    versions."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address != "auto":
         host, separator, port = address.removeprefix("ray://").rpartition(":")

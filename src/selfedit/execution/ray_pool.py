@@ -3,9 +3,9 @@
 Knows actors, and how they and their machines fail.  Which task goes where is `schedule`'s business; what a worker
 does is `worker`'s.  The driver holds the tokenizer and no tensors.
 
-A thread of the pool hands out tasks and receives results, so that workers go on while the caller grades and commits.  All of
-the pool's state belongs to that thread; it hears of everything through one queue, and the caller through another.
-"""
+A thread of the pool hands out tasks and receives results, so that workers go on while the caller grades and commits.
+All of the pool's state belongs to that thread; it hears of everything through one queue, and the caller through
+another."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class WorkerState:
-    """How a worker is doing.  `state` is waiting (for a place), starting, idle, working or refused; `tokens` were trained and
-    written by it, in `busy_seconds` on tasks and `ready_seconds` in all."""
+    """How a worker is doing.  `state` is waiting (for a place), starting, idle, working or refused; `tokens` were
+    trained and written by it, in `busy_seconds` on tasks and `ready_seconds` in all."""
 
     number: int
     host: str
@@ -104,13 +104,14 @@ class _Slot:
 
 
 class RayPool:
-    """Workers of a local Ray (`workers` of them) or of the cluster at `address` (at most `workers`; as many as fit without).
+    """Workers of a local Ray (`workers` of them) or of the cluster at `address` (at most `workers`; as many as fit
+    without).
 
-    `address` is `auto`, `HOST:PORT` or `ray://HOST:PORT`.  A worker takes `gpus_per_worker` GPUs (one if left out, where the
-    cluster has any and the device is not the CPU) and `cpus_per_worker` CPUs, which are also its threads (if left out: one
-    on a cluster, an equal share of the machine on a local Ray).  `on_tokens` is told of tokens trained and written, and takes
-    them back, as a negative number, where a task has to be done again; `on_note` of workers that come and go, and of
-    throughput.  Both are called in the thread that waits for results.
+    `address` is `auto`, `HOST:PORT` or `ray://HOST:PORT`.  A worker takes `gpus_per_worker` GPUs (one if left out,
+    where the cluster has any and the device is not the CPU) and `cpus_per_worker` CPUs, which are also its threads (if
+    left out: one on a cluster, an equal share of the machine on a local Ray).  `on_tokens` is told of tokens trained
+    and written, and takes them back, as a negative number, where a task has to be done again; `on_note` of workers that
+    come and go, and of throughput.  Both are called in the thread that waits for results.
 
     Where Ray is connected already in this process, that connection is used and left open.
 
@@ -326,7 +327,8 @@ class RayPool:
             self._say(
                 "error",
                 UserError(
-                    f"the Ray cluster is lost ({one_line(error)}); what was committed is kept: run the same command again"
+                    f"the Ray cluster is lost ({one_line(error)}); what was committed is kept: run the same "
+                    "command again"
                 ),
             )
         except Exception as error:
@@ -354,7 +356,8 @@ class RayPool:
         self._assign_all()
 
     def _end(self, number: int) -> None:
-        """The caller wants no more results of a run: what waits at the workers is dropped, what is under way goes to waste."""
+        """The caller wants no more results of a run: what waits at the workers is dropped, what is under way goes to
+        waste."""
         if number != self._run or self._schedule.done:
             return
         self._schedule = Schedule(())
@@ -472,7 +475,8 @@ class RayPool:
             reason = answer["user_error"]
             if os.path.exists(self.source.name) and "not a local folder" in reason:
                 reason = (
-                    f"{slot.host} does not see the model folder {self.source.name}; put it where all machines see it under"
+                    f"{slot.host} does not see the model folder {self.source.name}; put it where all machines "
+                    "see it under"
                     " the same path, or name a model of the hub"
                 )
             self._refuse(slot, reason)
@@ -490,7 +494,8 @@ class RayPool:
         elif _kind(answer["description"]) != _kind(self._first["description"]):
             self._note(
                 f"worker {slot.number} works in {answer['description']}, worker 1 of this run in"
-                f" {self._first['description']}: results depend on who does what, within rounding; --dtype makes them alike"
+                f" {self._first['description']}: results depend on who does what, within rounding; --dtype "
+                "makes them alike"
             )
         self._schedule.join(slot.key, slot.node)
         self._assign(slot)
@@ -527,7 +532,8 @@ class RayPool:
         self._respawn(slot)
 
     def _restart(self, slot: _Slot) -> None:
-        """Begins anew after an error: with a fresh process where a device's state may be in doubt, else with a fresh model."""
+        """Begins anew after an error: with a fresh process where a device's state may be in doubt, else with a fresh
+        model."""
         self._leave(slot, "it was started anew", blame=False)
         if slot.cpu:
             slot.life += 1
@@ -573,7 +579,8 @@ class RayPool:
                 self._forget(next(s for s in self._slots if s.key == assignment.taken_from), task.id)
             if assignment.copied_from is not None:
                 self._note(
-                    f"worker {assignment.copied_from.split('.')[0]} is slow at {task.id}: worker {slot.number} does it too"
+                    f"worker {assignment.copied_from.split('.')[0]} is slow at {task.id}: worker {slot.number} "
+                    "does it too"
                 )
             deltas = {name: [self._deltas[name][1]] for name in task.policy}
             memory = slot.memory_share, max(slot.halvings, assignment.halvings)

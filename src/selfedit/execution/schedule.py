@@ -1,8 +1,7 @@
 """Which task goes to which worker: one queue, the longest first, with tries, and copies of what a slow worker holds.
 
-Knows tasks by their costs, workers by name, and the time that it is told.  Knows nothing of Ray or of models: the pool of a
-cluster and the simulation in `benchmarks/scaling.py` drive the same class.
-"""
+Knows tasks by their costs, workers by name, and the time that it is told.  Knows nothing of Ray or of models: the pool
+of a cluster and the simulation in `benchmarks/scaling.py` drive the same class."""
 
 from __future__ import annotations
 
@@ -14,10 +13,11 @@ from selfedit.execution.tasks import Task, TaskResult
 
 # A task that raised this often is given up.
 TRIES = 3
-# So is one whose worker died so often while it ran: it may be what kills them, but machines are lost for other reasons too.
+# So is one whose worker died so often while it ran: it may be what kills them, but machines are lost for other reasons
+# too.
 DEATHS = 5
-# A task under way for this many times as long as the median (by its cost), and for this many seconds at least, is given to an
-# idle worker as well; the first result counts.
+# A task under way for this many times as long as the median (by its cost), and for this many seconds at least, is given
+# to an idle worker as well; the first result counts.
 SLOW, SLOW_SECONDS = 4.0, 10.0
 _ENOUGH_TIMES = 3  # finished tasks that a median needs
 
@@ -50,8 +50,8 @@ class _Lane:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A task for a worker.  `taken_from` has it waiting and should forget it; `copied_from` is slow at it.  Memory ran out over
-    the task as often as `halvings` says."""
+    """A task for a worker.  `taken_from` has it waiting and should forget it; `copied_from` is slow at it.  Memory ran
+    out over the task as often as `halvings` says."""
 
     task: Task
     halvings: int = 0
@@ -62,9 +62,9 @@ class Assignment:
 class Schedule:
     """Hands out tasks until each is finished or given up, whatever becomes of the workers.
 
-    A worker holds at most two tasks, one under way and one behind it; when the queue is empty, an idle worker takes what waits
-    behind another's task, so that none waits longer than the task under way.  Times are in seconds, from any one clock.
-    """
+    A worker holds at most two tasks, one under way and one behind it; when the queue is empty, an idle worker takes
+    what waits behind another's task, so that none waits longer than the task under way.  Times are in seconds, from any
+    one clock."""
 
     def __init__(self, tasks: Iterable[Task], *, slow_seconds: float = SLOW_SECONDS) -> None:
         self.slow_seconds = slow_seconds
@@ -124,7 +124,8 @@ class Schedule:
     def fail(
         self, worker: str, task_id: str, why: str, now: float, *, out_of_memory: bool = False
     ) -> TaskResult | None:
-        """A task raised.  The result that says so where it is given up; else it goes back and is tried elsewhere if it can be."""
+        """A task raised.  The result that says so where it is given up; else it goes back and is tried elsewhere if it
+        can be."""
         task = self._tasks[task_id]
         task.bad_places.add(self._lanes[worker].place)
         self._put_down(worker, task, now)
@@ -163,7 +164,8 @@ class Schedule:
         return given_up
 
     def _next(self, lane: _Lane) -> _Task | None:
-        """The longest waiting task, of the worker's own policy if there is one: merging others, or going back, takes time."""
+        """The longest waiting task, of the worker's own policy if there is one: merging others, or going back, takes
+        time."""
         best: tuple[int, _Task] | None = None
         for task in self._waiting:
             if lane.place in task.bad_places and not {other.place for other in self._lanes.values()} <= task.bad_places:

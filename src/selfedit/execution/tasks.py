@@ -2,9 +2,8 @@
 
 Knows token ids, and the engine's settings.  Knows nothing of documents or of where a worker runs.
 
-How jobs are cut into tasks depends on the jobs and the settings alone, never on the number of workers, and a task is done by
-one worker in one go: that is why results are the same however many workers there are.
-"""
+How jobs are cut into tasks depends on the jobs and the settings alone, never on the number of workers, and a task is
+done by one worker in one go: that is why results are the same however many workers there are."""
 
 from __future__ import annotations
 
@@ -59,8 +58,8 @@ _LOOK_AT = 64
 class Fit:
     """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
 
-    A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam (`looked_at`).
-    """
+    A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
+    (`looked_at`)."""
 
     id: str
     job: FitJob
@@ -108,9 +107,8 @@ class Checkpoint:
 class FitTask:
     """Fits that share a bank, with their exams.
 
-    `memory` is how many bytes their plan may use: with the jobs, it decides which fits step together.  None leaves it to the
-    worker.
-    """
+    `memory` is how many bytes their plan may use: with the jobs, it decides which fits step together.  None leaves it
+    to the worker."""
 
     id: str
     policy: tuple[str, ...]
@@ -145,7 +143,8 @@ Task = CompletionTask | FitTask
 @dataclass(frozen=True)
 class FitOutcome:
     """What became of a `Fit`.  `seconds` is its share of the task's time (by tokens); `adapter` holds the files of the
-    adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what befell it."""
+    adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what
+    befell it."""
 
     id: str
     result: FitResult
@@ -172,8 +171,8 @@ class TaskResult:
 def completion_tasks(
     prefix: str, policy: tuple[str, ...], requests: Mapping[str, Sequence[DecodeRequest]], *, size: int
 ) -> list[CompletionTask]:
-    """Cuts requests into tasks of at most `size`, similar lengths together.  What belongs to one id stays together, alone if it is
-    more."""
+    """Cuts requests into tasks of at most `size`, similar lengths together.  What belongs to one id stays together,
+    alone if it is more."""
     groups: list[list[tuple[str, DecodeRequest]]] = []
     for id, some in sorted(requests.items(), key=lambda item: -max(len(r.prompt) + r.max_new_tokens for r in item[1])):
         if not groups or len(groups[-1]) + len(some) > size:
@@ -186,7 +185,8 @@ def completion_tasks(
 
 
 def fit_tasks(prefix: str, policy: tuple[str, ...], lora: LoraSpec, fits: Sequence[Fit], *, size: int) -> list[FitTask]:
-    """Cuts fits into tasks of at most `size`, long ones first and fits of similar length together, so that a bank stays full."""
+    """Cuts fits into tasks of at most `size`, long ones first and fits of similar length together, so that a bank stays
+    full."""
     ordered = sorted(fits, key=lambda fit: (-fit.job.tokens, fit.id))
     groups = even_groups([fit.job.tokens for fit in ordered], size=size)
     return [
@@ -196,8 +196,8 @@ def fit_tasks(prefix: str, policy: tuple[str, ...], lora: LoraSpec, fits: Sequen
 
 
 def even_groups(amounts: Sequence[float], *, size: int) -> list[list[int]]:
-    """Numbers of neighbours, at most `size` together and no more of the amount than `size` average ones have (one larger goes
-    alone): otherwise the longest fits would make a task that everybody waits for in the end."""
+    """Numbers of neighbours, at most `size` together and no more of the amount than `size` average ones have (one
+    larger goes alone): otherwise the longest fits would make a task that everybody waits for in the end."""
     limit = size * sum(amounts) / max(1, len(amounts)) * (1 + 1e-9)
     groups: list[list[int]] = []
     amount = 0.0

@@ -1,8 +1,7 @@
 """One worker: holds a model, follows the policy, and does tasks with the engine.
 
-Knows the engine and the tasks.  Knows nothing of queues, other workers, documents or stores; the same class runs in this
-process and inside a Ray actor.
-"""
+Knows the engine and the tasks.  Knows nothing of queues, other workers, documents or stores; the same class runs in
+this process and inside a Ray actor."""
 
 from __future__ import annotations
 
@@ -50,12 +49,12 @@ class ModelSource:
 
 
 class Worker:
-    """Does tasks.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first needed.
+    """Does tasks.  `delta` fetches the files of a policy's delta (an adapter in PEFT's format) by name, when first
+    needed.
 
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
-    `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use (less than 1
-    where several share it), and how often memory ran out.
-    """
+    `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use
+    (less than 1 where several share it), and how often memory ran out."""
 
     def __init__(
         self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
@@ -180,8 +179,8 @@ class Worker:
         return engine.decode(self.model.hf, requests, bank=under_way.bank, memory=task.memory, on_tokens=on_tokens)
 
     def _plan(self, task: FitTask, jobs: list[engine.FitJob]) -> engine.Plan:
-        """The plan for the memory that comes with the task, so that it is the same on every worker; for less, with a warning, only
-        where it does not fit here, or ran out before."""
+        """The plan for the memory that comes with the task, so that it is the same on every worker; for less, with a
+        warning, only where it does not fit here, or ran out before."""
 
         from selfedit.engine.memory import free_memory
 

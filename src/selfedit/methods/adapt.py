@@ -1,7 +1,7 @@
 """Step A in a few lines of Python: a loaded model, documents, an adapter in memory.
 
-Knows `learn`, which it runs in a temporary directory.  For runs that are kept, resumed and reported, use `learn` or `compare`.
-"""
+Knows `learn`, which it runs in a temporary directory.  For runs that are kept, resumed and reported, use `learn` or
+`compare`."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ class Adapted:
 def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapted:
     """Has edits of the documents written, teaches them to one adapter, and examines it where there are questions.
 
-    `settings` are those of `selfedit learn` (`editor="self"`, `edits=1`, `recipe="default"`, `seed=0`, ...).  The model itself is
-    not changed.  Errors: UserError for a setting that is wrong, or a fit that failed.
-    """
+    `settings` are those of `selfedit learn` (`editor="self"`, `edits=1`, `recipe="default"`, `seed=0`, ...).  The model
+    itself is not changed.  Errors: UserError for a setting that is wrong, or a fit that failed."""
     with tempfile.TemporaryDirectory() as folder:
         editor = {"editor": default_editor(model.hf.num_parameters())}
         chosen = make_settings(LearnSettings, {**editor, **settings, "model": model.name, "out": Path(folder) / "run"})

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Asker:
     """A model with what it learned.
 
-    `adapter` is a folder in PEFT's format, or the run directory of `learn`, `train` or `continual`: one adapter is attached, the
-    deltas of a chain are merged.  The model is the one that they name, unless `model` says otherwise.
+    `adapter` is a folder in PEFT's format, or the run directory of `learn`, `train` or `continual`: one adapter is
+    attached, the deltas of a chain are merged.  The model is the one that they name, unless `model` says otherwise.
 
     Errors: UserError where there is no adapter, or it does not fit.
     """
@@ -61,7 +61,8 @@ class Asker:
         self.model = model if isinstance(model, Model) and not chain else self._load()
         if max_tokens >= self.model.context_length:
             raise UserError(
-                f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the question among"
+                f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the "
+                "question among"
                 " them; give fewer"
             )
         for folder in found.folders:

@@ -70,7 +70,8 @@ def learnings_of(
     condition: str,
     policy: tuple[str, ...] = (),
 ) -> list[Learning]:
-    """The fits of one condition: an adapter a document and edit and replicate, or with `joint` one adapter a replicate."""
+    """The fits of one condition: an adapter a document and edit and replicate, or with `joint` one adapter a
+    replicate."""
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
     joint = settings.regime == "joint"

@@ -32,10 +32,9 @@ def continual(
 ) -> Summary:
     """Learns the documents in their order; after each step the model is examined on all documents learned so far.
 
-    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its interval).  A
-    document whose edits could not be written is passed over.
-    Errors: UserError for what the user can mend.
-    """
+    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its
+    interval).  A document whose edits could not be written is passed over. Errors: UserError for what the user can
+    mend."""
     asked, settings = settings.editor, with_editor(settings)
     spec = EditorSpec.parse(settings.editor)
     if spec.kind == "none":

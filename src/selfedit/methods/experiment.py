@@ -1,8 +1,8 @@
 """The steps that every procedure is made of: write edits, fit and examine adapters, grade, score.
 
-Knows documents, prompts, the pool of workers and the run's store; each step commits what it has done before it counts, and skips
-what was committed before.  Knows nothing of which conditions or rounds there are; that is the procedures' part.
-"""
+Knows documents, prompts, the pool of workers and the run's store; each step commits what it has done before it counts,
+and skips what was committed before.  Knows nothing of which conditions or rounds there are; that is the procedures'
+part."""
 
 from __future__ import annotations
 
@@ -76,10 +76,9 @@ GIVEN_UP = "given up"  # the same for everything else that `do` was asked for an
 class Learning:
     """One fit to be made: which documents, from which edits, for which condition and replicate.
 
-    With one document its questions are the exam; with several, one adapter learns them all and is asked about all of them.
-    `edits` are (store id, text) in the order of `documents`; None: the passage alone.  The adapter is kept in the folder `keep`.
-    A fit that is alone in its task sits `looks` exams on the way.
-    """
+    With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
+    them. `edits` are (store id, text) in the order of `documents`; None: the passage alone.  The adapter is kept in the
+    folder `keep`. A fit that is alone in its task sits `looks` exams on the way."""
 
     condition: str
     documents: tuple[Document, ...]
@@ -213,7 +212,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         if model is None:
             return make_grader(self.settings.grader)
         judge = local_judge(self) if model == LOCAL_JUDGE else api_judge(self, model)
-        # The model itself is asked again what it was asked before, so that its neighbours are the same in a resumed run.
+        # The model itself is asked again what it was asked before, so that its neighbours are the same in a resumed
+        # run.
         cache = _Forgetful() if model == LOCAL_JUDGE else None
         return make_grader(self.settings.grader, complete=judge, prompts=self.prompts, cache=cache)
 
@@ -283,17 +283,16 @@ class Experiment(AbstractContextManager["Experiment"]):
         after: Callable[[], None] | None = None,
         give_up: Callable[[str, str], None] | None = None,
     ) -> None:
-        """The one principle of resuming: what the store lacks of a list is executed, and each task's results are committed
-        with their cost in one transaction.
+        """The one principle of resuming: what the store lacks of a list is executed, and each task's results are
+        committed with their cost in one transaction.
 
-        `ids` name the whole list, `done` has those that the store has.  `cut` makes tasks of the whole list, never of what is
-        left, and a task is committed whole: so a resumed run executes the same tasks as an uninterrupted one, the same fits
-        side by side, and is equal to it to the last bit.  `commit` writes a task's results to the store and returns their cost;
-        `after` is called once that is done.
+        `ids` name the whole list, `done` has those that the store has.  `cut` makes tasks of the whole list, never of
+        what is left, and a task is committed whole: so a resumed run executes the same tasks as an uninterrupted one,
+        the same fits side by side, and is equal to it to the last bit.  `commit` writes a task's results to the store
+        and returns their cost; `after` is called once that is done.
 
-        Of a task that was given up, `give_up` is told each id with the reason; if left out, the id is named in an event.  The
-        same command tries it again.
-        """
+        Of a task that was given up, `give_up` is told each id with the reason; if left out, the id is named in an
+        event.  The same command tries it again."""
         if all(id in done for id in ids):
             return
         tasks = {left.id: self._with_checkpoint(left) for task in cut() if (left := task.without(done)).ids}
@@ -319,7 +318,8 @@ class Experiment(AbstractContextManager["Experiment"]):
                 after()
 
     def _with_checkpoint(self, task: U) -> U:
-        """The task; a fit that is alone in it, and so may be a long one, with a place for its state while it is under way."""
+        """The task; a fit that is alone in it, and so may be a long one, with a place for its state while it is under
+        way."""
         minutes = self.settings.checkpoint_minutes
         if not isinstance(task, FitTask) or len(task.fits) != 1 or not minutes:
             return task
@@ -342,9 +342,9 @@ class Experiment(AbstractContextManager["Experiment"]):
     ) -> None:
         """Has `count` edits of each document written and committed; those that are there already are not written again.
 
-        Edits that could not be written are named (`leave_out`), tried again once an attempt at the run, and left out.  Errors:
-        UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than the settings allow.
-        """
+        Edits that could not be written are named (`leave_out`), tried again once an attempt at the run, and left out.
+        Errors: UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than the
+        settings allow."""
         name = condition or spec.name
         asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
         done = {stored.id for stored in self.store.edits(round=round, writer=name)}
@@ -373,12 +373,14 @@ class Experiment(AbstractContextManager["Experiment"]):
         if len(left_out) > self.settings.max_missing_edits * wanted:
             raise UserError(
                 f"{len(left_out)} of {wanted} edits by {name} could not be written, more than --max-missing-edits"
-                f" {self.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: {left_out[-1].message});"
+                f" {self.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: "
+                f"{left_out[-1].message});"
                 " the others are kept: the same command tries these again"
             )
 
     def with_edits(self, documents: Sequence[Document], name: str, *, round: int = 0) -> list[Document]:
-        """The documents of which there is an edit; the others are learned under no condition of this name, nor asked about."""
+        """The documents of which there is an edit; the others are learned under no condition of this name, nor asked
+        about."""
         there = {stored.edit.document_id for stored in self.store.edits(round=round, writer=name)}
         return [document for document in documents if document.id in there]
 
@@ -398,7 +400,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         for document, index in wanted:
             if index >= len(edits[document.id]):
                 raise UserError(
-                    f"--editor replay:{source}: document {document.id} has {len(edits[document.id])} edits; --edits asks"
+                    f"--editor replay:{source}: document {document.id} has {len(edits[document.id])} edits; "
+                    "--edits asks"
                     f" for {index + 1}"
                 )
         return [edits[document.id][index] for document, index in wanted]
@@ -526,7 +529,8 @@ class Experiment(AbstractContextManager["Experiment"]):
     def ask_api(
         self, model: str, prompts: Sequence[str], *, max_tokens: int, what: str, round: int
     ) -> list[str | None]:
-        """Replies to plain chat prompts, greedily; None where a call failed after its retries.  Costs go to the ledger."""
+        """Replies to plain chat prompts, greedily; None where a call failed after its retries.  Costs go to the
+        ledger."""
         results = self.api_client(model, "judge").complete(
             [
                 ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=max_tokens, temperature=0.0)
@@ -616,10 +620,9 @@ class Experiment(AbstractContextManager["Experiment"]):
     ) -> None:
         """Makes the fits that are not there yet, through the engine, and commits each task with its answers.
 
-        Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share banks.
-        An adapter that is to be kept lies in its folder before its fit is committed, with what `beside` adds to the folder; one
-        that has gone since is made again.  Errors: UserError where such a fit was given up.
-        """
+        Every condition uses the run's recipe, but for those in `recipes`; fits whose adapters have one shape share
+        banks. An adapter that is to be kept lies in its folder before its fit is committed, with what `beside` adds to
+        the folder; one that has gone since is made again.  Errors: UserError where such a fit was given up."""
         by_id = {learning.id: learning for learning in learnings}
         texts: dict[str, tuple[str, ...]] = {}
         asked: dict[str, list[Question]] = {}
@@ -747,7 +750,8 @@ class Experiment(AbstractContextManager["Experiment"]):
     def sequences(
         self, learning: Learning, recipe: Recipe, advance: Callable[[int], None] | None = None
     ) -> list[TrainingSequence]:
-        """The training sequences of a fit, edits and documents in order.  `advance` is told how many characters were cut."""
+        """The training sequences of a fit, edits and documents in order.  `advance` is told how many characters were
+        cut."""
         return [
             sequence
             for document, edit in zip(learning.documents, learning.edits, strict=True)
@@ -813,8 +817,8 @@ class Experiment(AbstractContextManager["Experiment"]):
 
     @property
     def _grades_aside(self) -> bool:
-        """Whether answers are graded while fits go on (workers on Ray do not wait for it): not by the model itself, which would
-        interrupt them, nor by an API that takes batches."""
+        """Whether answers are graded while fits go on (workers on Ray do not wait for it): not by the model itself,
+        which would interrupt them, nor by an API that takes batches."""
         judge = judge_model(self.settings.grader)
         return judge is None or (judge != LOCAL_JUDGE and not self.settings.api_batch)
 
@@ -828,7 +832,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         if total and counts["ungraded"] / total > self.settings.max_ungraded:
             raise UserError(
                 f"{counts['ungraded']} of {total} answers could not be graded by {self.grader.name}, more than"
-                f" --max-ungraded {self.settings.max_ungraded:.0%} allows; nothing is reported.  The same command tries them again"
+                f" --max-ungraded {self.settings.max_ungraded:.0%} allows; nothing is reported.  The same "
+                "command tries them again"
             )
 
     def _grade_new(self, *, retry_ungraded: bool = False, label: str | None = None) -> None:
@@ -844,8 +849,8 @@ class Experiment(AbstractContextManager["Experiment"]):
         self._aside = False
 
     def _graded_together(self, todo: list[tuple[int, GradeItem]]) -> Iterator[list[tuple[int, GradeItem]]]:
-        """Answers whose grades are committed together.  The model itself is asked about one adapter's answers together, whatever
-        else is to be graded, so that a resumed run asks the same side by side."""
+        """Answers whose grades are committed together.  The model itself is asked about one adapter's answers together,
+        whatever else is to be graded, so that a resumed run asks the same side by side."""
         judge = judge_model(self.settings.grader)
         if judge == LOCAL_JUDGE:
             fits = self.store.fits_of_answers()
@@ -882,10 +887,11 @@ class Experiment(AbstractContextManager["Experiment"]):
         return cost
 
     def run_tasks(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
-        """The pool's results.  Stops cleanly before a task of device time that would pass the budget, judged by those before it.
+        """The pool's results.  Stops cleanly before a task of device time that would pass the budget, judged by those
+        before it.
 
-        Errors: UserError for a model that the engine cannot train as the recipe asks, and where memory cannot hold one adapter.
-        """
+        Errors: UserError for a model that the engine cannot train as the recipe asks, and where memory cannot hold one
+        adapter."""
         hourly = self.settings.usd_per_hour
         limited = hourly is not None and self.budget.limit is not None
         dearest = 0.0

@@ -26,11 +26,12 @@ class Exported:
 def export(
     source: Path, out: Path, *, model: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
 ) -> Exported:
-    """Merges an adapter, or those of a run of `learn`, `train` (the selected policy) or `continual`, and writes the model.
+    """Merges an adapter, or those of a run of `learn`, `train` (the selected policy) or `continual`, and writes the
+    model.
 
-    Served elsewhere, the model is prompted as in training and as `ask` does, by the chat template that is written with it, and it
-    answers greedily unless a request says otherwise.  It is merged in float32 and written in `dtype`; `auto` is the dtype that the
-    model's own files have.
+    Served elsewhere, the model is prompted as in training and as `ask` does, by the chat template that is written with
+    it, and it answers greedily unless a request says otherwise.  It is merged in float32 and written in `dtype`; `auto`
+    is the dtype that the model's own files have.
 
     Errors: UserError where `source` is none of these, `out` is taken, or an adapter does not fit the model.
     """

@@ -38,7 +38,8 @@ LOOKS = 3  # exams on the way, at each quarter
 
 @dataclass(frozen=True)
 class Learned:
-    """`adapter` is a folder in PEFT's format; `summary` has the exam's figures, or None where there were no questions."""
+    """`adapter` is a folder in PEFT's format; `summary` has the exam's figures, or None where there were no
+    questions."""
 
     adapter: Path
     documents: int
@@ -145,8 +146,8 @@ def _track(experiment: Experiment, settings: LearnSettings, fit_id: str, summary
 
 
 def directory_by_content(settings: LearnSettings) -> Path:
-    """`runs/learn-NAME-HASH`, where a run goes whose directory was not named: by its settings and its documents' content, so
-    that the same command resumes and another one is another run."""
+    """`runs/learn-NAME-HASH`, where a run goes whose directory was not named: by its settings and its documents'
+    content, so that the same command resumes and another one is another run."""
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE}).encode()
     )

@@ -1,12 +1,12 @@
 """What a run will take, before anything is done: fits, tokens, operations, memory, money, and documents for a finding.
 
-The run is rehearsed: the same procedure cuts the same tasks and asks the same requests, in a directory that is thrown away.
-Only what would take time or money is played: a pool that counts and trains nothing, an API client that counts and sends
-nothing, a grader to whom every answer is right (so that all general questions are asked again), a selection that keeps what it
-can.  What is not written yet counts at its bound (`training.tokens.within_bounds`).  So each figure is the most that the run can
-take; only replies of an API that are paid for and cannot be used are asked for again on top.  Beside it stands what is likely:
-edits as long as they may be, in lines of 16 tokens, and 4 characters to a token of an API.
-"""
+The run is rehearsed: the same procedure cuts the same tasks and asks the same requests, in a directory that is thrown
+away. Only what would take time or money is played: a pool that counts and trains nothing, an API client that counts and
+sends nothing, a grader to whom every answer is right (so that all general questions are asked again), a selection that
+keeps what it can.  What is not written yet counts at its bound (`training.tokens.within_bounds`).  So each figure is
+the most that the run can take; only replies of an API that are paid for and cannot be used are asked for again on top.
+Beside it stands what is likely: edits as long as they may be, in lines of 16 tokens, and 4 characters to a token of an
+API."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 class Plan:
     """The most that a run can take, and what is likely (`..._likely`).
 
-    `fits` has the editor's own too.  Tokens are the whole run's, memory is bytes, operations are multiply-adds counted as two;
-    `judge_tokens` are a local judge's; `cost_usd` is the price of `calls` calls of APIs (None: a model's price is not known).
-    """
+    `fits` has the editor's own too.  Tokens are the whole run's, memory is bytes, operations are multiply-adds counted
+    as two; `judge_tokens` are a local judge's; `cost_usd` is the price of `calls` calls of APIs (None: a model's price
+    is not known)."""
 
     documents: int
     questions: int
@@ -106,7 +106,8 @@ class Plan:
                 f"operations       {most(f'{self.flops / 1e15:,.2f}', f'{self.flops_likely / 1e15:,.2f}')} PFLOP",
                 f"memory           about {self.memory_bytes / 1e9:,.1f} GB",
                 f"APIs             {money}",
-                f"to see {100 * _POINTS:.0f} points     {self.documents_for_three_points:,} documents, if documents vary as"
+                f"to see {100 * _POINTS:.0f} points     {self.documents_for_three_points:,} documents, if "
+                "documents vary as"
                 " is assumed in docs/grading.md",
             ]
         )
@@ -116,7 +117,8 @@ class Plan:
 
 
 def plan(procedure: Callable[..., Any], settings: Settings) -> Plan:
-    """Counts what a procedure (`compare`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run would give."""
+    """Counts what a procedure (`compare`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run would
+    give."""
     shape = _Shape(settings)
     counts = _Counts()
     with tempfile.TemporaryDirectory() as folder:
@@ -148,8 +150,8 @@ def plan(procedure: Callable[..., Any], settings: Settings) -> Plan:
 
 @dataclass
 class _Counts:
-    """What a rehearsal has come to so far.  `passed` are tokens that go forward without being trained; `together` is the most
-    parameters of adapters in one bank."""
+    """What a rehearsal has come to so far.  `passed` are tokens that go forward without being trained; `together` is
+    the most parameters of adapters in one bank."""
 
     fits: int = 0
     answers: int = 0
@@ -234,7 +236,8 @@ class _Counting:
         counts = self.counts
         adapter = self.shape.adapter(task.lora)
         counts.together = max(counts.together, len(task.fits) * adapter)
-        # Forward and backward through frozen weights are 4 operations a weight and token, through an adapter 6; writing is 2.
+        # Forward and backward through frozen weights are 4 operations a weight and token, through an adapter 6; writing
+        # is 2.
         per_token = 4 * self.shape.weights + 6 * adapter
         outcomes = []
         for fit in task.fits:
@@ -310,7 +313,8 @@ class _Rehearsal(Experiment):
         return FitJob((_blank(sum(most for most, _ in sizes)),), recipe.settings(), 0), ()
 
     def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
-        """Training tokens of one epoch on a document with so many edits that are not written yet: the most, and the likely."""
+        """Training tokens of one epoch on a document with so many edits that are not written yet: the most, and the
+        likely."""
         key = document.id, edits, recipe.model_dump_json()
         if key not in self._sizes:
             self._sizes[key] = self._new_size(document, edits, recipe)

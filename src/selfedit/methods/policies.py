@@ -99,12 +99,11 @@ def read_trained(path: Path) -> TrainedRun:
 
 
 def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document], round: int | None = None) -> Policy:
-    """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that the run
-    has seen.
+    """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that
+    the run has seen.
 
-    Errors: UserError for a run of another procedure, an unfinished one, one of another model, or one without that round; and
-    where the untrained model itself was selected.
-    """
+    Errors: UserError for a run of another procedure, an unfinished one, one of another model, or one without that
+    round; and where the untrained model itself was selected."""
     trained = read_trained(path)
     model = trained.config["model"]
     if model != experiment.settings.model:

@@ -9,7 +9,8 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """`begin` opens a phase of `total` tokens (None: unknown), `advance` counts within it, `note` is one line for the user."""
+    """`begin` opens a phase of `total` tokens (None: unknown), `advance` counts within it, `note` is one line for the
+    user."""
 
     def begin(self, phase: str, total: float | None) -> None: ...
 

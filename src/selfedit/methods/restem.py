@@ -1,9 +1,8 @@
 """Step B: train the model to write better edits, by ReST-EM.
 
-Each round the current policy writes K edits a document; each edit is rewarded by S fine-tunes on it and their exams; the best are
-kept; the policy is fine-tuned to write them; the new policy is examined on validation documents.  The steps themselves are
-`experiment`'s part; test documents are never seen here (`compare --policy` touches them once).
-"""
+Each round the current policy writes K edits a document; each edit is rewarded by S fine-tunes on it and their exams;
+the best are kept; the policy is fine-tuned to write them; the new policy is examined on validation documents.  The
+steps themselves are `experiment`'s part; test documents are never seen here (`compare --policy` touches them once)."""
 
 from __future__ import annotations
 
@@ -167,7 +166,8 @@ def train_editor(
     chain: tuple[str, ...],
     outer: Recipe,
 ) -> None:
-    """Fine-tunes the policy on (editing prompt -> kept edit), loss on the edit only, and writes the round's checkpoint."""
+    """Fine-tunes the policy on (editing prompt -> kept edit), loss on the edit only, and writes the round's
+    checkpoint."""
     settings = _settings(experiment)
     folder = experiment.run.checkpoint(round)
     # The line in the ledger declares the checkpoint: one without it is made again, and is the same.
@@ -232,9 +232,9 @@ def validate(experiment: Experiment, validation: Sequence[Document], *, round: i
 
 
 def select_round(experiment: Experiment, validation: Sequence[Document]) -> int:
-    """The earliest round whose validation score is not below the best one by more than noise (paired by document); round 0 is
-    the untrained model.  Without validation documents, the last round; rounds of which no validation fit succeeded, or none on a
-    document of the best one's, are passed over."""
+    """The earliest round whose validation score is not below the best one by more than noise (paired by document);
+    round 0 is the untrained model.  Without validation documents, the last round; rounds of which no validation fit
+    succeeded, or none on a document of the best one's, are passed over."""
     rounds = [0, *(record.round for record in experiment.store.rounds())]
     if not validation:
         return rounds[-1]

@@ -1,4 +1,5 @@
-"""The reward of an edit: the exam score of fits on it; or a judge's opinion of it, for users without the compute for real fits.
+"""The reward of an edit: the exam score of fits on it; or a judge's opinion of it, for users without the compute for
+real fits.
 
 Knows rubric replies.  Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
 """
@@ -60,7 +61,8 @@ def _learnings(
 
 
 def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
-    """Store id of edit -> mean score of the answers of its fits about its own document; failed fits count neither way."""
+    """Store id of edit -> mean score of the answers of its fits about its own document; failed fits count neither
+    way."""
     sums: dict[str, list[float]] = {}
     for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
         if answer.document_id is not None and answer.score is not None and answer.edit_id is not None:
@@ -71,7 +73,8 @@ def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
 def judged_rewards(
     experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Stores a judge's rating of each edit, in [0, 1], as its reward; really fits a sample and returns their rank correlation.
+    """Stores a judge's rating of each edit, in [0, 1], as its reward; really fits a sample and returns their rank
+    correlation.
 
     An unreadable reply leaves the edit without a reward.  The judge is an API model, or the untrained local model.
     """

@@ -23,8 +23,8 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Selection:
-    """`kept` are ids of edits; `without_signal` are documents whose edits all scored alike, so that they teach nothing about
-    which is better; `kept_without_signal` of the kept edits are theirs, taken for their length alone."""
+    """`kept` are ids of edits; `without_signal` are documents whose edits all scored alike, so that they teach nothing
+    about which is better; `kept_without_signal` of the kept edits are theirs, taken for their length alone."""
 
     kept: tuple[str, ...]
     without_signal: tuple[str, ...]
@@ -41,11 +41,10 @@ def select(
 ) -> Selection:
     """Applies one rule.  Edits without a reward are never kept.
 
-    `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score without
-    adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share of all edits,
-    rounded up.  Ties go to the shorter edit (as much learned from less), then to the one sampled first.  Without `keep_ties`,
-    documents without signal keep nothing.
-    """
+    `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score
+    without adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share
+    of all edits, rounded up.  Ties go to the shorter edit (as much learned from less), then to the one sampled first.
+    Without `keep_ties`, documents without signal keep nothing."""
     by_document: dict[str, list[Rewarded]] = {}
     for edit in edits:
         if edit.reward is not None:

@@ -95,7 +95,8 @@ class Settings(BaseModel):
     api_poll_seconds: float = Field(15.0, gt=0, description="first wait between two looks at a batch")
     reasoning_effort: str | None = Field(
         None,
-        description="of api editors, passed to the endpoint; a reply may then have 8,192 tokens more, for the reasoning",
+        description="of api editors, passed to the endpoint; a reply may then have 8,192 tokens more, for the "
+        "reasoning",
     )
     judge_reasoning_effort: str | None = Field(None, description="the same for a judge")
     prices: Path | None = Field(None, description="own price file, in the form of the built-in prices.yaml")
@@ -140,12 +141,14 @@ class LearnSettings(Settings):
 
     out: Path = Field(
         Path("runs/learn"),
-        description="the run's directory; the same command on it resumes; named by the settings and documents if left out",
+        description="the run's directory; the same command on it resumes; named by the settings and documents "
+        "if left out",
     )
     documents: Words = Field((), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]")
     editor: str = Field(
         AUTO,
-        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of less than 1"
+        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of "
+        "less than 1"
         " billion parameters, self for a larger one",
     )
     edits: int = Field(1, ge=1, description="edits a document")
@@ -194,7 +197,8 @@ class ContinualSettings(Settings):
     out: Path = Path("runs/continual")
     editor: str = Field(
         AUTO,
-        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of less than 1"
+        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of "
+        "less than 1"
         " billion parameters, self for a larger one",
     )
     edits: int = Field(1, ge=1, description="edits a document")

@@ -27,9 +27,8 @@ def sweep(
 ) -> tuple[list[Document], Recipe, list[SweepRow]]:
     """(documents left for the comparison, the chosen recipe, a row for each recipe that was tried).
 
-    The chosen one has the best mean accuracy over all editors on the validation documents; ties go to the one tried first.
-    Errors: UserError where no recipe has one.
-    """
+    The chosen one has the best mean accuracy over all editors on the validation documents; ties go to the one tried
+    first. Errors: UserError where no recipe has one."""
     settings = experiment.settings
     assert isinstance(settings, CompareSettings)
     grid = parse_grid(settings.sweep)
@@ -73,7 +72,8 @@ def sweep(
     best = max(range(len(rows)), key=lambda k: (-1.0 if (mean := rows[k].mean) is None else mean, -k))
     if rows[best].mean is None:
         raise UserError(
-            "--sweep: under no recipe were answers graded for every editor, so none can be chosen; try lower learning rates, and"
+            "--sweep: under no recipe were answers graded for every editor, so none can be chosen; try lower "
+            "learning rates, and"
             " another --out"
         )
     rows[best] = rows[best].model_copy(update={"chosen": True})

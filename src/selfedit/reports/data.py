@@ -332,7 +332,8 @@ def _grader(connection: sqlite3.Connection, config: Mapping[str, Any], summary: 
 
 
 def _refuse_damage(connection: sqlite3.Connection) -> None:
-    """Values that are not of their column's type, and rows that refer to none: SQLite keeps both where a tool wrote them."""
+    """Values that are not of their column's type, and rows that refer to none: SQLite keeps both where a tool wrote
+    them."""
     tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
     for table in tables:
         for _, column, declared, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():

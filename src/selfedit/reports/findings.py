@@ -1,4 +1,5 @@
-"""What a report says about a run, derived from its records: what was learned and lost, how much signal there is, what is missing.
+"""What a report says about a run, derived from its records: what was learned and lost, how much signal there is, what
+is missing.
 
 Knows the records (`data`).  Formats nothing.  Intervals are not computed here: they come with the summary.
 """
@@ -66,7 +67,8 @@ def compared(run: RunData) -> tuple[Condition, ...]:
 
 
 def rounds(run: RunData) -> tuple[Round, ...]:
-    """Step B's rounds.  Round 0, the untrained editor on the validation documents, is put before them where it is known."""
+    """Step B's rounds.  Round 0, the untrained editor on the validation documents, is put before them where it is
+    known."""
     if not run.rounds or run.rounds[0].round == 0:
         return run.rounds
     untrained = run.summary.untrained_validation if run.summary else None
@@ -98,8 +100,10 @@ def kept_without_signal(entry: Round) -> str:
     if not entry.kept_without_signal:
         return ""
     return (
-        f"Round {entry.round}: {entry.kept_without_signal} of {entry.kept_edits or 0} kept edits are of documents without signal."
-        " All edits of such a document scored alike: nothing told those kept from the others (--no-keep-ties keeps none of them)."
+        f"Round {entry.round}: {entry.kept_without_signal} of {entry.kept_edits or 0} kept edits are of "
+        "documents without signal."
+        " All edits of such a document scored alike: nothing told those kept from the others (--no-keep-ties "
+        "keeps none of them)."
     )
 
 
@@ -134,7 +138,8 @@ class Changes:
 
 
 def changes(run: RunData) -> list[Changes]:
-    """Per condition, against no adaptation (round 0).  Conditions without graded answers before and after are left out."""
+    """Per condition, against no adaptation (round 0).  Conditions without graded answers before and after are left
+    out."""
     condition_of = {fit.id: fit.condition for fit in run.fits if fit.round == 0}
     by_question: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
     for answer in run.answers:

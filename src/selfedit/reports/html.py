@@ -186,7 +186,10 @@ def _headline(conditions: Sequence[Condition], summary: Summary) -> str:
         told = [f"{format.percent(c.accuracy)} % ({c.correct} of {c.graded} answers right)" for c in (best, base)]
         start = f"“{best.name}”: estimated accuracy {told[0]}; “{reference}”: {told[1]}"
     else:
-        start = f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” {format.percent(base.accuracy)} %"
+        start = (
+            f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” "
+            f"{format.percent(base.accuracy)} %"
+        )
     if found is None:
         return f"{start}."
     if not found.larger_than_noise:

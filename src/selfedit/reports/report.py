@@ -42,8 +42,8 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def write_charts(run_dir: Path) -> list[Path]:
-    """Writes a run's charts (PNG and SVG) into its directory: `chart`, and for Step B `reward`, `validation`, `signal`.  Those of a
-    finished run that has not changed stay as they are.
+    """Writes a run's charts (PNG and SVG) into its directory: `chart`, and for Step B `reward`, `validation`, `signal`.
+    Those of a finished run that has not changed stay as they are.
 
     Raises:
         UserError: the directory is no run, or cannot be written.
@@ -59,7 +59,8 @@ def write_charts(run_dir: Path) -> list[Path]:
 
 
 def _charts_there(run_dir: Path) -> list[Path]:
-    """The charts of a finished run, if they and the page, which is written after them, are no older than the run's summary."""
+    """The charts of a finished run, if they and the page, which is written after them, are no older than the run's
+    summary."""
     charts = [
         path for name in ("chart", "reward", "validation", "signal") for path in sorted(run_dir.glob(f"{name}.???"))
     ]

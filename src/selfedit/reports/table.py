@@ -84,7 +84,8 @@ def comparison(
 
 
 ESTIMATED = (
-    "Estimated accuracy: the mean of the chances, in the grader's view, that each answer is right; the answers that it takes for"
+    "Estimated accuracy: the mean of the chances, in the grader's view, that each answer is right; the answers "
+    "that it takes for"
     " right are counted beside it."
 )
 

@@ -68,8 +68,8 @@ class Spent:
 
     @property
     def usd(self) -> float | None:
-        """All of it in dollars.  Device time counts only where it has a price (`--usd-per-hour`); None where nothing has one, or an
-        API call has none."""
+        """All of it in dollars.  Device time counts only where it has a price (`--usd-per-hour`); None where nothing
+        has one, or an API call has none."""
         return None if self.unpriced else self.known_usd
 
 

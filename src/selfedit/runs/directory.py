@@ -1,10 +1,10 @@
 """A run's directory: where its settings, store, summary, report, adapters and checkpoints lie, and who may write them.
 
-Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it holds the
-documents.
+Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it
+holds the documents.
 
-    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, task size, memory,
-                    hashes of prompts and chat template), and the versions of the libraries that began it
+    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, task size,
+                    memory, hashes of prompts and chat template), and the versions of the libraries that began it
     run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
     lock            held by the process that writes
     summary.json    the figures of a finished run (see `summary`)
@@ -133,10 +133,9 @@ class RunDirectory:
     def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
         """What was decided of `name` when the run began: `value` now, if nothing was.
 
-        For what no setting says and a result depends on: a dtype that was chosen by the device, the content of a file.  With
-        `what`, UserError where `value` is another now: "`what` changed since this run began".  (A run that an older version
-        began has nothing recorded; it goes on with what is found now.)
-        """
+        For what no setting says and a result depends on: a dtype that was chosen by the device, the content of a file.
+        With `what`, UserError where `value` is another now: "`what` changed since this run began".  (A run that an
+        older version began has nothing recorded; it goes on with what is found now.)"""
         value = _plain(value, name)
         if name not in self.resolved:
             self.resolved[name] = value

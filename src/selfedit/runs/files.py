@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, whatever happens while they are written.
 
-Temporary names begin with a dot and end with `TEMPORARY`; `sweep` removes what a crash left.  A run holds its user's documents:
-what is written inside a private run's directory (`begin_privately`) is for its owner alone; elsewhere the umask decides.
-"""
+Temporary names begin with a dot and end with `TEMPORARY`; `sweep` removes what a crash left.  A run holds its user's
+documents: what is written inside a private run's directory (`begin_privately`) is for its owner alone; elsewhere the
+umask decides."""
 
 from __future__ import annotations
 

@@ -563,9 +563,8 @@ class Store:
     def count_time_for(self, round: int) -> None:
         """From here on, time that passes is this round's (0: no round's).
 
-        Each commit that changes anything adds the time since the one before, in the same transaction: what a killed run did
-        counts as long as it is there, and a finished run that is opened again gets no longer.
-        """
+        Each commit that changes anything adds the time since the one before, in the same transaction: what a killed run
+        did counts as long as it is there, and a finished run that is opened again gets no longer."""
         self._round = round
 
     def wall_seconds(self, round: int | None = None) -> float:

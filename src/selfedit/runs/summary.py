@@ -39,10 +39,9 @@ class Accuracy(_Part):
 class ConditionSummary(_Part):
     """One bar of a comparison.
 
-    `accuracy` is the mean score of the graded answers, `ci95` its interval over documents; both are None where nothing was
-    graded.  `correct` counts grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds` is device
-    time.  `cost_usd` is None where a price is unknown.
-    """
+    `accuracy` is the mean score of the graded answers, `ci95` its interval over documents; both are None where nothing
+    was graded.  `correct` counts grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds`
+    is device time.  `cost_usd` is None where a price is unknown."""
 
     name: str
     accuracy: Fraction | None
@@ -96,12 +95,13 @@ class ForgettingSummary(_Part):
 
 
 class RoundSummary(_Part):
-    """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier version.
+    """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier
+    version.
 
-    `documents_without_signal` are those whose edits all scored alike, `kept_without_signal` the edits of theirs that were kept.
-    `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.  `seconds` is the time
-    that passed while the round was worked on, over all attempts; `device_seconds` what the devices were busy.
-    """
+    `documents_without_signal` are those whose edits all scored alike, `kept_without_signal` the edits of theirs that
+    were kept. `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.
+    `seconds` is the time that passed while the round was worked on, over all attempts; `device_seconds` what the
+    devices were busy."""
 
     round: Count
     train_reward: Fraction | None = None
@@ -137,7 +137,8 @@ class LookSummary(_Part):
 
 
 class SweepRow(_Part):
-    """One recipe that `--sweep` tried on validation documents: accuracy by condition, None where no answer was graded."""
+    """One recipe that `--sweep` tried on validation documents: accuracy by condition, None where no answer was
+    graded."""
 
     settings: dict[str, Any]
     accuracy: dict[str, Fraction | None]
@@ -148,11 +149,10 @@ class SweepRow(_Part):
 class Summary(_Part):
     """The whole of `summary.json`, for what writes it and for all that read it.
 
-    Fields with a default are optional: written where a command has them, and null or absent means the default.  `rounds`,
-    `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps` continual learning's,
-    `on_the_way` is `learn`'s, `sweep` that of `--sweep`.  `seconds` is how long the run took, over all attempts; `total_seconds`
-    what its devices were busy.
-    """
+    Fields with a default are optional: written where a command has them, and null or absent means the default.
+    `rounds`, `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps`
+    continual learning's, `on_the_way` is `learn`'s, `sweep` that of `--sweep`.  `seconds` is how long the run took,
+    over all attempts; `total_seconds` what its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 

@@ -72,8 +72,8 @@ def part_size(title_tokens: int, max_tokens: int) -> int:
 
 
 def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(question, answer) of each `Question:` line with an `Answer:` line behind it, and the other lines.  A question that got no
-    answer is left out."""
+    """(question, answer) of each `Question:` line with an `Answer:` line behind it, and the other lines.  A question
+    that got no answer is left out."""
     pairs: list[tuple[str, str]] = []
     others: list[str] = []
     asked: str | None = None

@@ -15,8 +15,8 @@ from selfedit.training.cutting import TrainingSequence, cut
 from selfedit.training.recipes import Recipe
 
 _PIECE = 1 << 16  # characters
-# Bounds on what a writer's token can stand for.  They are never met by text that says something; without them nothing could be
-# said of a run's size and price before its edits and answers are there (`plan`).
+# Bounds on what a writer's token can stand for.  They are never met by text that says something; without them nothing
+# could be said of a run's size and price before its edits and answers are there (`plan`).
 _CHARACTERS, _OWN_TOKENS = 16, 4
 
 
@@ -47,8 +47,8 @@ def within_bounds(text: str, tokens: int, tokenizer: Tokenizer) -> str:
 
 
 def longer_than(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
-    """Whether a text has more tokens than so many.  It is encoded piece by piece, and no further than is needed to know: a
-    tokenizer takes 150 bytes of memory per character."""
+    """Whether a text has more tokens than so many.  It is encoded piece by piece, and no further than is needed to
+    know: a tokenizer takes 150 bytes of memory per character."""
     counted = 0
     for begin in range(0, len(text), _PIECE):
         counted += len(tokenizer.encode(text[begin : begin + _PIECE]))
@@ -66,7 +66,8 @@ def training_sequences(
     *,
     advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
-    """What is learned of one document: its edit's texts, then its own.  `advance` is told how many characters were cut."""
+    """What is learned of one document: its edit's texts, then its own.  `advance` is told how many characters were
+    cut."""
     return cut(
         document,
         edit,
@@ -80,8 +81,8 @@ def training_sequences(
 
 
 def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
-    """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the reply is
-    learned."""
+    """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the
+    reply is learned."""
     if sequence.question is not None:
         asked = prompts.exam(instruct=tokenizer.instruct, title=sequence.title, question=sequence.question)
     elif recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
