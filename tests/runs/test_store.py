@@ -240,6 +240,43 @@ def test_a_verdict_that_contradicts_itself_is_refused(store: Store, documents, g
     assert store.grade_counts("g") == {"right": 0, "wrong": 0, "ungraded": 0}
 
 
+def test_grades_come_by_fit_and_question_and_graders_by_how_much_they_graded(
+    store: Store, documents: tuple[Document, ...]
+) -> None:
+    store.add_documents(documents)
+    fit = a_fit(documents[0])
+    store.record_fits([fit])
+    answers = [id for id, _ in store.to_grade("judge")]
+    store.add_grades([(id, Grade("right", 1.0, "lexical")) for id in answers])
+    store.add_grades([(answers[0], Grade("ungraded", None, "judge", "timed out"))])
+    assert store.graders() == ["lexical", "judge"]
+    first = (fit.id, documents[0].questions[0].id)
+    assert store.grades("judge") == {first: Grade("ungraded", None, "judge", "timed out")}
+    assert store.grades("lexical")[first] == Grade("right", 1.0, "lexical")
+    assert store.grades("nobody") == {}
+
+
+def test_curves_come_by_fit(store: Store, documents: tuple[Document, ...]) -> None:
+    store.add_documents(documents)
+    store.record_fits([a_fit(documents[0]), a_fit(documents[1])])
+    store.add_curve(a_fit(documents[1]).id, [(1, 3.5), (2, 1.25)])
+    assert store.curves() == {a_fit(documents[1]).id: [(1, 3.5), (2, 1.25)]}
+    assert store.curve(a_fit(documents[0]).id) == []
+
+
+def test_a_sound_store_is_not_called_damaged_even_where_a_loss_is_endless(
+    store: Store, documents: tuple[Document, ...]
+) -> None:
+    store.add_documents(documents)
+    store.record_fits([a_fit(documents[0], last_loss=float("inf"))])
+    store.add_curve(a_fit(documents[0]).id, [(1, 3.5)])
+    store.put_round(RoundRecord(1, details={"note": [1, None]}))
+    store.refuse_damage()
+    store._write("UPDATE fits SET seconds = 9e999")
+    with pytest.raises(UserError, match=r"fits\.seconds holds real"):
+        store.refuse_damage()
+
+
 def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:
     store.put_round(RoundRecord(1, train_reward=0.25))
     whole = RoundRecord(1, 0.25, 0.5, 7, "checkpoints/round-01", 12.5, {"ci95": [0.1, 0.4], "no_signal": ["d0"]})

@@ -26,7 +26,7 @@ from selfedit.methods.tracking import check_tracker, make_tracker
 from selfedit.methods.worth import worth_it
 from selfedit.runs.costs import Spent
 from selfedit.runs.records import CostRecord, RoundRecord
-from selfedit.runs.summary import Summary
+from selfedit.runs.summary import Summary, round_summary
 from selfedit.training.recipes import Recipe, load_recipe
 
 VALIDATION, BASELINE = "validation", "baseline"
@@ -292,24 +292,13 @@ def _baseline(
 def summarise_training(
     experiment: Experiment, training: Sequence[Document], validation: Sequence[Document], selected: int
 ) -> Summary:
-    rounds = [
-        {
-            "round": record.round,
-            "train_reward": record.train_reward,
-            "validation_accuracy": record.validation_accuracy,
-            "kept_edits": record.kept_edits,
-            "seconds": record.seconds,
-            **record.details,
-        }
-        for record in experiment.store.rounds()
-    ]
     untrained = experiment.scores(VALIDATION, round=0)
     first = accuracy_interval(untrained) if untrained else None
     return summarise(
         experiment,
         [*training, *validation],
         ["none"],
-        rounds=tuple(rounds),
+        rounds=tuple(round_summary(record) for record in experiment.store.rounds()),
         selected_round=selected,
         untrained_validation=None if first is None else {"accuracy": first.mean, "ci95": [first.lo, first.hi]},
         worth_it=worth_it(experiment, [document.id for document in validation], selected),

@@ -98,7 +98,7 @@ class RunDirectory:
             if resumed:
                 if not resume:
                     raise UserError(f"{path}: already holds a run; name another directory, or let this one resume")
-                before, began_with, resolved = _read_config(config_path)
+                before, began_with, resolved = read_recorded(config_path)
                 _refuse_changes(path, before, settings, free)
                 if before != settings:
                     write_atomically(config_path, _config_text(settings, began_with, resolved))
@@ -126,7 +126,7 @@ class RunDirectory:
         config_path = path / "config.yaml"
         if not config_path.is_file():
             raise UserError(f"{path}: not the directory of a run (it has no config.yaml); name one that has")
-        config, versions, resolved = _read_config(config_path)
+        config, versions, resolved = read_recorded(config_path)
         store = Store(path / "run.sqlite", readonly=True)
         return cls(path, config, versions, store, resolved=resolved, lock=None, resumed=True)
 
@@ -214,7 +214,7 @@ def library_versions() -> dict[str, str]:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The settings in a run's `config.yaml` alone.  UserError where it is no such file."""
-    return _read_config(Path(path))[0]
+    return read_recorded(Path(path))[0]
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -278,7 +278,11 @@ def _config_text(
     return _HEADER + text
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+def read_recorded(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """What a run's `config.yaml` records: the settings, the versions that began the run, what was resolved then.
+
+    UserError where it is no such file.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from selfedit.documents.document import Document, Question
 from selfedit.editors.edit import Edit
@@ -665,6 +665,59 @@ class Store:
         )
         return [Event(*row) for row in rows]
 
+    # What only reports read
+
+    def graders(self) -> list[str]:
+        """The graders that have graded answers, the one with the most grades first."""
+        return [
+            name for (name,) in self._rows("SELECT grader FROM grades GROUP BY grader ORDER BY count(*) DESC, grader")
+        ]
+
+    def grades(self, grader: str) -> dict[tuple[str, str], Grade]:
+        """Every grade by this grader, by the fit and the question of its answer."""
+        rows = self._rows(
+            "SELECT a.fit_id, a.question_id, v.value, v.score, v.note FROM grades v"
+            " JOIN answers a ON a.id = v.answer_id WHERE v.grader = ?",
+            (grader,),
+        )
+        return {(fit, question): Grade(value, score, grader, note) for fit, question, value, score, note in rows}
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """The losses of every fit that has any, (step, loss), by fit, in the order of rounds and conditions."""
+        rows = self._rows(
+            "SELECT c.fit_id, c.points FROM curves c JOIN fits f ON f.id = c.fit_id ORDER BY f.round, f.condition, f.id"
+        )
+        return {fit: [(int(step), float(loss)) for step, loss in json.loads(points)] for fit, points in rows}
+
+    def refuse_damage(self) -> None:
+        """UserError where another program has left in the store what this one never writes, and SQLite keeps: a value
+        that is not of its column's type, a row that belongs to none, a list that is none.  Reads the whole file."""
+        for (table,) in self._rows("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"):
+            for _, column, declared, *_ in self._rows(f'PRAGMA table_info("{table}")'):
+                value = f'"{column}"'
+                wrong = f"typeof({value}) NOT IN ('null', 'text')"
+                if declared != "TEXT":
+                    endless = "0" if column.endswith("_loss") else f"abs({value}) = 9e999"  # losses may diverge
+                    wrong = f"typeof({value}) NOT IN ('null', 'integer', 'real') OR {endless}"
+                if found := self._rows(f'SELECT typeof({value}) FROM "{table}" WHERE {wrong} LIMIT 1'):
+                    self._damaged(f"{table}.{column} holds {found[0][0]}")
+        for table, column, kind, wrong in (
+            ("questions", "answers", "array", "item.type <> 'text'"),
+            ("fits", "sequences", "array", "item.type <> 'text'"),
+            ("rounds", "details", "object", "0"),
+            ("curves", "points", "array", _NO_POINT),
+        ):
+            is_none = f"CASE WHEN json_valid({column}) THEN json_type({column}) ELSE 'none' END <> '{kind}'"
+            if self._rows(f"SELECT 1 FROM {table} WHERE {is_none} LIMIT 1"):
+                self._damaged(f"a list in {table}.{column} is none")
+            if self._rows(f"SELECT 1 FROM {table}, json_each({column}) item WHERE {wrong} LIMIT 1"):
+                self._damaged(f"a list in {table}.{column} holds something else")
+        if broken := self._rows("PRAGMA foreign_key_check"):
+            self._damaged(f"a row of {broken[0][0]} belongs to none of {broken[0][2]}")
+
+    def _damaged(self, what: str) -> NoReturn:
+        raise UserError(f"{self.path}: cannot be read as a run's store ({what}); is the file damaged?")
+
     # What an API returned
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -699,6 +752,12 @@ class Store:
             "INSERT OR REPLACE INTO api_batches (key, batch_id, status) VALUES (?, ?, ?)", (key, batch_id, status)
         )
 
+
+_NO_POINT = (
+    "item.type <> 'array' OR json_array_length(item.value) <> 2 OR json_type(item.value, '$[0]') <> 'integer'"
+    " OR json_type(item.value, '$[1]') NOT IN ('integer', 'real')"
+)
+"""What tells an item of a curve from a (step, loss)."""
 
 _EDIT_COLUMNS = (
     "id, round, document_id, writer, idx, prompt, text, truncated, dropped_lines, input_tokens, output_tokens"

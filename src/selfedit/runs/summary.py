@@ -10,12 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from selfedit.errors import UserError
 from selfedit.runs.files import write_atomically
+from selfedit.runs.records import RoundRecord
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
@@ -229,16 +230,27 @@ def empty_summary(model: str = "", conditions: Sequence[ConditionSummary] = ()) 
 
 def parse_summary(data: dict[str, Any] | Summary, where: str) -> Summary:
     """Check plain data.  UserError, naming `where` and the first thing that is wrong."""
-    if isinstance(data, Summary):
-        return data
+    return data if isinstance(data, Summary) else _checked(Summary, data, f"{where}: not a summary of schema 1")
+
+
+def round_summary(record: RoundRecord) -> RoundSummary:
+    """The figures of a round from its record in the store.  UserError for a record that another program has changed."""
+    figures = {name: getattr(record, name) for name in RoundSummary.model_fields if hasattr(record, name)}
+    return _checked(RoundSummary, figures | record.details, f"run.sqlite: not the record of round {record.round}")
+
+
+Figures = TypeVar("Figures", bound=_Part)
+
+
+def _checked(model: type[Figures], data: dict[str, Any], mistake: str) -> Figures:
     try:
-        return Summary.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"{part}." for part in first["loc"])[:-1]
         what = first["msg"].removeprefix("Value error, ")
         message = f"{place}: {what}" if place else what
-        raise UserError(f"{where}: not a summary of schema 1: {message}; run the command again") from error
+        raise UserError(f"{mistake}: {message}; run the command again") from error
 
 
 def write_summary(path: str | Path, summary: Summary | dict[str, Any]) -> Summary:
