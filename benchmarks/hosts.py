@@ -175,7 +175,7 @@ def outcome(run: Path) -> dict[str, Any]:
     with RunDirectory.read(run) as directory:
         store = directory.store
         return {
-            "edits": [(e.id, e.edit.text, e.reward, e.kept) for e in store.edits()],
+            "edits": [(e.id, e.text, e.reward, e.kept) for e in store.edits()],
             "fits": store._rows("SELECT id, status, first_loss, last_loss FROM fits ORDER BY id"),
             "answers": store._rows("SELECT fit_id, question_id, text FROM answers ORDER BY fit_id, question_id"),
             "rounds": [(r.round, r.train_reward, r.validation_accuracy, r.kept_edits) for r in store.rounds()],

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade
 from selfedit.runs.costs import device_cost
-from selfedit.runs.records import Answer, FitRecord, edit_id
+from selfedit.runs.records import Answer, FitRecord
 from selfedit.runs.store import Store
 
 DOCUMENTS, EDITS, REPLICATES, QUESTIONS = 50, 5, 3, 5
@@ -47,7 +47,7 @@ def measure(directory: Path, fits_per_task: int) -> dict[str, float | int]:
             replicate,
             0,
             edit.document_id,
-            edit_id(0, edit.document_id, edit.writer, edit.index),
+            edit.id,
             sequences=(LINE,) * 9,
             train_tokens=4100,
             steps=90,

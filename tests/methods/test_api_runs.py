@@ -72,7 +72,7 @@ def test_a_stop_at_a_replys_commit_neither_loses_nor_repeats_its_cost(
         with pytest.raises(stop):
             compare(settings)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        assert [edit.edit.document_id for edit in store.edits()] == ["d0"]
+        assert [edit.document_id for edit in store.edits()] == ["d0"]
         assert len(store._rows("SELECT 1 FROM api_calls")) == 1
     assert ledger(settings.out) == [ONE]
     compare(settings)

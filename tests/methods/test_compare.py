@@ -94,7 +94,7 @@ def test_store_has_each_edit_fit_and_answer_once(finished: Finished) -> None:
     with finished.store as store:
         edits = store.edits()
         fits = store.fits()
-        assert Counter((e.edit.writer, e.edit.document_id) for e in edits) == {
+        assert Counter((e.writer, e.document_id) for e in edits) == {
             (writer, document): 2 for writer in (*SELF, "replay:documents#expert") for document in ("d0", "d1")
         }
         counted = Counter(fit.condition for fit in fits)
@@ -103,7 +103,7 @@ def test_store_has_each_edit_fit_and_answer_once(finished: Finished) -> None:
             assert [a.question_id for a in fit.answers] == [
                 q.id for d in store.documents() if d.id == fit.document_id for q in d.questions
             ]
-    texts = {(e.edit.writer, e.edit.prompt) for e in edits}
+    texts = {(e.writer, e.prompt) for e in edits}
     assert ("self", "implications") in texts
     assert ("self:self-qa", "self-qa") in texts
     assert len(finished.pool.fits) == len(set(finished.pool.fits)) == 52
@@ -130,7 +130,7 @@ def test_replicates_differ_and_edits_are_trained_with_their_document(finished: F
 
 def test_edits_cut_off_and_lines_dropped_are_counted(finished: Finished) -> None:
     with finished.store as store:
-        edits = [stored.edit for stored in store.edits()]
+        edits = store.edits()
     by_id = {(e.writer, e.document_id, e.index): e for e in edits}
     messy = by_id["replay:documents#expert", "d0", 1]
     assert (messy.text, messy.dropped_lines, messy.truncated) == ("Bo sold it.\nThe kite was new.", 2, False)
@@ -414,7 +414,7 @@ def test_a_base_model_is_prompted_in_plain_text_and_answers_in_one_line(
     assert summary.instruct is False
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         answers = [answer.text for fit in store.fits() for answer in fit.answers]
-        edits = [stored.edit.text for stored in store.edits()]
+        edits = [stored.text for stored in store.edits()]
     assert not any("\n" in answer for answer in answers)
     # The plain prompt ends with "Question:"; the edit keeps it, so that its first line is a question too.
     assert all(edit.startswith("Question:") for edit in edits if edit)

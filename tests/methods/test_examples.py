@@ -119,7 +119,7 @@ def test_a_round_trains_the_editor_on_what_it_sampled_from(
     }
     (outer,) = (task for task in pool.tasks if isinstance(task, FitTask) and task.id == "outer/1")
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        kept = sorted(stored.edit.text for stored in store.edits(round=1) if stored.kept)
+        kept = sorted(stored.text for stored in store.edits(round=1) if stored.kept)
     assert kept
     sequences = outer.fits[0].job.sequences
     assert {sequence.ids[: sequence.prompt_length] for sequence in sequences} <= prompts

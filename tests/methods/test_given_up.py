@@ -31,7 +31,7 @@ def results(out: Path) -> dict[str, Any]:
     """Fits with their answers, and edits."""
     with Store(out / "run.sqlite", readonly=True) as store:
         fits = {f.id: (f.status, f.answers) for f in store.fits()}
-        return {"fits": fits, "edits": {s.id: (s.edit.text, s.reward, s.kept) for s in store.edits()}}
+        return {"fits": fits, "edits": {s.id: (s.text, s.reward, s.kept) for s in store.edits()}}
 
 
 def refused(call: Callable[[], Any], match: str) -> None:

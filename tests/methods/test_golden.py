@@ -96,7 +96,7 @@ def come_to(out: Path) -> dict[str, Any]:
     with Store(out / "run.sqlite", readonly=True) as store:
         grades = {(a.fit_id, a.question_id): (a.value, a.score) for a in store.scored_answers("calibrated")}
         found = {
-            "edits": {e.id: {"text": e.edit.text, "reward": e.reward, "kept": e.kept} for e in store.edits()},
+            "edits": {e.id: {"text": e.text, "reward": e.reward, "kept": e.kept} for e in store.edits()},
             "fits": {
                 fit.id: {
                     "status": fit.status,

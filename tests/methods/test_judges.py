@@ -65,9 +65,9 @@ def test_an_api_judges_ratings_are_rewards_and_are_compared_with_real_fits(
         edits = store.edits(round=1)
         assert len(edits) == 18
         for edit in edits:
-            expected = None if edit.edit.document_id == "d1" else min(10, len(edit.edit.text) // 8) / 10
+            expected = None if edit.document_id == "d1" else min(10, len(edit.text) // 8) / 10
             assert edit.reward == expected
-        assert not any(e.kept for e in edits if e.edit.document_id == "d1")
+        assert not any(e.kept for e in edits if e.document_id == "d1")
         scores: dict[str, list[float]] = {}
         for answer in store.scored_answers("calibrated", condition="train"):
             scores.setdefault(str(answer.edit_id), []).append(answer.score or 0.0)
@@ -203,7 +203,7 @@ def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
     assert [c.name for c in summary.conditions] == ["none", "api:writer"]
     assert (summary.conditions[1].edit_tokens, summary.conditions[1].cost_usd) == (20, None)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        edits = [stored.edit for stored in store.edits()]
+        edits = store.edits()
     assert {(e.text, e.dropped_lines, e.input_tokens) for e in edits} == {("The kite was dear.\nAda sold it.", 1, 10)}
     assert len(server.completions) == 4
     compare(settings)
@@ -238,7 +238,7 @@ def test_an_api_editor_that_fails_keeps_what_came(
     server.refuse = lambda body: None
     compare(settings)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        assert [e.edit.document_id for e in store.edits()] == ["d0", "d1"]
+        assert [e.document_id for e in store.edits()] == ["d0", "d1"]
     assert left_out(settings.out) == []
 
 

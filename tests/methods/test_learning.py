@@ -23,9 +23,9 @@ class Planted:
     def __call__(self, experiment: Experiment, training: object, round: int, chain: object) -> None:
         edits = experiment.store.edits(round=round, writer="train")
         if not self.word:
-            counts = {place: sum(place in stored.edit.text for stored in edits) for place in PLACES}
+            counts = {place: sum(place in stored.text for stored in edits) for place in PLACES}
             self.word = min(PLACES, key=lambda place: abs(counts[place] - len(edits) / 8))
-        experiment.store.set_rewards({stored.id: float(self.word in stored.edit.text) for stored in edits})
+        experiment.store.set_rewards({stored.id: float(self.word in stored.text) for stored in edits})
 
 
 def test_what_is_rewarded_is_written_more_often(
@@ -52,8 +52,8 @@ def test_what_is_rewarded_is_written_more_often(
         for number, frequency in enumerate(frequencies, start=1):
             edits = store.edits(round=number, writer="train")
             assert len(edits) == 64
-            assert frequency == pytest.approx(sum(planted.word in stored.edit.text for stored in edits) / 64)
-            kept = [stored.edit.text for stored in edits if stored.kept]
+            assert frequency == pytest.approx(sum(planted.word in stored.text for stored in edits) / 64)
+            kept = [stored.text for stored in edits if stored.kept]
             assert kept
             assert all(planted.word in text for text in kept)
     # 64 samples of a true eighth reach a third less than once in ten thousand times.

@@ -93,9 +93,9 @@ def committed(out: Path) -> set[tuple[str, Any]]:
         return set()
     with Store(out / "run.sqlite") as store:
         fits = {("fit", id) for id in store.fit_ids()}
-        edits = [(stored.round, stored.edit) for stored in store.edits()]
+        edits = store.edits()
     return fits | {
-        ("write", derive_seed(0, "edit", round, edit.document_id, edit.writer, edit.index)) for round, edit in edits
+        ("write", derive_seed(0, "edit", edit.round, edit.document_id, edit.writer, edit.index)) for edit in edits
     }
 
 

@@ -64,7 +64,7 @@ def test_the_recipe_is_chosen_on_validation_documents_and_reported_on_the_others
             assert {
                 fit.document_id for fit in store.fits(condition=f"{name} [learning_rate=0.01, epochs=4]")
             } == validation
-        written = [e.edit for e in store.edits(writer="self") if e.edit.document_id in rest]
+        written = [e for e in store.edits(writer="self") if e.document_id in rest]
     assert summary.documents == len(rest)
     assert [c.name for c in summary.conditions] == ["none", "passage", "self"]
     assert summary.conditions[2].graded == 2 * 2 * len(rest)

@@ -63,14 +63,14 @@ def test_rewards_are_means_over_replicates_and_the_best_edit_of_each_document_is
         assert len(training) == 4
         for number in (1, 2):
             edits = store.edits(round=number, writer="train")
-            assert {e.edit.document_id for e in edits} == training
+            assert {e.document_id for e in edits} == training
             assert len(edits) == 12
             for edit in edits:
                 scores = [a.score for a in store.scored_answers("calibrated", round=number) if a.edit_id == edit.id]
                 assert len(scores) == 4  # two questions, two replicates
                 assert edit.reward == pytest.approx(sum(scores) / 4)
             for document in training:
-                group = [e for e in edits if e.edit.document_id == document and e.edit.text]
+                group = [e for e in edits if e.document_id == document and e.text]
                 kept = [e for e in group if e.kept]
                 assert len(kept) == 1
                 assert kept[0].reward == max(e.reward for e in group)
@@ -88,9 +88,9 @@ def test_validation_documents_are_apart_and_every_round_is_examined_on_them(
     with opened(settings) as store:
         validation = {d.id for d in store.documents("validation")}
         assert len(validation) == 2
-        assert not validation & {e.edit.document_id for e in store.edits(writer="train")}
+        assert not validation & {e.document_id for e in store.edits(writer="train")}
         for number in (0, 1, 2):
-            assert {e.edit.document_id for e in store.edits(round=number, writer="validation")} == validation
+            assert {e.document_id for e in store.edits(round=number, writer="validation")} == validation
             assert len(store.fits(round=number, condition="validation")) == 4
         scores = [a.score for a in store.scored_answers("calibrated", round=2, condition="validation")]
     assert summary.rounds is not None
@@ -118,7 +118,7 @@ def test_later_rounds_are_written_by_a_changed_policy(trained: tuple[TrainSettin
     for number in (1, 2):
         merge_adapter(model.hf, settings.out / "checkpoints" / f"round-{number:02d}")
     for edit in stored:
-        document = asked[edit.edit.document_id]
+        document = asked[edit.document_id]
         text = Prompts().edit("implications", instruct=True, title=document.title, text=document.text)
         request = DecodeRequest(
             tuple(model.tokenizer.prompt_ids(text)),
@@ -129,8 +129,8 @@ def test_later_rounds_are_written_by_a_changed_policy(trained: tuple[TrainSettin
             seed=derive_seed(0, "edit", 2, document.id, "validation", 0),
         )
         (completion,) = decode(model.hf, [request])
-        assert len(completion.ids) == edit.edit.output_tokens
-        assert edit.edit.text.splitlines()[:1] == model.tokenizer.decode(completion.ids).strip().splitlines()[:1]
+        assert len(completion.ids) == edit.output_tokens
+        assert edit.text.splitlines()[:1] == model.tokenizer.decode(completion.ids).strip().splitlines()[:1]
 
 
 def test_the_paragraph_says_what_the_figures_say(trained: tuple[TrainSettings, Summary]) -> None:
@@ -292,7 +292,7 @@ def test_other_rules_of_selection(small_train: dict[str, Any], rule: str) -> Non
     assert summary.rounds is not None
     with opened(settings) as store:
         for round in summary.rounds:
-            edits = [e for e in store.edits(round=round.round, writer="train") if e.edit.text]
+            edits = [e for e in store.edits(round=round.round, writer="train") if e.text]
             kept = [e for e in edits if e.kept]
             assert len(kept) == round.kept_edits
             if rule == "top-fraction":
@@ -304,7 +304,7 @@ def test_other_rules_of_selection(small_train: dict[str, Any], rule: str) -> Non
             for a in store.scored_answers("calibrated", condition=condition, round=number):
                 baseline.setdefault(str(a.document_id), []).append(float(a.score or 0))
             for edit in edits:
-                scores = baseline[edit.edit.document_id]
+                scores = baseline[edit.document_id]
                 assert edit.kept == (edit.reward > sum(scores) / len(scores))
 
 
@@ -324,7 +324,7 @@ def test_one_edit_a_document_leaves_nothing_to_select(small_train: dict[str, Any
         (event,) = store.events("nothing to select")
         assert "--edits 1 with best-of-k" in event.message
         kept = [e for e in store.edits(writer="train") if e.kept]
-        assert len(kept) == sum(bool(e.edit.text) for e in store.edits(writer="train"))
+        assert len(kept) == sum(bool(e.text) for e in store.edits(writer="train"))
 
 
 def test_without_validation_the_last_round_is_taken_and_that_is_said(small_train: dict[str, Any]) -> None:
@@ -382,7 +382,7 @@ def test_a_reward_needs_a_fit_that_succeeded(small_train: dict[str, Any]) -> Non
     with opened(settings) as store:
         by_document: dict[str, list[Any]] = {}
         for edit in store.edits(round=1):
-            by_document.setdefault(edit.edit.document_id, []).append(edit)
+            by_document.setdefault(edit.document_id, []).append(edit)
         assert [e.reward for e in by_document.pop("d2")] == [None, None]
         assert all(e.reward is not None for group in by_document.values() for e in group)
         assert not any(e.kept for e in store.edits(round=1, document_id="d2"))

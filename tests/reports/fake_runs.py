@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from selfedit.documents import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit, edit_id
 from selfedit.evaluation.grade import Grade
 from selfedit.methods import restem
 from selfedit.methods.experiment import Experiment
@@ -24,7 +24,7 @@ from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
 from selfedit.methods.summarise import summarise
 from selfedit.runs.costs import api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
-from selfedit.runs.records import Answer, FitRecord, edit_id
+from selfedit.runs.records import Answer, FitRecord
 
 PLACES = ["Orvend", "Calmouth", "Tessaly Bridge", "Upper Wynn", "Port Isk", "Grelling", "Marrow Hill", "Lindesk"]
 NOUNS = ["lighthouse", "tram line", "orchard", "library", "observatory", "salt works", "ferry", "clock museum"]
@@ -275,9 +275,10 @@ def write_train(
                 prompt="implications",
                 input_tokens=150,
                 output_tokens=90,
+                round=round,
             )
             store.add_edits(
-                [edit], round, [device_cost("edits", condition, seconds=3.0, usd_per_hour=0.4, round=round, model="m")]
+                [edit], [device_cost("edits", condition, seconds=3.0, usd_per_hour=0.4, round=round, model="m")]
             )
             for replicate in range(replicates):
                 record = FitRecord(
@@ -285,7 +286,7 @@ def write_train(
                     replicate,
                     round,
                     document.id,
-                    edit_id(round, document.id, condition, index),
+                    edit.id,
                     sequences=(spell("a line"), spell("the text")),
                     train_tokens=2100,
                     steps=60,

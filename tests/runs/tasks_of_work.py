@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade
-from selfedit.runs.records import Answer, CostRecord, FitRecord, edit_id
+from selfedit.runs.records import Answer, CostRecord, FitRecord
 from selfedit.runs.store import Store
 
 GRADER = "lexical"
@@ -37,12 +37,12 @@ class Experiment:
 
     def is_done(self, store: Store, task: int) -> bool:
         edit = self._edit(task)
-        return store.has_fit(f"{edit_id(0, edit.document_id, edit.writer, edit.index)}|0")
+        return store.has_fit(f"{edit.id}|0")
 
     def write(self, store: Store, task: int, step: Callable[[], None] = lambda: None) -> None:
         """Commit one task; `step` is called between its statements."""
         edit = self._edit(task)
-        id = edit_id(0, edit.document_id, edit.writer, edit.index)
+        id = edit.id
         questions = self.documents[task % len(self.documents)].questions
         with store.transaction():
             store.add_edits([edit])

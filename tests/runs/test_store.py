@@ -15,7 +15,7 @@ import pytest
 from tasks_of_work import content, make_experiment, whole_tasks
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit, edit_id
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.records import (
@@ -25,8 +25,6 @@ from selfedit.runs.records import (
     FitRecord,
     RoundRecord,
     ScoredAnswer,
-    StoredEdit,
-    edit_id,
     fit_id,
 )
 from selfedit.runs.store import Store
@@ -107,23 +105,23 @@ def test_general_questions_belong_to_no_document(store: Store, documents: tuple[
 def test_edits_round_trip_with_reward_and_selection(store: Store, documents: tuple[Document, ...]) -> None:
     store.add_documents(documents)
     edits = [
-        Edit("d0", "self:implications", 0, "line\nline 2", "implications", True, 3, 100, 50),
-        Edit("d0", "self:implications", 1, "", "implications"),
-        Edit("d1", "replay:notes.jsonl#gpt-4.1", 0, 'quote " and | bar', ""),
+        Edit("d0", "self:implications", 0, "line\nline 2", "implications", True, 3, 100, 50, round=2),
+        Edit("d0", "self:implications", 1, "", "implications", round=2),
+        Edit("d1", "replay:notes.jsonl#gpt-4.1", 0, 'quote " and | bar', round=2),
     ]
     cost = CostRecord("edits", "self:implications", 2, "gpt", 100, 50, usd=0.5)
-    assert store.add_edits(edits, round=2, costs=[cost]) == 3
-    assert store.add_edits(edits, round=2, costs=[cost]) == 0
+    assert store.add_edits(edits, costs=[cost]) == 3
+    assert store.add_edits(edits, costs=[cost]) == 0
     assert store.costs() == [cost]
-    assert [stored.edit for stored in store.edits()] == edits
+    assert store.edits() == edits
     ids = [stored.id for stored in store.edits()]
     store.set_rewards({ids[0]: 0.25, ids[1]: 0.0})
     store.set_kept({ids[0]: True, ids[1]: False})
     assert store.edits(writer="self:implications") == [
-        StoredEdit(2, edits[0], True, 0.25),
-        StoredEdit(2, edits[1], False, 0.0),
+        replace(edits[0], kept=True, reward=0.25),
+        replace(edits[1], kept=False, reward=0.0),
     ]
-    assert store.edits(document_id="d1") == [StoredEdit(2, edits[2])]
+    assert store.edits(document_id="d1") == [edits[2]]
     assert store.edits(round=1) == []
 
 
@@ -140,7 +138,7 @@ def test_a_changed_edit_is_refused(store: Store, documents: tuple[Document, ...]
     store.add_edits([Edit("d0", "self", 0, "text")])
     with pytest.raises(UserError, match="edit 0 of document 'd0' by self has changed"):
         store.add_edits([Edit("d0", "self", 1, "new"), Edit("d0", "self", 0, "other text")])
-    assert [stored.edit.index for stored in store.edits()] == [0]
+    assert [stored.index for stored in store.edits()] == [0]
 
 
 def test_fits_round_trip_with_their_answers(store: Store, documents: tuple[Document, ...]) -> None:

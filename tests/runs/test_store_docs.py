@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit, edit_id
 from selfedit.evaluation.grade import Grade
-from selfedit.runs.records import Answer, FitRecord, edit_id
+from selfedit.runs.records import Answer, FitRecord
 from selfedit.runs.store import Store
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def experiment(store: Store) -> sqlite3.Connection:
     ]
     store.add_documents(documents)
     store.add_general_questions([Question("g", "G?", ("9",))])
-    store.add_edits([Edit(d.id, "self", i, "text") for d in documents for i in range(2)], round=1)
+    store.add_edits([Edit(d.id, "self", i, "text", round=1) for d in documents for i in range(2)])
 
     def exam(condition: str, document: str | None, edit: str | None, answers: dict[str, str]) -> FitRecord:
         return FitRecord(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.evaluation.statistics import Interval
 from selfedit.execution.pool import InProcess
 from selfedit.execution.worker import ModelSource

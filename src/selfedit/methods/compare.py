@@ -86,18 +86,18 @@ def learnings_of(
         edit
         for edit in experiment.store.edits(writer=condition, round=0)
         # A sweep has edits of validation documents written too.
-        if edit.edit.index < settings.edits and edit.edit.document_id in by_id
+        if edit.index < settings.edits and edit.document_id in by_id
     ]
     if joint:
         # All edits of a document are learned, and the document itself once.
         texts: dict[str, list[str]] = {document.id: [] for document in documents}
         for edit in stored:
-            texts[edit.edit.document_id].append(edit.edit.text)
+            texts[edit.document_id].append(edit.text)
         learned = tuple(document for document in documents if texts[document.id])
         joined = tuple((None, "\n".join(texts[document.id])) for document in learned)
         return [Learning(condition, learned, joined, r, policy=policy) for r in replicates if learned]
     return [
-        Learning(condition, (by_id[edit.edit.document_id],), ((edit.id, edit.edit.text),), r, policy=policy)
+        Learning(condition, (by_id[edit.document_id],), ((edit.id, edit.text),), r, policy=policy)
         for edit in stored
         for r in replicates
     ]

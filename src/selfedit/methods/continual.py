@@ -65,7 +65,7 @@ def continual(
                 stored = experiment.store.edits(round=step, writer=spec.name, document_id=document.id)
                 if not stored:
                     continue
-                text = "\n".join(edit.edit.text for edit in stored)
+                text = "\n".join(edit.text for edit in stored)
                 edits = ((stored[0].id if len(stored) == 1 else None, text),)
             experiment.fit_and_examine(
                 [Learning(spec.name, (document,), edits, 0, step, chain, folder, examine=False)],

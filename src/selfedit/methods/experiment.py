@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeVar
 from selfedit.documents import Document, LeftOut, Question, load_documents, load_edits
 from selfedit.editors.address import shown_address
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
+from selfedit.editors.base import Edit, edit_id, edit_writer
 from selfedit.editors.cleaning import clean
-from selfedit.editors.edit import Edit
 from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
 from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import NotEnoughMemoryError, UnsupportedModelError
@@ -56,7 +56,7 @@ from selfedit.models import local_path
 from selfedit.prompts import Prompts, edit_lead
 from selfedit.runs.costs import Spent, api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
-from selfedit.runs.records import Answer, CostRecord, FitRecord, edit_id, edit_writer, fit_id
+from selfedit.runs.records import Answer, CostRecord, FitRecord, fit_id
 from selfedit.runs.seeds import derive_seed
 from selfedit.text import one_line
 from selfedit.training.cutting import TrainingSequence
@@ -381,16 +381,16 @@ class Experiment(AbstractContextManager["Experiment"]):
     def with_edits(self, documents: Sequence[Document], name: str, *, round: int = 0) -> list[Document]:
         """The documents of which there is an edit; the others are learned under no condition of this name, nor asked
         about."""
-        there = {stored.edit.document_id for stored in self.store.edits(round=round, writer=name)}
+        there = {stored.document_id for stored in self.store.edits(round=round, writer=name)}
         return [document for document in documents if document.id in there]
 
     def _replay(self, missing: Sequence[tuple[Document, int]], spec: EditorSpec, name: str, round: int) -> None:
         texts = self._written_edits(spec, missing)
         found = [
-            self._edit(document, name, index, text, prompt="", cut_off=False)
+            self._edit(document, name, index, text, prompt="", cut_off=False, round=round)
             for (document, index), text in zip(missing, texts, strict=True)
         ]
-        self._commit_edits(found, round)
+        self._commit_edits(found)
 
     def _written_edits(self, spec: EditorSpec, wanted: Sequence[tuple[Document, int]]) -> list[str]:
         """The edits of these numbers from a replay file.  Errors: UserError where one is not there."""
@@ -443,9 +443,11 @@ class Experiment(AbstractContextManager["Experiment"]):
                 document, index = asked[id]
                 ids, lead = prompts[document.id]
                 raw = tokenizer.decode([*tokenizer.encode(lead), *completion.ids])
-                edit = self._edit(document, name, index, raw, prompt=prompt, cut_off=not completion.finished)
+                edit = self._edit(
+                    document, name, index, raw, prompt=prompt, cut_off=not completion.finished, round=round
+                )
                 edits.append(replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids)))
-            self._commit_edits(edits, round)
+            self._commit_edits(edits)
             return [self.cost_of_time("edits", name, result.seconds, round)]
 
         self.do(
@@ -489,10 +491,10 @@ class Experiment(AbstractContextManager["Experiment"]):
                 self.leave_out(document, name, index, round, result.error)
                 return
             edit = self._edit(
-                document, name, index, leads[number] + result.text, prompt=prompt, cut_off=result.truncated
+                document, name, index, leads[number] + result.text, prompt=prompt, cut_off=result.truncated, round=round
             )
             edit = replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)
-            self._commit_edits([edit], round)
+            self._commit_edits([edit])
 
         self.progress.begin(f"edits by {model}", len(requests))
         self.api_client(model, "editor").complete(requests, keep)
@@ -547,7 +549,9 @@ class Experiment(AbstractContextManager["Experiment"]):
         text = self.prompts.edit(name, instruct=instruct, title=document.title, text=document.text)
         return text, "" if instruct else edit_lead(text)
 
-    def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
+    def _edit(
+        self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool, round: int
+    ) -> Edit:
         cleaned = clean(raw, cut_off=cut_off)
         text = cleaned.text
         if prompt:  # not an edit from a file, which is taken as it is
@@ -560,13 +564,14 @@ class Experiment(AbstractContextManager["Experiment"]):
             prompt=prompt,
             truncated=cut_off or text != cleaned.text,
             dropped_lines=cleaned.dropped,
+            round=round,
         )
 
-    def _commit_edits(self, edits: Sequence[Edit], round: int, costs: Iterable[CostRecord] = ()) -> None:
+    def _commit_edits(self, edits: Sequence[Edit]) -> None:
         with self.store.transaction():
-            self.store.add_edits(edits, round, list(costs))
+            self.store.add_edits(edits)
             for edit in edits:
-                self.store.drop_event(NOT_WRITTEN, edit_id(round, edit.document_id, edit.writer, edit.index))
+                self.store.drop_event(NOT_WRITTEN, edit.id)
                 if not edit.text:
                     self.store.add_event(
                         "empty edit", edit.id, "nothing was left of this edit; only the document is learned"

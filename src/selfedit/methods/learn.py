@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import accuracy_interval
@@ -116,7 +116,7 @@ def learn(
                 experiment, documents, ["none", spec.name], on_the_way=_looks(experiment, spec.name, fit.steps)
             )
         _track(experiment, settings, learning.id, summary)
-        edits = tuple(stored.edit for stored in experiment.store.edits(writer=spec.name))
+        edits = tuple(experiment.store.edits(writer=spec.name))
         return Learned(folder, len(learned), edits, fit.train_tokens, fit.last_loss, summary)
 
 
@@ -170,7 +170,7 @@ def _all_edits(
         return (None,) * len(documents)
     texts: dict[str, list[str]] = {document.id: [] for document in documents}
     for stored in experiment.store.edits(writer=spec.name):
-        texts[stored.edit.document_id].append(stored.edit.text)
+        texts[stored.document_id].append(stored.text)
     return tuple((None, "\n".join(texts[document.id])) for document in documents)
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from selfedit.documents import Document, Question
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, estimate_tokens
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade, GradeItem, Grader
 from selfedit.evaluation.graders import judge_model
 from selfedit.evaluation.statistics import documents_needed
@@ -285,10 +285,12 @@ class _Rehearsal(Experiment):
     def _new_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
         return _Unsent(self, model, role)
 
-    def _edit(self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool) -> Edit:
+    def _edit(
+        self, document: Document, name: str, index: int, raw: str, *, prompt: str, cut_off: bool, round: int
+    ) -> Edit:
         if not prompt:  # from a file: it is there
-            return super()._edit(document, name, index, raw, prompt=prompt, cut_off=cut_off)
-        return Edit(document.id, name, index, _EDIT, prompt=prompt)
+            return super()._edit(document, name, index, raw, prompt=prompt, cut_off=cut_off, round=round)
+        return Edit(document.id, name, index, _EDIT, prompt=prompt, round=round)
 
     def _answer(self, question: Question, ids: Sequence[int]) -> Answer:
         return Answer(question.id, _ANSWER.format(next(self._numbers)), len(ids))

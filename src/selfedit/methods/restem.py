@@ -144,11 +144,7 @@ def keep(experiment: Experiment, training: Sequence[Document], round: int, chain
         baseline = _baseline(experiment, training, round, chain)
     selection = experiment.select(
         # An edit of which nothing was left cannot be taught, whatever its document alone earned.
-        [
-            Rewarded(e.id, e.edit.document_id, e.edit.index, e.edit.output_tokens, e.reward)
-            for e in stored
-            if e.edit.text
-        ],
+        [Rewarded(e.id, e.document_id, e.index, e.output_tokens, e.reward) for e in stored if e.text],
         rule=settings.select,
         baseline=baseline,
         fraction=settings.top_fraction,
@@ -179,8 +175,8 @@ def train_editor(
         for stored in experiment.store.edits(round=round, writer=TRAIN):
             if stored.id not in selection.kept:
                 continue
-            document = by_id[stored.edit.document_id]
-            sequences.append(experiment.lesson(settings.edit_prompt, document, stored.edit.text))
+            document = by_id[stored.document_id]
+            sequences.append(experiment.lesson(settings.edit_prompt, document, stored.text))
         if not sequences:
             given_up = [event for event in experiment.store.events(GIVEN_UP) if event.subject.startswith(f"{round}|")]
             if given_up:
@@ -222,7 +218,7 @@ def validate(experiment: Experiment, validation: Sequence[Document], *, round: i
     by_id = {document.id: document for document in validation}
     experiment.fit_and_examine(
         [
-            Learning(VALIDATION, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+            Learning(VALIDATION, (by_id[e.document_id],), ((e.id, e.text),), replicate, round, chain)
             for e in experiment.store.edits(round=round, writer=VALIDATION)
             for replicate in range(settings.replicates)
         ],

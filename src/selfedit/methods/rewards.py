@@ -10,17 +10,15 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfedit.documents import Document
+from selfedit.editors.base import Edit
 from selfedit.evaluation.statistics import spearman
 from selfedit.execution.tasks import CompletionTask, DecodeRequest, TaskResult, completion_tasks
 from selfedit.methods.experiment import Experiment, Learning
 from selfedit.methods.settings import TrainSettings
 from selfedit.runs.records import CostRecord
-
-if TYPE_CHECKING:
-    from selfedit.runs.records import StoredEdit
 
 TRAIN = "train"  # the condition under which edits of training documents and their fits are stored
 _REPLY_TOKENS = 8
@@ -46,7 +44,7 @@ def fit_rewards(
 
 
 def _learnings(
-    edits: Sequence[StoredEdit],
+    edits: Sequence[Edit],
     by_id: Mapping[str, Document],
     replicates: int,
     round: int,
@@ -54,7 +52,7 @@ def _learnings(
 ) -> list[Learning]:
     """S fits an edit."""
     return [
-        Learning(TRAIN, (by_id[e.edit.document_id],), ((e.id, e.edit.text),), replicate, round, chain)
+        Learning(TRAIN, (by_id[e.document_id],), ((e.id, e.text),), replicate, round, chain)
         for e in edits
         for replicate in range(replicates)
     ]
@@ -82,7 +80,7 @@ def judged_rewards(
     assert isinstance(settings, TrainSettings)
     by_id = {document.id: document for document in training}
     edits = experiment.store.edits(round=round, writer=TRAIN)
-    _rate(experiment, {edit.id: _prompt(experiment, by_id[edit.edit.document_id], edit) for edit in edits}, round)
+    _rate(experiment, {edit.id: _prompt(experiment, by_id[edit.document_id], edit) for edit in edits}, round)
     rated = {
         edit.id: edit.reward for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None
     }
@@ -108,9 +106,9 @@ def read_rating(reply: str | None) -> float | None:
     return None if found is None else int(found[1]) / 10
 
 
-def _prompt(experiment: Experiment, document: Document, edit: StoredEdit) -> str:
-    fence = "=" * 8 + hashlib.sha256(edit.edit.text.encode()).hexdigest()[:12]
-    return experiment.prompts.reward(title=document.title, text=document.text, edit=edit.edit.text, fence=fence)
+def _prompt(experiment: Experiment, document: Document, edit: Edit) -> str:
+    fence = "=" * 8 + hashlib.sha256(edit.text.encode()).hexdigest()[:12]
+    return experiment.prompts.reward(title=document.title, text=document.text, edit=edit.text, fence=fence)
 
 
 def _rate(experiment: Experiment, prompts: Mapping[str, str], round: int) -> None:

@@ -65,7 +65,7 @@ def condition_summary(
     found = accuracy_interval(scores) if scores else None
     fits = store.fits(condition=name)
     asked = {document.id for document in documents}
-    edits = [edit for edit in store.edits(writer=name) if edit.edit.document_id in asked]
+    edits = [edit for edit in store.edits(writer=name) if edit.document_id in asked]
     return ConditionSummary(
         name=name,
         accuracy=found.mean if found else None,
@@ -74,7 +74,7 @@ def condition_summary(
         graded=values["right"] + values["wrong"],
         ungraded=values["ungraded"],
         train_tokens=sum(fit.train_tokens for fit in fits),
-        edit_tokens=sum(edit.edit.output_tokens for edit in edits),
+        edit_tokens=sum(edit.output_tokens for edit in edits),
         seconds=spent.seconds,
         cost_usd=spent.usd,
         failed_fits=sum(fit.status == "failed" for fit in fits),
@@ -132,7 +132,7 @@ def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[Forget
 
 
 def _edit_counts(experiment: Experiment) -> dict[str, int]:
-    edits = [stored.edit for stored in experiment.store.edits()]
+    edits = experiment.store.edits()
     counts = {
         "edits cut off": sum(edit.truncated for edit in edits),
         "lines dropped": sum(edit.dropped_lines for edit in edits),

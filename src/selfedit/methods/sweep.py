@@ -46,9 +46,9 @@ def sweep(
         else:
             experiment.write_edits(validation, spec, count=settings.edits, prompt=settings.edit_prompt)
             sources = [
-                (by_id[e.edit.document_id], (e.id, e.edit.text))
+                (by_id[e.document_id], (e.id, e.text))
                 for e in experiment.store.edits(writer=spec.name, round=0)
-                if e.edit.document_id in by_id
+                if e.document_id in by_id
             ]
         for changes, recipe in zip(grid, recipes, strict=True):
             name = _condition(spec, changes)

@@ -9,23 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import id_part
 from selfedit.evaluation.grade import GradeValue
-
-
-def _part(text: str) -> str:
-    """`text` without the separator, so that two different things never share an id."""
-    return text.replace("%", "%25").replace("|", "%7C")
-
-
-def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
-    """The id of an edit in the store: `ROUND|DOCUMENT|WRITER|INDEX`; round 0 outside Step B."""
-    return f"{round}|{_part(document_id)}|{_part(writer)}|{index}"
-
-
-def edit_writer(id: str) -> str:
-    """The writer in an edit's id."""
-    return id.split("|")[2].replace("%7C", "|").replace("%25", "%")
 
 
 def fit_id(
@@ -39,25 +24,11 @@ def fit_id(
       learned all documents, or where one exam of the unadapted model asks about all of them (`0||none|0`).
     """
     if edit_id is None:
-        return f"{round}|{_part(document_id or '')}|{_part(condition)}|{replicate}"
+        return f"{round}|{id_part(document_id or '')}|{id_part(condition)}|{replicate}"
     edit_round, _, writer, _ = edit_id.split("|")
-    if edit_round == str(round) and writer == _part(condition):
+    if edit_round == str(round) and writer == id_part(condition):
         return f"{edit_id}|{replicate}"
-    return f"{edit_id}|{round}|{_part(condition)}|{replicate}"
-
-
-@dataclass(frozen=True)
-class StoredEdit:
-    """An edit with what Step B learned about it: its `reward` and whether selection `kept` it (None: not yet known)."""
-
-    round: int
-    edit: Edit
-    kept: bool | None = None
-    reward: float | None = None
-
-    @property
-    def id(self) -> str:
-        return edit_id(self.round, self.edit.document_id, self.edit.writer, self.edit.index)
+    return f"{edit_id}|{round}|{id_part(condition)}|{replicate}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.edit import Edit
+from selfedit.editors.base import Edit
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.files import disk_errors, is_private
@@ -37,8 +37,6 @@ from selfedit.runs.records import (
     FitRecord,
     RoundRecord,
     ScoredAnswer,
-    StoredEdit,
-    edit_id,
 )
 
 SCHEMA_VERSION = 2
@@ -314,7 +312,7 @@ class Store:
 
     # Edits
 
-    def add_edits(self, edits: Iterable[Edit], round: int = 0, costs: Iterable[CostRecord] = ()) -> int:
+    def add_edits(self, edits: Iterable[Edit], costs: Iterable[CostRecord] = ()) -> int:
         """Add edits, and what they cost, as one task; how many were new.
 
         Those already there must be the same (UserError); the costs count only where an edit was new.
@@ -323,8 +321,8 @@ class Store:
         with self.transaction():
             for edit in edits:
                 values = (
-                    edit_id(round, edit.document_id, edit.writer, edit.index),
-                    round,
+                    edit.id,
+                    edit.round,
                     edit.document_id,
                     edit.writer,
                     edit.index,
@@ -350,7 +348,7 @@ class Store:
 
     def edits(
         self, *, round: int | None = None, writer: str | None = None, document_id: str | None = None
-    ) -> list[StoredEdit]:
+    ) -> list[Edit]:
         """Edits by round, then in the run's order of documents, then by writer and index."""
         rows = self._rows(
             "SELECT e.round, e.document_id, e.writer, e.idx, e.text, e.prompt, e.truncated, e.dropped_lines,"
@@ -361,21 +359,19 @@ class Store:
             (round, writer, document_id),
         )
         return [
-            StoredEdit(
+            Edit(
+                document_id=row[1],
+                writer=row[2],
+                index=row[3],
+                text=row[4],
+                prompt=row[5],
+                truncated=bool(row[6]),
+                dropped_lines=row[7],
+                input_tokens=row[8],
+                output_tokens=row[9],
                 round=row[0],
-                edit=Edit(
-                    document_id=row[1],
-                    writer=row[2],
-                    index=row[3],
-                    text=row[4],
-                    prompt=row[5],
-                    truncated=bool(row[6]),
-                    dropped_lines=row[7],
-                    input_tokens=row[8],
-                    output_tokens=row[9],
-                ),
-                kept=None if row[10] is None else bool(row[10]),
                 reward=row[11],
+                kept=None if row[10] is None else bool(row[10]),
             )
             for row in rows
         ]
