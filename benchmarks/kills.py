@@ -1,31 +1,36 @@
-"""Runs killed at random moments, resumed until they are finished, and compared with uninterrupted ones.
+"""Runs killed or interrupted at random moments, resumed until they are finished, and compared with uninterrupted ones.
 
-    python -m benchmarks.kills [--kills 50] [--kills-with-workers 10] [--commands compare train] [--seed 0] [--write]
+    python -m benchmarks.kills [--kills 50] [--interrupts 20] [--with-workers 10] [--commands compare train] [--write]
 
 Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this
-process's forks, so that nothing but the run itself takes time, and gets SIGKILL: half of the times after a random time,
-half of the times at a random event (a statement of the store's, a file synced, renamed or removed, a step of the
-engine).  With two workers of a local Ray, the signal goes to the driver's process group, or to the driver alone.  Then
-the same command is given again, until it ends; a campaign is all lives of one run.
+process's forks, so that nothing but the run itself takes time, and gets SIGKILL, or in other campaigns SIGINT: half of
+the times after a random time, half of the times at a random event (a statement of the store's, a file synced, renamed
+or removed, a step of the engine).  With two workers of a local Ray, the signal goes to the driver's process group, or
+to the driver alone.  Then the same command is given again, until it ends; a campaign is all lives of one run.
 
 Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After
 each campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers,
 times aside; so an edit, fit, answer or cost that is there twice shows.  Whether an edit or a fit was begun again that
 the store had.  Which unfinished and temporary files are left in the run's directory, in the temporary directory, and in
-shared memory.
+shared memory.  An interrupted life has to end within seconds, with exit code 130 and the promised last line, and may
+leave no temporary file.
 
 `compare` has an API's edits among its conditions, from a server on this machine: what is booked must be what came, each
-reply once. Linux only.  With --write the figures go to `benchmarks/results/kills.json`."""
+reply once.  Fits are saved on the way every 30 ms.  Linux only.  With --write the figures go to
+`benchmarks/results/kills.json`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import fcntl
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -34,6 +39,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -49,12 +55,13 @@ TESTS = Path(__file__).parents[1] / "tests"
 MOST_LIVES = 12  # of a campaign that are killed; then it may end
 GONE_WITHIN = 90.0  # seconds that what a killed run started is waited for
 LONGEST = 300.0  # seconds that a life may last
+ENDS_WITHIN = 3.0  # seconds from SIGINT to the end, on a machine that has a core for the run
 
 WORDS = {
     "compare": "--editor=passage --editor=self --editor=api:writer --edits=2 --replicates=2",
     "learn": "--editor=self --edits=2",
-    "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4 "
-    "--outer-set=learning_rate=3e-3",
+    "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4"
+    " --outer-set=learning_rate=3e-3",
     "continual": "--editor=self --edits=2",
 }
 # What of the store must be equal: all but times, and numbers that SQLite gives.
@@ -62,11 +69,11 @@ TABLES = {
     "documents": "SELECT * FROM documents",
     "questions": "SELECT * FROM questions",
     "edits": "SELECT * FROM edits",
-    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss "
-    "FROM fits",
+    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss"
+    " FROM fits",
     "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
-    "verdicts": "SELECT fit_id, question_id, grader, value, score, note FROM grades JOIN answers ON answer_id "
-    "= answers.id",
+    "grades": "SELECT fit_id, question_id, grader, value, score, note FROM grades"
+    " JOIN answers ON answer_id = answers.id",
     "rounds": "SELECT round, train_reward, validation_accuracy, kept_edits, checkpoint FROM rounds",
     "costs": "SELECT what, condition, round, model, input_tokens, output_tokens, usd FROM costs",
     "api calls": "SELECT key, request, input_tokens, output_tokens FROM api_calls",
@@ -98,7 +105,7 @@ def make_world(folder: Path) -> World:
 
     write_rows(folder / "documents.jsonl", rows(5))
     (folder / "prices.yaml").write_text("models: {writer: {input: 1.0, output: 1.0, date: 2026-01-01, source: none}}\n")
-    common = [f"--model={model_folder(folder)}", "--task-size=2", *FEW_WORDS]
+    common = [f"--model={model_folder(folder)}", "--task-size=2", "--checkpoint-minutes=0.0005", *FEW_WORDS]
     return World(folder, common, folder / "served")
 
 
@@ -134,17 +141,17 @@ def serve(folder: Path) -> int:
 
 
 class Events:
-    """Counts what happens; at the chosen event the process, or its group, is killed in the midst of it."""
+    """Counts what happens; at the chosen event the process, or its group, gets the signal in the midst of it."""
 
-    def __init__(self, at: int | None, kill: Callable[[], None]) -> None:
+    def __init__(self, at: int | None, signal_: Callable[[], None]) -> None:
         self.count = 0
         self.at = at
-        self.kill = kill
+        self.signal = signal_
 
     def happen(self, *_: Any) -> None:
         self.count += 1
         if self.count == self.at:
-            self.kill()
+            self.signal()
 
     def listen(self, target: Any, name: str) -> None:
         original = getattr(target, name)
@@ -158,26 +165,37 @@ class Events:
 
 @dataclass(frozen=True)
 class Plan:
-    """When a life ends, if not by itself, and whether its group ends with it."""
+    """When a life gets a signal, if it does, which, and whether its group gets it too."""
 
     after: float | None = None
     at: int | None = None
     group: bool = True
+    signal: signal.Signals = signal.SIGKILL
+
+    def send(self, process: int) -> None:
+        (os.killpg if self.group else os.kill)(process, self.signal)
 
 
 def live(words: list[str], folder: Path, plan: Plan) -> None:
     """In the forked process: the command, from its words to its exit."""
+    from selfedit.cli import interrupt
     from selfedit.cli.main import main
     from selfedit.execution import worker
     from selfedit.runs import store
 
-    own = os.getpid()
+    def hit() -> None:
+        (folder / "signalled").write_text(str(time.monotonic()))
+        plan.send(os.getpid())
+        if plan.signal == signal.SIGKILL:
+            time.sleep(60)
 
-    def kill() -> None:
-        (os.killpg if plan.group else os.kill)(own, signal.SIGKILL)
-        time.sleep(60)
+    def watch(patience: float = interrupt.PATIENCE) -> None:
+        original(patience)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
-    events = Events(plan.at, kill)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT
+    original, interrupt.watch_interrupts = interrupt.watch_interrupts, watch
+    events = Events(plan.at, hit)
     events.listen(store.Store, "_execute")
     for name in ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir"):
         events.listen(os, name)
@@ -196,18 +214,26 @@ def live(words: list[str], folder: Path, plan: Plan) -> None:
         return run(self, task, count)
 
     worker.Worker.run = logged  # type: ignore[method-assign]
-    code = main(words)
+    sys.argv = ["selfedit", *words]
+    code = main()
     (folder / "events").write_text(str(events.count))
     (folder / "modules").write_text("\n".join(sys.modules))
+    # What the interpreter does at its end.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
 @dataclass
 class Life:
-    """How it ended: `code` is None where it was killed; `orphans` are seconds until nothing of it was left."""
+    """How it ended: `code` is None where a signal ended it; `ending` are seconds from the signal to its end, None where
+    none was sent; `orphans` are seconds until nothing of it was left."""
 
     code: int | None
     seconds: float
+    ending: float | None
     orphans: float
     problems: list[str]
 
@@ -218,7 +244,10 @@ def one_life(world: World, words: list[str], out: Path, plan: Plan) -> Life:
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     before = committed(out)
     (folder / "begun").write_text("")
+    (folder / "signalled").unlink(missing_ok=True)
     started = time.monotonic()
+    # A signal that comes before the command has begun waits for it.
+    before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     child = os.fork()
     if child == 0:
         try:
@@ -232,26 +261,38 @@ def one_life(world: World, words: list[str], out: Path, plan: Plan) -> Life:
         finally:
             sys.stderr.flush()
             os._exit(99)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before_fork)
     with contextlib.suppress(OSError):  # the child was faster
         os.setpgid(child, child)
-    deadline = started + (LONGEST if plan.after is None else plan.after)
+    signalled = None
     status = None
     while status is None:
+        now = time.monotonic()
         ended, found = os.waitpid(child, os.WNOHANG)
         if ended:
             status = found
-        elif time.monotonic() > deadline:
-            (os.killpg if plan.group else os.kill)(child, signal.SIGKILL)
+        elif plan.after is not None and signalled is None and now > started + plan.after:
+            signalled = now
+            plan.send(child)
+        elif now > started + LONGEST:
+            os.killpg(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
         else:
             time.sleep(0.002)
-    seconds = time.monotonic() - started
+    ended_at = time.monotonic()
+    seconds = ended_at - started
+    if plan.at is not None and (folder / "signalled").exists():
+        signalled = float((folder / "signalled").read_text())
     problems = []
     code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    if code not in (None, 0):
-        problems.append(f"exit code {code}: {(folder / 'log').read_text()[-1500:]}")
+    said = (folder / "log").read_text()
+    interrupted = plan.signal == signal.SIGINT and signalled is not None
+    if interrupted and code != 0:  # 0: it had finished when the signal came
+        problems += unlike_promised(code, said, folder)
+    elif code not in (None, 0):
+        problems.append(f"exit code {code}: {said[-1500:]}")
     if seconds > LONGEST:
-        problems.append(f"it hung: {(folder / 'log').read_text()[-1500:]}")
+        problems.append(f"it hung: {said[-1500:]}")
     again = before & set((folder / "begun").read_text().split("\n"))
     if again:
         problems.append(f"begun again though committed: {sorted(again)[:3]}")
@@ -264,7 +305,20 @@ def one_life(world: World, words: list[str], out: Path, plan: Plan) -> Life:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 problems.append("the lock is held")
-    return Life(code, seconds, orphans or 0.0, problems)
+    return Life(code, seconds, None if signalled is None else ended_at - signalled, orphans or 0.0, problems)
+
+
+def unlike_promised(code: int | None, said: str, folder: Path) -> Iterator[str]:
+    """What is wrong about the end of an interrupted life."""
+    from selfedit.cli import interrupt
+
+    if code != interrupt.EXIT_CODE:
+        yield f"exit code {code} after SIGINT: {said[-1500:]}"
+    elif said.rstrip("\n").split("\n")[-1] != interrupt.INTERRUPTED or "Traceback" in said:
+        yield f"last words after SIGINT: {said[-1500:]}"
+    left = [path.name for path in (folder / "tmp").iterdir()]
+    if left:
+        yield f"temporary files left after SIGINT: {left[:5]}"
 
 
 def committed(out: Path) -> set[str]:
@@ -347,12 +401,15 @@ def timeless(value: Any) -> Any:
 class Tally:
     command: str
     workers: int
-    kills: int = 0
+    signal: str
+    hits: int = 0
     lives: int = 0
+    lives_with_saved_fits: int = 0
     campaigns: int = 0
     equal: int = 0
     moments: Counter[str] = field(default_factory=Counter)
     depths: Counter[int] = field(default_factory=Counter)
+    endings: list[float] = field(default_factory=list)
     slowest_orphan: float = 0.0
     replies_served_twice: int = 0
     temporary_left: Counter[str] = field(default_factory=Counter)
@@ -360,52 +417,64 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        return {**vars(self), "moments": dict(self.moments), "depths": dict(sorted(self.depths.items()))}
+        endings = sorted(self.endings)
+        return {
+            **vars(self),
+            "moments": dict(self.moments),
+            "depths": dict(sorted(self.depths.items())),
+            "endings": {
+                f"{share:.0%}": round(endings[math.ceil(share * len(endings)) - 1], 2)
+                for share in (0.5, 0.9, 1.0)
+                if endings
+            },
+        }
 
 
 def attack(
     world: World,
     command: str,
     workers: int,
-    kills: int,
+    number: signal.Signals,
+    hits: int,
     choose: random.Random,
     expected: dict[str, Any],
     whole: Life,
     events: int,
     limit: float,
 ) -> Tally:
-    """Campaigns until `kills` signals hit, or the time is over."""
-    tally = Tally(command, workers)
+    """Campaigns until `hits` signals hit, or the time is over."""
+    tally = Tally(command, workers, number.name)
     started = time.monotonic()
-    while tally.kills < kills and time.monotonic() - started < limit and len(tally.problems) < 5:
+    while tally.hits < hits and time.monotonic() - started < limit and len(tally.problems) < 5:
         tally.campaigns += 1
-        folder = world.folder / f"{command}-{workers}-{tally.campaigns}"
+        folder = world.folder / f"{command}-{workers}-{number.name}-{tally.campaigns}"
         folder.mkdir()
         out = folder / "run"
         words = world.words(command, out, workers)
         served = len(world.served.read_text().split()) if world.served.exists() else 0
         # Some campaigns die early and often, others late.
         share = choose.choice((1.0, 1.0, 0.5, 0.25))
-        killed, problems = 0, []
+        hit, problems = 0, []
         while True:
             plan = Plan()
-            if killed < MOST_LIVES and tally.kills < kills:
+            if hit < MOST_LIVES and tally.hits < hits:
                 group = not workers or choose.random() < 0.5
                 if choose.random() < 0.5:
-                    plan = Plan(after=choose.random() * share * whole.seconds, group=group)
+                    plan = Plan(after=choose.random() * share * whole.seconds, group=group, signal=number)
                 else:
-                    plan = Plan(at=1 + int(choose.random() * share * events), group=group)
+                    plan = Plan(at=1 + int(choose.random() * share * events), group=group, signal=number)
+            tally.lives_with_saved_fits += any((out / "unfinished").glob("*"))
             life = one_life(world, words, out, plan)
             tally.lives += 1
             tally.slowest_orphan = max(tally.slowest_orphan, life.orphans)
             problems += life.problems
-            if life.code is None:
-                killed += 1
-                tally.kills += 1
-                tally.moments["time" if plan.after is not None else "event"] += 1
-            else:
+            if life.code == 0 or life.ending is None:
                 break
-        tally.depths[killed] += 1
+            hit += 1
+            tally.hits += 1
+            tally.moments["time" if plan.after is not None else "event"] += 1
+            tally.endings.append(life.ending)
+        tally.depths[hit] += 1
         if life.code == 0:
             found = content(out)
             different = [part for part in expected if found[part] != expected[part]]
@@ -416,9 +485,9 @@ def attack(
             tally.replies_served_twice += len(replies) - len(set(replies))
         # Random parts of names left out.
         tally.temporary_left.update(re.sub(r"\w{8}$", "*", path.name) for path in (folder / "tmp").iterdir())
-        tally.problems += [f"campaign {tally.campaigns} ({killed} kills): {problem}" for problem in problems]
+        tally.problems += [f"campaign {tally.campaigns} ({hit} hits): {problem}" for problem in problems]
         print(
-            f"  {command}, {workers} workers, campaign {tally.campaigns}: {killed} kills"
+            f"  {command}, {workers} workers, campaign {tally.campaigns}: {hit} {number.name}"
             f"{', ' + '; '.join(problems) if problems else ''}",
             file=sys.stderr,
             flush=True,
@@ -426,6 +495,9 @@ def attack(
         if not problems:
             shutil.rmtree(folder)
     tally.seconds = time.monotonic() - started
+    slow = [ending for ending in tally.endings if ending > ENDS_WITHIN]
+    if number == signal.SIGINT and slow:
+        tally.problems.append(f"{len(slow)} lives ended more than {ENDS_WITHIN:.0f} s after SIGINT: {max(slow):.1f} s")
     return tally
 
 
@@ -441,9 +513,10 @@ def difference(expected: Any, found: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=WORDS, default=list(WORDS))
-    parser.add_argument("--kills", type=int, default=50, help="of each command without workers")
-    parser.add_argument("--kills-with-workers", type=int, default=10)
-    parser.add_argument("--minutes", type=float, default=20.0, help="at the most for a command and a number of workers")
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of each command without workers")
+    parser.add_argument("--interrupts", type=int, default=20, help="SIGINTs of each command without workers")
+    parser.add_argument("--with-workers", type=int, default=10, help="signals of either kind with two workers")
+    parser.add_argument("--minutes", type=float, default=20.0, help="at the most for a command, workers and signal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
@@ -479,18 +552,25 @@ def main() -> None:
             events = int((reference / "events").read_text())
             expected = content(reference / "run")
             print(f"{command}: {whole.seconds:.1f} s, {events} events", file=sys.stderr, flush=True)
-            for workers, kills in ((0, arguments.kills), (2, arguments.kills_with_workers)):
-                if not kills:
+            timed, counted = whole, events
+            for workers, number, hits in (
+                (0, signal.SIGKILL, arguments.kills),
+                (0, signal.SIGINT, arguments.interrupts),
+                (2, signal.SIGKILL, min(arguments.kills, arguments.with_workers)),
+                (2, signal.SIGINT, min(arguments.interrupts, arguments.with_workers)),
+            ):
+                if not hits:
                     continue
-                timed, counted = whole, events
-                if workers:
+                if workers and timed is whole:
                     first = folder / f"{command}-workers"
                     first.mkdir()
                     timed = one_life(world, world.words(command, first / "run", workers), first / "run", Plan())
                     counted = int((first / "events").read_text())
                     print(f"{command}, {workers} workers: {timed.seconds:.1f} s", file=sys.stderr, flush=True)
-                choose = random.Random(f"{arguments.seed} {command} {workers}")
-                tally = attack(world, command, workers, kills, choose, expected, timed, counted, 60 * arguments.minutes)
+                choose = random.Random(f"{arguments.seed} {command} {workers} {number.name}")
+                tally = attack(
+                    world, command, workers, number, hits, choose, expected, timed, counted, 60 * arguments.minutes
+                )
                 tallies.append(tally)
                 print(json.dumps(tally.record()), flush=True)
         left = sorted(set(os.listdir("/dev/shm")) - shared)

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files of Ray's tests first: they are the longest, and one that started last would run alone at the end."""
-    items.sort(key=lambda item: "workers" not in item.path.parts)
+    items.sort(key=lambda item: "execution" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

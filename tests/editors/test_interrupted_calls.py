@@ -136,6 +136,11 @@ def test_a_reply_and_what_is_made_of_it_are_kept_together_or_not_at_all(server: 
 # A process of its own, with a real signal
 
 
+def listen() -> None:
+    """Called in the new process: background jobs of a shell, as the tests may be, ignore SIGINT, and so do children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def dripping(server: FakeServer) -> Callable[[BaseHTTPRequestHandler], None]:
     def talk(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
@@ -152,7 +157,7 @@ def test_control_c_ends_a_command_whose_server_drips(server: FakeServer, tmp_pat
     row = {"title": "T", "question": "Who?", "gold": "Ada", "answer": "Ada made it"}
     rows.write_text("".join(json.dumps(row | {"answer": f"Ada {n}"}) + "\n" for n in range(3)))
     command = [sys.executable, "-m", "selfedit", "grade", str(rows), "--grader", "judge:m", "--api-base", server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     try:
         for _ in range(3):
             assert server.arrived.acquire(timeout=60)
@@ -182,7 +187,11 @@ while True:
 @pytest.mark.parametrize(("patience", "signals"), [(0.05, 1), (3600.0, 2)])
 def test_what_does_not_stop_is_ended_after_a_moment_or_by_a_second_control_c(patience: float, signals: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN, str(patience)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STUBBORN, str(patience)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen,
     )
     assert process.stdout is not None
     try:

@@ -28,13 +28,13 @@ class _OneLine(logging.Formatter):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default the command line's; returns the exit code."""
-    if argv is None:
-        interrupt.watch_interrupts()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("%(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("selfedit").setLevel(logging.INFO)
     try:
+        if argv is None:
+            interrupt.watch_interrupts()
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine("%(message)s"))
+        logging.basicConfig(handlers=[handler])
+        logging.getLogger("selfedit").setLevel(logging.INFO)
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
         if arguments is None:
             return 0
