@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 
 @dataclass
@@ -54,6 +55,12 @@ class FakeServer:
         self.faults: deque[Fault] = deque()
         self.plans: deque[BatchPlan] = deque()
         self.poll_faults: deque[int] = deque()
+        self.lists_batches = True
+        self.page = 100  # batches in a page of their list
+        self.list_faults: deque[int] = deque()
+        # What becomes of the next batch's creation: a status without or with (below 0) the batch, or what is done
+        # with it in place of an answer.
+        self.create_faults: deque[int | Callable[[], None]] = deque()
         self.refuse: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
         self.completions: list[dict[str, Any]] = []  # bodies, in order of arrival
         self.keys: list[str] = []  # Authorization headers
@@ -125,6 +132,10 @@ class FakeServer:
         if path == "/v1/models":
             self.models_asked += 1
             return self._send(handler, 200, {"object": "list", "data": []})
+        if path == "/v1/batches" and self.lists_batches:
+            if self.list_faults:
+                return self._send(handler, self.list_faults.popleft(), error("list failed"))
+            return self._send(handler, 200, self._list(parse_qs(urlsplit(handler.path).query)))
         if path.startswith("/v1/batches/"):
             batch_id = path.rpartition("/")[2]
             self.polls.append(batch_id)
@@ -165,7 +176,7 @@ class FakeServer:
             self.files[file_id] = parts["file"]
             self._send(handler, 200, {"id": file_id, "object": "file", "purpose": "batch"})
         elif path == "/v1/batches":
-            self._send(handler, 200, self._create_batch(json.loads(data)))
+            self._answer_creation(handler, json.loads(data))
         else:
             self._send(handler, 404, error(f"no {path}"))
 
@@ -195,6 +206,26 @@ class FakeServer:
             self._send(handler, 400, refusal)
         else:
             self._send(handler, 200, self.reply(body))
+
+    def _answer_creation(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        fault = self.create_faults.popleft() if self.create_faults else 0
+        batch = {} if isinstance(fault, int) and fault > 0 else self._create_batch(body)
+        if not isinstance(fault, int):
+            fault()
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+        elif fault:
+            self._send(handler, abs(fault), error("create failed"))
+        else:
+            self._send(handler, 200, batch)
+
+    def _list(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        """A page of the list of batches: the newest first, as many as are asked for."""
+        ids = list(reversed(self.batches))
+        start = ids.index(query["after"][0]) + 1 if "after" in query else 0
+        page = ids[start : start + min(int(query["limit"][0]), self.page)]
+        data = [{k: v for k, v in self.batches[id].items() if k != "script"} for id in page]
+        return {"object": "list", "data": data, "has_more": ids[-1:] != page[-1:]}
 
     def _create_batch(self, body: dict[str, Any]) -> dict[str, Any]:
         plan = self.plans.popleft() if self.plans else BatchPlan()

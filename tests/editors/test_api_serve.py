@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from clients import chat, make_client
 
-from selfedit.editors.api import ApiClient, ApiRequest, MemoryCache
+from selfedit.editors.api import ApiRequest, MemoryStore
 from selfedit.errors import UserError
 from serving import needs_serving, serving
 
@@ -43,13 +44,12 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hello(max_tokens: int = 6, **settings) -> ApiRequest:
-    message = {"role": "user", "content": "What is the capital of France?"}
-    return ApiRequest(messages=(message,), max_tokens=max_tokens, temperature=0.0, **settings)
+    return chat("What is the capital of France?", max_tokens=max_tokens, temperature=0.0, **settings)
 
 
 def test_chat(served: Served) -> None:
-    cache = MemoryCache()
-    asker = ApiClient(served.model, served.url, cache=cache)
+    cache = MemoryStore()
+    asker = make_client(served.url, served.model, store=cache)
     whole, cut = asker.complete([hello(40), hello(3)])
     assert whole.error is None
     assert "Paris" in whole.text
@@ -64,7 +64,7 @@ def test_chat(served: Served) -> None:
 
 
 def test_plain_completions(served: Served) -> None:
-    asker = ApiClient(served.model, served.url, kind="completions")
+    asker = make_client(served.url, served.model, kind="completions")
     (result,) = asker.complete([ApiRequest(prompt="The capital of France is", max_tokens=4, temperature=0.0)])
     assert result.error is None
     assert "Paris" in result.text
@@ -73,7 +73,7 @@ def test_plain_completions(served: Served) -> None:
 
 def test_what_the_server_does_not_offer_does_no_harm(served: Served) -> None:
     schema = {"type": "object", "properties": {"verdict": {"type": "string"}}}
-    asker = ApiClient(served.model, served.url, reasoning_effort="low")
+    asker = make_client(served.url, served.model, effort="low")
     (result,) = asker.complete([hello(json_schema=schema)])
     assert result.error is None
     # More than the reply's own bound: the effort makes room for reasoning.
@@ -83,20 +83,19 @@ def test_what_the_server_does_not_offer_does_no_harm(served: Served) -> None:
 def test_the_server_samples_when_its_own_settings_say_so(served: Served) -> None:
     # `generation_config` is this server's own addition to a request.
     settings = json.dumps({"do_sample": True, "eos_token_id": 2, "pad_token_id": 2})
-    asker = ApiClient(served.model, served.url, max_concurrency=1, extra_body={"generation_config": settings})
-    message = {"role": "user", "content": "Write a story."}
-    requests = [ApiRequest(messages=(message,), max_tokens=8, temperature=1.0, seed=s, sample=s) for s in range(3)]
+    asker = make_client(served.url, served.model, concurrency=1, extra_body={"generation_config": settings})
+    requests = [chat("Write a story.", max_tokens=8, temperature=1.0, seed=s, sample=s) for s in range(3)]
     texts = [result.text for result in asker.complete(requests)]
     assert len(set(texts)) > 1
-    again = ApiClient(served.model, served.url, max_concurrency=1, extra_body={"generation_config": settings})
+    again = make_client(served.url, served.model, concurrency=1, extra_body={"generation_config": settings})
     assert [result.text for result in again.complete(requests)] == texts
 
 
 def test_a_model_that_the_server_does_not_have(served: Served) -> None:
     with pytest.raises(UserError, match="does not know model 'nonesuch'"):
-        ApiClient("nonesuch", served.url).complete([hello()])
+        make_client(served.url, "nonesuch").complete([hello()])
 
 
 def test_the_server_has_no_batches(served: Served) -> None:
     with pytest.raises(UserError, match="offers no batches"):
-        ApiClient(served.model, served.url, batch=True).complete([hello()])
+        make_client(served.url, served.model, batch=True).complete([hello()])

@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import chat, make_client
 from fake_server import BatchPlan, FakeServer, Fault, error
 
 from selfedit.editors import batch as batch_module
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, MemoryCache
+from selfedit.editors.api import ApiClient, ApiResult, MemoryStore
 from selfedit.editors.prices import Budget, ModelPrice
 from selfedit.errors import UserError
 from selfedit.runs.store import Store
 
-PRICE = ModelPrice("m", input=0.0, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
+PRICE = ModelPrice(input=0.0, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
 
 
 def client(server: FakeServer, **settings: Any) -> ApiClient:
-    settings = {"max_retries": 1, "timeout": 10.0, "backoff_seconds": 0.001, "poll_seconds": 0.002} | settings
-    return ApiClient("m", settings.pop("url", server.url), **settings)
-
-
-def chat(text: str, **settings: Any) -> ApiRequest:
-    return ApiRequest(messages=({"role": "user", "content": text},), **settings)
+    return make_client(**{"url": server.url, "max_retries": 1} | settings)
 
 
 def ask(server: FakeServer, fault: Fault, times: int = 2, **settings: Any) -> ApiResult:
@@ -106,7 +102,8 @@ def test_a_hundred_thousand_headers(server: FakeServer) -> None:
 )
 def test_json_that_only_an_attacker_sends_is_damaged(server: FakeServer, body: bytes) -> None:
     result = ask(server, Fault(raw=body))
-    assert result.error == "the server's answer is damaged or no completion, tried 2 times"
+    assert result.error == "502: the server's answer is damaged"
+    assert len(server.completions) == 2
 
 
 # Too slowly
@@ -199,8 +196,7 @@ def test_a_reply_of_another_form_is_failed_booked_and_never_taken_for_good(
     with Store(tmp_path / "run.sqlite") as store:
         budget = Budget(100)
         settings: dict[str, Any] = {
-            "cache": store,
-            "batches": store,
+            "store": store,
             "budget": budget,
             "price": PRICE,
             "batch": by_batch,
@@ -238,7 +234,8 @@ def test_the_content_type_does_not_matter(server: FakeServer, kind: str) -> None
 
 def test_an_error_with_status_200_is_told(server: FakeServer) -> None:
     result = ask(server, Fault(raw=json.dumps(error("no provider is left", "503")).encode()))
-    assert result.error == "the server's answer is damaged or no completion (no provider is left), tried 2 times"
+    assert result.error == "502: the server's answer is no completion (no provider is left)"
+    assert len(server.completions) == 2
 
 
 def test_a_connection_reset_within_a_reply_is_tried_again(server: FakeServer) -> None:
@@ -287,9 +284,9 @@ def test_user_password_and_query_go_to_the_server_and_nowhere_else(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     bare = server.url.removeprefix("http://")
     url = f"http://me:hu%40sh1@{bare}/?api-version=2024-10-21&key=s%2Fcret1&key=again1"
-    cache = MemoryCache()
+    cache = MemoryStore()
     server.faults.append(Fault(400, error("bad: me:hu@sh1 hu%40sh1 s%2Fcret1 s/cret1 again1 sk-secret bWU6aHVAc2gx")))
-    asker = client(server, url=url, cache=cache)
+    asker = client(server, url=url, store=cache)
     failed, fine = asker.complete([chat("a"), chat("b")])
     failed, fine = sorted((failed, fine), key=lambda result: result.error is None)
     assert failed.error is not None
@@ -326,7 +323,7 @@ def test_a_line_end_after_the_key_does_no_harm(server: FakeServer, monkeypatch: 
 
 @pytest.fixture
 def quick_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_module, "_FAILED_POLLS", 2)
+    monkeypatch.setattr(batch_module, "_POLL_RETRIES", 2)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b'{"id": 7, "status": []}', b"[" * 100_000])
@@ -347,7 +344,7 @@ def test_a_result_file_has_room_for_its_requests_and_no_more(server: FakeServer,
     (result,) = client(server, batch=True).complete([chat("a")])
     assert result.text == "reply to a"
     server.plans.append(BatchPlan(strangers=["x" * 200_000]))
-    with pytest.raises(UserError, match=r"cannot fetch the results of batch batch-1 .* larger than 0 MB"):
+    with pytest.raises(UserError, match=r"does not give the results of batch batch-1 .* larger than 0 MB"):
         client(server, batch=True).complete([chat("b")])
 
 
@@ -370,7 +367,7 @@ def test_a_batch_is_stored_whole_before_anything_can_come_between(server: FakeSe
 
     with Cut(tmp_path / "run.sqlite") as store:
         with pytest.raises(KeyboardInterrupt):
-            client(server, batch=True, cache=store, batches=store).complete([chat(text) for text in "abc"])
+            client(server, batch=True, store=store).complete([chat(text) for text in "abc"])
         assert store._rows("SELECT * FROM api_batches") == []
 
 

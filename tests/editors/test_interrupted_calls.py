@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import chat as any_chat
+from clients import make_client
 from fake_server import FakeServer, Fault
 
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
+from selfedit.editors.api import ApiRequest, ApiResult
 from selfedit.editors.prices import ModelPrice
 from selfedit.runs.costs import api_cost
 from selfedit.runs.store import Store
 
-PRICE = ModelPrice("m", input=0.0, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
+PRICE = ModelPrice(input=0.0, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
 
 
 def chat(text: str) -> ApiRequest:
-    return ApiRequest(messages=({"role": "user", "content": text},), max_tokens=10)
+    return any_chat(text, max_tokens=10)
 
 
 def booked(store: Store) -> list[float | None]:
@@ -60,7 +62,7 @@ def test_replies_that_come_at_the_last_moment_are_kept_and_booked(server: FakeSe
             raise KeyboardInterrupt
 
     with Store(tmp_path / "run.sqlite") as store:
-        asker = ApiClient("m", server.url, cache=store, price=PRICE)
+        asker = make_client(server.url, store=store, price=PRICE)
         with pytest.raises(KeyboardInterrupt):
             asker.complete([chat(text) for text in "abc"], stop)
         assert booked(store) == [5.0] * 3
@@ -81,7 +83,7 @@ def test_calls_that_never_come_are_cut_off_and_said(server: FakeServer, caplog: 
             assert server.arrived.acquire(timeout=30)
 
     server.refuse = wait_for_both
-    asker = ApiClient("m", server.url, price=PRICE)
+    asker = make_client(server.url, price=PRICE)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         asker.complete([chat(text) for text in "abc"], stop)
     assert not server.released.is_set(), "the server is still silent"
@@ -103,7 +105,7 @@ def test_an_interruption_at_any_moment_of_keeping_a_reply_books_it_once(
 
     armed = {"put": True, "spend": True}
     with Interrupting(tmp_path / "run.sqlite") as store:
-        asker = ApiClient("m", server.url, cache=store, price=PRICE)
+        asker = make_client(server.url, store=store, price=PRICE)
         spend = asker.budget.spend
 
         def spend_or_stop(usd: float) -> None:
@@ -126,7 +128,7 @@ def test_a_reply_and_what_is_made_of_it_are_kept_together_or_not_at_all(server: 
         raise RuntimeError("the machine stops here")
 
     with Store(tmp_path / "run.sqlite") as store:
-        asker = ApiClient("m", server.url, cache=store, price=PRICE)
+        asker = make_client(server.url, store=store, price=PRICE)
         with pytest.raises(RuntimeError, match="stops here"):
             asker.complete([chat("a")], fail)
         assert booked(store) == []

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfedit.editors.api import ApiClient, ApiRequest
+from selfedit.editors.endpoint import Endpoint
 from selfedit.engine import load_adapter
 from selfedit.methods.ask import Asker
 from selfedit.methods.export import export
@@ -75,7 +76,7 @@ def test_an_exported_model_is_served_as_it_is_asked(
     export(learned, tmp_path / "model")
     requests = [ApiRequest(messages=tuple(messages), max_tokens=MAX_TOKENS) for messages in conversations()]
     with serving(str(tmp_path / "model"), free_port(), tmp_path) as url:
-        results = ApiClient(str(tmp_path / "model"), url).complete(requests)
+        results = ApiClient(str(tmp_path / "model"), Endpoint(url)).complete(requests)
     assert [result.error for result in results] == [None] * len(requests)
     assert [result.text.strip() for result in results] == expected
     assert len(set(expected)) > 3

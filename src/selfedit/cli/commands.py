@@ -351,7 +351,7 @@ def _cost_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _cost(arguments: argparse.Namespace) -> Any:
-    from selfedit.editors.prices import device_cost, load_prices
+    from selfedit.editors.prices import load_prices
 
     amounts = (arguments.input_tokens, arguments.output_tokens, arguments.device_seconds, arguments.usd_per_hour or 0)
     if min(amounts) < 0:
@@ -360,12 +360,12 @@ def _cost(arguments: argparse.Namespace) -> Any:
         raise UserError("nothing to price: give --model with tokens, or --device-seconds with --usd-per-hour")
     usd = 0.0
     if arguments.model is not None:
-        prices = load_prices(arguments.prices)
-        usd += prices.price(arguments.model, arguments.input_tokens, arguments.output_tokens, arguments.batch)
+        price = load_prices(arguments.prices).model(arguments.model)
+        usd += price.cost(arguments.input_tokens, arguments.output_tokens, arguments.batch)
     if arguments.device_seconds:
         if arguments.usd_per_hour is None:
             raise UserError("--device-seconds needs --usd-per-hour")
-        usd += device_cost(arguments.device_seconds, arguments.usd_per_hour)
+        usd += arguments.device_seconds / 3600 * arguments.usd_per_hour
     _say(arguments, f"{usd:.4f} USD")
     return {
         "model": arguments.model,

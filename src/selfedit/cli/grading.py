@@ -79,8 +79,9 @@ def _grader(arguments: argparse.Namespace) -> Grader:
     if model is None:
         return make_grader(arguments.grader)
     from selfedit.editors.api import ApiClient, ApiRequest
+    from selfedit.editors.endpoint import Endpoint
 
-    client = ApiClient(model, arguments.api_base)
+    client = ApiClient(model, Endpoint(base_url=arguments.api_base))
 
     def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
         results = client.complete(

@@ -1,10 +1,9 @@
 """Completions by batch, at half price: upload, create, poll, fetch, and what to do when a batch comes back incomplete.
 
-Knows the batch protocol of OpenAI-compatible servers.  Requests, replies and errors are `api.py`'s; this runs on an
-`ApiClient`.
-
-Every request's batch is stored under the request's key, all of a batch's at once, before the first poll.  After a
-restart a request that is in a batch already is waited for, whatever else is asked for beside it, and is not sent again.
+Every request's batch is stored under the request's key, for all requests of a batch in one transaction: first the uploaded
+file, before the batch is created, then the batch.  After a restart a request that is in a batch already is waited for,
+whatever else is asked for beside it, and is not sent again; of a file alone, the server's list of batches says whether a batch
+was made of it before the process ended.
 """
 
 from __future__ import annotations
@@ -13,18 +12,28 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, read_json
-from selfedit.errors import UserError
+from pydantic import BaseModel, ValidationError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from selfedit.editors.api import ApiClient, Deliver
+from selfedit.editors.replies import (
+    ApiRequest,
+    ApiResult,
+    Batch,
+    Batches,
+    Counts,
+    File,
+    NoAnswer,
+    Refused,
+    is_completion,
+    read_json,
+)
+from selfedit.errors import UserError, first_error
 
-    from selfedit.editors.replies import Batch
-
-    B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +41,29 @@ logger = logging.getLogger(__name__)
 MAX_REQUESTS = 50_000
 MAX_BYTES = 190_000_000
 _FILE_SECONDS = 3600.0  # to send or to fetch so large a file
-_REPLY_BYTES = 64_000  # of a result file, for each request: a reply of the longest edits, escaped, with its frame
+_REPLY_BYTES = 64_000  # of a result file, per request: a reply of the longest edits, escaped, with its frame
 
-UNDER_WAY = "submitted"
+UPLOADED, UNDER_WAY = "uploaded", "submitted"  # states of a request whose batch, or at least its file, is at the server
 _FINAL = ("completed", "failed", "expired", "cancelled")
-_FAILED_POLLS = 10
-_WORTH_ANOTHER_TRY = (408, 409, 429)
-
-Deliver = Callable[[str, ApiResult], None]
+_TRIES = 3  # batches that a request is put into
+_POLL_RETRIES = 200  # of one poll, 8 seconds apart: a batch takes hours, and a server may well fail meanwhile
+_CREATE_SECONDS = 0.5  # between the first two tries to create a batch
+_PAGES = 10  # of the list of batches, of 100 each
 
 
 def run_batches(client: ApiClient, pending: Mapping[str, ApiRequest], deliver: Deliver) -> None:
     """Answers `pending` (requests by key) through batches, calling `deliver` for each as it becomes known.
 
+    Requests that come back failed or not at all are put into a further batch, three batches in all.
     Raises UserError where no batch can succeed; what has been fetched by then is kept.
     """
     left = dict(pending)
     tries: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     while left:
-        batches: dict[str, list[str]] = {}
-        for key in left:
-            known = client.batches.get_batch(key)
-            if known is not None and known[1] == UNDER_WAY:
-                batches.setdefault(known[0], []).append(key)
+        batches = _under_way(client, left)
+        for keys in batches.values():
+            for key in keys:
                 client.budget.hold(key, client.most(left[key]))
         under_way = {key for keys in batches.values() for key in keys}
         for chunk in _chunks(client, {key: left[key] for key in left if key not in under_way}, bool(batches)):
@@ -63,9 +71,31 @@ def run_batches(client: ApiClient, pending: Mapping[str, ApiRequest], deliver: D
         for batch_id, keys in batches.items():
             tries.update(keys)
             reasons |= _collect(client, batch_id, {key: left[key] for key in keys}, left, deliver)
-        for key in [key for key in left if tries[key] >= client.batch_tries]:
+        for key in [key for key in left if tries[key] >= _TRIES]:
             del left[key]
             deliver(key, ApiResult(error=f"{reasons[key]}, tried in {tries[key]} batches", batch=True, usd=0.0))
+
+
+def _under_way(client: ApiClient, left: Mapping[str, ApiRequest]) -> dict[str, list[str]]:
+    """The batches that requests are in already: the keys by the batch's id."""
+    batches: dict[str, list[str]] = {}
+    uploaded: dict[str, list[str]] = {}
+    for key in left:
+        id, state = client.store.get_batch(key) or ("", "")
+        if state in (UNDER_WAY, UPLOADED):
+            (batches if state == UNDER_WAY else uploaded).setdefault(id, []).append(key)
+    for file_id, keys in uploaded.items():
+        batch_id = _find(client, file_id)
+        if batch_id is not None:
+            _note(client, keys, batch_id, UNDER_WAY)
+            batches.setdefault(batch_id, []).extend(keys)
+    return batches
+
+
+def _note(client: ApiClient, keys: Iterable[str], id: str, state: str) -> None:
+    with client.store.transaction():
+        for key in keys:
+            client.store.put_batch(key, id, state)
 
 
 def _chunks(client: ApiClient, fresh: Mapping[str, ApiRequest], more: bool) -> Iterator[dict[str, str]]:
@@ -83,54 +113,81 @@ def _chunks(client: ApiClient, fresh: Mapping[str, ApiRequest], more: bool) -> I
                 raise client.budget.reached(f"the next call of '{client.model}'", most)
             break
         client.budget.hold(key, most)
-        line = {"custom_id": key, "method": "POST", "url": "/v1" + client.path, "body": client.body(request)}
+        url = "/v1" + client.endpoint.path
         # In ASCII, so that no line separator within a text is taken for the end of a line.
-        text = json.dumps(line) + "\n"
-        length = len(text)
-        if chunk and (len(chunk) >= MAX_REQUESTS or size + length > MAX_BYTES):
+        line = json.dumps({"custom_id": key, "method": "POST", "url": url, "body": client.body(request)}) + "\n"
+        if chunk and (len(chunk) >= MAX_REQUESTS or size + len(line) > MAX_BYTES):
             yield chunk
             chunk, size, more = {}, 0, True
-        chunk[key] = text
-        size += length
+        chunk[key] = line
+        size += len(line)
     if chunk:
         yield chunk
 
 
 def _submit(client: ApiClient, chunk: Mapping[str, str]) -> str:
-    """Uploads a batch, starts it and stores its id; returns the id."""
-    import openai
-
-    from selfedit.editors.replies import Batch, File
-
-    endpoint: Any = "/v1" + client.path
+    """Uploads a batch's requests, starts the batch and stores its id; returns the id."""
     content = "".join(chunk.values()).encode("ascii")
-    try:
-        sent = client.run(
-            client.patient(_FILE_SECONDS).files.with_raw_response.create(
-                file=("requests.jsonl", content), purpose="batch"
-            )
-        )
-        file = _read(client, File, sent.http_response.content)
-        created = client.run(
-            client.library.batches.with_raw_response.create(
-                input_file_id=file.id, endpoint=endpoint, completion_window="24h"
-            )
-        )
-        batch = _read(client, Batch, created.http_response.content)
-    except openai.APIStatusError as error:
-        if error.status_code in (404, 405):
+    with _failing(client, "did not take the batch", "give the same command again later"):
+        try:
+            sent = client.server.ask("/files", {"purpose": "batch"}, file=content, seconds=_FILE_SECONDS)
+            file_id = _read(client, File, sent).id
+            _note(client, chunk, file_id, UPLOADED)
+            batch_id = _create(client, file_id)
+        except Refused as error:
+            if error.status not in (404, 405):
+                raise
             raise UserError(
-                f"the server at {client.url} offers no batches ({error.status_code}): leave out --api-batch"
+                f"the server at {client.url} offers no batches ({error.status}): leave out --api-batch"
             ) from None
-        raise UserError(f"the server at {client.url} did not take the batch ({_said(client, error)})") from None
-    except openai.APIConnectionError as error:
-        client.raise_if_unreachable(error)
-        raise UserError(f"the server at {client.url} did not take the batch ({error}): try again later") from None
-    with client.cache.transaction():
-        for key in chunk:
-            client.batches.put_batch(key, batch.id, UNDER_WAY)
-    logger.info("batch %s with %d requests of '%s' is under way", batch.id, len(chunk), client.model)
-    return batch.id
+    _note(client, chunk, batch_id, UNDER_WAY)
+    logger.info("batch %s with %d requests of '%s' is under way", batch_id, len(chunk), client.model)
+    return batch_id
+
+
+def _create(client: ApiClient, file_id: str) -> str:
+    """Starts a batch; returns its id.  The `openai` package's retries could start, and have to be paid for, a second one: so
+    before each further try the server is asked whether it has heard the one before."""
+    body = {"input_file_id": file_id, "endpoint": "/v1" + client.endpoint.path, "completion_window": "24h"}
+    tries = 0
+    while True:
+        try:
+            return _read(client, Batch, client.server.ask("/batches", body, retries=0)).id
+        except (Refused, NoAnswer) as error:
+            if isinstance(error, Refused) and not _passing(error):
+                raise
+            found = _find(client, file_id)
+            if found is not None:
+                return found
+            if tries == client.endpoint.max_retries:
+                raise
+        time.sleep(min(_CREATE_SECONDS * 2**tries, 8.0))
+        tries += 1
+
+
+def _find(client: ApiClient, file_id: str) -> str | None:
+    """The id of the batch that was made of an uploaded file; None where there is none, or the server does not list them."""
+    params = {"limit": "100"}
+    for _ in range(_PAGES):
+        with _failing(
+            client, "does not say whether it has started a batch", "give the same command again to go on from here"
+        ):
+            try:
+                page = Batches.model_validate(read_json(client.server.ask("/batches", params=params)))
+            except (Refused, ValidationError) as error:
+                if isinstance(error, Refused) and error.status not in (404, 405, 501):
+                    raise
+                break
+        for batch in page.data:
+            if batch.input_file_id == file_id:
+                return batch.id
+        if not page.has_more or not page.data:
+            return None
+        params["after"] = page.data[-1].id
+    logger.warning(
+        "%s does not list its batches: one that was started unnoticed may have to be paid for twice", client.url
+    )
+    return None
 
 
 def _collect(
@@ -147,44 +204,38 @@ def _collect(
     batch = _wait(client, batch_id, len(requests))
     status = "lost" if batch is None else batch.status
     reasons = dict.fromkeys(requests, f"batch {batch_id} ({status}) came back without it")
-    lines: list[str] = []
-    if batch is not None:
-        for file_id in (batch.output_file_id, batch.error_file_id):
-            lines += _fetch(client, batch_id, file_id, len(requests)) if file_id else []
+    files = [] if batch is None else [batch.output_file_id, batch.error_file_id]
+    lines = [line for file_id in files if file_id for line in _fetch(client, batch_id, file_id, len(requests))]
     bodies = {key: client.body(request) for key, request in requests.items()}  # as they were sent
     fatal: UserError | None = None
     for line in lines:
-        key, reply, failure = _read_line(line)
+        key, reply = _read_line(line)
         if key not in requests or key not in left:
             continue  # not of this batch, or there twice
-        if reply is not None and client.usable(reply):
-            with client.cache.transaction():
+        if not isinstance(reply, Refused):
+            if not is_completion(reply):
+                reasons[key] = f"its reply in batch {batch_id} is damaged"
+                continue
+            with client.store.transaction():
                 client.settle(key, requests[key], reply, deliver, batch=True)
-                client.batches.put_batch(key, batch_id, "done")
+                client.store.put_batch(key, batch_id, "done")
             del left[key]
             continue
-        if failure is None:
-            reasons[key] = f"its reply in batch {batch_id} is damaged"
-            continue
-        code, payload = failure
         try:
             # A parameter that is refused is left out of the next batch.
-            again = client.gives_way(code, payload, bodies[key]) or code >= 500
-            reasons[key] = client.reason(code, payload)
+            again = client.gives_way(reply, bodies[key]) or _passing(reply)
+            reasons[key] = client.reason(reply)
         except UserError as error:
             fatal = error  # raised when the rest of the file has been kept
             continue
-        if again or code in _WORTH_ANOTHER_TRY:
-            continue
-        with client.cache.transaction():
-            client.batches.put_batch(key, batch_id, "done")
-            deliver(key, ApiResult(error=reasons[key], batch=True, usd=0.0))
-        client.budget.release(key)
-        del left[key]
+        if not again:
+            with client.store.transaction():
+                client.store.put_batch(key, batch_id, "done")
+                deliver(key, ApiResult(error=reasons[key], batch=True, usd=0.0))
+            client.budget.release(key)
+            del left[key]
     missing = [key for key in requests if key in left]
-    with client.cache.transaction():
-        for key in missing:
-            client.batches.put_batch(key, batch_id, f"{status}, missing")
+    _note(client, missing, batch_id, f"{status}, missing")
     for key in missing:
         client.budget.release(key)
     if fatal is not None:
@@ -198,92 +249,63 @@ def _collect(
 
 def _wait(client: ApiClient, batch_id: str, total: int) -> Batch | None:
     """Polls until a batch is over; None if the server does not know it (any more)."""
-    import openai
-
-    from selfedit.editors.replies import Batch
-
-    pause = client.poll_seconds
-    failures = 0
+    pause = client.endpoint.poll_seconds
+    lost = f"does not answer questions about batch {batch_id}"
     while True:
-        try:
-            said = client.run(client.library.batches.with_raw_response.retrieve(batch_id))
-            batch = _read(client, Batch, said.http_response.content)
-        except openai.NotFoundError:
-            return None
-        except (openai.APIConnectionError, openai.APIStatusError, UserError) as error:
-            # A batch takes hours, and a poll may well fail meanwhile.
-            if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code != 429:
-                client.reason(error.status_code, error.body)
-            failures += 1
-            if failures >= _FAILED_POLLS:
-                raise UserError(
-                    f"lost touch with the server at {client.url} while waiting for batch {batch_id} "
-                    f"({_said(client, error)}): give the same command again to go on waiting for it"
-                ) from None
-        else:
-            failures = 0
-            if client.on_poll is not None:
-                counts = batch.request_counts
-                done = counts.completed + counts.failed if counts is not None else 0
-                client.on_poll(batch_id, batch.status, done, counts.total if counts is not None else total)
-            if batch.status in _FINAL:
-                return batch
+        with _failing(client, lost, "give the same command again to go on waiting for it"):
+            try:
+                said = client.server.ask(f"/batches/{batch_id}", retries=_POLL_RETRIES)
+            except Refused as error:
+                if error.status != 404:
+                    raise
+                return None
+        batch = _read(client, Batch, said)
+        if client.on_poll is not None:
+            counts = batch.request_counts or Counts(total=total)
+            client.on_poll(batch_id, batch.status, counts.completed + counts.failed, counts.total)
+        if batch.status in _FINAL:
+            return batch
         time.sleep(pause)
-        pause = min(pause * 1.5, client.poll_seconds * 20)
+        pause = min(pause * 1.5, client.endpoint.poll_seconds * 20)
 
 
 def _fetch(client: ApiClient, batch_id: str, file_id: str, requests: int) -> list[str]:
     """The lines of a result file, which may be as long as the batch's requests allow."""
-    import openai
-
-    usual = client.http.most_bytes
-    client.http.most_bytes = usual + _REPLY_BYTES * requests
-    try:
-        content = client.run(client.patient(_FILE_SECONDS).files.with_raw_response.content(file_id)).content
-    except (openai.APIConnectionError, openai.APIStatusError) as error:
-        raise UserError(
-            f"cannot fetch the results of batch {batch_id} from {client.url} ({_said(client, error)}): give the same "
-            "command again to fetch them"
-        ) from None
-    finally:
-        client.http.most_bytes = usual
+    with _failing(
+        client, f"does not give the results of batch {batch_id}", "give the same command again to fetch them"
+    ):
+        content = client.server.ask(
+            f"/files/{file_id}/content", seconds=_FILE_SECONDS, more_bytes=_REPLY_BYTES * requests
+        )
     # Not splitlines(): replies may hold other line separators, which JSON does not escape.
     return [line for line in content.decode("utf-8", errors="replace").split("\n") if line.strip()]
 
 
-def _read_line(line: str) -> tuple[str, dict[str, Any] | None, tuple[int, object] | None]:
-    """A line of a result file: the request's key, the reply's body, or status and body of an error.
+def _read_line(line: str) -> tuple[str, Any]:
+    """A line of a result file: the request's key, and the reply's body or the error as a Refused.
 
-    A line that is cut off or has another form gives no reply and no error; its key is then empty unless it can be read.
+    A line that is cut off or has another form has no body; its key is empty unless it can be read.
     """
     item = read_json(line)
     if not isinstance(item, dict):
-        return "", None, None
+        return "", None
     key = str(item.get("custom_id", ""))
     response, error = item.get("response"), item.get("error")
     if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-        if response["status_code"] == 200:
-            return key, response.get("body"), None
-        return key, None, (response["status_code"], response.get("body"))
-    if error:
-        # The batch's own errors have no status: above all batch_expired, which another batch mends.
-        return key, None, (503, error)
-    return key, None, None
+        status, body = response["status_code"], response.get("body")
+        return key, body if status == 200 else Refused(status, body)
+    # The batch's own errors have no status: above all batch_expired, which another batch mends.
+    return key, Refused(503, error) if error else None
 
 
 def _read(client: ApiClient, kind: type[B], content: bytes) -> B:
     """What a server says of a file or a batch.  Errors: UserError where it says something else."""
-    from pydantic import ValidationError
-
-    from selfedit.editors.replies import told
-
     try:
         return kind.model_validate(read_json(content))
     except ValidationError as error:
         raise UserError(
             f"the server at {client.url} answers a question about a batch with something else "
-            f"({client.clean(told(error))}):"
-            " leave out --api-batch, or give the same command again later"
+            f"({client.address.clean(first_error(error))}): leave out --api-batch, or give the same command again later"
         ) from None
 
 
@@ -291,7 +313,7 @@ def _stopped(client: ApiClient, batch: Batch, missing: int, total: int) -> UserE
     """What to tell the user of a batch that failed as a whole (its requests are wrong, or a limit is reached) or was
     cancelled: the same again would meet the same, unless the user mends something first."""
     errors = (batch.errors.data if batch.errors is not None else None) or []
-    said = client.clean("; ".join(error.message or error.code or "" for error in errors)) or "no reason given"
+    said = client.address.clean("; ".join(error.message or error.code or "" for error in errors)) or "no reason given"
     happened = "was cancelled" if batch.status == "cancelled" else f"failed ({said})"
     return UserError(
         f"batch {batch.id} of model '{client.model}' {happened} at {client.url}: {total - missing} of {total} replies "
@@ -299,9 +321,16 @@ def _stopped(client: ApiClient, batch: Batch, missing: int, total: int) -> UserE
     )
 
 
-def _said(client: ApiClient, error: Exception) -> str:
-    import openai
+def _passing(error: Refused) -> bool:
+    """Whether the same request may well succeed later."""
+    return error.status >= 500 or error.status in (408, 409, 429)
 
-    if isinstance(error, openai.APIStatusError):
-        return client.reason(error.status_code, error.body)
-    return client.clean(str(error))
+
+@contextmanager
+def _failing(client: ApiClient, what: str, remedy: str) -> Iterator[None]:
+    """Makes a UserError of what a server answers in place of what was asked for."""
+    try:
+        yield
+    except (Refused, NoAnswer) as error:
+        said = client.reason(error) if isinstance(error, Refused) else error
+        raise UserError(f"the server at {client.url} {what} ({said}): {remedy}") from None

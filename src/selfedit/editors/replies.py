@@ -1,13 +1,90 @@
-"""What a server's answers must look like to be used: everything else is a failure at the door, and goes no further.
+"""What is asked of a server, what comes of it, and what an answer must look like to be used.
 
-Fields that are not used are ignored.  It is imported when the first reply comes (pydantic takes its time).
+A server's answer is checked here once; anything of another form is a failed reply and goes no further.  Fields that are not
+used are ignored.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from selfedit.errors import first_error
+
+
+@dataclass(frozen=True)
+class ApiRequest:
+    """One completion to ask for: chat `messages` (mappings of role and content) or a plain `prompt`.
+
+    `max_tokens` bounds the reply; with a reasoning effort `REASONING_TOKENS` more are allowed.  `sample` tells samples of one
+    prompt apart in the store; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a reply of
+    that JSON schema; a server that does not offer it answers in free text, and plain completions go without it.  `attempt`
+    counts the earlier replies that could not be used; each has a seed of its own (`ApiClient.complete` sets it).
+    """
+
+    messages: Sequence[Mapping[str, str]] = ()
+    prompt: str | None = None
+    max_tokens: int = 1024
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    json_schema: Mapping[str, Any] | None = None
+    sample: int = 0
+    attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == (self.prompt is not None):
+            raise ValueError("a request has either messages or a prompt")
+
+
+@dataclass(frozen=True)
+class ApiResult:
+    """What became of a request.  `error` says in words why there is no text; it is None where there is one.
+
+    `output_tokens` counts `reasoning_tokens` too; tokens are 0 where the server does not say, and where a call failed.
+    `cached`: nothing was sent, the reply is an earlier one.  `batch`: it was answered at the price of a batch.
+    `paid`: a reply came now and is to be booked, whether it can be used or not.  `usd` is its price: None where no price is
+    known, and the most that it can have cost where the server does not say its tokens.
+    """
+
+    text: str = ""
+    finish_reason: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    error: str | None = None
+    cached: bool = False
+    batch: bool = False
+    paid: bool = False
+    usd: float | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the reply ended because `max_tokens` were used up."""
+        return self.finish_reason == "length"
+
+
+class Refused(Exception):
+    """A server answers with an error, or with no completion: `status` (502 for the latter) and what it says."""
+
+    def __init__(self, status: int, payload: object) -> None:
+        if isinstance(payload, dict) and isinstance(payload.get("error"), dict | str):
+            payload = payload["error"]
+        # The forms that OpenAI, vLLM and FastAPI servers use.
+        fields: dict[str, Any] = payload if isinstance(payload, dict) else {"message": str(payload or "no message")}
+        message = fields.get("message") or fields.get("detail") or json.dumps(fields)
+        self.status, self.message = status, str(message)
+        self.code, self.param = str(fields.get("code") or ""), str(fields.get("param") or "")
+        super().__init__(f"{status}: {message}")
+
+
+class NoAnswer(Exception):
+    """No whole answer came from a server, in all attempts."""
+
 
 # More than any reply can have; beyond 2^63 SQLite could not store it.
 Tokens = Annotated[int, Field(ge=0, le=2**40)]
@@ -81,8 +158,57 @@ class Batch(BaseModel):
     errors: BatchErrors | None = None
 
 
-def told(error: ValidationError) -> str:
-    """What is wrong, in a few words: the first of the errors."""
-    first: Any = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+class Listed(BaseModel):
+    """A batch in the list of batches."""
+
+    id: str
+    input_file_id: str | None = None
+
+
+class Batches(BaseModel):
+    """One page of the list of batches, the newest first."""
+
+    data: list[Listed]
+    has_more: bool = False
+
+
+def read_json(content: bytes | str) -> Any:
+    """What a server's JSON says; None where it is none, or one that only an attacker would send."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_completion(reply: object) -> bool:
+    """Whether a reply has choices, and so may have been charged for."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict)
+
+
+def read_completion(reply: Mapping[str, Any], kind: str, clean: Callable[[str], str]) -> ApiResult:
+    """A reply's body as a result; one that cannot be used is a result with an error.  `clean` makes a server's words printable."""
+    try:
+        completion = Completion.model_validate(reply)
+    except ValidationError as wrong:
+        return ApiResult(error=f"the reply cannot be used ({clean(first_error(wrong))})")
+    choice, usage = completion.choices[0], completion.usage or Usage()
+    finish_reason = choice.finish_reason or ""
+    text = choice.message.content if kind == "chat" else choice.text
+    error = None
+    if finish_reason == "content_filter":
+        error = "the server's content filter cut the reply"
+    elif choice.message.refusal:
+        error = f"the model refused: {clean(choice.message.refusal)}"
+    elif text is None and finish_reason != "length":
+        error = f"the reply has no text (finish reason: {clean(finish_reason) or 'none'})"
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        usage = Usage()  # half of it would make a reply look cheaper than it was
+    return ApiResult(
+        text=text or "",
+        finish_reason=finish_reason,
+        input_tokens=usage.prompt_tokens or 0,
+        output_tokens=usage.completion_tokens or 0,
+        reasoning_tokens=(usage.completion_tokens_details or Details()).reasoning_tokens or 0,
+        error=error,
+    )

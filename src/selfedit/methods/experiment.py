@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from selfedit.documents import Document, LeftOut, Question, load_documents, load_edits
-from selfedit.editors.address import shown_address
 from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.base import Edit, edit_id, edit_writer
 from selfedit.editors.cleaning import clean
+from selfedit.editors.endpoint import shown_address
 from selfedit.editors.prices import Budget, ModelPrice, Prices, load_prices
 from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import NotEnoughMemoryError, UnsupportedModelError
@@ -509,20 +509,13 @@ class Experiment(AbstractContextManager["Experiment"]):
         return self._clients[model, role]
 
     def _new_client(self, model: str, role: Literal["editor", "judge"]) -> ApiClient:
-        settings = self.settings
-        price = self.prices.model(model) if settings.budget is not None else self._price(model)
+        price = self.prices.model(model) if self.settings.budget is not None else self._price(model)
         return ApiClient(
             model,
-            settings.api_base,
-            kind=settings.api_kind,
-            reasoning_effort=settings.effort(role),
-            max_concurrency=settings.api_concurrency,
-            batch=settings.api_batch,
-            cache=self.store,
-            batches=self.store,
-            budget=self.budget,
+            self.settings.endpoint(role),
+            store=self.store,
             price=price,
-            poll_seconds=settings.api_poll_seconds,
+            budget=self.budget,
             on_poll=lambda batch, status, done, total: self.progress.note(
                 f"batch {batch}: {status}, {done} of {total}"
             ),

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfedit.documents import Document, Question
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, estimate_tokens
+from selfedit.editors.api import ApiClient, ApiRequest, ApiResult
 from selfedit.editors.base import Edit
+from selfedit.editors.prices import estimate_tokens
 from selfedit.evaluation.grade import Grade, GradeItem, Grader
 from selfedit.evaluation.graders import judge_model
 from selfedit.evaluation.statistics import documents_needed
@@ -377,14 +378,8 @@ class _Unsent(ApiClient):
     def __init__(self, rehearsal: _Rehearsal, model: str, role: Literal["editor", "judge"]) -> None:
         settings = rehearsal.settings
         self.counts, self.settings, self.role = rehearsal.counts, settings, role
-        super().__init__(
-            model,
-            "http://nowhere.invalid",  # so that no key is asked for
-            kind=settings.api_kind,
-            reasoning_effort=settings.effort(role),
-            batch=settings.api_batch,
-            price=rehearsal._price(model),
-        )
+        nowhere = replace(settings.endpoint(role), base_url="http://nowhere.invalid")  # so that no key is asked for
+        super().__init__(model, nowhere, price=rehearsal._price(model))
 
     def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, accept: Any = None) -> list[ApiResult]:
         del accept
@@ -417,7 +412,7 @@ class _Unsent(ApiClient):
         likely = filled(4 * settings.max_edit_tokens, 4 * settings.max_answer_tokens)
         text = "".join(message["content"] for message in likely.messages) or request.prompt or ""
         reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS
-        counts.cost_likely += self.price.cost(estimate_tokens(text), reply, self.batch)
+        counts.cost_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
 
     def close(self) -> None:
         """Nothing to close."""

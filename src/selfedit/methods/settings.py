@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from selfedit.editors.endpoint import Endpoint
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME as BUNDLED
 
@@ -107,9 +108,16 @@ class Settings(BaseModel):
     gpus_per_worker: float | None = Field(None, ge=0, description="fractions allowed")
     cpus_per_worker: float | None = Field(None, gt=0)
 
-    def effort(self, role: Literal["editor", "judge"]) -> str | None:
-        """The reasoning effort of an API model in this role."""
-        return self.reasoning_effort if role == "editor" else self.judge_reasoning_effort
+    def endpoint(self, role: Literal["editor", "judge"]) -> Endpoint:
+        """How API models in this role are reached."""
+        return Endpoint(
+            base_url=self.api_base,
+            kind=self.api_kind,
+            effort=self.reasoning_effort if role == "editor" else self.judge_reasoning_effort,
+            batch=self.api_batch,
+            concurrency=self.api_concurrency,
+            poll_seconds=self.api_poll_seconds,
+        )
 
 
 class CompareSettings(Settings):

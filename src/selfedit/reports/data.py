@@ -19,7 +19,7 @@ from urllib.parse import quote
 import yaml
 from pydantic import ValidationError
 
-from selfedit.editors.address import shown_address
+from selfedit.editors.endpoint import shown_address
 from selfedit.errors import UserError
 from selfedit.runs.store import SCHEMA_VERSION
 from selfedit.runs.summary import Accuracy, Summary, SweepRow, empty_summary, read_summary

@@ -358,8 +358,8 @@ def api_estimates(run: RunData) -> list[ApiEstimate]:
         for tokens in ("input_tokens", "output_tokens")
     )
     return [
-        ApiEstimate(price.model, price.date, price.cost(read, wrote), price.cost(read, wrote, batch=True))
-        for price in load_prices().models.values()
+        ApiEstimate(model, price.date, price.cost(read, wrote), price.cost(read, wrote, batch=True))
+        for model, price in load_prices().models.items()
     ]
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from selfedit.editors.address import shown_address
+from selfedit.editors.endpoint import shown_address
 from selfedit.errors import UserError
 from selfedit.runs.files import begin_privately, disk_errors, sweep, write_atomically
 from selfedit.runs.lock import RunLock
