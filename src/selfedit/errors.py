@@ -1,7 +1,7 @@
 """The one exception that every package may raise for a mistake of the user's.
 
-The command line turns a `UserError` into one line on standard error and exit code 2; every other exception is a bug and keeps
-its traceback.
+The command line turns a `UserError` into one line on standard error and exit code 2; every other exception is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations

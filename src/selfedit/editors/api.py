@@ -3,16 +3,16 @@
 Where a server is and how it is used says `endpoint.py`, how bytes travel `transport.py`, what a reply must look like
 `replies.py`, how a batch is run `batch.py`, what a token costs `prices.py`.
 
-A reply is kept under the content of its request, in one transaction with what the caller makes of it and books for it, so that
-nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another form) is kept too, for it was
-paid for; the next time the same is asked, a fresh sample is asked for in its place.  A call that fails after its retries is a
-result with an `error`, never an exception; what no other call could do better (no key, unknown model, no server) stops
-everything with a UserError.  Not on record is what a provider charges for a call whose reply never came whole: one that timed
-out, or was cut off by Ctrl-C.
+A reply is kept under the content of its request, in one transaction with what the caller makes of it and books for it,
+so that nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another form) is
+kept too, for it was paid for; the next time the same is asked, a fresh sample is asked for in its place.  A call that
+fails after its retries is a result with an `error`, never an exception; what no other call could do better (no key,
+unknown model, no server) stops everything with a UserError.  Not on record is what a provider charges for a call whose
+reply never came whole: one that timed out, or was cut off by Ctrl-C.
 
-A model may refuse a parameter that it does not offer (reasoning models refuse a temperature).  The client then sends the request
-again without it, leaves it out from then on, warns once, and lists it in `refused`.  It does so for temperature, top_p, seed and
-the JSON schema, which are wishes; a refused reasoning effort is a UserError.
+A model may refuse a parameter that it does not offer (reasoning models refuse a temperature).  The client then sends
+the request again without it, leaves it out from then on, warns once, and lists it in `refused`.  It does so for
+temperature, top_p, seed and the JSON schema, which are wishes; a refused reasoning effort is a UserError.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _WISHES = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
-# Servers count reasoning towards a reply's bound: with the reply's own bound alone, nothing would be left for the reply.
+# Servers count reasoning towards a reply's bound, so that without more room nothing would be left for the reply.
 REASONING_TOKENS = 8192
 
 OnResult = Callable[[int, ApiResult], None]
@@ -103,8 +103,8 @@ class ApiClient:
     """Asks one model for completions, several at a time or by batch.
 
     With a `budget` and the model's `price`, a request is sent only if the most that it can cost still fits; otherwise
-    BudgetReached is raised, after what is under way has been kept.  `on_poll(batch_id, status, done, total)` is called after
-    every look at a batch.  Callbacks and store are used from the calling thread only.
+    BudgetReached is raised, after what is under way has been kept.  `on_poll(batch_id, status, done, total)` is called
+    after every look at a batch.  Callbacks and store are used from the calling thread only.
     """
 
     def __init__(
@@ -156,13 +156,14 @@ class ApiClient:
     def complete(
         self, requests: Sequence[ApiRequest], on_result: OnResult | None = None, accept: Accept | None = None
     ) -> list[ApiResult]:
-        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in the
-        transaction that keeps its reply.
+        """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in
+        the transaction that keeps its reply.
 
-        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are `cached`.
-        An earlier reply that `accept` does not take (by default, one with an error) gives way to a fresh sample.
-        Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and BudgetReached;
-        what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half a second.
+        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are
+        `cached`. An earlier reply that `accept` does not take (by default, one with an error) gives way to a fresh
+        sample. Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and
+        BudgetReached; what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half
+        a second.
         """
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
@@ -286,8 +287,8 @@ class ApiClient:
             raise UserError(f"the account behind {variable} has no credit left at {self.url} {said}")
         if bad and self.endpoint.effort is not None and "reasoning_effort" in error.param + message:
             raise UserError(
-                f"{model} at {self.url} refuses the reasoning effort '{self.endpoint.effort}' {said}: choose another or "
-                "leave it out"
+                f"{model} at {self.url} refuses the reasoning effort '{self.endpoint.effort}' {said}: choose "
+                "another or leave it out"
             )
         return f"{status}: {message}"
 
@@ -371,7 +372,7 @@ class ApiClient:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     settle(future)
         except BaseException as error:
-            # What is still under way is paid for all the same, so it is kept if it comes; but Ctrl-C waits no longer than this.
+            # What is under way is paid for all the same, so it is kept if it comes; but Ctrl-C waits only so long.
             try:
                 wait(running, timeout=_GRACE if isinstance(error, KeyboardInterrupt) else None)
             finally:
@@ -388,7 +389,8 @@ class ApiClient:
         if cut_off:
             most = sum(self.most(pending[key]) for key in cut_off)
             logger.warning(
-                "%d calls of '%s' were cut off: the provider may charge for them%s, and the costs of this run do not have them",
+                "%d calls of '%s' were cut off: the provider may charge for them%s, "
+                "and the costs of this run do not have them",
                 len(cut_off),
                 self.model,
                 f" ({most:.4f} USD at the most)" if self.price is not None else "",

@@ -1,9 +1,9 @@
 """Completions by batch, at half price: upload, create, poll, fetch, and what to do when a batch comes back incomplete.
 
-Every request's batch is stored under the request's key, for all requests of a batch in one transaction: first the uploaded
-file, before the batch is created, then the batch.  After a restart a request that is in a batch already is waited for,
-whatever else is asked for beside it, and is not sent again; of a file alone, the server's list of batches says whether a batch
-was made of it before the process ended.
+Every request's batch is stored under the request's key, for all requests of a batch in one transaction: first the
+uploaded file, before the batch is created, then the batch.  After a restart a request that is in a batch already is
+waited for, whatever else is asked for beside it, and is not sent again; of a file alone, the server's list of batches
+says whether a batch was made of it before the process ended.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def _submit(client: ApiClient, chunk: Mapping[str, str]) -> str:
 
 
 def _create(client: ApiClient, file_id: str) -> str:
-    """Starts a batch; returns its id.  The `openai` package's retries could start, and have to be paid for, a second one: so
-    before each further try the server is asked whether it has heard the one before."""
+    """Starts a batch; returns its id.  The `openai` package's retries could start, and have to be paid for, a second
+    one: so before each further try the server is asked whether it has heard the one before."""
     body = {"input_file_id": file_id, "endpoint": "/v1" + client.endpoint.path, "completion_window": "24h"}
     tries = 0
     while True:
@@ -166,7 +166,7 @@ def _create(client: ApiClient, file_id: str) -> str:
 
 
 def _find(client: ApiClient, file_id: str) -> str | None:
-    """The id of the batch that was made of an uploaded file; None where there is none, or the server does not list them."""
+    """The id of the batch that was made of an uploaded file; None where there is none, or the server lists none."""
     params = {"limit": "100"}
     for _ in range(_PAGES):
         with _failing(

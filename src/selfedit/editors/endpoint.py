@@ -1,8 +1,8 @@
 """Where a model behind an OpenAI-compatible API is reached, and what of that may be shown and stored.
 
-Each role of a run (editor, judge) has an `Endpoint` of its own.  Keys come from the environment and nowhere else.  Providers
-also take them as a user's password or in the query (`https://me:secret@host/v1?api-version=1&key=secret`), so neither of
-these is ever shown or stored, and all are blotted out of a server's messages.
+Each role of a run (editor, judge) has an `Endpoint` of its own.  Keys come from the environment and nowhere else.
+Providers also take them as a user's password or in the query (`https://me:secret@host/v1?api-version=1&key=secret`), so
+neither of these is ever shown or stored, and all are blotted out of a server's messages.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SHORTEST_SECRET = 4  # replacing shorter texts would only make messages unreada
 class Endpoint:
     """How one role's models are reached.
 
-    `base_url` defaults to OPENAI_BASE_URL from the environment, then to OpenAI's own; the key is read from the environment
-    variable `key_variable` (a server other than OpenAI's needs none).  `effort` is the reasoning effort, for chat only.
-    `concurrency` is the number of live calls under way at once.  `timeout` is seconds for one attempt, from its start to the
-    reply's last byte; `max_retries` counts the attempts after the first.  `poll_seconds` is the first wait between two looks at
-    a batch; it grows by half to twenty times that.  `extra_body` is added to every request as it is, for what a server offers
-    beyond the standard.
+    `base_url` defaults to OPENAI_BASE_URL from the environment, then to OpenAI's own; the key is read from the
+    environment variable `key_variable` (a server other than OpenAI's needs none).  `effort` is the reasoning effort,
+    for chat only. `concurrency` is the number of live calls under way at once.  `timeout` is seconds for one attempt,
+    from its start to the reply's last byte; `max_retries` counts the attempts after the first.  `poll_seconds` is the
+    first wait between two looks at a batch; it grows by half to twenty times that.  `extra_body` is added to every
+    request as it is, for what a server offers beyond the standard.
     """
 
     base_url: str | None = field(default=None, repr=False)
@@ -59,7 +59,7 @@ class Endpoint:
         return "/chat/completions" if self.kind == "chat" else "/completions"
 
     def address(self, model: str) -> Address:
-        """The server's address with the key, both from the environment where it has them.  Errors: UserError, about `model`."""
+        """The server's address and the key to `model` there.  Errors: UserError."""
         address = parse_address(self.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL)
         key = os.environ.get(self.key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):
@@ -68,8 +68,8 @@ class Endpoint:
             )
         if not key and address.shown == DEFAULT_URL:
             raise UserError(
-                f"no API key for model '{model}' at {address.shown}: set the environment variable {self.key_variable}, or name "
-                "another server with --api-base (a local one needs no key)"
+                f"no API key for model '{model}' at {address.shown}: set the environment variable {self.key_variable}, "
+                "or name another server with --api-base (a local one needs no key)"
             )
         return replace(address, key=key, secrets=(key, *address.secrets) if key else address.secrets)
 
@@ -101,7 +101,7 @@ def parse_address(text: str) -> Address:
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            "--api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1, and what is given is none"
+            "--api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1, not what is given"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/")

@@ -1,7 +1,7 @@
 """What is asked of a server, what comes of it, and what an answer must look like to be used.
 
-A server's answer is checked here once; anything of another form is a failed reply and goes no further.  Fields that are not
-used are ignored.
+A server's answer is checked here once; anything of another form is a failed reply and goes no further.  Fields that are
+not used are ignored.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from selfedit.errors import first_error
 class ApiRequest:
     """One completion to ask for: chat `messages` (mappings of role and content) or a plain `prompt`.
 
-    `max_tokens` bounds the reply; with a reasoning effort `REASONING_TOKENS` more are allowed.  `sample` tells samples of one
-    prompt apart in the store; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks for a reply of
-    that JSON schema; a server that does not offer it answers in free text, and plain completions go without it.  `attempt`
-    counts the earlier replies that could not be used; each has a seed of its own (`ApiClient.complete` sets it).
+    `max_tokens` bounds the reply; with a reasoning effort `REASONING_TOKENS` more are allowed.  `sample` tells samples
+    of one prompt apart in the store; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks
+    for a reply of that JSON schema; a server that does not offer it answers in free text, and plain completions go
+    without it.  `attempt` counts the earlier replies that could not be used; each has a seed of its own
+    (`ApiClient.complete` sets it).
     """
 
     messages: Sequence[Mapping[str, str]] = ()
@@ -46,8 +47,8 @@ class ApiResult:
     """What became of a request.  `error` says in words why there is no text; it is None where there is one.
 
     `output_tokens` counts `reasoning_tokens` too; tokens are 0 where the server does not say, and where a call failed.
-    `cached`: nothing was sent, the reply is an earlier one.  `batch`: it was answered at the price of a batch.
-    `paid`: a reply came now and is to be booked, whether it can be used or not.  `usd` is its price: None where no price is
+    `cached`: nothing was sent, the reply is an earlier one.  `batch`: it was answered at the price of a batch. `paid`:
+    a reply came now and is to be booked, whether it can be used or not.  `usd` is its price: None where no price is
     known, and the most that it can have cost where the server does not say its tokens.
     """
 
@@ -187,7 +188,8 @@ def is_completion(reply: object) -> bool:
 
 
 def read_completion(reply: Mapping[str, Any], kind: str, clean: Callable[[str], str]) -> ApiResult:
-    """A reply's body as a result; one that cannot be used is a result with an error.  `clean` makes a server's words printable."""
+    """A reply's body as a result; one that cannot be used is a result with an error.  `clean` makes a server's words
+    printable."""
     try:
         completion = Completion.model_validate(reply)
     except ValidationError as wrong:

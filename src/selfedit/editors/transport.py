@@ -1,12 +1,13 @@
 """How requests travel: the `openai` package in an event loop of its own, with replies bounded in size and time.
 
-The package does connections, authorisation, and retries with back-off: on 408, 409, 429, 5xx, time-outs and broken connections,
-with a Retry-After of up to two minutes.  `_BoundedClient` adds that a reply has a largest size and a time limit as a whole, that
-an answer of another form is tried again, and that no redirect is followed.  Nothing else in `src/` uses `openai` or
-`httpx2`, and nothing here uses a private part of them.
+The package does connections, authorisation, and retries with back-off: on 408, 409, 429, 5xx, time-outs and broken
+connections, with a Retry-After of up to two minutes.  `_BoundedClient` adds that a reply has a largest size and a time
+limit as a whole, that an answer of another form is tried again, and that no redirect is followed.  Nothing else in
+`src/` uses `openai` or `httpx2`, and nothing here uses a private part of them.
 
-The calling thread only waits for futures, so Ctrl-C interrupts it at once, whatever a server does; the loop's thread is a daemon,
-so that nothing waits for it at the process's end.  Imported when the first request is sent: `openai` takes most of a second.
+The calling thread only waits for futures, so Ctrl-C interrupts it at once, whatever a server does; the loop's thread is
+a daemon, so that nothing waits for it at the process's end.  Imported when the first request is sent: `openai` takes
+most of a second.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ MOST_BYTES = 8_000_000
 class Server:
     """One server.  `submit` starts a call, `ask` makes one and waits for it.
 
-    Errors of a call: Refused where the server answers with an error, NoAnswer where no whole answer comes, UserError where nobody
-    is at the address.
+    Errors of a call: Refused where the server answers with an error, NoAnswer where no whole answer comes, UserError
+    where nobody is at the address.
     """
 
     def __init__(self, address: Address, *, timeout: float, max_retries: int) -> None:
@@ -92,7 +93,8 @@ class Server:
     ) -> bytes:
         """The answer to a JSON body, to a form with a `file`, or, without a body, what is at the path.
 
-        `seconds` bound each attempt, `retries` the attempts after the first; `more_bytes` are allowed beyond a reply's usual size.
+        `seconds` bound each attempt, `retries` the attempts after the first; `more_bytes` are allowed beyond a reply's
+        usual size.
         """
         seconds = self._timeout if seconds is None else seconds
         retries = self._max_retries if retries is None else retries
@@ -113,8 +115,8 @@ class Server:
             said = self._address.clean(str(error.__cause__))
             if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
                 raise UserError(
-                    f"cannot reach the server at {self._address.shown} ({said or 'no answer'}): check the address and that "
-                    "the server is running"
+                    f"cannot reach the server at {self._address.shown} ({said or 'no answer'}): check the address "
+                    "and that the server is running"
                 ) from None
             if isinstance(error, openai.APITimeoutError):
                 raise NoAnswer(f"no whole answer within {seconds:g} s, tried {retries + 1} times") from None
@@ -124,10 +126,11 @@ class Server:
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The `openai` package's HTTP client, with replies of at most `most_bytes`, each within its request's timeout as a whole.
+    """The `openai` package's HTTP client, with replies of at most `most_bytes`, each within its request's timeout as a
+    whole.
 
-    Replies are asked for uncompressed, and a compressed one is refused: a few kilobytes could unfold to gigabytes.  Redirects are
-    not followed: the documents, and perhaps the key, would go to a server that the user did not name.
+    Replies are asked for uncompressed, and a compressed one is refused: a few kilobytes could unfold to gigabytes.
+    Redirects are not followed: the documents, and perhaps the key, would go to a server that the user did not name.
     """
 
     def __init__(self, query: tuple[tuple[str, str], ...]) -> None:
