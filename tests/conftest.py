@@ -1,4 +1,4 @@
-"""Options and fixtures that several rooms' tests share.
+"""Options and fixtures that several packages' tests share.
 
 Imports no more than pytest at the top: the engine's tests also run on machines that have torch, transformers and peft
 only."""

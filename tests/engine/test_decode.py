@@ -11,7 +11,7 @@ import torch
 from reference import greedy_alone, random_job
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
-from selfedit.engine.decode import _PREFILL_TOKENS
+from selfedit.engine.decoding import _PREFILL_TOKENS
 
 
 @pytest.fixture(scope="module")

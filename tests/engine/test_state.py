@@ -80,7 +80,7 @@ def test_a_resumed_fit_ends_like_an_uninterrupted_one(tiny_model, tmp_path, spec
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_exam_between_two_steps_changes_nothing(tiny_model, checkpointing):
+def test_decoding_between_two_steps_changes_nothing(tiny_model, checkpointing):
     model = tiny_model("llama")
     jobs = [random_job(k, sequences=4, epochs=2) for k in range(2)]
     requests = [DecodeRequest((5, 6, 7), 6, adapter=k, temperature=1.0 * k, seed=k) for k in range(2)]

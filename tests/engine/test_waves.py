@@ -25,7 +25,7 @@ from selfedit.engine import (
 )
 from selfedit.engine.jobs import FitSettings
 from selfedit.engine.lora import Routing
-from selfedit.engine.plan import measure_costs
+from selfedit.engine.planning import measure_costs
 from selfedit.engine.schedule import simulate
 
 
@@ -85,9 +85,8 @@ def test_a_job_list_runs_in_waves_and_each_adapter_is_as_alone(tiny_model, tmp_p
 
 
 def test_a_plan_foresees_every_pass(tiny_model, monkeypatch):
-    import sys
+    import selfedit.engine.fitting as module
 
-    module = sys.modules[fit.__module__]
     passes = []
     real = module._pass
     monkeypatch.setattr(module, "_pass", lambda *given: passes.append(given) or real(*given))

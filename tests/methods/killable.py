@@ -22,7 +22,7 @@ import scipy.stats
 import torch
 import transformers.models.llama.modeling_llama
 
-import selfedit.engine.decode
+import selfedit.engine.decoding
 import selfedit.engine.waves
 from selfedit.errors import UserError
 from selfedit.execution import pool as pool_module
@@ -36,7 +36,7 @@ from selfedit.runs import store as store_module
 # Imported to be there before the fork.
 assert transformers.models.llama.modeling_llama
 assert scipy.stats
-assert selfedit.engine.decode
+assert selfedit.engine.decoding
 assert selfedit.engine.waves
 torch.set_num_threads(1)
 

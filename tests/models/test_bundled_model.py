@@ -103,7 +103,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_package_a_cache_or_room_that_is_not_there_is_said(
+def test_a_missing_package_cache_or_disk_space_is_reported(
     packages: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full:

@@ -22,7 +22,7 @@ def text(tokenizer: Tokenizer, ids: list[int]) -> str:
 def test_a_model_is_loaded_frozen_in_evaluation_mode_under_its_name(chat_model: str) -> None:
     model = load_model(chat_model, device="cpu", dtype="float32")
     assert model.name == chat_model
-    assert model.hf.config._name_or_path == chat_model
+    assert model.hf.config.name_or_path == chat_model
     assert not model.hf.training
     assert not any(parameter.requires_grad for parameter in model.hf.parameters())
     assert model.hf.dtype == torch.float32

@@ -39,7 +39,7 @@ def test_a_new_run_records_settings_and_versions(tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / "runs" / "a" / "config.yaml").read_text())
     assert written.pop("versions") == library_versions()
     assert written == run.config == read_config(run.path / "config.yaml")
-    assert {"python", "selfedit", "torch", "transformers", "peft"} <= run.versions.keys()
+    assert {"python", "selfedit", "torch", "transformers"} <= run.versions.keys()
     assert run.versions["python"] == ".".join(map(str, sys.version_info[:3]))
 
 

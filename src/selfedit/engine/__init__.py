@@ -1,11 +1,10 @@
 """Many LoRA adapters on one frozen causal language model, trained and decoded together.
 
-Needs torch, transformers and safetensors only; knows token ids, nothing of text, documents or exams.  The data classes
-come without torch; a function or a bank loads it when first used."""
+Needs torch, transformers and safetensors only, and works on token ids.  `docs/engine.md` has an example.  Importing
+this package loads no torch: the data classes need none, and the rest is imported when it is first used.
+"""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from selfedit.engine.jobs import (
@@ -24,24 +23,24 @@ from selfedit.engine.jobs import (
 
 if TYPE_CHECKING:
     from selfedit.engine.bank import AdapterBank
-    from selfedit.engine.decode import decode
-    from selfedit.engine.fit import UnderWay, fit
+    from selfedit.engine.decoding import decode
+    from selfedit.engine.fitting import UnderWay, fit
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
-    from selfedit.engine.plan import Plan, plan
+    from selfedit.engine.planning import Plan, plan
     from selfedit.engine.waves import OnWave, fit_all
 
 _HOMES = {
     "AdapterBank": "bank.AdapterBank",
     "OnWave": "waves.OnWave",
-    "UnderWay": "fit.UnderWay",
-    "Plan": "plan.Plan",
-    "decode": "decode.decode",
-    "fit": "fit.fit",
+    "UnderWay": "fitting.UnderWay",
+    "Plan": "planning.Plan",
+    "decode": "decoding.decode",
+    "fit": "fitting.fit",
     "fit_all": "waves.fit_all",
     "load_adapter": "peft_format.load",
     "merge_adapter": "peft_format.merge",
-    "plan": "plan.plan",
+    "plan": "planning.plan",
 }
 
 __all__ = [
@@ -74,14 +73,3 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'selfedit.engine' has no attribute {name!r}")
     module, attribute = _HOMES[name].split(".")
     return getattr(import_module(f"selfedit.engine.{module}"), attribute)
-
-
-class _Engine(ModuleType):
-    """Python makes a loaded submodule an attribute of its package; `decode`, `fit` and `plan` stay the functions."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HOMES:
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Engine

@@ -1,11 +1,12 @@
 """Attention over packed rows: sequences of different lengths in one row without padding, and prompts with what follows
 them.
 
-Knows how to hook into transformers' attention interface, so that any Hugging Face decoder runs on rows [1, P] in which
-each sequence attends to itself alone.  Knows nothing of adapters, losses or tokens.
+It enters through transformers' attention interface, so that any Hugging Face decoder that uses the interface runs on
+rows [1, P] in which each sequence attends to itself alone.
 
-Axes: P packed positions, B sequences, H query heads, K key-value heads, G query heads a key-value head, D head width, T
-time."""
+Axes: P packed positions, B sequences, H query heads, K key-value heads, G query heads per key-value head, D head width,
+T time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 _NAME = "selfedit_packed"
 # Up to this length, a CPU is faster with whole score matrices than with torch's blockwise kernel.
 _SHORT = 512
-# How much larger padding may make a batch of sequences: an accelerator wants few batches, a CPU little to compute.
+# How much larger padding may make a batch of sequences: few batches are best on an accelerator, little to compute on a
+# CPU.
 _PADDING = {"cpu": 0.1, "accelerator": 0.5}
 
 
@@ -42,8 +44,8 @@ class KeyValues:
                 for x_KPD in (keys_KPD, values_KPD)
             )
             self.layers[layer] = (keys, values)
-        for room, x_KPD in zip(self.layers[layer], (keys_KPD, values_KPD), strict=True):
-            room[rows_P, :, positions_P] = x_KPD.transpose(0, 1)
+        for stored, x_KPD in zip(self.layers[layer], (keys_KPD, values_KPD), strict=True):
+            stored[rows_P, :, positions_P] = x_KPD.transpose(0, 1)
 
     def append(self, layer: int, keys_KBD: Tensor, values_KBD: Tensor) -> tuple[Tensor, Tensor]:
         """Stores one more position of each sequence; returns all positions so far."""
@@ -66,7 +68,8 @@ class Layout:
 
     `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a
     shorter sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence
-    `first` on, a step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them."""
+    `first` on, a step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them.
+    """
 
     lengths: list[int]
     device: torch.device
@@ -165,7 +168,7 @@ def _attention(
         )
     if softcap is not None or s_aux is not None or dropout:
         raise NotImplementedError(
-            "its attention has soft-capped scores, sinks or dropout, which packed attention does not know"
+            "its attention has soft-capped scores, sinks or dropout, which packed attention does not compute"
         )
     layout, store = packed_layout, packed_layout.store
     scale = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
@@ -176,7 +179,8 @@ def _attention(
     if store is not None:
         if "rows" not in layout.masks:
             layout.masks["rows"], layout.masks["positions"] = layout.rows(), layout.positions()[0]
-        store.fill(int(module.layer_idx), key[0], value[0], layout.masks["rows"], layout.masks["positions"])  # type: ignore[arg-type]
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        store.fill(layer, key[0], value[0], layout.masks["rows"], layout.masks["positions"])
     if layout.buckets is not None:
         return _attend_in_buckets(query, key, value, layout.buckets, scale, sliding_window), None
     if max(layout.lengths) <= _SHORT:
@@ -232,7 +236,7 @@ def _attend_in_buckets(
 def _attend_to_store(
     query: Tensor, keys: Tensor, values: Tensor, layout: Layout, scale: float, window: int | None
 ) -> Tensor:
-    """One query a sequence, to all its stored positions."""
+    """One query per sequence, to all its stored positions."""
     assert layout.store is not None
     if window not in layout.masks:
         lengths_B = layout.store.lengths_B
@@ -240,7 +244,7 @@ def _attend_to_store(
         hidden_BT = steps_T[None] > lengths_B[:, None]
         if window is not None:
             hidden_BT |= steps_T[None] <= lengths_B[:, None] - window
-        # Nobody has come further than the longest sequence.
+        # No position beyond the longest sequence is filled.
         layout.masks[window] = hidden_BT[:, None, None, : int(lengths_B.max()) + 1]
     hidden = layout.masks[window]
     filled, heads = hidden.shape[3], keys.shape[1]
@@ -258,7 +262,8 @@ class _Batches:
     `shapes` has sequences and length of each batch; M rows of `rows` are numbers p * K + k, batch after batch, and in a
     batch sequence after sequence, head after head; `places` [P * K] says where each packed row has gone, `padding`
     which are copies. A sequence is padded with rows of its own, because a number that is not finite would come through
-    a mask."""
+    a mask.
+    """
 
     heads: int
     shapes: list[tuple[int, int]]
@@ -334,6 +339,7 @@ class _ShortAttention(torch.autograd.Function):
         parts = batches.parts(width, q, k, grad_q, grad_k), batches.parts(width_v, v, g, grad_v)
         for (q_b, k_b, into_q, into_k), (v_b, g_b, into_v), share in zip(*parts, shares, strict=True):
             torch.bmm(share.transpose(1, 2), g_b, out=into_v)
+            # Private, but the one operation that does this in one pass over memory; tests/engine/test_private_apis.py.
             slope = torch._softmax_backward_data(torch.bmm(g_b, v_b.transpose(1, 2)), share, -1, share.dtype)
             slope.mul_(ctx.scale)
             torch.bmm(slope, k_b, out=into_q)
@@ -345,7 +351,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[1, T * G, T]: zero where a query may look, else minus infinity; made once a length."""
+    """[1, T * G, T]: zero where a query may look, else minus infinity; made once per length."""
     if (length, window) not in layout.masks:
         hidden = ~_seen(length, window, layout.device)
         bias = torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)

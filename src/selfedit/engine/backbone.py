@@ -1,6 +1,7 @@
 """A causal language model taken apart: the decoder that yields hidden states, and the output head.
 
-Knows how Hugging Face models are put together and checks that this one is put together so.  Knows nothing of adapters.
+Hugging Face models are put together in much the same way; whether this one is, is checked on a few tokens before it is
+used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Backbone:
     """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
 
     Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention
-    does not go through transformers' attention interface; both are checked on a few tokens, once a model."""
+    does not go through transformers' attention interface; both are checked on a few tokens, once per model.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -69,7 +71,7 @@ class Backbone:
     def _checkpointed(self) -> Iterator[None]:
         """Within this context, decoder layers keep their inputs only and compute the rest again in the backward pass.
 
-        transformers' own switch asks for training mode, which would also switch a model's dropout on.
+        transformers' own switch needs training mode, which would also switch a model's dropout on.
         """
         layers = [module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:

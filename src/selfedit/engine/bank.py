@@ -1,7 +1,7 @@
 """A bank: N LoRA adapters of one shape, stacked on one frozen causal language model.
 
-Knows which layers are adapted and where each adapter's numbers lie: all of them in one flat float32 buffer, so that
-clipping and AdamW are a few operations an adapter.  Knows nothing of training data, schedules or prompts.
+The parameters of one adapter are one row of a flat float32 buffer, so that clipping and AdamW take a few operations per
+adapter, however many layers it has.  The layers' own matrices are views into that buffer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selfedit.engine import peft_format
 from selfedit.engine.jobs import LoraSpec, UnsupportedModelError
 from selfedit.engine.lora import LoraGroup, LoraLinear, Routing, Shared
 
-# Each tensor of an adapter starts at a multiple of this many numbers: grouped products want 16-byte strides.
+# Each tensor of an adapter starts at a multiple of this many numbers: grouped products need 16-byte strides.
 _ALIGN = 16
 
 
@@ -45,8 +45,8 @@ class AdapterBank:
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
-        # Grouped products exist for bfloat16 on CUDA, where rows are multiples of 16 bytes; elsewhere one product a run
-        # is best.
+        # Grouped products: for bfloat16 on CUDA, where rows are multiples of 16 bytes.  Elsewhere one product per run
+        # is faster.
         self.grouped = (
             self.device.type == "cuda"
             and self.dtype == torch.bfloat16
@@ -132,7 +132,7 @@ class AdapterBank:
         return gradient_F
 
     def drop_gradients(self) -> None:
-        """Frees the gradient buffer (answers need none)."""
+        """Frees the gradient buffer, which decoding does not need."""
         self.gradients_NF = None
         for group in self.groups:
             group.set_gradients(None, [])
@@ -177,9 +177,10 @@ class AdapterBank:
     ) -> dict[str, bytes]:
         """One adapter as the files of PEFT's format, by name.
 
-        `base_model` is what `AutoPeftModelForCausalLM` is to load, if not what the model was loaded by; `model` is a
-        name of the model that only the caller knows, and is kept in the weights' metadata."""
-        base_model = base_model or self.model.config._name_or_path
+        `base_model` is the name by which `AutoPeftModelForCausalLM` loads the model (by default, the one that it was
+        loaded by here); `model` is the caller's own name for it, kept in the metadata of the weights.
+        """
+        base_model = base_model or str(self.model.config.name_or_path)
         return peft_format.files(self.spec, self.state(adapter), base_model=base_model, model=model)
 
     def save_pretrained(
@@ -252,9 +253,8 @@ def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
             or type(module).forward is not nn.Linear.forward
         ):
             raise UnsupportedModelError(
-                f"{name} is no plain torch.nn.Linear ({type(module).__name__}, {module.weight.dtype}), "
-                "quantised perhaps;"
-                " load the model in bfloat16 or float32"
+                f"{name} is no plain torch.nn.Linear ({type(module).__name__}, {module.weight.dtype}),"
+                " quantised perhaps; load the model in bfloat16 or float32"
             )
         names.append(name)
     if not names:

@@ -1,8 +1,8 @@
 """What decoders compute between their matrix products, as one autograd function each: RMS norms, gated activations,
 rotations.
 
-Knows the usual forms of these, and takes one over only if it gives what the model's own code gives on random numbers;
-anything else runs as it is.  Written out, a norm's backward pass is a dozen passes over memory; here it is five.
+A form is used only where it gives what the model's own code gives on random numbers; anything else runs as it is.
+Written out, a norm's backward pass is a dozen passes over memory; here it is five.
 
 Sources: root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467); gated linear units (Shazeer
 2020, arXiv 2002.05202); rotary position embedding (Su et al. 2021, arXiv 2104.09864).

@@ -1,6 +1,6 @@
-"""What the engine is asked and what it gives back, as data: adapters' shapes, fits, completions, and errors.
+"""The engine's inputs and outputs as plain data: shapes of adapters, fits, completions, and errors.
 
-Imports no torch, so that a caller can build and count work before anything heavy is loaded.
+Needs no torch, so that a caller can build and count work before anything heavy is loaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """LoRA on one linear layer, for many adapters at once.
 
-Knows the arithmetic of a frozen linear layer with N stacked low-rank updates (Hu et al. 2021, arXiv 2106.09685) over a
-batch whose rows belong to different adapters.  Knows nothing of models, optimisers or token ids.
+A frozen linear layer with N stacked low-rank updates (Hu et al. 2021, arXiv 2106.09685), over a batch whose rows belong
+to different adapters.  The backward pass is written by hand: it writes the gradients of A and B straight into the
+bank's buffer, and computes none for the frozen weights.
 
 Axes in names: N adapters, P packed rows (tokens), D_in and D_out widths, R rank.
 """
@@ -38,7 +39,8 @@ class Routing:
 
     Low-rank products are computed run by run (consecutive adapters with equally many rows share one batched product)
     or, with `offsets`, by grouped products over the bank's adapters, or over those named by `chosen` only.
-    `dropout_seeds` holds one seed a segment where dropout is active, else None."""
+    `dropout_seeds` holds one seed per segment where dropout is active, else None.
+    """
 
     segments: list[tuple[int, int, int]]
     runs: list[Run]
@@ -63,7 +65,7 @@ class Routing:
         return [end - start for _, start, end in self.segments]
 
     def by_run(self, x_PW: Tensor) -> tuple[Tensor, ...]:
-        """The rows of each run: one call, because a slice for each costs more than the products want."""
+        """The rows of each run; one call, because a slice per run costs more than a small product."""
         return x_PW.split_with_sizes(self._run_rows)
 
     def by_segment(self, x_PW: Tensor) -> tuple[Tensor, ...]:
@@ -125,10 +127,11 @@ class Shared:
 class LoraGroup:
     """Layers that read the same input (query, key and value; gate and up) and are computed together.
 
-    `a_NGI` stacks their A matrices along the rank, member after member (G = members times R); `b_NOR` has one tensor a
-    member. All are views into the bank's flat buffers.  Gradients are written straight into the bank's gradient buffer
-    during the backward pass, not returned through autograd; `written` remembers for which adapters this step has done
-    so: the first product of a step overwrites, so that nothing needs to be zeroed."""
+    `a_NGI` stacks their A matrices along the rank, member after member (G = members times R); `b_NOR` has one tensor
+    per member. All are views into the bank's flat buffers.  Gradients are written straight into the bank's gradient
+    buffer during the backward pass, not returned through autograd; `written` remembers for which adapters this step has
+    done so: the first product of a step overwrites, so that nothing needs to be zeroed.
+    """
 
     def __init__(self, linears: Sequence[nn.Linear], shared: Shared, index: int) -> None:
         self.linears = list(linears)
@@ -228,9 +231,9 @@ def _forward(x_PI: Tensor, group: LoraGroup, routing: Routing) -> tuple[list[Ten
     ys = [nn.functional.linear(x_PI, linear.weight, linear.bias) for linear in group.linears]
     if routing.offsets is not None:
         a_nGI, b_nOR = _taken(group, routing)
-        h_PG = torch._grouped_mm(x_PI, a_nGI.transpose(1, 2), offs=routing.offsets).mul_(scaling)
+        h_PG = nn.functional.grouped_mm(x_PI, a_nGI.transpose(1, 2), offs=routing.offsets).mul_(scaling)
         for y_PO, h_PR, b in zip(ys, h_PG.split(rank, 1), b_nOR, strict=True):
-            y_PO.add_(torch._grouped_mm(h_PR, b.transpose(1, 2), offs=routing.offsets))
+            y_PO.add_(nn.functional.grouped_mm(h_PR, b.transpose(1, 2), offs=routing.offsets))
         return ys, h_PG
     if routing.dropout_seeds is not None:
         x_PI = x_PI * _masks(group, routing, x_PI)
@@ -291,12 +294,12 @@ def _backward(
         for g_PO, h_PR, dh_PR, b, grad_b in zip(
             gs, h_PG.split(rank, 1), dh_PG.split(rank, 1), b_nOR, group.grad_b_NOR, strict=True
         ):
-            dh_PR.copy_(torch._grouped_mm(g_PO, b, offs=routing.offsets))
-            _store(grad_b, torch._grouped_mm(g_PO.t(), h_PR, offs=routing.offsets), routing, fresh)
+            dh_PR.copy_(nn.functional.grouped_mm(g_PO, b, offs=routing.offsets))
+            _store(grad_b, nn.functional.grouped_mm(g_PO.t(), h_PR, offs=routing.offsets), routing, fresh)
         dh_PG.mul_(scaling)
-        _store(group.grad_a_NGI, torch._grouped_mm(dh_PG.t(), x_PI, offs=routing.offsets), routing, fresh)
+        _store(group.grad_a_NGI, nn.functional.grouped_mm(dh_PG.t(), x_PI, offs=routing.offsets), routing, fresh)
         if grad_x is not None:
-            grad_x.add_(torch._grouped_mm(dh_PG, a_nGI, offs=routing.offsets))
+            grad_x.add_(nn.functional.grouped_mm(dh_PG, a_nGI, offs=routing.offsets))
         return grad_x
     mask_PI = None
     if routing.dropout_seeds is not None:

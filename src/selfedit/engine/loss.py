@@ -1,7 +1,5 @@
 """Next-token cross-entropy without the logits of the whole batch in memory.
 
-Knows hidden states, the output head's matrix and targets.  Knows nothing of adapters or schedules.
-
 The head is frozen and the weight of every token in the loss is known beforehand, so the gradient with respect to the
 hidden states is computed together with the loss, a block of rows at a time (the idea of the fused linear cross-entropy
 in Liger Kernel, Hsu et al. 2024, arXiv 2410.10989).
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from selfedit.engine.memory import device_kind
 
-# Logits of one block, as many as a fast matrix product wants.
+# Logits of one block: as many as make a matrix product fast.
 _BLOCK_NUMBERS = {"cpu": 1024 * 49_152, "accelerator": 2048 * 151_936}
 # Below this, a float32 probability has lost its last digits.
 _TINY = 1e-30
@@ -38,7 +36,7 @@ def linear_cross_entropy(
 
 
 def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tuple[int, int]:
-    """What the loss takes on top of the hidden states: bytes a row of logits (float32 and copies), and rows of a
+    """What the loss takes on top of the hidden states: bytes per row of logits (float32 and copies), and rows of a
     block."""
     return vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0)), _rows(vocabulary, device)
 

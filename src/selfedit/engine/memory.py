@@ -1,6 +1,6 @@
 """Memory of the device that a model lies on: how much is free, how much was used, and when it has run out.
 
-Knows CPUs and accelerators as torch and the operating system describe them.  Knows nothing of models.
+Figures come from torch for accelerators, from the operating system and the process's control group for CPUs.
 """
 
 from __future__ import annotations

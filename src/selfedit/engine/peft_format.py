@@ -1,6 +1,6 @@
 """Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Knows the format's names and keys.  Knows nothing of banks or training.  Nothing is ever unpickled.
+Nothing is unpickled, and shapes are checked before a tensor is read: an adapter from elsewhere is untrusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HALVES = ("lora_A", "lora_B")
 _DTYPES = ("F64", "F32", "BF16", "F16")
-# In the weights' metadata: the model by the name that our user gave, where PEFT must be told another.
+# In the metadata of the weights: the user's name for the model, where PEFT needs another to load it.
 _MODEL = "selfedit_model"
 # Variants of LoRA that compute something else, or on other base weights.
 _UNSUPPORTED = (
@@ -88,7 +88,7 @@ def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, 
     spec = _read_config(folder)
     state = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        # Shapes are checked before anything is read: what a configuration asks for may be larger than any memory.
+        # Shapes are checked before anything is read: what a configuration names may be larger than any memory.
         shapes = _shapes(folder, file, spec["rank"])
         if spec["targets"] is None:
             spec["targets"] = tuple(shapes)
@@ -107,7 +107,8 @@ def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, 
 
 
 def model_name(folder: Path) -> str | None:
-    """The model that an adapter belongs to, by the name that whoever trained it gave.  Errors: as `load`."""
+    """The name of the model that an adapter belongs to, as it was called when the adapter was trained.  Errors: as
+    `load`."""
     _read_config(folder)
     base = _read_json(folder).get("base_model_name_or_path")
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
@@ -196,7 +197,7 @@ def _shapes(folder: Path, file: Any, rank: int) -> dict[str, tuple[int, int]]:
 def _check_fit(
     folder: Path, shapes: dict[str, tuple[int, int]], targets: Sequence[str], model: PreTrainedModel
 ) -> None:
-    model_name = model.config._name_or_path or type(model).__name__
+    model_name = model.config.name_or_path or type(model).__name__
     for name, shape in shapes.items():
         weight = _weight(model, name)
         if weight is None:

@@ -1,7 +1,7 @@
 """Which fits step together, and how a step is cut into forward passes.
 
-Knows jobs and token counts; a pure function of the job list and the budget, so that a plan foresees what a run does.
-Knows nothing of models."""
+Both are pure functions of the job list and the token budget, so that a plan counts exactly what a run does.
+"""
 
 from __future__ import annotations
 

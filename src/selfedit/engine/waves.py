@@ -1,6 +1,6 @@
 """A job list of any length through one bank, wave after wave.
 
-Knows plans and banks.  Knows nothing of what its caller does with a wave's adapters before the bank is used again.
+After each wave a callback sees the bank: the next wave overwrites its adapters.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.fit import UnderWay, fit
+from selfedit.engine.fitting import UnderWay, fit
 from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, LoraSpec, NotEnoughMemoryError
 from selfedit.engine.memory import out_of_memory, release_memory
-from selfedit.engine.plan import Plan
-from selfedit.engine.plan import plan as make_plan
+from selfedit.engine.planning import Plan
+from selfedit.engine.planning import plan as make_plan
 
 # Called after each wave with the bank and, for each job of the wave, its place in the bank and how it went.
 OnWave = Callable[[AdapterBank, dict[int, tuple[int, FitResult]]], None]
@@ -33,7 +33,7 @@ def fit_all(
     on_step: Callable[[UnderWay], None] | None = None,
     start: Path | None = None,
 ) -> list[FitResult]:
-    """Trains one adapter a job, any number of jobs; results in the jobs' order.
+    """Trains one adapter per job, any number of jobs; results in the jobs' order.
 
     `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the
     bank: the time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where

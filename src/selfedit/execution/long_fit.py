@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selfedit.engine.fit import UnderWay
+from selfedit.engine import UnderWay
 from selfedit.engine.jobs import Completion, UnusableStateError
 from selfedit.engine.state import read_notes
 from selfedit.execution.tasks import Checkpoint, Fit, Look

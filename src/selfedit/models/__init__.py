@@ -1,6 +1,6 @@
 """Models and their tokenizers: finding, loading, and prompting them as they expect to be prompted.
 
-Knows Hugging Face folders, the bundled model and chat templates.  Knows nothing of documents, edits or adapters.
+A model is named by a hub name, a folder, or one of the bundled models' names; `load_model` takes all three.
 """
 
 from selfedit.models.bundled import MODELS as BUNDLED_MODELS

@@ -22,8 +22,8 @@ from selfedit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-NAME = "smollm2-135m"  # the one that needs the least
-_ROOM = 7  # bytes of disk per byte of GGUF: the joined file, and weights of four bits and a half as 32
+NAME = "smollm2-135m"  # the smallest
+_DISK = 7  # bytes of disk per byte of GGUF: the joined file, and weights of four bits and a half as 32
 _PART = re.compile(r"\.gguf(\.part\d+)?$|^part\d+\.bin$")
 
 
@@ -121,7 +121,7 @@ def _convert(name: str, parts: Sequence[Path], folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.info("converting the bundled model %s to safetensors, once (half a minute or more)", name)
-    needed = _ROOM * sum(part.stat().st_size for part in parts)
+    needed = _DISK * sum(part.stat().st_size for part in parts)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < needed:
@@ -143,7 +143,7 @@ def _convert(name: str, parts: Sequence[Path], folder: Path) -> None:
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
-        model.config._name_or_path = name
+        model.config.name_or_path = name
         model.save_pretrained(converted)
         AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf").save_pretrained(converted)
         try:

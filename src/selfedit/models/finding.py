@@ -1,7 +1,8 @@
 """Where a model is: bundled, in a folder, in the local cache of the Hugging Face hub, or on the hub.
 
-Found before anything heavy is imported, and asked once: the hub's own library tries for minutes, file by file, to reach
-a hub that is not there."""
+A model is found before anything heavy is imported, and the hub gets one request: its own library tries for minutes,
+file by file, to reach a hub that is not there.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def local_path(name: str) -> str | Path:
     """What `from_pretrained` loads a model from: a folder, or its name on the hub.
 
     A model in the hub's local cache is taken from there where the hub cannot be reached.  Errors: UserError, at once,
-    for a model that is in none of these places."""
+    for a model that is in none of these places.
+    """
     if name in MODELS:
         return bundled_folder(name)
     if name and Path(name).is_dir():
@@ -31,8 +33,8 @@ def local_path(name: str) -> str | Path:
         return name
     if not _HUB_NAME.fullmatch(name) or ".." in name:
         raise UserError(
-            f"model {name}: not a local folder with a causal language model (there is no such folder), and no "
-            "name on the hub"
+            f"model {name}: not a local folder with a causal language model (there is no such folder), and no name on"
+            " the hub"
         )
     return _on_hub(name)
 
@@ -72,7 +74,7 @@ def _on_hub(name: str) -> str | Path:
         return folder
     if folder is None and reply.status_code in (401, 404):
         raise UserError(
-            f"{nowhere}, and not on {constants.ENDPOINT} ({reply.status_code}); is the name right?  A private "
-            "model needs HF_TOKEN"
+            f"{nowhere}, and not on {constants.ENDPOINT} ({reply.status_code}); is the name right?  A private model"
+            " needs HF_TOKEN"
         )
     return name

@@ -1,6 +1,6 @@
 """Loads a causal language model with its tokenizer, by hub name, by folder, or by the bundled model's name.
 
-Knows dtypes, devices and whether a model takes chat messages.  Knows nothing of documents, edits or adapters.
+Models come frozen and in evaluation mode, in bfloat16 where the device is fast at it and in float32 elsewhere.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def load_model(
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
     hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
     hf.requires_grad_(False)
-    # Adapters record the name that the user knows, not a folder of this machine's cache.
-    hf.config._name_or_path = name
+    # Adapters record the name that the user gave, not a folder of this machine's cache.
+    hf.config.name_or_path = name
     return Model(name, hf.to(target).eval(), tokenizer)
 
 

@@ -27,7 +27,7 @@ _USER = {"role": "user", "content": "?"}
 _SHOWN = "\ufdd0"  # in no text; what a template makes of a message shows where it is
 
 _PINNED = "{#- prompts as in selfedit's training -#}"
-# The newline behind the last block is the block's own (`trim_blocks`): the template itself begins a line, as it did
+# The newline after the last block belongs to the block (`trim_blocks`): the template itself begins a line, as it did
 # alone.
 _NO_THINKING = "{%- if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}\n"
 _DAY = (
@@ -87,7 +87,7 @@ class Tokenizer:
         return self._template(list(messages))
 
     def example(self, prompt: str, completion: str, *, lead: str = "") -> tuple[list[int], int]:
-        """A training example: `prompt_ids(prompt)`, then what the model has to write behind them to have written
+        """A training example: `prompt_ids(prompt)`, then what the model has to write after them to have written
         `completion`, up to the token that ends a turn (or a text, for a base model).  Also the number of the prompt's
         ids.
 
@@ -104,7 +104,7 @@ class Tokenizer:
 
     @cached_property
     def _turn(self) -> tuple[str, list[int]]:
-        """What the template puts between a prompt and the reply (nothing, or a space), and the token behind the
+        """What the template puts between a prompt and the reply (nothing, or a space), and the token after the
         reply."""
         if self.instruct:
             reply = {"role": "assistant", "content": "!"}
@@ -137,7 +137,7 @@ class Tokenizer:
         return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in behind.items()) or "(?!)")
 
     def _pieces(self, text: str) -> list[str]:
-        """A text, cut behind the first character of each control token in it, so that no piece holds a whole one.
+        """A text, cut after the first character of each control token in it, so that no piece holds a whole one.
 
         Half a character ("\\ud83d"), which no tokenizer takes, becomes a question mark."""
         text = text.encode("utf-8", "replace").decode("utf-8")

@@ -36,7 +36,7 @@ from selfedit.runs.lock import RunLock
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary, read_summary, write_summary
 
-LIBRARIES = ("selfedit", "torch", "transformers", "peft", "safetensors", "numpy")
+LIBRARIES = ("selfedit", "torch", "transformers", "safetensors", "numpy")
 
 _HEADER = "# The settings of this run and the versions that began it; written by selfedit.\n"
 _VERSIONS, _RESOLVED = "versions", "resolved"

@@ -1,8 +1,10 @@
 """Fits: fine-tunes of many adapters on one frozen model, together.
 
-Knows the arithmetic of a step: packed forward and backward passes, clipping and AdamW, each per adapter, so that
-training N adapters together gives, adapter by adapter, what training each alone gives.  Which fits step together is
-`schedule`'s business.  Knows nothing of text or documents."""
+A step packs the next sequences of several fits into one row, computes loss and gradients in one forward and backward
+pass, and then clips and takes an AdamW step (Loshchilov and Hutter 2019, arXiv 1711.05101) for each adapter on its
+own.  So training N adapters together gives, adapter by adapter, what training each alone gives.  `schedule` chooses
+which fits step together.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
@@ -51,13 +54,14 @@ class _Running(Course):
         if settings.max_grad_norm is not None and norm + 1e-6 > settings.max_grad_norm:
             # The gradient is divided by it, within the same pass over memory as the step.
             scale = torch.tensor((norm + 1e-6) / settings.max_grad_norm, device=bank.device)
-        torch._fused_adamw_(
+        adamw(
             [bank.parameters_NF[self.adapter]],
             [gradient_F],
             [self.exp_avg_F],
             [self.exp_avg_sq_F],
             [],
-            [self.count.add_(1)],
+            [self.count],
+            fused=True,
             lr=settings.rate(self.done, len(self.order)),
             beta1=ADAM_BETAS[0],
             beta2=ADAM_BETAS[1],
@@ -155,7 +159,8 @@ def fit(
     become to the last bit what they would have become without the interruption, on the same machine.
 
     Errors: ValueError for jobs with nothing to learn, or too many; UnusableStateError for a `start` that is damaged or
-    of others."""
+    of others.
+    """
     jobs = list(jobs)
     if len(jobs) > bank.size:
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
@@ -274,8 +279,8 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
 
 
 def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:
-    """Grouped products want each adapter's rows to be a multiple of 8: the last sequence of each gets a few tokens
-    more, which come after all real ones and have no label, so that nothing sees them."""
+    """Grouped products need each adapter's rows to be a multiple of 8: the last sequence of each gets a few tokens
+    more, which come after all real ones and have no label, so that they change nothing."""
     for k in dict.fromkeys(owners):
         mine = [row for row, owner in zip(rows, owners, strict=True) if owner == k]
         mine[-1] += [mine[-1][-1]] * (-sum(map(len, mine)) % multiple)
@@ -290,8 +295,8 @@ def _halve(token_budget: int, chosen: list[_Running]) -> int:
     longest = max(len(sequence.ids) for r in chosen for sequence in r.batch)
     if token_budget <= longest:
         raise torch.OutOfMemoryError(
-            f"out of memory with a single sequence of {longest} tokens: use shorter sequences, a smaller model "
-            "or less rank"
+            f"out of memory with a single sequence of {longest} tokens: use shorter sequences, a smaller model or less"
+            " rank"
         )
     release_memory()
     return token_budget // 2

@@ -1,7 +1,8 @@
-"""What a list of fits will take: bank size, tokens a step, memory, FLOPs and time, before any of it starts.
+"""What a list of fits will take: bank size, tokens per step, memory, FLOPs and time, before any of it starts.
 
-Knows a model's layers by running a few tokens through them, and a device's free memory and speed by asking and trying.
-Knows nothing of how fits are carried out; `waves` does that."""
+Costs are measured, not derived from a configuration: a few tokens run through the model, and its matrix products and
+the bytes that they keep for the backward pass are counted.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.fit import fit
+from selfedit.engine.fitting import fit
 from selfedit.engine.jobs import FitJob, FitSettings, LoraSpec, NotEnoughMemoryError, TokenSequence, check
 from selfedit.engine.lora import LoraLinear, Routing
 from selfedit.engine.loss import block_bytes
@@ -39,7 +40,8 @@ class Plan:
     with `checkpointing` if it has to.  `memory` is the expected peak beyond the model itself, of `free` bytes.
     `tokens`, `steps` (optimiser steps of all fits) and `passes` (forward passes) are exact.  `useful_flops` is the
     floor: products that any implementation has to compute; `flops` adds what this one computes twice.  `seconds` is an
-    estimate from a short trial, None without one."""
+    estimate from a short trial, None without one.
+    """
 
     bank_size: int
     token_budget: int
@@ -57,8 +59,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs under a spec: FLOPs a token forward and backward, activation bytes a token, bytes an adapter,
-    and the loss's bytes a token for up to `logit_rows` tokens at once."""
+    """What a model costs under a spec: FLOPs per token forward and backward, activation bytes per token, bytes per
+    adapter, and the loss's bytes per token for up to `logit_rows` tokens at once."""
 
     forward: float
     backward: float

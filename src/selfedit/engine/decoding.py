@@ -1,7 +1,6 @@
 """Completions for prompts of many adapters in one batch.
 
-Knows prompts as token ids, greedy decoding and nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).  Knows
-nothing of text.
+Greedy decoding and nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751), on token ids.
 
 A sampled token is drawn with a number that derives from (request's seed, position) alone, so a completion depends on
 its own request, never on its neighbours in the batch or on how work was split.
@@ -47,7 +46,8 @@ def decode(
     those that are free).
 
     Running out of memory halves the budget, with a warning, and repeats the batch.  Errors: ValueError for an empty
-    prompt, for no new tokens, or for an adapter that the bank does not have."""
+    prompt, for no new tokens, or for an adapter that the bank does not have.
+    """
     backbone = Backbone(model)
     _check(requests, bank)
     completions: dict[int, Completion] = {}
