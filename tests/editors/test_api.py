@@ -168,13 +168,12 @@ def test_what_is_paid_for_a_new_reply(server: FakeServer) -> None:
 
 
 def test_without_a_word_about_tokens_a_reply_costs_the_most_that_it_can(server: FakeServer) -> None:
-    server.faults.extend(
-        [reply_with(), Fault(raw=b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1}}')]
-    )
+    said = b'{"choices": [{"message": {"content": "x"}}], "usage": %s}'
+    server.faults.extend([reply_with(), Fault(raw=said % b'{"prompt_tokens": 1}'), Fault(raw=said % b"[1, 2]")])
     asker = client(server, price=PRICE, budget=(budget := Budget(100)))
-    results = asker.complete([chat("a", max_tokens=10), chat("b", max_tokens=10)])
-    assert [result.usd for result in results] == [10.0, 10.0]
-    assert budget.spent == 20.0
+    results = asker.complete([chat(text, max_tokens=10) for text in "abc"])
+    assert [(result.error, result.usd) for result in results] == [(None, 10.0)] * 3
+    assert budget.spent == 30.0
 
 
 def test_what_came_back_before_a_fatal_error_is_kept(server: FakeServer) -> None:
@@ -294,7 +293,7 @@ def test_a_refused_temperature_is_left_out_from_then_on(server: FakeServer, capl
     asker = client(server, concurrency=1)
     results = asker.complete([chat("a", temperature=0.0, seed=1), chat("b", temperature=0.0)])
     assert [result.text for result in results] == ["reply to a", "reply to b"]
-    assert asker.refused == ("temperature",)
+    assert asker.refused == {"temperature"}
     assert ["temperature" in body for body in server.completions] == [True, False, False]
     assert server.completions[1]["seed"] == 1
     assert [record.getMessage() for record in caplog.records].count(
@@ -308,7 +307,7 @@ def test_a_refused_schema_is_left_out_by_message(server: FakeServer) -> None:
     )
     asker = client(server)
     assert asker.complete([chat("a", json_schema={"type": "object"})])[0].error is None
-    assert asker.refused == ("response_format",)
+    assert asker.refused == {"response_format"}
 
 
 def test_max_tokens_is_sent_under_its_new_name_where_the_old_one_is_refused(server: FakeServer) -> None:

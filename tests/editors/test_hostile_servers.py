@@ -174,7 +174,6 @@ UNUSABLE = {
     "half a token": completion(usage={"prompt_tokens": 1.5, "completion_tokens": 1}),
     "negative tokens": completion(usage={"prompt_tokens": 10, "completion_tokens": -1000000}),
     "tokens as a list": completion(usage={"prompt_tokens": [1], "completion_tokens": 1}),
-    "usage as a list": completion(usage=[1, 2]),
     "content as parts": completion(choice={"message": {"content": [{"type": "text", "text": "x"}]}}),
     "content as a number": completion(choice={"message": {"content": 7}}),
     "refusal as an object": completion(choice={"message": {"content": None, "refusal": {"why": "x"}}}),
@@ -344,7 +343,7 @@ def test_a_result_file_has_room_for_its_requests_and_no_more(server: FakeServer,
     (result,) = client(server, batch=True).complete([chat("a")])
     assert result.text == "reply to a"
     server.plans.append(BatchPlan(strangers=["x" * 200_000]))
-    with pytest.raises(UserError, match=r"does not give the results of batch batch-1 .* larger than 0 MB"):
+    with pytest.raises(UserError, match=r"does not give a batch's results .* larger than 0 MB"):
         client(server, batch=True).complete([chat("b")])
 
 

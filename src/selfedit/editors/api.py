@@ -126,18 +126,13 @@ class ApiClient:
         self.budget = budget or Budget()
         self.on_poll = on_poll
         self.address = self.endpoint.address(model)
-        self._refused: frozenset[str] = frozenset()
+        self.refused: frozenset[str] = frozenset()  # parameters, not sent any more
         self._reached = False
 
     @property
     def url(self) -> str:
         """The server's address, as it may be shown."""
         return self.address.shown
-
-    @property
-    def refused(self) -> tuple[str, ...]:
-        """The parameters that the server has refused and that are not sent any more."""
-        return tuple(sorted(self._refused))
 
     def key(self, request: ApiRequest) -> str:
         """The request's key in the store: the sha256 of its canonical JSON, with server, model, settings and sample."""
@@ -190,9 +185,9 @@ class ApiClient:
         if pending:
             self.check()
             if self.endpoint.batch:
-                from selfedit.editors.batch import run_batches
+                from selfedit.editors.batch import BatchRun
 
-                run_batches(self, pending, deliver)
+                BatchRun(self, pending, deliver).run()
             else:
                 self._run_live(pending, deliver)
         return cast("list[ApiResult]", results)
@@ -213,8 +208,8 @@ class ApiClient:
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         """The JSON body to send: without what the server has refused, and with its name for `max_tokens`."""
-        body = {name: value for name, value in self._full_body(request).items() if name not in self._refused}
-        if self.endpoint.kind == "chat" and (self.url == DEFAULT_URL or "max_tokens" in self._refused):
+        body = {name: value for name, value in self._full_body(request).items() if name not in self.refused}
+        if self.endpoint.kind == "chat" and (self.url == DEFAULT_URL or "max_tokens" in self.refused):
             # The old name is all that some local servers know; OpenAI's reasoning models know the new one only.
             body["max_completion_tokens"] = self._bound(request)
             body.pop("max_tokens", None)
@@ -235,7 +230,7 @@ class ApiClient:
 
     def settle(self, key: str, request: ApiRequest, reply: Mapping[str, Any], deliver: Deliver, *, batch: bool) -> None:
         """Keeps a reply's body and what `deliver` makes of it, in one transaction, and counts its cost."""
-        stored = {"body": dict(reply), "batch": batch, "without": list(self.refused)}
+        stored = {"body": dict(reply), "batch": batch, "without": sorted(self.refused)}
         result = self._result(stored, cached=False)
         usd = None
         if self.price is not None:
@@ -259,8 +254,8 @@ class ApiClient:
         ]
         # The parameter that the error names in its own field, else all that its message names.
         for name in [error.param] if error.param in named else named:
-            if name not in self._refused:
-                self._refused |= {name}
+            if name not in self.refused:
+                self.refused |= {name}
                 if name != "max_tokens":  # sent under its new name
                     logger.warning("model '%s' at %s refuses '%s': requests go without it", self.model, self.url, name)
         return bool(named)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, AliasPath, BaseModel, Field, ValidationError
 
 from selfedit.errors import first_error
 
@@ -99,32 +99,21 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 
 
-class Message(BaseModel):
-    content: Text | None = None
-    refusal: str | None = None
-
-
-class Choice(BaseModel):
-    message: Message = Message()
-    text: Text | None = None
-    finish_reason: str | None = None
-
-
-class Details(BaseModel):
-    reasoning_tokens: Tokens | None = None
-
-
-class Usage(BaseModel):
-    prompt_tokens: Tokens | None = None
-    completion_tokens: Tokens | None = None
-    completion_tokens_details: Details | None = None
+def _at(first: str, *path: str | int, default: Any = None) -> Any:
+    """A field at this place of an answer."""
+    return Field(default, validation_alias=AliasPath(first, *path))
 
 
 class Completion(BaseModel):
-    """A completion, chat or plain."""
+    """A completion, chat (`content`) or plain (`text`)."""
 
-    choices: Annotated[list[Choice], Field(min_length=1)]
-    usage: Usage | None = None
+    content: Text | None = _at("choices", 0, "message", "content")
+    refusal: str | None = _at("choices", 0, "message", "refusal")
+    text: Text | None = _at("choices", 0, "text")
+    finish_reason: str | None = _at("choices", 0, "finish_reason")
+    input_tokens: Tokens | None = _at("usage", "prompt_tokens")
+    output_tokens: Tokens | None = _at("usage", "completion_tokens")
+    reasoning_tokens: Tokens | None = _at("usage", "completion_tokens_details", "reasoning_tokens")
 
 
 class File(BaseModel):
@@ -133,19 +122,9 @@ class File(BaseModel):
     id: Annotated[str, Field(min_length=1)]
 
 
-class Counts(BaseModel):
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-
-
 class BatchError(BaseModel):
     code: str | None = None
     message: str | None = None
-
-
-class BatchErrors(BaseModel):
-    data: list[BatchError] | None = None
 
 
 class Batch(BaseModel):
@@ -155,8 +134,10 @@ class Batch(BaseModel):
     status: str
     output_file_id: str | None = None
     error_file_id: str | None = None
-    request_counts: Counts | None = None
-    errors: BatchErrors | None = None
+    total: int = _at("request_counts", "total", default=0)
+    completed: int = _at("request_counts", "completed", default=0)
+    failed: int = _at("request_counts", "failed", default=0)
+    errors: list[BatchError] = _at("errors", "data", default=[])
 
 
 class Listed(BaseModel):
@@ -194,23 +175,22 @@ def read_completion(reply: Mapping[str, Any], kind: str, clean: Callable[[str], 
         completion = Completion.model_validate(reply)
     except ValidationError as wrong:
         return ApiResult(error=f"the reply cannot be used ({clean(first_error(wrong))})")
-    choice, usage = completion.choices[0], completion.usage or Usage()
-    finish_reason = choice.finish_reason or ""
-    text = choice.message.content if kind == "chat" else choice.text
+    finish_reason = completion.finish_reason or ""
+    text = completion.content if kind == "chat" else completion.text
     error = None
     if finish_reason == "content_filter":
         error = "the server's content filter cut the reply"
-    elif choice.message.refusal:
-        error = f"the model refused: {clean(choice.message.refusal)}"
+    elif completion.refusal:
+        error = f"the model refused: {clean(completion.refusal)}"
     elif text is None and finish_reason != "length":
         error = f"the reply has no text (finish reason: {clean(finish_reason) or 'none'})"
-    if usage.prompt_tokens is None or usage.completion_tokens is None:
-        usage = Usage()  # half of it would make a reply look cheaper than it was
+    # Half of the tokens would make a reply look cheaper than it was.
+    told = None not in (completion.input_tokens, completion.output_tokens)
     return ApiResult(
         text=text or "",
         finish_reason=finish_reason,
-        input_tokens=usage.prompt_tokens or 0,
-        output_tokens=usage.completion_tokens or 0,
-        reasoning_tokens=(usage.completion_tokens_details or Details()).reasoning_tokens or 0,
+        input_tokens=(told and completion.input_tokens) or 0,
+        output_tokens=(told and completion.output_tokens) or 0,
+        reasoning_tokens=(told and completion.reasoning_tokens) or 0,
         error=error,
     )
