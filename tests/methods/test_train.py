@@ -158,7 +158,7 @@ def test_a_round_s_seconds_are_those_of_all_attempts(
 ) -> None:
     """Each task takes 10 seconds; an interrupted run loses the time of the task under way, and no other."""
     now = 0.0
-    monkeypatch.setattr("selfedit.runs.store.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("selfedit.runs.database.time", SimpleNamespace(monotonic=lambda: now))
 
     class Stop(Exception):
         pass

@@ -112,7 +112,7 @@ def test_without_a_terminal_100_columns_are_used(compare_run: Path) -> None:
 
 def test_the_run_s_duration_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count(0.0, 300.0)
-    monkeypatch.setattr("selfedit.runs.store.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr("selfedit.runs.database.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     folder = fake_runs.write_compare(tmp_path / "run", documents=1, conditions=("none",))
     out = io.StringIO()
     print_summary(folder, Console(file=out))

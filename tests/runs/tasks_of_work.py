@@ -37,7 +37,7 @@ class Experiment:
 
     def is_done(self, store: Store, task: int) -> bool:
         edit = self._edit(task)
-        return store.has_fit(f"{edit.id}|0")
+        return f"{edit.id}|0" in store.fit_ids()
 
     def write(self, store: Store, task: int, step: Callable[[], None] = lambda: None) -> None:
         """Commit one task; `step` is called between its statements."""
@@ -65,13 +65,13 @@ def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
     connection = sqlite3.connect(path)
     try:
         queries = {
-            "documents": "SELECT * FROM documents",
+            "documents": "SELECT id, split, title, text FROM documents",
             "questions": "SELECT * FROM questions",
             "edits": "SELECT * FROM edits",
             "fits": "SELECT * FROM fits",
             "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
-            "verdicts": "SELECT a.fit_id, a.question_id, v.grader, v.value, v.score, v.note"
-            " FROM grades v JOIN answers a ON a.id = v.answer_id",
+            "grades": "SELECT a.fit_id, a.question_id, g.grader, g.value, g.score, g.note"
+            " FROM grades g JOIN answers a ON a.id = g.answer_id",
             "costs": "SELECT what, condition, round, model, input_tokens, output_tokens, seconds, usd FROM costs",
             "events": "SELECT kind, subject, message FROM events",
         }
@@ -88,11 +88,11 @@ def whole_tasks(path: Path, experiment: Experiment) -> int:
     tasks = len(rows["edits"])
     questions = {document.id: len(document.questions) for document in experiment.documents}
     answers = sum(questions[str(row[2])] for row in rows["edits"]) * FITS_PER_TASK
-    counts = {table: len(rows[table]) for table in ("fits", "answers", "verdicts", "costs")}
+    counts = {table: len(rows[table]) for table in ("fits", "answers", "grades", "costs")}
     assert counts == {
         "fits": tasks * FITS_PER_TASK,
         "answers": answers,
-        "verdicts": answers,
+        "grades": answers,
         "costs": tasks * FITS_PER_TASK,
     }
     return tasks

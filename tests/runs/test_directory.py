@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1\nb: 2", r"config\.yaml, line \d: not YAML"), ("a: 1", "not the settings of a run"), ("", "not the set")],
+    [("a: [1\nb: 2", r"config\.yaml: not YAML .*line \d"), ("a: 1", "not the settings of a run"), ("", "not the set")],
 )
 def test_a_strange_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
@@ -170,6 +171,21 @@ def test_a_strange_config_is_refused(tmp_path: Path, text: str, message: str) ->
         RunDirectory.open(tmp_path, CONFIG)
     with pytest.raises(UserError, match=message):
         RunDirectory.read(tmp_path)
+
+
+def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "whole", CONFIG) as run:
+        run.store.add_event("a", "", "")
+    for name in ("config.yaml", "run.sqlite"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "whole" / name, tmp_path / name)
+    with RunDirectory.read(tmp_path / "config.yaml") as run:
+        assert run.config["procedure"] == "compare"
+        assert (run.summary, run.store.events()) == (None, [])
+    with RunDirectory.read(tmp_path / "run.sqlite") as run:
+        assert (run.config, len(run.store.events())) == ({}, 1)
+    with pytest.raises(UserError, match="no such directory"):
+        RunDirectory.read(tmp_path / "nowhere")
 
 
 def test_a_run_killed_before_its_settings_were_written_begins_anew(tmp_path: Path) -> None:

@@ -353,13 +353,13 @@ def _strings(text: str) -> tuple[str, ...]:
 
 
 def _edits(connection: sqlite3.Connection) -> Iterable[Edit]:
-    for row in connection.execute("SELECT * FROM edits ORDER BY round, document_id, writer, idx"):
+    for row in connection.execute('SELECT * FROM edits ORDER BY round, document_id, writer, "index"'):
         yield Edit(
             id=row["id"],
             round=row["round"],
             document_id=row["document_id"],
             writer=row["writer"],
-            index=row["idx"],
+            index=row["index"],
             prompt=row["prompt"],
             text=row["text"],
             truncated=bool(row["truncated"]),

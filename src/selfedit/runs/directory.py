@@ -35,6 +35,7 @@ from selfedit.runs.files import begin_privately, disk_errors, sweep, write_atomi
 from selfedit.runs.lock import RunLock
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary, read_summary, write_summary
+from selfedit.yaml_file import read_yaml
 
 LIBRARIES = ("selfedit", "torch", "transformers", "safetensors", "numpy")
 
@@ -121,13 +122,20 @@ class RunDirectory:
 
     @classmethod
     def read(cls, path: str | Path) -> RunDirectory:
-        """A run to look at, finished or not, even while another process writes it.  UserError where there is none."""
+        """A run to look at, finished or not, even while another process writes it.
+
+        What is not there is empty: `config` without a config.yaml, the store without a run.sqlite.  UserError where
+        neither is there, nor a summary, or where one of them cannot be read.
+        """
         path = Path(path)
-        config_path = path / "config.yaml"
-        if not config_path.is_file():
-            raise UserError(f"{path}: not the directory of a run (it has no config.yaml); name one that has")
-        config, versions, resolved = read_recorded(config_path)
-        store = Store(path / "run.sqlite", readonly=True)
+        if not path.is_dir():
+            what = "is a file, not a run's directory" if path.exists() else "no such directory"
+            raise UserError(f"{path}: {what}; give the directory that --out named")
+        there = {name: (path / name).exists() for name in ("config.yaml", "run.sqlite", "summary.json")}
+        if not any(there.values()):
+            raise UserError(f"{path}: not the directory of a run (no config.yaml, run.sqlite or summary.json in it)")
+        config, versions, resolved = read_recorded(path / "config.yaml") if there["config.yaml"] else ({}, {}, {})
+        store = Store(path / "run.sqlite" if there["run.sqlite"] else None, readonly=True)
         return cls(path, config, versions, store, resolved=resolved, lock=None, resumed=True)
 
     def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
@@ -182,6 +190,11 @@ class RunDirectory:
     def read_summary(self) -> Summary:
         """The summary of a finished run.  UserError where the run is not finished."""
         return read_summary(self.summary_path)
+
+    @property
+    def summary(self) -> Summary | None:
+        """The summary; None while the run is not finished.  UserError where it cannot be read."""
+        return self.read_summary() if self.summary_path.exists() else None
 
     def close(self) -> None:
         """Close the store and let others in."""
@@ -283,12 +296,7 @@ def read_recorded(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str,
 
     UserError where it is no such file.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML; put it back, or start a new run elsewhere") from error
+    data = read_yaml(path, str(path))
     versions = data.pop(_VERSIONS, None) if isinstance(data, dict) else None
     if not isinstance(versions, dict) or "selfedit" not in versions:
         raise UserError(f"{path}: not the settings of a run (no versions in it); name another directory")
