@@ -7,12 +7,14 @@ thread each, by four arms that take turns, task by task, because a shared machin
 next: an engine in a process pinned to one core (the cores take turns too); one of a pool's two workers; two such
 engines at once, which is what the machine itself allows two cores to do; both workers at once.  All are ready and warm;
 the time runs from sending the task to having its result.  Then a queue of tasks on both workers, for the share of it
-that each is idle.
+that they are idle.
 
 Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out tasks in the real pool
 (`selfedit.execution.schedule`), with task times drawn from the measured ones and the measured time that the driver
 needs for a task.  The phases of a round follow one another as they do in `train`: edits are written, fits made and
-examined, the editor trained (one fit, so one worker), and the new editor validated.
+examined, the editor trained (one fit, so one worker), and the new editor validated.  Then the fits of such a round by
+workers of which one is slow or hangs, or is on a machine on which every task raises, with and without what the schedule
+does about it.
 
 Writes `benchmarks/results/scaling.json`.
 """
@@ -29,9 +31,8 @@ import random
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,6 +48,7 @@ EDIT_TOKENS, ANSWER_TOKENS = 48, 12
 # A round of Step B with its published settings (docs/method.md): K, S, epochs, share of documents for validation.
 K, S, ROUND_EPOCHS, VALIDATION = 5, 3, 10, 0.2
 OUTER_EPOCHS = 2
+NEVER = 1e5  # seconds without a result, of a simulation, that mean that there will be none
 
 
 # Measured
@@ -100,8 +102,7 @@ def measured_tasks() -> tuple[Any, Any]:
 
 
 def engine(core: int, connection: Connection) -> None:
-    """A process with an engine in it, pinned to one core: answers each task with its result and the seconds that it
-    took."""
+    """A process with an engine in it, pinned to one core: answers each task with its result and its seconds."""
     os.sched_setaffinity(0, [core])
     import torch
 
@@ -122,8 +123,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measured(rounds: int) -> dict[str, Any]:
-    """Tasks of one size by one engine, one worker, two engines at once and two workers at once, taking turns; then a
-    queue."""
+    """Tasks of one size by an engine, a worker, two engines at once and two workers at once, in turns; then a queue."""
     from selfedit.execution.ray_pool import RayPool
     from selfedit.execution.worker import ModelSource
 
@@ -136,7 +136,7 @@ def measured(rounds: int) -> dict[str, Any]:
         assert here.recv() == "ready"
         engines.append(here)
     pool = RayPool(ModelSource(MODEL, device="cpu", dtype="float32"), workers=2, cpus_per_worker=1, dashboard=False)
-    while not all(state.state == "idle" for state in pool.states()):
+    while not all(worker.state == "idle" for worker in pool.workers):
         time.sleep(0.2)
     fits, edits = measured_tasks()
     names = itertools.count()
@@ -172,11 +172,9 @@ def measured(rounds: int) -> dict[str, Any]:
             arms[arm].append(seconds)
         print({name: [round(s, 1) for s in seconds] for name, seconds in arms.items()}, file=sys.stderr, flush=True)
 
-    before = [state.busy_seconds for state in pool.states()]
     queue = [replace(task, id=f"queue/{n}") for n, task in enumerate([fits] * 6 + [edits] * 4)]
-    wall, _ = timed(lambda: list(pool.run(queue)))
-    time.sleep(2.0)  # until the workers' own counts are here
-    busy = [state.busy_seconds - was for state, was in zip(pool.states(), before, strict=True)]
+    wall, results = timed(lambda: list(pool.run(queue)))
+    busy = sum(result.seconds for result in results) / (2 * wall)
     pool.close()
     for connection in engines:
         connection.send(None)
@@ -193,7 +191,7 @@ def measured(rounds: int) -> dict[str, Any]:
         "two_workers_over_engine": ratio("two_workers", 2),
         "two_engines_over_engine": ratio("two_engines", 2),
         "two_workers_over_two_engines": round(sum(arms["two_engines"]) / sum(arms["two_workers"]), 3),
-        "queue": {"tasks": len(queue), "idle_share": [round(1 - each / wall, 4) for each in busy]},
+        "queue": {"tasks": len(queue), "idle_share": round(1 - busy, 4)},
         "difference_of_two_tasks_at_once": round(sum(waiting) / len(waiting), 4),
         "driver_seconds": {name: round(value, 5) for name, value in driver_seconds().items()},
         "task_times": [[kind, cost, round(seconds, 3)] for kind, cost, seconds in task_times],
@@ -273,8 +271,8 @@ def commit_seconds(tasks: int = 50, fits: int = 16, answers: int = 5) -> float:
 
 
 @dataclass(frozen=True)
-class SimulatedUnit:
-    """What the schedule needs to know of a task, and how long it takes."""
+class SimulatedTask:
+    """What the schedule needs of a task, and how many seconds an ordinary worker takes for it."""
 
     id: str
     cost: float
@@ -282,65 +280,62 @@ class SimulatedUnit:
     policy: tuple[str, ...] = ()
 
 
-def simulate(tasks: Sequence[SimulatedUnit], workers: int, driver: float) -> float:
-    """Seconds until the last result is committed.  A worker begins a task that waits behind another at once; the driver
-    needs `driver` seconds for each result before it hands out the next task."""
+@dataclass(frozen=True)
+class Misfortune:
+    """Workers that are `slow` by a factor (infinity: they hang), or on whose machine every task raises after a second
+    (`bad`) and whose next process is ready after `restart` seconds."""
+
+    slow: Mapping[int, float] = field(default_factory=dict)
+    bad: frozenset[int] = frozenset()
+    restart: float = 15.0
+
+
+def simulate(
+    tasks: Sequence[SimulatedTask],
+    workers: int,
+    driver: float,
+    misfortune: Misfortune = Misfortune(),
+    kind: Callable[..., Any] | None = None,
+) -> tuple[float, int]:
+    """Seconds until the last result is there, and how many tasks were given up.  The driver needs `driver` seconds for
+    each task that it hands out; `kind` is the class of the schedule."""
     from selfedit.execution.schedule import Schedule
 
-    schedule = Schedule(tasks)  # type: ignore[arg-type]
-    names = [f"w{n}" for n in range(workers)]
-    behind: dict[str, deque[SimulatedUnit]] = {name: deque() for name in names}
-    at_work: dict[str, bool] = dict.fromkeys(names, False)
-    events: list[tuple[float, int, str, str, SimulatedUnit]] = []
-    count = 0
+    schedule = (kind or Schedule)(tasks)
+    places = {str(worker) for worker in range(workers)}
+    # When, a number, which worker, with which job (None: idle) and whether it is done.
+    events: list[tuple[float, int, int, Any, bool]] = [(0.0, n, n, None, True) for n in range(workers)]
+    numbers = itertools.count(workers)
+    free, last, given_up = 0.0, 0.0, 0
 
-    def begin(worker: str, task: SimulatedUnit, now: float) -> None:
-        nonlocal count
-        count += 1
-        at_work[worker] = True
-        heapq.heappush(events, (now + task.seconds, count, "done", worker, task))
+    def later(when: float, worker: int, job: Any = None, done: bool = True) -> None:
+        heapq.heappush(events, (when, next(numbers), worker, job, done))
 
-    def hand_out(worker: str, now: float, most: int = 2) -> None:
-        for _ in range(most):
-            assignment = schedule.take(worker, now)
-            if assignment is None:
-                return
-            task: Any = assignment.task
-            if assignment.taken_from is not None and task in behind[assignment.taken_from]:
-                behind[assignment.taken_from].remove(task)
-            if at_work[worker]:
-                behind[worker].append(task)
-            else:
-                begin(worker, task, now)
-
-    free = 0.0
-    for name in names:
-        schedule.join(name, name)
-    for _ in range(2):
-        for name in names:
-            if not schedule.waiting:
-                break
-            free += driver
-            hand_out(name, free, most=1)
-    while not schedule.done:
-        now, _, what, worker, task = heapq.heappop(events)
-        if what == "done":
-            at_work[worker] = False
-            if behind[worker]:
-                begin(worker, behind[worker].popleft(), now)
-            free = max(free, now) + driver
-            count += 1
-            heapq.heappush(events, (free, count, "handled", worker, task))
-        else:
-            schedule.finish(worker, task.id, now)
-            hand_out(worker, now)
-    return free
+    while schedule.left and events and events[0][0] - last < NEVER:
+        now, _, worker, job, done = heapq.heappop(events)
+        if job is not None and not done:
+            given_up += schedule.fail(job, str(worker), "it raised") is not None
+            later(now + misfortune.restart, worker)
+            continue
+        if job is not None and schedule.finish(job, now):
+            last = now
+        job = schedule.take(str(worker), places, now)
+        if job is None:
+            later(now + 1.0, worker)
+            continue
+        free = max(free, now) + driver
+        if worker in misfortune.bad:
+            later(free + 1.0, worker, job, False)
+        elif (factor := misfortune.slow.get(worker, 1.0)) < float("inf"):
+            later(free + factor * job.task.seconds, worker, job)
+    return (float("inf") if schedule.left else last), given_up
 
 
-def round_of(
-    documents: int, workers: int, task_size: int, times: Mapping[str, Sequence[tuple[float, float]]], driver: float
-) -> dict[str, Any]:
-    """A round's phases in seconds.  `times`: for each kind of task, (cost, seconds) as measured."""
+Times = Mapping[str, Sequence[tuple[float, float]]]  # for each kind of task, (cost, seconds) as measured
+
+
+def round_tasks(documents: int, task_size: int, times: Times) -> dict[str, list[SimulatedTask]]:
+    """The tasks of a round, by phase."""
     from selfedit.execution.tasks import even_groups
 
     draw = random.Random(documents)
@@ -352,22 +347,28 @@ def round_of(
         size = min(1230.0, max(137.0, draw.lognormvariate(5.84, 0.6)))
         return 3 * size * ROUND_EPOCHS + 5 * (60 + 64)
 
-    def tasks(name: str, costs: list[float], kind: str) -> list[SimulatedUnit]:
+    def tasks(name: str, costs: list[float], kind: str) -> list[SimulatedTask]:
         costs = sorted(costs, reverse=True)
         sums = [sum(costs[k] for k in group) for group in even_groups(costs, size=task_size)]
-        return [SimulatedUnit(f"{name}/{n}", cost, cost * draw.choice(rates[kind])) for n, cost in enumerate(sums)]
+        return [SimulatedTask(f"{name}/{n}", cost, cost * draw.choice(rates[kind])) for n, cost in enumerate(sums)]
 
     validation = round(documents * VALIDATION)
     training = documents - validation
-    phases = {
+    return {
         "edits": tasks("edits", [300.0 + 350] * (training * K), "CompletionTask"),
         "fits": tasks("fits", [fit_cost() for _ in range(training * K * S)], "FitTask"),
         "editor": [],
         "validation edits": tasks("validation edits", [300.0 + 350] * validation, "CompletionTask"),
         "validation fits": tasks("validation fits", [fit_cost() for _ in range(validation * S)], "FitTask"),
     }
-    seconds = {name: simulate(work, workers, driver) if work else 0.0 for name, work in phases.items()}
-    mean = sum(rates["FitTask"]) / len(rates["FitTask"])
+
+
+def round_of(documents: int, workers: int, task_size: int, times: Times, driver: float) -> dict[str, Any]:
+    """A round's phases in seconds."""
+    phases = round_tasks(documents, task_size, times)
+    training = documents - round(documents * VALIDATION)
+    seconds = {name: simulate(work, workers, driver)[0] if work else 0.0 for name, work in phases.items()}
+    mean = sum(seconds / cost for cost, seconds in times["FitTask"]) / len(times["FitTask"])
     seconds["editor"] = 3 * training * (300 + 350) * OUTER_EPOCHS * mean
     busy = sum(task.seconds for work in phases.values() for task in work) + seconds["editor"]
     total = sum(seconds.values())
@@ -387,6 +388,38 @@ def round_of(
     }
 
 
+def misfortunes(times: Times, driver: float) -> list[dict[str, Any]]:
+    """The fits of a round of 50 documents by 8 workers, one of them unlucky: seconds, and tasks given up, with the
+    schedule as it is, and without the part of it that is for this."""
+    from selfedit.execution.schedule import Job, Schedule
+
+    class WithoutCopies(Schedule):
+        def _slowest(self, now: float) -> Job | None:
+            return None
+
+    class WithoutPlaces(Schedule):
+        def take(self, place: str, places: Any, now: float) -> Job | None:
+            return super().take(place, frozenset(), now)
+
+    work = round_tasks(50, 16, times)["fits"]
+    found = []
+    for what, misfortune, without in (
+        ("none", Misfortune(), Schedule),
+        *(
+            (f"{factor:g} times slower", Misfortune(slow={0: factor}), WithoutCopies)
+            for factor in (2.0, 4.0, 8.0, 20.0)
+        ),
+        ("hangs", Misfortune(slow={0: float("inf")}), WithoutCopies),
+        ("every task raises there", Misfortune(bad=frozenset({0})), WithoutPlaces),
+    ):
+        row: dict[str, Any] = {"one of 8 workers": what, "tasks": len(work)}
+        for name, kind in (("as it is", Schedule), ("without", without)):
+            seconds, given_up = simulate(work, 8, driver, misfortune, kind)
+            row[name] = {"seconds": round(seconds) if seconds < float("inf") else "never", "given up": given_up}
+        found.append(row)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="of one task by each arm")
@@ -404,17 +437,23 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {}
     for kind, cost, seconds in found["task_times"]:
         times.setdefault(kind, []).append((cost, seconds))
-    driver = found["driver_seconds"]["task"] + found["driver_seconds"]["commit"]
+    driver = found["driver_seconds"]["task"]
     found["simulated"] = [
         round_of(documents, workers, task_size, times, driver)
         for documents in (50, 5000)
         for task_size in (16, 4)
         for workers in (1, 8, 64, 512)
     ]
+    found["misfortunes"] = misfortunes(times, driver)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key not in ("task_times", "simulated")}, indent=1))
-    for row in found["simulated"]:
+    print(
+        json.dumps(
+            {key: value for key, value in found.items() if key not in ("task_times", "simulated", "misfortunes")},
+            indent=1,
+        )
+    )
+    for row in [*found["simulated"], *found["misfortunes"]]:
         print(row)
 
 

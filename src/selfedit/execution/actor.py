@@ -1,8 +1,8 @@
 """The process of one worker on a cluster: an actor of Ray's around a `Worker`.
 
-Imports the standard library only, and everything else inside functions: Ray is sent this class itself (see `ray_pool`),
-so that a machine without selfedit, or with another version of it, can still say so.  Answers with plain data; knows
-nothing of queues or of the run."""
+Imports the standard library only, and everything else inside functions: Ray carries the class itself (see `ray_pool`),
+so that a machine without selfedit, or with another version of it, can still say so.  Answers are plain data.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import logging
 import os
 import platform
 import sys
-import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 
 class WorkerActor:
-    """Does tasks, one after another, while a second thread answers `look` and `drop`."""
+    """Does tasks, one after another, while a second thread answers `tokens`."""
 
-    def __init__(self, number: int, threads: int, folder: str, patience: float) -> None:
+    def __init__(self, number: int, threads: int, folder: str) -> None:
         # Before torch is imported: OpenMP reads this once, and each thread of this process starts from it.
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
@@ -28,104 +28,92 @@ class WorkerActor:
         self.number = number
         self.threads = threads
         self.task = "-"
-        self.tokens = 0
-        self.busy_seconds = 0.0
-        self.began: float | None = None
-        self.dropped: set[int] = set()
+        self.written = 0
         self.deltas: dict[str, list[Any]] = {}
         self.worker: Any = None
-        self.looked = time.monotonic()
         self.log = self._logger()
-        threading.Thread(target=self._watch_driver, args=(patience,), daemon=True).start()
 
     def __repr__(self) -> str:
         return f"selfedit worker {self.number}"
 
-    def hello(self) -> dict[str, Any]:
-        """Who and where this worker is."""
+    def start(self, versions: Mapping[str, str], source: list[Any]) -> dict[str, Any]:
+        """Loads the model; `source` holds a reference to what it is made from.
+
+        The answer says where this is; what the user can mend is in `user_error`.
+        """
         from importlib.metadata import PackageNotFoundError, version
 
         import ray
 
-        versions = {"python": platform.python_version()}
-        for package in ("selfedit", "torch", "transformers"):
+        began = time.monotonic()
+        answer: dict[str, Any] = {
+            "host": f"{platform.node()} ({ray.util.get_node_ip_address()})",
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+            "differences": [],
+        }
+        for package, wanted in versions.items():
             try:
-                versions[package] = version(package)
+                found = version(package)
             except PackageNotFoundError:
-                versions[package] = "not installed"
-        node = ray.get_runtime_context().get_node_id()
-        host = f"{platform.node()} ({ray.util.get_node_ip_address()})"
-        return {"versions": versions, "host": host, "node": node, "pid": os.getpid()}
+                found = "not installed"
+            if found == wanted:
+                continue
+            difference = f"{answer['host']} has {package} {found}, this machine {wanted}"
+            if package == "selfedit":
+                return answer | {"user_error": f"{difference}; install the same on both"}
+            answer["differences"].append(difference)
 
-    def start(self, source: Any) -> dict[str, Any]:
-        """Loads the model, or loads it afresh.  What the user can mend comes back as `user_error`."""
         from selfedit.errors import UserError
 
-        began = time.monotonic()
         try:
-            self.worker = source.worker(self._delta)
+            self.worker = ray.get(source[0]).worker(self._delta)
         except UserError as error:
             self.log.error("%s", error)
-            return {"user_error": str(error)}
+            return answer | {"user_error": str(error)}
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self.threads)
         self.log.info("ready: %s, %d threads", self.worker.description, self.threads)
-        return {
+        return answer | {
             "description": self.worker.description,
             "context_length": self.worker.context_length,
             "memory": self.worker.memory,
             "seconds": time.monotonic() - began,
         }
 
-    def run(self, order: int, task: Any, deltas: dict[str, list[Any]], memory: tuple[float, int]) -> dict[str, Any]:
-        """Does a task; `memory` is the worker's share of its device, and how often memory ran out.
+    def run(self, task: Any, deltas: dict[str, list[Any]], memory: tuple[float, int]) -> dict[str, Any]:
+        """Does a task; `memory` is the worker's share of its device, and how often memory ran out over the task.
 
-        Answers with its `result`, with the `error` that it raised, or with neither where it was not begun.
+        Answers with its `result`, or with the `error` that it raised; the process has to end then, for its state is in
+        doubt.
         """
-        if order in self.dropped or self.worker is None:
-            return {}
         self.deltas.update(deltas)
-        self.task, self.tokens, self.began = task.id, 0, time.monotonic()
+        self.task, self.written = task.id, 0
         self.log.info("begins")
         self.worker.memory_share, self.worker.halvings = memory
         try:
             result = self.worker.run(task, self._count)
         except Exception as error:
             self.log.exception("raised")
-            self.worker = None  # its state is in doubt: nothing is done before it is started anew
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             return {"error": f"{type(error).__name__}: {line}", "out_of_memory": _out_of_memory(error)}
         else:
             self.log.info("done in %.1f s", result.seconds)
-            return {"result": result, "tokens": self.tokens}
+            return {"result": result, "tokens": self.written}
         finally:
-            self.busy_seconds += time.monotonic() - self.began
-            self.task, self.tokens, self.began = "-", 0, None
+            self.task = "-"
 
-    def look(self) -> tuple[str, int, float]:
-        """The task under way, its tokens so far, and the seconds spent on tasks in all."""
-        self.looked = time.monotonic()
-        began = self.began
-        return self.task, self.tokens, self.busy_seconds + (self.looked - began if began is not None else 0.0)
-
-    def drop(self, order: int) -> None:
-        """A task that waits here is not to be begun."""
-        self.dropped.add(order)
+    def tokens(self) -> int:
+        """Tokens of the task under way, so far."""
+        return self.written
 
     def _count(self, tokens: int) -> None:
-        self.tokens += tokens
+        self.written += tokens
 
     def _delta(self, name: str) -> Any:
         import ray
 
         return ray.get(self.deltas[name][0])
-
-    def _watch_driver(self, patience: float) -> None:
-        """Ends this process when nobody has looked for a while: the driver, or the way to it, is gone."""
-        while time.monotonic() - self.looked < patience:
-            time.sleep(1.0)
-        self.log.error("the driver has not been heard of for %.0f s; this worker ends", patience)
-        os._exit(1)
 
     def _logger(self) -> logging.Logger:
         """Lines on standard error, which Ray keeps in this worker's log file; each carries the task's id."""
