@@ -17,7 +17,7 @@ def make_client(
     **more: Any,
 ) -> ApiClient:
     """A client of an endpoint with these settings: by default few retries and next to no wait."""
-    settings = {"max_retries": 2, "timeout": 10.0, "poll_seconds": 0.002} | more
+    settings = {"max_retries": 2, "poll_seconds": 0.002} | more
     return ApiClient(model, Endpoint(url, **settings), store=store, price=price, budget=budget, on_poll=on_poll)
 
 

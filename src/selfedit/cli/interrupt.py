@@ -15,7 +15,8 @@ import threading
 PATIENCE = 1.0
 EXIT_CODE = 130
 
-INTERRUPTED = "selfedit: interrupted; the same command goes on from here"
+resumable = False
+"""Whether the command is one that keeps what it has done."""
 
 told = threading.Event()
 """Set by whoever has said it."""
@@ -31,6 +32,10 @@ def watch_interrupts(patience: float = PATIENCE) -> None:
     threading.Thread(target=_watch, args=(reader, patience), name="interrupts", daemon=True).start()
 
 
+def message() -> str:
+    return "selfedit: interrupted" + ("; the same command goes on from here" if resumable else "")
+
+
 def _watch(reader: int, patience: float) -> None:
     while signal.SIGINT not in os.read(reader, 1):
         pass
@@ -39,5 +44,5 @@ def _watch(reader: int, patience: float) -> None:
             break
     if not told.is_set():
         cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar has hidden it
-        os.write(2, f"{cursor}{INTERRUPTED}\n".encode())
+        os.write(2, f"{cursor}{message()}\n".encode())
     os._exit(EXIT_CODE)

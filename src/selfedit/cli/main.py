@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
         if arguments is None:
             return 0
+        # Commands that make a run, and only those, have --plan.
+        interrupt.resumable = getattr(arguments, "plan", None) is False
         # Procedures show progress of their own; the bars of the libraries below would only tear it apart.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         result = arguments.run(arguments)
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         interrupt.told.set()
-        print(interrupt.INTERRUPTED, file=sys.stderr)
+        print(interrupt.message(), file=sys.stderr)
         return interrupt.EXIT_CODE
 
 
