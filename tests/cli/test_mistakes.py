@@ -112,7 +112,7 @@ def test_a_chat_prompt_for_a_base_model(
         (["--editor", "replay:"], "the file after 'replay:' is missing"),
         (["--editor", "replay:nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--editor", "api:gpt-4.1"], "no API key for model 'gpt-4.1'"),
-        (["--grader", "guess"], "--grader guess: unknown grader; choose lexical, calibrated"),
+        (["--grader", "guess"], "--grader guess: unknown grader; choose lexical or judge:MODEL"),
         (["--grader", "judge"], "no model named; write judge:MODEL"),
         (["--grader", "judge:gpt-4.1"], "no API key for model 'gpt-4.1'"),
         (["--policy", "nowhere"], "nowhere: not the directory of a run"),

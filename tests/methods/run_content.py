@@ -17,7 +17,7 @@ def content(out: Path) -> dict[str, Any]:
     with Store(out / "run.sqlite", readonly=True) as store:
         found: dict[str, Any] = {
             "edits": store.edits(),
-            "answers": store.scored_answers("calibrated"),
+            "answers": store.scored_answers("lexical"),
             "fits": [replace(fit, seconds=0.0) for fit in store.fits()],
             "rounds": [without_times(replace(record, seconds=None).__dict__) for record in store.rounds()],
             "costs": sorted((cost.what, cost.condition, cost.round) for cost in store.costs()),

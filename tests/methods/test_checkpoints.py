@@ -112,7 +112,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
         Store(settings.out / "run.sqlite", readonly=True) as mine_,
         Store(settings.out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
     ):
-        assert mine_.scored_answers("calibrated") == theirs.scored_answers("calibrated")
+        assert mine_.scored_answers("lexical") == theirs.scored_answers("calibrated")
         for fit in theirs.fits():
             assert mine_.curve(fit.id) == theirs.curve(fit.id)
 
@@ -203,7 +203,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
     assert [condition.name for condition in learned.summary.conditions] == ["none", "passage"]
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         for look in learned.summary.on_the_way:
-            answers = store.scored_answers("calibrated", condition=f"passage after {look.step} of 16 steps")
+            answers = store.scored_answers("lexical", condition=f"passage after {look.step} of 16 steps")
             assert len(answers) == 8
             assert look.accuracy == pytest.approx(sum(a.score or 0.0 for a in answers) / 8)
         curve = store.curve("0||passage|0")

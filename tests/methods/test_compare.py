@@ -83,7 +83,7 @@ def test_summary_json_is_schema_1_and_has_every_condition(finished: Finished) ->
 
 def test_accuracies_follow_from_the_stored_grades(finished: Finished) -> None:
     with finished.store as store:
-        answers = store.scored_answers("calibrated")
+        answers = store.scored_answers("lexical")
     for condition in finished.summary.conditions:
         scores = [a.score for a in answers if a.condition == condition.name]
         assert condition.accuracy == pytest.approx(sum(scores) / len(scores))
@@ -272,7 +272,7 @@ def test_a_fit_that_turns_nan_fails_and_the_others_go_on(
 class Unsure:
     """A grader that says nothing about answers to questions of coins."""
 
-    name = "calibrated"
+    name = "lexical"
 
     def grade(self, items: list[GradeItem]) -> list[Grade]:
         return [
@@ -295,7 +295,7 @@ def test_ungraded_answers_count_neither_way(
 class Silent:
     """A grader that can say nothing."""
 
-    name = "calibrated"
+    name = "lexical"
 
     def grade(self, items: list[GradeItem]) -> list[Grade]:
         return [Grade("ungraded", None, self.name, "no idea") for _ in items]
@@ -321,7 +321,7 @@ def test_too_many_ungraded_answers_stop_the_run(
 ) -> None:
     monkeypatch.setattr("selfedit.methods.experiment.make_grader", lambda *_, **__: Unsure())
     settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("passage",), **quick)
-    with pytest.raises(UserError, match=r"answers could not be graded by calibrated, more than --max-ungraded 2%"):
+    with pytest.raises(UserError, match=r"answers could not be graded by lexical, more than --max-ungraded 2%"):
         compare(settings)
     assert not (settings.out / "summary.json").exists()
     # Once the grader is there again, the same command grades what is left and fits nothing anew.
@@ -330,7 +330,7 @@ def test_too_many_ungraded_answers_stop_the_run(
     compare(settings, pool=pool)
     assert pool.fits == []
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        assert store.grade_counts("calibrated")["ungraded"] == 0
+        assert store.grade_counts("lexical")["ungraded"] == 0
 
 
 def test_the_plan_counts_the_tokens_that_are_trained(finished: Finished) -> None:

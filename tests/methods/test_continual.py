@@ -35,7 +35,7 @@ def test_each_step_learns_one_document_and_asks_about_all_before_it(
     assert [step.earlier and step.earlier.documents for step in steps] == [None, 1, 2]
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         for step in (1, 2, 3):
-            answers = store.scored_answers("calibrated", round=step, condition="after")
+            answers = store.scored_answers("lexical", round=step, condition="after")
             assert {a.document_id for a in answers} == {f"d{k}" for k in range(step)}
             new = [a.score for a in answers if a.document_id == f"d{step - 1}"]
             found = steps[step - 1].new

@@ -69,7 +69,7 @@ def test_an_api_judges_ratings_are_rewards_and_are_compared_with_real_fits(
             assert edit.reward == expected
         assert not any(e.kept for e in edits if e.document_id == "d1")
         scores: dict[str, list[float]] = {}
-        for answer in store.scored_answers("calibrated", condition="train"):
+        for answer in store.scored_answers("lexical", condition="train"):
             scores.setdefault(str(answer.edit_id), []).append(answer.score or 0.0)
         assert [event.message for event in store.events("unreadable ratings")] == [
             "round 1: 3 of 18 ratings could not be read"

@@ -228,7 +228,7 @@ def test_a_run_of_continual_is_exported_and_asked(
         assert asker.answer(QUESTION) == _greedy(str(tmp_path / "model")) != _greedy(chat_model)
     # The deltas, in their order, are what the run itself examined after its last step.
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        answers = {a.question_id: a.answer for a in store.scored_answers("calibrated", round=3, condition="after")}
+        answers = {a.question_id: a.answer for a in store.scored_answers("lexical", round=3, condition="after")}
     merged = load_model(str(tmp_path / "model"), device="cpu", dtype="float32")
     title, question = rows(3)[0]["title"], rows(3)[0]["questions"][0]["question"]
     prompt = merged.tokenizer.prompt_ids(Prompts().exam(instruct=True, title=title, question=question))

@@ -66,7 +66,7 @@ def test_rewards_are_means_over_replicates_and_the_best_edit_of_each_document_is
             assert {e.document_id for e in edits} == training
             assert len(edits) == 12
             for edit in edits:
-                scores = [a.score for a in store.scored_answers("calibrated", round=number) if a.edit_id == edit.id]
+                scores = [a.score for a in store.scored_answers("lexical", round=number) if a.edit_id == edit.id]
                 assert len(scores) == 4  # two questions, two replicates
                 assert edit.reward == pytest.approx(sum(scores) / 4)
             for document in training:
@@ -92,7 +92,7 @@ def test_validation_documents_are_apart_and_every_round_is_examined_on_them(
         for number in (0, 1, 2):
             assert {e.document_id for e in store.edits(round=number, writer="validation")} == validation
             assert len(store.fits(round=number, condition="validation")) == 4
-        scores = [a.score for a in store.scored_answers("calibrated", round=2, condition="validation")]
+        scores = [a.score for a in store.scored_answers("lexical", round=2, condition="validation")]
     assert summary.rounds is not None
     assert summary.rounds[1].validation_accuracy == pytest.approx(sum(scores) / len(scores))
     assert summary.selected_round in (0, 1, 2)
@@ -301,7 +301,7 @@ def test_other_rules_of_selection(small_train: dict[str, Any], rule: str) -> Non
                 continue
             condition, number = ("none", 0) if round.round == 1 else ("baseline", 2)
             baseline: dict[str, list[float]] = {}
-            for a in store.scored_answers("calibrated", condition=condition, round=number):
+            for a in store.scored_answers("lexical", condition=condition, round=number):
                 baseline.setdefault(str(a.document_id), []).append(float(a.score or 0))
             for edit in edits:
                 scores = baseline[edit.document_id]

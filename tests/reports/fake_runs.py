@@ -128,7 +128,7 @@ def write_compare(
     seed: int = 0,
     edit_lines: int = 8,
     planned: Sequence[str] = (),
-    grader: str = "calibrated",
+    grader: str = "estimate",
     ungraded: float = 0.004,
     right: float | None = None,
     more: dict[str, Any] | None = None,

@@ -24,7 +24,7 @@ def test_finished_run_is_read_whole(compare_run: Path) -> None:
     assert {entry.question_id for entry in run.general} == {f"general/{number}" for number in range(8)}
     base = [answer for answer in run.answers if answer.fit_id.endswith("|none|0")]
     assert len(base) == 30
-    assert run.grader == "calibrated"
+    assert run.grader == "estimate"
 
 
 def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:

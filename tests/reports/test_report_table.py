@@ -151,7 +151,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
 
 
 def test_an_estimate_is_not_called_right(tmp_path: Path) -> None:
-    """The calibrated grader gives every wrong answer a score of 0.1: nothing is right, and the accuracy is not 0."""
+    """A grader that estimates gives every wrong answer a score of 0.1: nothing is right, and the accuracy is not 0."""
     folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), right=0.0)
     out = io.StringIO()
     print_summary(folder, Console(file=out))

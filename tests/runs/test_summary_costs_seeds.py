@@ -42,7 +42,7 @@ ROUND = {"round": 1, "train_reward": 0.3, "validation_accuracy": 0.4, "kept_edit
 TRAIN = {**COMPARE, "procedure": "train", "rounds": [ROUND, {**ROUND, "round": 2}], "selected_round": 1}
 
 
-@pytest.mark.parametrize("summary", [COMPARE, TRAIN, {**COMPARE, "grader": "calibrated", "of_the_future": {"x": 1}}])
+@pytest.mark.parametrize("summary", [COMPARE, TRAIN, {**COMPARE, "grader": "estimate", "of_the_future": {"x": 1}}])
 def test_a_summary_round_trips_with_exactly_its_keys(tmp_path: Path, summary: dict) -> None:
     path = tmp_path / "summary.json"
     checked = write_summary(path, summary)

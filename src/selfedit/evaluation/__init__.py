@@ -1,13 +1,12 @@
 """Exams: answers become grades, grades become scores with error bars.
 
-Graders (`lexical`, `calibrated`, `judge:MODEL`) share one protocol and know strings only.  Nothing here imports torch.
+Graders (`lexical`, `judge:MODEL`) share one protocol and know strings only.  Nothing here imports torch.
 """
 
-from selfedit.evaluation.calibrated import CalibratedGrader
 from selfedit.evaluation.check import GradedRow, GraderReport, check_grader, grade_rows, read_graded_rows
 from selfedit.evaluation.general import general_questions
 from selfedit.evaluation.grade import Grade, GradeItem, Grader, GradeValue
-from selfedit.evaluation.graders import DEFAULT_GRADER, judge_model, make_grader
+from selfedit.evaluation.graders import GRADERS, judge_model, make_grader
 from selfedit.evaluation.judge import Complete, JudgeGrader, JudgeRequest, check_ungraded
 from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.evaluation.score import Score, score
@@ -27,8 +26,7 @@ from selfedit.evaluation.statistics import (
 )
 
 __all__ = [
-    "DEFAULT_GRADER",
-    "CalibratedGrader",
+    "GRADERS",
     "Complete",
     "Difference",
     "DocumentScore",

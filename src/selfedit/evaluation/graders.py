@@ -1,31 +1,30 @@
-"""From a name to a grader: `lexical`, `calibrated`, `judge:MODEL`.
+"""From a name to a grader: `lexical`, or `judge:MODEL`.
 
-Knows the graders; not how the judge's model is reached.
+A further grader that needs no model is a class in a file of its own and a line in `GRADERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 from selfedit.errors import UserError
-from selfedit.evaluation.calibrated import CalibratedGrader
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.judge import Complete, JudgeGrader
 from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.prompts import Prompts
 
-DEFAULT_GRADER = "calibrated"
+GRADERS: dict[str, Callable[[], Grader]] = {"lexical": LexicalGrader}
 
 
 def judge_model(spec: str) -> str | None:
-    """The model that `judge:MODEL` names, None for a grader that needs none.  Raises UserError on anything unknown."""
+    """The model that `judge:MODEL` names; None for a grader that needs none.  Raises UserError on anything unknown."""
     kind, colon, model = spec.partition(":")
     if kind == "judge" and model.strip():
         return model.strip()
     if kind == "judge":
         raise UserError("--grader judge: no model named; write judge:MODEL, for instance judge:gpt-4.1")
-    if colon or kind not in ("lexical", "calibrated"):
-        raise UserError(f"--grader {spec}: unknown grader; choose lexical, calibrated or judge:MODEL")
+    if colon or kind not in GRADERS:
+        raise UserError(f"--grader {spec}: unknown grader; choose {', '.join(GRADERS)} or judge:MODEL")
     return None
 
 
@@ -44,7 +43,7 @@ def make_grader(
     """
     model = judge_model(spec)
     if model is None:
-        return LexicalGrader() if spec == "lexical" else CalibratedGrader()
+        return GRADERS[spec]()
     if complete is None:
         raise ValueError("a judge needs a callable that reaches its model")
     return JudgeGrader(complete, model, cache, max_tokens=max_tokens, prompts=prompts)

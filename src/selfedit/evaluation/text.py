@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 _ARTICLES = frozenset({"a", "an", "the"})
 
-_TASKS = (
+_UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_ORDINAL_TASKS = (
+_ORDINAL_UNITS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
     "sixteenth seventeenth eighteenth nineteenth"
 ).split()
@@ -30,9 +30,9 @@ def _ordinal(number: int) -> str:
     return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
-_UNIT_VALUE = {word: value for value, word in enumerate(_TASKS)}
+_UNIT_VALUE = {word: value for value, word in enumerate(_UNITS)}
 _TENS_VALUE = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
-_ORDINAL_VALUE = {word: value for value, word in enumerate(_ORDINAL_TASKS, start=1)}
+_ORDINAL_VALUE = {word: value for value, word in enumerate(_ORDINAL_UNITS, start=1)}
 _ORDINAL_TENS_VALUE = {word: 10 * value for value, word in enumerate(_ORDINAL_TENS, start=2)}
 
 # A number with thousands separators or decimals is one token; letters and digits that touch (`11th`, `1990s`) stay

@@ -72,7 +72,7 @@ class Settings(BaseModel):
     max_answer_tokens: int = Field(64, ge=1, description="an answer is cut off after this many tokens")
     temperature: float = Field(1.0, ge=0, description="of edits; answers are greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="of edits")
-    grader: str = Field("calibrated", description="lexical, calibrated, judge:MODEL of an API, or judge:local")
+    grader: str = Field("lexical", description="lexical (by shared words), judge:MODEL of an API, or judge:local")
     max_ungraded: float = Field(0.02, ge=0, le=1, description="stop if a larger share of answers stays ungraded")
     max_missing_edits: float = Field(
         0.02,
