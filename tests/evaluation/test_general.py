@@ -8,12 +8,22 @@ from selfedit.evaluation.text import normalise
 
 def test_there_are_enough_and_none_twice() -> None:
     questions = general_questions()
-    assert len(questions) >= 80
+    assert len(questions) >= 320
     assert len({q.id for q in questions}) == len(questions)
     assert len({normalise(q.question) for q in questions}) == len(questions)
     assert all(q.id.startswith("general|") and q.question.endswith(("?", ".")) for q in questions)
     assert general_questions() == questions
     assert general_questions() is not general_questions()
+
+
+def test_a_run_asks_some_of_them_drawn_by_its_seed() -> None:
+    drawn = general_questions(3, seed=1)
+    assert len(drawn) == len({q.id for q in drawn}) == 60
+    assert general_questions(3, seed=1) == drawn == general_questions(2, seed=1) + drawn[40:]
+    assert set(drawn) < set(general_questions())
+    assert {q.id for q in drawn} != {q.id for q in general_questions(3, seed=2)}
+    assert general_questions(0) == []
+    assert len(general_questions(1000)) == len(general_questions())
 
 
 def test_every_accepted_answer_is_accepted_and_the_others_are_not() -> None:

@@ -378,7 +378,7 @@ def test_forgetting_is_the_share_of_what_was_known_before(
 ) -> None:
     """The model's own answers are made the gold answers of two general questions; a third it cannot know."""
     asked = [Question(f"general|{k}", text, ("Zanzibar",)) for k, text in enumerate(("Who?", "Where?", "When?"))]
-    monkeypatch.setattr("selfedit.methods.experiment.general_questions", lambda: asked)
+    monkeypatch.setattr("selfedit.methods.experiment.general_questions", lambda *_: asked)
     common = {"model": chat_model, "documents": (documents(2),), "grader": "lexical"}
     quick = {**quick, "general_questions": 2}
     first = CompareSettings(**common, editor=("none",), **{**quick, "out": quick["out"].with_name("first")})

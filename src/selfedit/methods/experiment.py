@@ -584,7 +584,7 @@ class Experiment(AbstractContextManager["Experiment"]):
         """Examines the policy without any adapter, document by document, and asks it the general questions."""
         exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
         if general and self.settings.general_questions:
-            asked = general_questions()
+            asked = general_questions(self.settings.general_questions, self.settings.seed)
             self.store.add_general_questions(asked)
             exams.append((None, tuple(asked)))
         records = [FitRecord(condition, round=round, document_id=d.id if d else None) for d, _ in exams]
@@ -809,7 +809,7 @@ class Experiment(AbstractContextManager["Experiment"]):
             for answer in self.store.scored_answers(self.grader.name, condition="none")
             if answer.document_id is None and answer.value == "right"
         }
-        return [question for question in general_questions() if question.id in right]
+        return [question for question in self.store.general_questions() if question.id in right]
 
     # Grading and scores
 
