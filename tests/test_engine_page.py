@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from selfedit.engine import LoraSpec, fit_all
 from tiny_world import model_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
 
 
-def test_the_example_trains_a_hundred_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_examples_train_a_hundred_adapters_and_imitate_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, taught = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     name = '"Qwen/Qwen2.5-0.5B"'
     assert name in example
     folder = model_folder(tmp_path, chat=False)
@@ -22,6 +25,9 @@ def test_the_example_trains_a_hundred_adapters(tmp_path: Path, monkeypatch: pyte
     assert isinstance(results, list)
     assert len(results) == 100
     assert all(result.error is None and result.last_loss < result.first_loss for result in results)
+    exec(compile(taught, str(PAGE), "exec"), scope)
+    (result,) = fit_all(scope["model"], LoraSpec(rank=4), [scope["job"]])
+    assert result.error is None
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import random
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, SoftTargets, TokenSequence
 
 
 def random_job(
@@ -74,13 +76,63 @@ def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
             ids = torch.tensor([sequence.ids], device=model.device)
             logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
             first = max(sequence.prompt_length, 1)
-            loss = torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum") / labelled
-            loss.backward()
+            if sequence.targets is None:
+                loss = torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum")
+            else:
+                loss = divergence(logits[first - 1 : -1], *unpacked(sequence.targets)).sum()
+            (loss * sequence.weight / labelled).backward()
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         schedule.step()
     return wrapped
+
+
+def unpacked(targets: SoftTargets) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities [L, K]."""
+    ids = torch.frombuffer(bytearray(targets.ids), dtype=torch.int32).long()
+    log_probs = torch.frombuffer(bytearray(targets.log_probs), dtype=torch.float32)
+    return ids.view(-1, targets.top), log_probs.view(-1, targets.top)
+
+
+def divergence(logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+    """KL(teacher || model) [L] by plain autograd over full logits [L, V]; tokens not in `ids` are one class."""
+    ids, log_probs = ids.to(logits.device), log_probs.to(logits.device, logits.dtype)
+    log_q = logits.log_softmax(-1)
+    total = (log_probs.exp() * (log_probs - log_q.gather(1, ids))).sum(-1)
+    rest = (1 - log_probs.double().exp().sum(-1)).clamp(min=0).to(logits.dtype)
+    if ids.shape[1] == logits.shape[1]:
+        return total
+    named = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, True)
+    log_rest = log_q.masked_fill(named, -torch.inf).logsumexp(-1)
+    return total + torch.where(rest > 0, rest * (rest.clamp(min=1e-40).log() - log_rest), 0.0)
+
+
+def random_targets(generator: random.Random, length: int, top: int, vocabulary: int = 160) -> SoftTargets:
+    """A teacher that gives its `top` tokens some nine tenths of the probability."""
+    ids = [generator.sample(range(vocabulary), top) for _ in range(length)]
+    shares = [[generator.random() ** 3 + 1e-6 for _ in range(top)] for _ in range(length)]
+    left = [0.0 if top == vocabulary else generator.choice([0.0, 0.1]) for _ in range(length)]
+    return SoftTargets.of(
+        ids,
+        [[math.log((1 - rest) * share / sum(row)) for share in row] for row, rest in zip(shares, left, strict=True)],
+    )
+
+
+def taught(job: FitJob, *, every: int = 2, vocabulary: int = 160) -> FitJob:
+    """The job with soft targets, of 1 to 20 tokens, for every second of its sequences, and weights of their own."""
+    generator = random.Random(job.seed)
+    sequences = [
+        dataclasses.replace(
+            sequence,
+            targets=random_targets(generator, sequence.labelled, generator.choice([1, 5, 20]), vocabulary),
+            weight=generator.choice([0.5, 1.0, 2.0]),
+        )
+        if k % every == 0
+        else sequence
+        for k, sequence in enumerate(job.sequences)
+    ]
+    return dataclasses.replace(job, sequences=tuple(sequences))
 
 
 def peft_state(wrapped: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from reference import greedy_alone, random_job
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
-from selfedit.engine.decoding import _PREFILL_TOKENS
+from selfedit.engine.decoding import PREFILL_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_sampling_depends_on_the_request_alone(trained, monkeypatch):
     together = decode(trained.model, requests, bank=trained)
     passes = []
     with monkeypatch.context() as patch:
-        patch.setitem(_PREFILL_TOKENS, "cpu", 30)
-        patch.setitem(_PREFILL_TOKENS, "accelerator", 30)
+        patch.setitem(PREFILL_TOKENS, "cpu", 30)
+        patch.setitem(PREFILL_TOKENS, "accelerator", 30)
         hook = trained.model.get_decoder().register_forward_pre_hook(
             lambda _, given, named: passes.append(named["input_ids"].numel()), with_kwargs=True
         )

@@ -6,11 +6,13 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
+import dataclasses
 import random
 
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference import random_targets
 
 from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit
 
@@ -23,6 +25,10 @@ def fit_jobs(draw):
         TokenSequence(tuple(generator.randrange(3, 160) for _ in range(n)), draw(st.integers(0, n // 2)))
         for n in lengths
     ]
+    for k, top in enumerate(draw(st.lists(st.sampled_from([0, 0, 1, 20]), min_size=len(sequences)))[: len(sequences)]):
+        if top:
+            targets = random_targets(generator, sequences[k].labelled, top)
+            sequences[k] = dataclasses.replace(sequences[k], targets=targets, weight=generator.choice([0.5, 1.0]))
     chosen = FitSettings(
         learning_rate=draw(st.sampled_from([1e-4, 5e-4])),
         epochs=draw(st.integers(1, 2)),

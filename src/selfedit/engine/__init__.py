@@ -16,6 +16,7 @@ from selfedit.engine.jobs import (
     LessMemoryWarning,
     LoraSpec,
     NotEnoughMemoryError,
+    SoftTargets,
     TokenSequence,
     UnsupportedModelError,
     UnusableStateError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
     from selfedit.engine.planning import Plan, plan
+    from selfedit.engine.teaching import soft_targets
     from selfedit.engine.waves import OnWave, fit_all
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "load_adapter": "peft_format.load",
     "merge_adapter": "peft_format.merge",
     "plan": "planning.plan",
+    "soft_targets": "teaching.soft_targets",
 }
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "OnWave",
     "Plan",
+    "SoftTargets",
     "TokenSequence",
     "UnderWay",
     "UnsupportedModelError",
@@ -65,6 +69,7 @@ __all__ = [
     "load_adapter",
     "merge_adapter",
     "plan",
+    "soft_targets",
 ]
 
 

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfedit.engine.attention import Layout, packed_attention
 from selfedit.engine.fused import fused, known_forms, rotating_files
 from selfedit.engine.jobs import UnsupportedModelError
+from selfedit.engine.loss import head_logits
 
 # Set on a model that passed the check: what of it can run fused.
 _FORMS = "_selfedit_forms"
@@ -44,6 +45,11 @@ class Backbone:
             self._check()
             setattr(model, _FORMS, known_forms(self.decoder))
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are logits of."""
+        return int(self.head_VD.shape[0])
+
     def hidden(self, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]."""
         return self.decoder(**inputs).last_hidden_state
@@ -54,8 +60,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], float32."""
-        logits = (hidden @ self.head_VD.t()).float()
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return head_logits(hidden, self.head_VD, self.softcap)
 
     @contextmanager
     def training(self, *, checkpointing: bool = False) -> Iterator[None]:

@@ -29,7 +29,7 @@ from selfedit.engine.memory import device_kind, free_memory, out_of_memory, rele
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
 # Prompts go through the model in parts of so many tokens: more would only need more memory and leave a CPU's caches.
-_PREFILL_TOKENS = {"cpu": 1024, "accelerator": 16384}
+PREFILL_TOKENS = {"cpu": 1024, "accelerator": 16384}
 
 
 def decode(
@@ -131,7 +131,7 @@ def _decode_batch(
     store = KeyValues(torch.tensor(lengths, device=device), max(map(_size, requests)))
     adapters = [adapter for adapter, _ in unique]
     ends = []
-    for part in _parts(lengths, _PREFILL_TOKENS[device_kind(device)]):
+    for part in parts(lengths, PREFILL_TOKENS[device_kind(device)]):
         row = torch.tensor([token for prompt in prompts[part] for token in prompt], device=device)[None]
         with _route(bank, adapters[part], lengths[part]):
             hidden_PD = backbone.packed(row, Layout.of(lengths[part], device, store, part.start))[0]
@@ -174,7 +174,7 @@ def _decode_batch(
         store.lengths_B = (store.lengths_B + 1).clamp_(max=store.width - 1)
 
 
-def _parts(lengths: list[int], most: int) -> Iterator[slice]:
+def parts(lengths: list[int], most: int) -> Iterator[slice]:
     """Neighbours that have at most `most` tokens together; a longer one goes alone."""
     first = tokens = 0
     for k, length in enumerate(lengths):

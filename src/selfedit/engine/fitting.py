@@ -12,6 +12,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from torch.optim.adamw import adamw
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, TokenSequence, check
+from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, SoftTargets, TokenSequence, check
 from selfedit.engine.lora import Routing
-from selfedit.engine.loss import linear_cross_entropy
+from selfedit.engine.loss import linear_cross_entropy, linear_divergence
 from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.schedule import Course, Pass, choose, passes
 from selfedit.engine.state import digest, pack, unpack
@@ -158,14 +159,14 @@ def fit(
     what was saved so: these fits go on from there, with the budget and the checkpointing that they began with, and
     become to the last bit what they would have become without the interruption, on the same machine.
 
-    Errors: ValueError for jobs with nothing to learn, or too many; UnusableStateError for a `start` that is damaged or
-    of others.
+    Errors: ValueError for jobs with nothing to learn or unusable targets, or too many; UnusableStateError for a `start`
+    that is damaged or of others.
     """
     jobs = list(jobs)
     if len(jobs) > bank.size:
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
-    check(jobs)
     backbone = Backbone(bank.model)
+    check(jobs, backbone.vocabulary)
     bank.enable_gradients()
     running = []
     for adapter, job in enumerate(jobs):
@@ -211,6 +212,43 @@ def fit(
     return [r.result() for r in running]
 
 
+@dataclass
+class _Labels:
+    """The labelled positions of a packed row: where they are, what is to be predicted there, with which weight in the
+    loss, and which fit they belong to."""
+
+    positions: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    targets: list[SoftTargets] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+
+    def add(self, sequence: TokenSequence, start: int, owner: int, weight: float) -> None:
+        """A sequence that begins at `start`: its position p predicts its token p + 1."""
+        first, last = max(sequence.prompt_length, 1), len(sequence.ids)
+        self.positions += range(start + first - 1, start + last - 1)
+        if sequence.targets is None:
+            self.tokens += sequence.ids[first:last]
+        else:
+            self.targets.append(sequence.targets)
+        self.weights += [weight] * (last - first)
+        self.owners += [owner] * (last - first)
+
+    def loss(self, hidden_PD: Tensor, backbone: Backbone, weights_L: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the losses, and the loss of each token [L]."""
+        device = hidden_PD.device
+        hidden_LD = hidden_PD[torch.tensor(self.positions, device=device)]
+        if not self.targets:
+            tokens_L = torch.tensor(self.tokens, device=device)
+            return linear_cross_entropy(hidden_LD, backbone.head_VD, tokens_L, weights_L, backbone.softcap)
+        shape = (-1, self.targets[0].top)
+        ids = bytearray(b"".join(targets.ids for targets in self.targets))
+        log_probs = bytearray(b"".join(targets.log_probs for targets in self.targets))
+        ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(shape).to(device, torch.long)
+        log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(shape)
+        return linear_divergence(hidden_LD, backbone.head_VD, ids_LK, log_probs_LK, weights_L, backbone.softcap)
+
+
 def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], token_budget: int) -> list[float] | None:
     """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the steps' losses, or None
     where memory ran out."""
@@ -236,18 +274,12 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
     if grouped:
         _align(rows, [k for k, _ in one])
     lengths = [len(row) for row in rows]
-    # Position p predicts token p + 1 of the same sequence; only positions with a label get logits.
-    positions: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    owners: list[int] = []
+    # By how many soft targets a token has; none at all are 0.
+    kinds: dict[int, _Labels] = {}
     start = 0
     for (k, _), sequence, row in zip(one, sequences, rows, strict=True):
-        first, last = max(sequence.prompt_length, 1), len(sequence.ids)
-        positions += range(start + first - 1, start + last - 1)
-        targets += sequence.ids[first:last]
-        weights += [1.0 / chosen[k].batch_labelled] * (last - first)
-        owners += [k] * (last - first)
+        labels = kinds.setdefault(sequence.targets.top if sequence.targets else 0, _Labels())
+        labels.add(sequence, start, k, sequence.weight / chosen[k].batch_labelled)
         start += len(row)
     seeds = None
     if bank.spec.dropout:
@@ -262,19 +294,17 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
         dropout_seeds=seeds,
     )
     input_ids = torch.tensor([token for row in rows for token in row], device=device)[None]
-    weights_L = torch.tensor(weights, device=device)
-    with bank.route(routing), torch.enable_grad():
-        hidden = backbone.packed(input_ids, Layout.of(lengths, device))
-        total, losses_L = linear_cross_entropy(
-            hidden[0, torch.tensor(positions, device=device)],
-            backbone.head_VD,
-            torch.tensor(targets, device=device),
-            weights_L,
-            backbone.softcap,
-        )
-        total.backward()
     sums = torch.zeros(len(chosen), device=device)
-    values = sums.index_add_(0, torch.tensor(owners, device=device), losses_L * weights_L).tolist()
+    with bank.route(routing), torch.enable_grad():
+        hidden_PD = backbone.packed(input_ids, Layout.of(lengths, device))[0]
+        totals = []
+        for labels in kinds.values():
+            weights_L = torch.tensor(labels.weights, device=device)
+            total, losses_L = labels.loss(hidden_PD, backbone, weights_L)
+            totals.append(total)
+            sums.index_add_(0, torch.tensor(labels.owners, device=device), losses_L * weights_L)
+        torch.stack(totals).sum().backward()
+    values = sums.tolist()
     return [(k, values[k]) for k in dict.fromkeys(k for k, _ in one)]
 
 

@@ -5,8 +5,10 @@ Needs no torch, so that a caller can build and count work before anything heavy 
 
 from __future__ import annotations
 
+import array
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,11 +59,47 @@ class LoraSpec:
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """A teacher's probabilities for the labelled tokens of a sequence, one after another.
+
+    For each of them, `top` different token ids with their log-probabilities (nats); what is left of one goes to all
+    other tokens together.  `ids` and `log_probs` hold these numbers, row after row, as bytes of int32 and float32: a
+    long list of numbers would take ten times the memory.  `of` makes them from lists, `soft_targets` from a model.
+    """
+
+    ids: bytes
+    log_probs: bytes
+    top: int
+
+    @staticmethod
+    def of(ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]) -> SoftTargets:
+        """`ids[k]` and `log_probs[k]` belong to labelled token k; all are equally long.  Errors: ValueError."""
+        top = len(ids[0]) if ids else 0
+        if [len(row) for row in ids] != [len(row) for row in log_probs] or any(len(row) != top for row in ids):
+            raise ValueError("SoftTargets: every labelled token needs equally many ids, and a log-probability for each")
+        numbers, logs = array.array("i"), array.array("f")
+        for row, log_row in zip(ids, log_probs, strict=True):
+            numbers.extend(row)
+            logs.extend(log_row)
+        return SoftTargets(numbers.tobytes(), logs.tobytes(), top)
+
+    def __len__(self) -> int:
+        """For how many tokens."""
+        return len(self.ids) // (4 * self.top) if self.top else 0
+
+
+@dataclass(frozen=True)
 class TokenSequence:
-    """One training sequence; the first `prompt_length` tokens are read but not learned."""
+    """One training sequence; the first `prompt_length` tokens are read but not learned.
+
+    With `targets`, one row per labelled token, the loss of a token is the divergence KL(teacher || model) from them,
+    not the cross-entropy of the next token.  `weight` multiplies the sequence's share in the loss of its step.
+    """
 
     ids: tuple[int, ...]
     prompt_length: int = 0
+    targets: SoftTargets | None = None
+    weight: float = 1.0
 
     @property
     def labelled(self) -> int:
@@ -73,10 +111,10 @@ class TokenSequence:
 class FitSettings:
     """How one adapter is trained: AdamW (0.9, 0.999, 1e-8) as in Hugging Face's Trainer.
 
-    A step takes `batch_size` sequences; its loss is the mean over all their labelled tokens (Trainer's rule with
-    gradient accumulation: `batch_size` here is batch size times accumulation there).  `schedule` decays the learning
-    rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).  `shuffle`
-    draws a new order each epoch from the job's seed; without it, sequences keep their order."""
+    A step takes `batch_size` sequences; its loss is the (weighted) mean over all their labelled tokens (Trainer's rule
+    with gradient accumulation: `batch_size` here is batch size times accumulation there).  `schedule` decays the
+    learning rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).
+    `shuffle` draws a new order each epoch from the job's seed; without it, sequences keep their order."""
 
     learning_rate: float = 1e-3
     epochs: int = 10
@@ -166,8 +204,35 @@ class Completion:
     finished: bool
 
 
-def check(jobs: list[FitJob]) -> None:
-    """Errors: ValueError, naming the job, for one that has nothing to learn."""
+def check(jobs: list[FitJob], vocabulary: int) -> None:
+    """Errors: ValueError, naming the job, for one that has nothing to learn, or whose targets cannot be used."""
     for number, job in enumerate(jobs):
         if not job.sequences or any(sequence.labelled < 1 for sequence in job.sequences):
             raise ValueError(f"job {number} has no sequences, or one without a token to learn")
+        for sequence in job.sequences:
+            if not 0 < sequence.weight < math.inf:
+                raise ValueError(f"job {number}: a sequence's weight must be a positive number, not {sequence.weight}")
+            if sequence.targets is not None and (wrong := _wrong(sequence.targets, sequence.labelled, vocabulary)):
+                raise ValueError(f"job {number}: soft targets {wrong}")
+
+
+def _wrong(targets: SoftTargets, labelled: int, vocabulary: int) -> str | None:
+    """What keeps targets from being used, or None."""
+    import numpy as np
+
+    if not 1 <= targets.top <= vocabulary:
+        return f"of {targets.top} tokens each, where the vocabulary has {vocabulary}"
+    if not len(targets.ids) == len(targets.log_probs) == 4 * targets.top * labelled:
+        return f"for {len(targets)} tokens, where the sequence has {labelled} to learn"
+    ids, log_probs = (
+        np.frombuffer(numbers, dtype).reshape(-1, targets.top)
+        for numbers, dtype in ((targets.ids, np.int32), (targets.log_probs, np.float32))
+    )
+    ids = np.sort(ids)
+    if ids.min() < 0 or ids.max() >= vocabulary or (ids[:, 1:] == ids[:, :-1]).any():
+        return "name a token twice, or one that is not in the vocabulary"
+    sums = np.exp(log_probs.astype(float)).sum(-1)
+    # One at most, but for what rounding to float32 adds; and one where no token is left for the rest.
+    if not np.isfinite(log_probs).all() or sums.max() > 1.001 or (targets.top == vocabulary and sums.min() < 0.999):
+        return "have log-probabilities that are not finite, or whose probabilities do not sum up to one"
+    return None

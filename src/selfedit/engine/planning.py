@@ -30,6 +30,8 @@ from selfedit.engine.schedule import simulate
 
 # Tokens of a forward pass beyond which more bring no speed (docs/performance.md).
 _TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
+# A soft target: id, log-probability and probability, once more in double, and four numbers while its block is computed.
+_TARGET_BYTES = 48
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class Costs:
     logit_bytes: int
     logit_rows: int
 
-    def loss_bytes(self, tokens: int) -> int:
-        """What the loss over `tokens` tokens takes."""
-        return self.logit_bytes * min(tokens, self.logit_rows)
+    def loss_bytes(self, tokens: int, top: int = 0) -> int:
+        """What the loss over `tokens` tokens takes, with at most `top` soft targets each."""
+        return self.logit_bytes * min(tokens, self.logit_rows) + _TARGET_BYTES * top * tokens
 
     def flops(self, sequence: TokenSequence) -> float:
         """Floating-point operations to train on a sequence once; causal attention counts half of its square."""
@@ -104,10 +106,10 @@ def plan(
     in `fit`).  Apart from `free`, a plan depends on the model, the kind of device and the arguments alone: with
     `memory` given, it is the same every time.  `calibrate` tries a few hundred tokens to estimate the time.
 
-    Errors: ValueError for a job with nothing to learn; NotEnoughMemoryError.
+    Errors: ValueError for a job with nothing to learn or unusable targets; NotEnoughMemoryError.
     """
     jobs = list(jobs)
-    check(jobs)
+    check(jobs, Backbone(model).vocabulary)
     if not jobs:
         raise ValueError("there are no jobs to plan")
     costs = measure_costs(model, spec)
@@ -119,7 +121,8 @@ def plan(
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
     target = token_budget or max(longest, _TARGET_TOKENS[kind])
-    loss_bytes = costs.loss_bytes(max(target, longest))
+    top = max(s.targets.top if s.targets else 0 for job in jobs for s in job.sequences)
+    loss_bytes = costs.loss_bytes(max(target, longest), top)
     if bank_size is None:
         # Enough fits to fill a step four times over, so that steps stay full until the wave's end.
         wanted = max(1, -(-4 * target * steps // tokens))

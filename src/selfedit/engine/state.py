@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import FitJob, UnusableStateError
+from selfedit.engine.jobs import FitJob, SoftTargets, UnusableStateError
 
 _FORMAT = "selfedit fits 1"
 
@@ -35,6 +35,9 @@ def digest(bank: AdapterBank, jobs: Sequence[FitJob]) -> str:
         hashed.update(json.dumps([asdict(job.settings), job.seed, len(job.sequences)]).encode())
         for sequence in job.sequences:
             hashed.update(array.array("q", (len(sequence.ids), sequence.prompt_length, *sequence.ids)).tobytes())
+            if sequence.targets is not None or sequence.weight != 1.0:
+                targets = sequence.targets or SoftTargets(b"", b"", 0)
+                hashed.update(repr((targets.top, sequence.weight)).encode() + targets.ids + targets.log_probs)
     return hashed.hexdigest()
 
 

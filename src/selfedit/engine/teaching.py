@@ -1,0 +1,110 @@
+"""Soft targets: what a frozen model, with a passage in its prompt, expects at each token of a text.
+
+An adapter that is trained on them learns to expect the same without the passage (context distillation: Snell et al.
+2022, arXiv 2209.15189; Hinton et al. 2015, arXiv 1503.02531), or, on texts that the model wrote itself, to stay as it
+was.  The teacher is the wrapped model with no adapter active, so a bank need not be detached for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selfedit.engine.attention import Layout
+from selfedit.engine.backbone import Backbone
+from selfedit.engine.decoding import PREFILL_TOKENS, parts
+from selfedit.engine.jobs import LessMemoryWarning, SoftTargets
+from selfedit.engine.loss import block_rows
+from selfedit.engine.memory import device_kind, out_of_memory, release_memory
+
+_Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def soft_targets(
+    model: PreTrainedModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    top: int = 20,
+    token_budget: int | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[SoftTargets]:
+    """For each (prefix, continuation) the model's `top` most probable tokens at each token of the continuation.
+
+    They are the targets of `TokenSequence(prompt + continuation, len(prompt), targets)` with any other prompt; for a
+    text without one, whose first token has no label, the pair is (passage + first token, other tokens).
+
+    Pairs are packed, at most `token_budget` tokens in a row (by default 1,024 on a CPU, 16,384 on an accelerator; a
+    longer pair goes alone); nothing is kept for a backward pass, and logits are computed a block at a time.  Equal
+    pairs are computed once.  Running out of memory halves the budget, with a warning.  `on_tokens` is called with the
+    tokens of each row.  Errors: ValueError for an empty prefix or continuation, or a `top` that the vocabulary does not
+    have.
+    """
+    backbone = Backbone(model)
+    if not 1 <= top <= backbone.vocabulary:
+        raise ValueError(f"top must be from 1 to {backbone.vocabulary}, the size of the vocabulary, not {top}")
+    asked: list[_Pair] = [(tuple(prefix), tuple(continuation)) for prefix, continuation in pairs]
+    for number, (prefix, continuation) in enumerate(asked):
+        if not prefix or not continuation:
+            empty = "continuation" if prefix else "prefix"
+            raise ValueError(f"pair {number} has an empty {empty}: there is nothing to take soft targets from")
+    budget = PREFILL_TOKENS[device_kind(backbone.head_VD.device)] if token_budget is None else token_budget
+    found: dict[_Pair, SoftTargets] = {}
+    waiting = list(dict.fromkeys(asked))
+    with backbone.training(), torch.no_grad():
+        while waiting:
+            row = waiting[next(parts([len(prefix) + len(continuation) for prefix, continuation in waiting], budget))]
+            tokens = sum(len(prefix) + len(continuation) for prefix, continuation in row)
+            results = _attempt(backbone, row, top)
+            if results is None:
+                if len(row) == 1:
+                    raise torch.OutOfMemoryError(
+                        f"out of memory with a single sequence of {tokens} tokens: use shorter ones or a smaller model"
+                    )
+                line = f"out of memory: soft targets go on with {budget // 2} tokens in a row instead of {budget}"
+                warnings.warn(line, LessMemoryWarning, stacklevel=2)
+                budget //= 2
+                release_memory()
+                continue
+            found.update(zip(row, results, strict=True))
+            waiting = waiting[len(row) :]
+            if on_tokens is not None:
+                on_tokens(tokens)
+    return [found[pair] for pair in asked]
+
+
+def _attempt(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTargets] | None:
+    """The targets of the pairs of one row, or None where memory ran out."""
+    device = backbone.head_VD.device
+    lengths = [len(prefix) + len(continuation) for prefix, continuation in pairs]
+    positions: list[int] = []
+    end = 0
+    for (_, continuation), length in zip(pairs, lengths, strict=True):
+        end += length
+        # The token before predicts the next one.
+        positions += range(end - len(continuation) - 1, end - 1)
+    try:
+        row = torch.tensor([token for pair in pairs for part in pair for token in part], device=device)[None]
+        hidden_LD = backbone.packed(row, Layout.of(lengths, device))[0, torch.tensor(positions, device=device)]
+        rows = hidden_LD.split(block_rows(backbone.vocabulary, device))
+        blocks = [_most_probable(backbone, block_LD, top) for block_LD in rows]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
+    ids_LK, log_probs_LK = (torch.cat(tensors).cpu() for tensors in zip(*blocks, strict=True))
+    counts = [len(continuation) for _, continuation in pairs]
+    return [
+        SoftTargets(ids.numpy().tobytes(), log_probs.numpy().tobytes(), top)
+        for ids, log_probs in zip(ids_LK.split(counts), log_probs_LK.split(counts), strict=True)
+    ]
+
+
+def _most_probable(backbone: Backbone, hidden_LD: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Ids, int32, and log-probabilities, float32, of the most probable tokens [L, top]."""
+    logits = backbone.logits(hidden_LD)
+    values, ids = logits.topk(top)
+    return ids.to(torch.int32), values - logits.logsumexp(-1, keepdim=True)
