@@ -126,6 +126,23 @@ def test_a_resumed_fit_goes_on_where_it_was(settings: LearnSettings, expected: d
     assert files(settings.out / "adapters" / "learned") == expected
 
 
+def test_a_run_that_ends_before_a_fit_s_state_is_removed_leaves_none_behind(
+    settings: LearnSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit is committed, so its task is not done again; the state goes all the same."""
+
+    def stop(file: Path, *, missing_ok: bool = False) -> None:
+        assert file.parent.name == "unfinished"
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Path, "unlink", stop)
+        learn(settings)
+    assert left_over(settings.out)
+    learn(settings)
+    assert left_over(settings.out) == []
+
+
 def test_without_checkpoints_a_fit_begins_anew(settings: LearnSettings, expected: dict[str, bytes]) -> None:
     never = settings.model_copy(update={"checkpoint_minutes": 0})
     with pytest.raises(Stop):

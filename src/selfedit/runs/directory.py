@@ -21,8 +21,8 @@ import importlib.metadata
 import math
 import platform
 import re
+import shutil
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path, PurePath
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -184,7 +184,9 @@ class RunDirectory:
         return Path(path).relative_to(self.path).as_posix()
 
     def write_summary(self, summary: Summary | dict[str, Any]) -> Summary:
-        """Check and write `summary.json`, whole or not at all."""
+        """Check and write `summary.json`, whole or not at all; no fit is under way any more."""
+        # A kill between a fit's commit and the removal of its state left that.
+        shutil.rmtree(self.path / "unfinished", ignore_errors=True)
         return write_summary(self.summary_path, summary)
 
     def read_summary(self) -> Summary:
@@ -198,9 +200,6 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the store and let others in."""
-        if self._lock is not None:
-            with suppress(OSError):  # not there, or with the state of a fit
-                (self.path / "unfinished").rmdir()
         self.store.close()
         if self._lock is not None:
             self._lock.release()
