@@ -4,9 +4,10 @@
 
 Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this
 process's forks, so that nothing but the run itself takes time, and gets SIGKILL, or in other campaigns SIGINT: half of
-the times after a random time, half of the times at a random event (a statement of the store's, a file synced, renamed
-or removed, a step of the engine).  With two workers of a local Ray, the signal goes to the driver's process group, or
-to the driver alone.  Then the same command is given again, until it ends; a campaign is all lives of one run.
+the times after a random time, half of the times at an event: one of a random kind (a statement of the store's, a file
+synced, renamed or removed, a step of the engine), so that moments that are rare and short are hit as well.  With two
+workers of a local Ray, the signal goes to the driver's process group, or to the driver alone.  Then the same command is
+given again, until it ends; a campaign is all lives of one run.
 
 Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After
 each campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers,
@@ -143,21 +144,22 @@ def serve(folder: Path) -> int:
 class Events:
     """Counts what happens; at the chosen event the process, or its group, gets the signal in the midst of it."""
 
-    def __init__(self, at: int | None, signal_: Callable[[], None]) -> None:
-        self.count = 0
+    def __init__(self, at: tuple[str, int] | None, signal_: Callable[[], None]) -> None:
+        self.counts: Counter[str] = Counter()
         self.at = at
         self.signal = signal_
 
-    def happen(self, *_: Any) -> None:
-        self.count += 1
-        if self.count == self.at:
+    def happen(self, kind: str) -> None:
+        self.counts[kind] += 1
+        if (kind, self.counts[kind]) == self.at:
             self.signal()
 
     def listen(self, target: Any, name: str) -> None:
         original = getattr(target, name)
 
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
-            self.happen()
+            statement = name == "_execute"
+            self.happen(" ".join(arguments[1].split()[:4]) if statement else name)
             return original(*arguments, **keywords)
 
         setattr(target, name, wrapped)
@@ -165,10 +167,11 @@ class Events:
 
 @dataclass(frozen=True)
 class Plan:
-    """When a life gets a signal, if it does, which, and whether its group gets it too."""
+    """When a life gets a signal, if it does (`at` is a kind of event and which of them), which, and whether its group
+    gets it too."""
 
     after: float | None = None
-    at: int | None = None
+    at: tuple[str, int] | None = None
     group: bool = True
     signal: signal.Signals = signal.SIGKILL
 
@@ -207,7 +210,7 @@ def live(words: list[str], folder: Path, plan: Plan) -> None:
         os.write(begun, "".join(f"{what} {id}\n" for id in task.ids).encode())
 
         def count(tokens: int) -> None:
-            events.happen()
+            events.happen("step")
             if on_tokens is not None:
                 on_tokens(tokens)
 
@@ -216,7 +219,7 @@ def live(words: list[str], folder: Path, plan: Plan) -> None:
     worker.Worker.run = logged  # type: ignore[method-assign]
     sys.argv = ["selfedit", *words]
     code = main()
-    (folder / "events").write_text(str(events.count))
+    (folder / "events").write_text(json.dumps(events.counts))
     (folder / "modules").write_text("\n".join(sys.modules))
     # What the interpreter does at its end.
     threading._shutdown()
@@ -439,7 +442,7 @@ def attack(
     choose: random.Random,
     expected: dict[str, Any],
     whole: Life,
-    events: int,
+    events: dict[str, int],
     limit: float,
 ) -> Tally:
     """Campaigns until `hits` signals hit, or the time is over."""
@@ -462,7 +465,9 @@ def attack(
                 if choose.random() < 0.5:
                     plan = Plan(after=choose.random() * share * whole.seconds, group=group, signal=number)
                 else:
-                    plan = Plan(at=1 + int(choose.random() * share * events), group=group, signal=number)
+                    kind = choose.choice(sorted(events))
+                    nth = 1 + int(choose.random() * share * events[kind])
+                    plan = Plan(at=(kind, nth), group=group, signal=number)
             tally.lives_with_saved_fits += any((out / "unfinished").glob("*"))
             life = one_life(world, words, out, plan)
             tally.lives += 1
@@ -549,9 +554,9 @@ def main() -> None:
                 for module in (reference / "modules").read_text().split():
                     with contextlib.suppress(Exception):
                         importlib.import_module(module)
-            events = int((reference / "events").read_text())
+            events = json.loads((reference / "events").read_text())
             expected = content(reference / "run")
-            print(f"{command}: {whole.seconds:.1f} s, {events} events", file=sys.stderr, flush=True)
+            print(f"{command}: {whole.seconds:.1f} s, events {events}", file=sys.stderr, flush=True)
             timed, counted = whole, events
             for workers, number, hits in (
                 (0, signal.SIGKILL, arguments.kills),
@@ -565,7 +570,7 @@ def main() -> None:
                     first = folder / f"{command}-workers"
                     first.mkdir()
                     timed = one_life(world, world.words(command, first / "run", workers), first / "run", Plan())
-                    counted = int((first / "events").read_text())
+                    counted = json.loads((first / "events").read_text())
                     print(f"{command}, {workers} workers: {timed.seconds:.1f} s", file=sys.stderr, flush=True)
                 choose = random.Random(f"{arguments.seed} {command} {workers} {number.name}")
                 tally = attack(
