@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfedit.documents import Document, part_spans, split_by_title, split_text
+from selfedit.documents.splitting import _reach
 from selfedit.errors import UserError
 
 
@@ -177,6 +179,24 @@ def test_an_overlap_begins_with_a_sentence_where_one_fits():
     assert split_text("one two three four five six", 14, overlap=5) == ["one two three", "three four", "four five six"]
 
 
+@given(st.lists(st.integers(-1, 9), min_size=1, max_size=400), st.integers(1, 300), st.integers(1, 500), st.data())
+def test_the_furthest_end_that_fits_is_found_in_few_steps(steps, limit, guess, data):
+    """`steps` are what each character adds to a text's length; some take away, as merges of tokens do."""
+    lengths = list(accumulate(steps, lambda length, step: max(0, length + step), initial=0))
+    stop = len(steps)
+    begin = data.draw(st.integers(0, stop - 1))
+    measured = []
+
+    def measure(end):
+        measured.append(end)
+        return lengths[end] - lengths[begin]
+
+    end = _reach(measure, limit, begin, stop, guess)
+    assert end == begin or measure(end) <= limit
+    assert end == stop or measure(end + 1) > limit
+    assert len(measured) < 30
+
+
 def test_a_long_text_is_not_measured_whole():
     measured = []
 
@@ -187,7 +207,7 @@ def test_a_long_text_is_not_measured_whole():
     text = "The wind turned at noon and the boats came home. " * 2000
     parts = split_text(text, 100, overlap=20, length=length)
     assert len(parts) > 200
-    assert sum(measured) < 60 * len(text)
+    assert sum(measured) < 12 * len(text)
     assert max(measured) < len(text) / 20
 
 

@@ -135,9 +135,10 @@ def test_a_run_that_ends_before_a_fit_s_state_is_removed_leaves_none_behind(
         assert file.parent.name == "unfinished"
         raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", stop)
-        learn(settings)
+        with pytest.raises(Stop):
+            learn(settings)
     assert left_over(settings.out)
     learn(settings)
     assert left_over(settings.out) == []

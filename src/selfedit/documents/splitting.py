@@ -119,26 +119,26 @@ def part_spans(
     if not 0 <= overlap < size:
         raise ValueError(f"overlap must be at least 0 and below size, got overlap {overlap} and size {size}")
 
-    def fits(begin: int, end: int, limit: int = size) -> bool:
-        return length(text[begin:end].strip()) <= limit
+    def measure(begin: int, end: int) -> int:
+        return length(text[begin:end].strip())
 
     stop = len(text.rstrip())
     begin = covered = _after_space(text, 0)
     guess = size
     while covered < stop:
-        limit = _reach(partial(fits, begin), begin, stop, guess)
+        limit = _reach(partial(measure, begin), size, begin, stop, guess)
         end = stop if limit == stop else _cut(text, begin, covered, limit)
         if end <= covered and begin < covered:
             begin = covered  # the overlap leaves no room for the next word: this part begins without one
             continue
-        if end <= covered or not fits(begin, end):
+        if end <= covered or measure(begin, end) > size:
             end = limit
         if end <= covered:
             raise ValueError(f"a single character is longer than size {size}")
         yield begin, end
         guess, covered = end - begin, _after_space(text, end)
         if overlap:
-            end = _overlap_begin(text, begin, end, partial(fits, end=end, limit=overlap))
+            end = _overlap_begin(text, begin, end, partial(measure, end=end), overlap)
         begin = _after_space(text, end)
 
 
@@ -147,18 +147,31 @@ def _after_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _reach(fits: Callable[[int], bool], begin: int, stop: int, guess: int) -> int:
-    """The furthest end in (begin, stop] that fits, or begin.
+def _reach(measure: Callable[[int], int], limit: int, begin: int, stop: int, guess: int) -> int:
+    """The furthest end in (begin, stop] up to which the text measures at most `limit`, or begin.
 
-    Tries `guess` characters first, then twice as many each time, so that neither a long text is measured whole nor one
-    with much white space in many steps."""
-    low, step = begin, max(1, guess)
-    while low < stop and fits(min(stop, low + step)):
-        low, step = min(stop, low + step), 2 * step
-    high = min(stop, low + step)
+    Tries `guess` characters first and goes on by interpolation, for measuring is what takes the time: neither a long
+    text is measured whole nor one with much white space in many steps.
+    """
+    low, low_length = begin, 0
+    high, high_length = stop + 1, 0  # 0 until an end is found that is too far
+    end, margin, halve = begin + max(1, guess), 1, False
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        end = min(max(end, low + 1), high - 1)
+        found, width = measure(end), high - low
+        if found <= limit:
+            low, low_length = end, found
+        else:
+            high, high_length = end, found
+        # Just beyond the limit after an end that fits, just within it after one that does not: so both sides close in.
+        aim = limit + (found <= limit) - low_length
+        if not high_length:
+            end = low + min(low - begin, (low - begin) * aim // max(1, low_length)) + margin
+            margin *= 2
+        elif halve := (not halve and 2 * (high - low) > width) or high - low < 8:
+            end = (low + high) // 2
+        else:
+            end = low + (high - low) * aim // (high_length - low_length)
     return low
 
 
@@ -174,14 +187,14 @@ def _cut(text: str, begin: int, covered: int, limit: int) -> int:
     return 0
 
 
-def _overlap_begin(text: str, begin: int, end: int, fits: Callable[[int], bool]) -> int:
+def _overlap_begin(text: str, begin: int, end: int, measure: Callable[[int], int], limit: int) -> int:
     """Where the next part begins: the earliest start of a sentence, else of a word, in (begin, end] that fits."""
     for boundary in _BOUNDARIES[2:]:
         starts = [match.end() for match in boundary.finditer(text, begin, end) if begin < match.end() < end]
         low, high = 0, len(starts)  # later starts give shorter overlaps
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if fits(starts[middle]) else (middle + 1, high)
+            low, high = (low, middle) if measure(starts[middle]) <= limit else (middle + 1, high)
         if low < len(starts):
             return starts[low]
     return end
