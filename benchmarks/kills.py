@@ -56,6 +56,8 @@ TESTS = Path(__file__).parents[1] / "tests"
 MOST_LIVES = 12  # of a campaign that are killed; then it may end
 GONE_WITHIN = 90.0  # seconds that what a killed run started is waited for
 LONGEST = 300.0  # seconds that a life may last
+# The last line, before and after the command's words have been read.
+INTERRUPTED = ("selfedit: interrupted", "selfedit: interrupted; the same command goes on from here")
 ENDS_WITHIN = 3.0  # seconds from SIGINT to the end, on a machine that has a core for the run
 
 WORDS = {
@@ -317,7 +319,7 @@ def unlike_promised(code: int | None, said: str, folder: Path) -> Iterator[str]:
 
     if code != interrupt.EXIT_CODE:
         yield f"exit code {code} after SIGINT: {said[-1500:]}"
-    elif said.rstrip("\n").split("\n")[-1] != interrupt.INTERRUPTED or "Traceback" in said:
+    elif said.rstrip("\n").split("\n")[-1] not in INTERRUPTED or "Traceback" in said:
         yield f"last words after SIGINT: {said[-1500:]}"
     left = [path.name for path in (folder / "tmp").iterdir()]
     if left:
