@@ -1,18 +1,18 @@
-"""A client for language models behind an OpenAI-compatible API: editors that are API models, and the judge's transport.
+"""A client for language models behind an OpenAI-compatible API, for editors that are API models and for judges.
 
-Where a server is and how it is used says `endpoint.py`, how bytes travel `transport.py`, what a reply must look like
-`replies.py`, how a batch is run `batch.py`, what a token costs `prices.py`.
+`endpoint.py` holds where a server is and how it is used, `transport.py` sends bytes, `replies.py` says what a reply
+must look like, `batch.py` runs batches, `prices.py` has what a token costs.
 
 A reply is kept under the content of its request, in one transaction with what the caller makes of it and books for it,
 so that nothing is paid for twice or forgotten.  A reply that cannot be used (refused, filtered, of another form) is
-kept too, for it was paid for; the next time the same is asked, a fresh sample is asked for in its place.  A call that
-fails after its retries is a result with an `error`, never an exception; what no other call could do better (no key,
-unknown model, no server) stops everything with a UserError.  Not on record is what a provider charges for a call whose
-reply never came whole: one that timed out, or was cut off by Ctrl-C.
+kept too, for it was paid for; the next time the same is asked, the client asks for a fresh sample.  A call that fails
+after its retries is a result with an `error`, never an exception; what would fail every call (no key, unknown model, no
+server) raises UserError.  Not on record is what a provider charges for a call whose reply never came whole: one that
+timed out, or was cut off by Ctrl-C.
 
 A model may refuse a parameter that it does not offer (reasoning models refuse a temperature).  The client then sends
 the request again without it, leaves it out from then on, warns once, and lists it in `refused`.  It does so for
-temperature, top_p, seed and the JSON schema, which are wishes; a refused reasoning effort is a UserError.
+temperature, top_p, seed and the JSON schema; a refused reasoning effort is a UserError.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # importing openai takes most of a second
 
 logger = logging.getLogger(__name__)
 
-_WISHES = ("temperature", "top_p", "seed", "response_format")
+_SPARED = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
@@ -155,10 +155,10 @@ class ApiClient:
         the transaction that keeps its reply.
 
         Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are
-        `cached`. An earlier reply that `accept` does not take (by default, one with an error) gives way to a fresh
-        sample. Raises UserError where no request can succeed (no server, no such model, refused key, no batches) and
-        BudgetReached; what has come back by then is kept.  So it is at a KeyboardInterrupt, with what comes within half
-        a second.
+        `cached`.  An earlier reply that `accept` does not take (by default, one with an error) is replaced by a fresh
+        sample.  Errors: UserError where no request can succeed (no server, no such model, refused key, no batches) and
+        BudgetReached; what has come back by then is kept, and at a KeyboardInterrupt also what comes within half a
+        second.
         """
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
@@ -245,12 +245,12 @@ class ApiClient:
         self.budget.release(key)
         self.budget.spend(usd or 0.0)
 
-    def gives_way(self, error: Refused, body: Mapping[str, Any]) -> bool:
-        """Whether the server has refused a parameter of `body` that the request can do without; it is then left out."""
+    def leaves_out(self, error: Refused, body: Mapping[str, Any]) -> bool:
+        """Whether the server has refused a parameter of `body` that can be left out; it is left out from then on."""
         if error.status not in (400, 422) or not any(word in error.message.lower() for word in _REFUSAL_WORDS):
             return False
         named = [
-            name for name in (*_WISHES, "max_tokens") if name in body and (name == error.param or name in error.message)
+            name for name in (*_SPARED, "max_tokens") if name in body and (name == error.param or name in error.message)
         ]
         # The parameter that the error names in its own field, else all that its message names.
         for name in [error.param] if error.param in named else named:
@@ -398,7 +398,7 @@ class ApiClient:
             try:
                 return cast("dict[str, Any]", read_json(await self.server.call(self.endpoint.path, body)))
             except Refused as error:
-                if not self.gives_way(error, body):
+                if not self.leaves_out(error, body):
                     return self.reason(error)  # else again, with a parameter less
             except NoAnswer as error:
                 return str(error)

@@ -207,7 +207,7 @@ class BatchRun:
             if isinstance(reply, Refused):
                 try:
                     # A parameter that is refused is left out of the next batch.
-                    again = client.gives_way(reply, bodies[key]) or _passing(reply)
+                    again = client.leaves_out(reply, bodies[key]) or _passing(reply)
                     reasons[key] = client.reason(reply)
                 except UserError as error:
                     fatal, again = error, True  # raised when the rest has been kept
