@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processor
-from selfedit.methods.progress import Quiet
 from selfedit.methods.restem import train
 from selfedit.methods.settings import TrainSettings, make_settings
+from selfedit.progress import Quiet
 from selfedit.runs.directory import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "hosts.json"

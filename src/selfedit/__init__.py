@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfedit.documents import Document, Question, load_documents
+    from selfedit.editors.base import Edit
+    from selfedit.editors.spec import EditorSpec
     from selfedit.errors import UserError
     from selfedit.methods.adapt import adapt
     from selfedit.methods.compare import compare
     from selfedit.methods.continual import continual
+    from selfedit.methods.edits import write_edits
+    from selfedit.methods.inner_loop import inner_loop
     from selfedit.methods.learn import learn
+    from selfedit.methods.learnings import Learning, all_in_one, one_each
     from selfedit.methods.restem import train
+    from selfedit.methods.run import Run
     from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
     from selfedit.models import load_model
     from selfedit.reports import build_report
@@ -28,12 +34,20 @@ _HOMES = {
     "Document": "documents",
     "Question": "documents",
     "load_documents": "documents",
+    "Edit": "editors.base",
+    "EditorSpec": "editors.spec",
     "UserError": "errors",
     "load_model": "models",
     "adapt": "methods.adapt",
     "compare": "methods.compare",
     "continual": "methods.continual",
+    "inner_loop": "methods.inner_loop",
     "learn": "methods.learn",
+    "Learning": "methods.learnings",
+    "all_in_one": "methods.learnings",
+    "one_each": "methods.learnings",
+    "Run": "methods.run",
+    "write_edits": "methods.edits",
     "train": "methods.restem",
     "CompareSettings": "methods.settings",
     "ContinualSettings": "methods.settings",
@@ -47,19 +61,27 @@ __all__ = [
     "CompareSettings",
     "ContinualSettings",
     "Document",
+    "Edit",
+    "EditorSpec",
     "LearnSettings",
+    "Learning",
     "Question",
     "Recipe",
+    "Run",
     "TrainSettings",
     "UserError",
     "adapt",
+    "all_in_one",
     "build_report",
     "compare",
     "continual",
+    "inner_loop",
     "learn",
     "load_documents",
     "load_model",
+    "one_each",
     "train",
+    "write_edits",
 ]
 
 

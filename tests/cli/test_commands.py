@@ -213,7 +213,7 @@ def test_the_report_of_an_unfinished_run_says_what_is_missing(
         raise UserError("the lights went out")
 
     with monkeypatch.context() as patched:
-        patched.setattr("selfedit.methods.experiment.Experiment.fit_and_examine", stop)
+        patched.setattr("selfedit.methods.compare.inner_loop", stop)
         assert run(*compare_words, "--editor", "none", "--editor", "passage").code == 2
     result = run("report", tmp_path / "run")
     assert result.code == 0

@@ -174,7 +174,7 @@ def test_an_odd_reply_does_not_brick_a_run_or_its_report(
 def test_one_client_and_one_look_at_the_models_judges_all_answers(
     common: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfedit.methods.experiment._GRADE_CHUNK", 1)
+    monkeypatch.setattr("selfedit.evaluation.grading.GRADE_CHUNK", 1)
     server.reply = lambda body: reply(YES)
     compare(CompareSettings(**{**common, "editor": ("none",), "grader": "judge:marker"}))
     assert len(server.completions) > 1
@@ -182,7 +182,7 @@ def test_one_client_and_one_look_at_the_models_judges_all_answers(
 
 
 def test_a_grading_by_batch_is_one_batch(common: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfedit.methods.experiment._GRADE_CHUNK", 1)
+    monkeypatch.setattr("selfedit.evaluation.grading.GRADE_CHUNK", 1)
     server.reply = lambda body: reply(YES)
     settings = CompareSettings(
         **{**common, "editor": ("none",), "grader": "judge:marker"}, api_batch=True, api_poll_seconds=0.01

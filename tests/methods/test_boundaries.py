@@ -17,8 +17,7 @@ from counting_pool import CountingPool
 from run_content import content
 
 from selfedit.execution.tasks import FitTask, Task, TaskResult
-from selfedit.methods import experiment as experiment_module
-from selfedit.methods import rewards
+from selfedit.methods import resuming, rewards
 from selfedit.methods.compare import compare
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
@@ -99,7 +98,7 @@ def begin(
     """`begin(name, pool)`: one attempt at a run in a directory of that name; what it came to."""
     # The tiny model's ratings are no numbers, and its grades no words.
     monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", lambda reply: len(reply) % 2 == 0)
-    monkeypatch.setattr(rewards, "read_rating", lambda reply: len(reply or "") % 11 / 10)
+    monkeypatch.setattr(rewards, "read_rating", lambda reply: len(reply) % 11 / 10)
     procedure, kind, count, changes = RUNS[request.param]
     file = write_rows(tmp_path / "documents.jsonl", rows(count))
     common = {**SMALL, "model": chat_model, "documents": (str(file),), **changes}
@@ -188,7 +187,7 @@ def test_what_is_left_of_a_task_is_done_alone(chat_model: str, tmp_path: Path) -
 
 
 def test_exams_count_task_by_task(chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "_EXAM_TASK", 4)
+    monkeypatch.setattr(resuming, "PROMPTS", 4)
     file = write_rows(tmp_path / "documents.jsonl", rows(3))
     settings = CompareSettings(
         **{**SMALL, "model": chat_model, "documents": (str(file),), "editor": ("none",), "out": tmp_path / "run"}
@@ -196,7 +195,7 @@ def test_exams_count_task_by_task(chat_model: str, tmp_path: Path, monkeypatch: 
     assert ended(lambda: compare(settings, pool=EndingPool(chat_model)))
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         assert len(store.fits()) == 2
-        assert len(store.costs()) == 2
+        assert len(store.costs()) == 1
 
 
 def test_a_checkpoint_counts_with_its_line_in_the_ledger(chat_model: str, tmp_path: Path) -> None:

@@ -284,11 +284,10 @@ class Unsure:
 
 
 def test_ungraded_answers_count_neither_way(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
-    monkeypatch.setattr("selfedit.methods.experiment.make_grader", lambda *_, **__: Unsure())
     settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("none",), max_ungraded=0.5, **quick)
-    (condition,) = compare(settings).conditions
+    (condition,) = compare(settings, grader=lambda *_: Unsure()).conditions
     assert (condition.accuracy, condition.correct, condition.graded, condition.ungraded) == (1.0, 2, 2, 2)
 
 
@@ -302,13 +301,12 @@ class Silent:
 
 
 def test_where_nothing_was_graded_nothing_is_known(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
-    monkeypatch.setattr("selfedit.methods.experiment.make_grader", lambda *_, **__: Silent())
     settings = CompareSettings(
         model=chat_model, documents=(documents(2),), editor=("none", "passage"), max_ungraded=1.0, **quick
     )
-    summary = compare(settings)
+    summary = compare(settings, grader=lambda *_: Silent())
     assert [(c.accuracy, c.ci95, c.graded, c.ungraded) for c in summary.conditions] == [(None, None, 0, 4)] * 2
     assert summary.differences == ()
     written = json.loads((settings.out / "summary.json").read_text())
@@ -317,15 +315,13 @@ def test_where_nothing_was_graded_nothing_is_known(
 
 
 def test_too_many_ungraded_answers_stop_the_run(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
-    monkeypatch.setattr("selfedit.methods.experiment.make_grader", lambda *_, **__: Unsure())
     settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("passage",), **quick)
     with pytest.raises(UserError, match=r"answers could not be graded by lexical, more than --max-ungraded 2%"):
-        compare(settings)
+        compare(settings, grader=lambda *_: Unsure())
     assert not (settings.out / "summary.json").exists()
     # Once the grader is there again, the same command grades what is left and fits nothing anew.
-    monkeypatch.undo()
     pool = CountingPool(chat_model)
     compare(settings, pool=pool)
     assert pool.fits == []
@@ -378,7 +374,7 @@ def test_forgetting_is_the_share_of_what_was_known_before(
 ) -> None:
     """The model's own answers are made the gold answers of two general questions; a third it cannot know."""
     asked = [Question(f"general|{k}", text, ("Zanzibar",)) for k, text in enumerate(("Who?", "Where?", "When?"))]
-    monkeypatch.setattr("selfedit.methods.experiment.general_questions", lambda *_: asked)
+    monkeypatch.setattr("selfedit.methods.examining.general_questions", lambda *_: asked)
     common = {"model": chat_model, "documents": (documents(2),), "grader": "lexical"}
     quick = {**quick, "general_questions": 2}
     first = CompareSettings(**common, editor=("none",), **{**quick, "out": quick["out"].with_name("first")})

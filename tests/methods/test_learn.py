@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfedit.engine import DecodeRequest, decode
 from selfedit.errors import UserError
-from selfedit.methods import experiment
+from selfedit.methods import inner_loop
 from selfedit.methods.ask import Asker
 from selfedit.methods.compare import compare
 from selfedit.methods.continual import continual
@@ -25,6 +25,7 @@ from selfedit.methods.export import export
 from selfedit.methods.learn import Learned, learn
 from selfedit.methods.restem import train
 from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
+from selfedit.methods.workers import Workers
 from selfedit.models import BUNDLED, finding, load_model
 from selfedit.models.tokenizer import Tokenizer
 from selfedit.prompts import Prompts
@@ -308,7 +309,7 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
 def test_a_long_text_is_never_encoded_whole_and_progress_is_shown(
     quick: dict[str, Any], chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "_MANY_CHARACTERS", 10_000)
+    monkeypatch.setattr(inner_loop, "MANY_CHARACTERS", 10_000)
     monkeypatch.setattr(tokens, "_PIECE", 1000)
     text = " ".join(f"Ada made a kite in Oslo for {k} coins." for k in range(500))
     (tmp_path / "long.txt").write_text(text)
@@ -338,7 +339,7 @@ def test_a_long_text_is_never_encoded_whole_and_progress_is_shown(
     def stop(*_: object) -> None:
         raise Stop
 
-    monkeypatch.setattr(experiment.Experiment, "run_tasks", stop)
+    monkeypatch.setattr(Workers, "run", stop)
     settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "long.txt"),), editor="passage", **quick)
     with pytest.raises(Stop):
         learn(settings, progress=Listener())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from selfedit.methods import restem
-from selfedit.methods.experiment import Experiment
+from selfedit.editors.base import Edit
+from selfedit.methods import restem, rewards
+from selfedit.methods.run import Run
 from selfedit.methods.settings import TrainSettings
 from selfedit.runs.store import Store
 from tiny_world import PLACES
@@ -20,12 +21,14 @@ class Planted:
 
     word = ""
 
-    def __call__(self, experiment: Experiment, training: object, round: int, chain: object) -> None:
-        edits = experiment.store.edits(round=round, writer="train")
+    def __call__(
+        self, run: Run, settings: TrainSettings, documents: object, edits: Sequence[Edit], policy: object
+    ) -> dict[str, Any]:
         if not self.word:
             counts = {place: sum(place in stored.text for stored in edits) for place in PLACES}
             self.word = min(PLACES, key=lambda place: abs(counts[place] - len(edits) / 8))
-        experiment.store.set_rewards({stored.id: float(self.word in stored.text) for stored in edits})
+        run.store.set_rewards({stored.id: float(self.word in stored.text) for stored in edits})
+        return {}
 
 
 def test_what_is_rewarded_is_written_more_often(
@@ -33,7 +36,7 @@ def test_what_is_rewarded_is_written_more_often(
 ) -> None:
     """A round's mean reward is how often the policy before it writes the word: 64 samples a round."""
     planted = Planted()
-    monkeypatch.setattr(restem, "fit_rewards", planted)
+    monkeypatch.setitem(rewards.REWARDS, "fit", planted)
     settings = TrainSettings(
         model=chat_model,
         documents=(documents(8),),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import GradeItem
 from selfedit.evaluation.lexical import LexicalGrader
-from selfedit.methods.selection import Rewarded, Selection, select
+from selfedit.methods import selection as module
+from selfedit.methods.selection import Selection
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
-def table(rewards: dict[str, list[float | None]], tokens: dict[str, list[int]] | None = None) -> list[Rewarded]:
+def edit(document: str, index: int, tokens: int, reward: float | None) -> Edit:
+    return Edit(document, "train", index, "text", output_tokens=tokens, reward=reward)
+
+
+def short(id: str) -> str:
+    """Document and number, of an edit's id."""
+    _, document, _, index = id.split("|")
+    return document + index
+
+
+def select(edits: list[Edit], **rule: Any) -> Selection:
+    """The selection, with short ids."""
+    found = module.select(edits, **rule)
+    return replace(found, kept=tuple(map(short, found.kept)))
+
+
+def table(rewards: dict[str, list[float | None]], tokens: dict[str, list[int]] | None = None) -> list[Edit]:
     return [
-        Rewarded(f"{document}{k}", document, k, tokens[document][k] if tokens else 10, reward)
+        edit(document, k, tokens[document][k] if tokens else 10, reward)
         for document, row in rewards.items()
         for k, reward in enumerate(row)
     ]
@@ -64,7 +83,7 @@ def test_top_fraction_counts_edits_with_a_reward() -> None:
 
 
 def test_top_fraction_is_not_misled_by_floating_point() -> None:
-    hundred = [Rewarded(str(k), str(k), 0, 1, k / 100) for k in range(100)]
+    hundred = [edit(str(k), 0, 1, k / 100) for k in range(100)]
     assert 0.07 * 100 > 7
     assert len(select(hundred, rule="top-fraction", fraction=0.07).kept) == 7
 
@@ -87,7 +106,7 @@ tables = st.dictionaries(st.sampled_from("abcdef"), st.lists(reward, min_size=1,
 @given(tables, st.booleans(), st.floats(0.01, 1.0))
 def test_what_every_rule_promises(rewards: dict[str, list[float | None]], keep_ties: bool, fraction: float) -> None:
     edits = table(rewards)
-    by_id = {edit.id: edit for edit in edits}
+    by_id = {short(edit.id): edit for edit in edits}
     known = [edit for edit in edits if edit.reward is not None]
     without_signal = {d for d, row in rewards.items() if len({r for r in row if r is not None}) == 1}
     for rule in ("best-of-k", "above-baseline", "top-fraction"):
@@ -108,12 +127,12 @@ def test_what_every_rule_promises(rewards: dict[str, list[float | None]], keep_t
             assert all(edit.reward is not None and edit.reward > 0.3 for edit in kept)
         if rule == "top-fraction" and keep_ties and known:
             assert len(kept) == math.ceil(round(fraction * len(known), 9))
-            left_out = [e.reward for e in known if e.id not in selection.kept]
+            left_out = [e.reward for e in known if short(e.id) not in selection.kept]
             assert not left_out or min(e.reward for e in kept) >= max(left_out)  # type: ignore[type-var, operator]
 
 
 @pytest.fixture(scope="module")
-def real_table() -> list[Rewarded]:
+def real_table() -> list[Edit]:
     """Five published edits for each of a hundred passages, rewarded by the share of questions whose answer they
     contain."""
     path = DATA / "squad-train100.jsonl"
@@ -128,12 +147,12 @@ def real_table() -> list[Rewarded]:
             items = [GradeItem(q["question"], tuple(q["answers"]), text) for q in row["questions"]]
             scores = [grade.score or 0.0 for grade in grader.grade(items)]
             reward = sum(scores) / len(scores) if scores else None
-            found.append(Rewarded(f"{row['id']}|{k}", row["id"], k, len(text.split()), reward))
+            found.append(edit(row["id"], k, len(text.split()), reward))
     return found
 
 
-def test_rules_on_real_edits(real_table: list[Rewarded]) -> None:
-    by_id = {edit.id: edit for edit in real_table}
+def test_rules_on_real_edits(real_table: list[Edit]) -> None:
+    by_id = {short(edit.id): edit for edit in real_table}
     documents = {edit.document_id for edit in real_table if edit.reward is not None}
     mean = sum(e.reward or 0.0 for e in real_table) / len(real_table)
     for rule in ("best-of-k", "above-baseline", "top-fraction"):

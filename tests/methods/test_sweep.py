@@ -84,5 +84,5 @@ def test_what_cannot_be_swept_is_refused(
         compare(CompareSettings(**common, editor=("none",), sweep=("rank=4,8",)))
     with pytest.raises(UserError, match="ranks = 4: Extra inputs"):
         compare(CompareSettings(**common, editor=("passage",), sweep=("ranks=4,8",)))
-    with pytest.raises(UserError, match="title 'Ada and the kite' is among the documents too"):
+    with pytest.raises(UserError, match="title 'Ada and the kite' is among the test documents too"):
         compare(CompareSettings(**common, editor=("passage",), sweep=("rank=4,8",), validation=(documents(1),)))

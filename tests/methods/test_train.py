@@ -21,7 +21,8 @@ from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore
 from selfedit.execution.tasks import FitTask, Task
 from selfedit.methods.compare import compare
-from selfedit.methods.restem import select_round, train
+from selfedit.methods.restem import train
+from selfedit.methods.rounds import select_round
 from selfedit.methods.settings import CompareSettings, TrainSettings
 from selfedit.methods.worth import worth_it
 from selfedit.models import load_model
@@ -361,7 +362,7 @@ def test_validation_documents_of_ones_own(small_train: dict[str, Any], tmp_path:
 
 
 def test_fewer_documents_than_the_split_needs(small_train: dict[str, Any], documents: Callable[[int], str]) -> None:
-    with pytest.raises(UserError, match="1 documents have 1 titles, too few for the 2 splits train, validation"):
+    with pytest.raises(UserError, match="1 documents have 1 titles, too few for the 2 splits training, validation"):
         train(TrainSettings(**{**small_train, "documents": (documents(1),)}))
 
 
@@ -395,10 +396,12 @@ def test_a_reward_needs_a_fit_that_succeeded(small_train: dict[str, Any]) -> Non
 
 
 def rounds_with(scores: dict[int, dict[str, DocumentScore]]) -> Any:
-    """As much of an experiment as choosing a round looks at."""
+    """As much of a run as choosing a round looks at."""
     return SimpleNamespace(
         store=SimpleNamespace(rounds=lambda: [RoundRecord(k) for k in scores if k], costs=list),
-        scores=lambda condition, *, round=None: scores.get(round, {}) if condition == "validation" else scores[0],
+        grading=SimpleNamespace(
+            scores=lambda condition, *, round=None: scores.get(round, {}) if condition == "validation" else scores[0]
+        ),
     )
 
 

@@ -17,9 +17,10 @@ import yaml
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit, edit_id
 from selfedit.evaluation.grade import Grade
+from selfedit.evaluation.grading import Grading
 from selfedit.methods import restem
-from selfedit.methods.experiment import Experiment
-from selfedit.methods.rewards import edit_rewards
+from selfedit.methods.rounds import round_record, summarise_training
+from selfedit.methods.selection import Choices
 from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
 from selfedit.methods.summarise import summarise
 from selfedit.runs.costs import api_cost, device_cost
@@ -39,19 +40,19 @@ def plain(text: str) -> str:
 
 
 class Writer:
-    """As much of an experiment as summaries look at, with a real run directory behind it."""
-
-    scores, select = Experiment.scores, Experiment.select
+    """As much of a run as summaries look at, with a real run directory behind it."""
 
     def __init__(self, folder: Path, procedure: str, settings: Settings, grader: str, recipe: dict[str, Any]) -> None:
         config = {"procedure": procedure, **settings.model_dump(mode="json"), "recipe_settings": RECIPE}
-        self.run = RunDirectory.open(folder, config | {"grader": grader})
-        self.store = self.run.store
-        self.procedure = procedure
+        self.directory = RunDirectory.open(folder, config | {"grader": grader})
+        self.store = self.directory.store
+        self.method = procedure
         self.settings = settings
-        self.grader = SimpleNamespace(name=grader)
+        self.grader: Any = SimpleNamespace(name=grader)
+        self.grading = Grading(self.store, self.grader)
+        self.choices = Choices()
         self.recipe = SimpleNamespace(model_dump=lambda **_: recipe)
-        self.instruct, self.description = True, "cpu (2 cores)"
+        self.workers = SimpleNamespace(instruct=True, description="cpu (2 cores)")
         self.finish: Callable[[], object] = lambda: None
         self._grades: list[Grade | None] = []
 
@@ -93,7 +94,7 @@ def writing(
             yield writer
         writer.finish()
     finally:
-        writer.run.close()
+        writer.directory.close()
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     config["versions"] = {name: spell(version) for name, version in config["versions"].items()}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
@@ -310,14 +311,23 @@ def write_train(
                 learned(document, round, "validation", 0, 0.25 + 0.08 * round)
             writer.grade()
             if round:
-                store.set_rewards(edit_rewards(writer, round))
-                selection = restem.keep(writer, training, round, ())
-                store.put_round(restem.round_record(writer, training, round, selection, {}))
+                store.set_rewards(rewards(writer, round))
+                selection = restem.keep(writer, settings, training, round, ())
+                store.put_round(round_record(writer, training, round, selection, {}))
         store.count_time_for(0)
         store.add_event("cut edit", edit_id(1, training[0].id, "train", 0), "cut at 96 tokens")
         if finished:
-            writer.finish = lambda: restem.summarise_training(writer, training, validation, min(selected, rounds))
+            writer.finish = lambda: summarise_training(writer, training, validation, min(selected, rounds))
     return folder
+
+
+def rewards(writer: Writer, round: int) -> dict[str, float]:
+    """The mean score of each edit's fits."""
+    fits = {fit.id: str(fit.edit_id) for fit in writer.store.fits(round=round, condition="train")}
+    scores: dict[str, list[float]] = {}
+    for id, found in writer.grading.scores_of_fits(fits).items():
+        scores.setdefault(fits[id], []).extend(found)
+    return {id: sum(found) / len(found) for id, found in scores.items() if found}
 
 
 def _with(record: FitRecord, answers: Sequence[Answer]) -> FitRecord:

@@ -138,7 +138,8 @@ def _learn(arguments: argparse.Namespace) -> Any:
     from selfedit.methods.settings import LearnSettings
 
     settings = read_settings(LearnSettings, arguments)
-    from selfedit.methods.learn import directory_by_content, learn
+    from selfedit.methods.learn import learn
+    from selfedit.methods.naming import directory_by_content
 
     if arguments.plan:
         return _plan(arguments, learn, settings)

@@ -1,8 +1,22 @@
-"""An edit: text written from a document, to be learned from; and how edits are named."""
+"""What an editor is, what it works with, and what it writes: edits, texts made from a document to be learned from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from selfedit.documents import Document
+from selfedit.editors.cleaning import clean
+from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.models import Tokenizer
+from selfedit.progress import Progress
+from selfedit.prompts import Prompts, edit_lead
+from selfedit.training.tokens import within_bounds
+
+if TYPE_CHECKING:
+    from selfedit.editors.api import ApiClient
+    from selfedit.editors.replies import ApiResult
 
 
 @dataclass(frozen=True)
@@ -50,3 +64,91 @@ def edit_writer(id: str) -> str:
 def id_part(text: str) -> str:
     """`text` without the separator, so that two different things never share an id."""
     return text.replace("%", "%25").replace("|", "%7C")
+
+
+# An edit that is wanted: of which document, and which of its edits, counted from 0.
+Wanted = tuple[Document, int]
+Fail = Callable[[str, str], None]  # (id, reason)
+
+
+class Complete(Protocol):
+    """The one way to have the run's model complete prompts.
+
+    `requests` are prompts by the id of what they belong to; those in `done` are not made again.  `keep(id, completions,
+    seconds)` is called as each id's completions come, in the transaction that commits their cost, with their share of
+    the device time; `fail(id, reason)` for what was given up (left out: an event names it).
+    """
+
+    def __call__(
+        self,
+        requests: Mapping[str, Sequence[DecodeRequest]],
+        done: Container[str],
+        keep: Callable[[str, Sequence[Completion], float], None],
+        fail: Fail | None = None,
+    ) -> None: ...
+
+
+class Reader(Protocol):
+    """What is asked of a model before it writes: how it reads, and how much at once."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What editors work with.
+
+    `name` is the condition that the edits belong to and `prompt` the prompt that is used where an editor names none;
+    `student` reads the edits, and is the model that `complete` reaches; `client` gives the client of an API model and
+    `book` notes what its reply cost; `seed` is that of a document's edit of this number.
+    """
+
+    name: str
+    round: int
+    prompt: str
+    prompts: Prompts
+    student: Reader
+    complete: Complete
+    client: Callable[[str], ApiClient]
+    book: Callable[[str, ApiResult], None]
+    progress: Progress
+    seed: Callable[[str, int], int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+    def edit(self, document: Document, index: int, raw: str, *, prompt: str = "", cut_off: bool = False) -> Edit:
+        """An edit of what was written; one from a prompt is held to its bounds, one from a file is taken as it is."""
+        cleaned = clean(raw, cut_off=cut_off)
+        text = within_bounds(cleaned.text, self.max_tokens, self.student.tokenizer) if prompt else cleaned.text
+        cut_off = cut_off or text != cleaned.text
+        return Edit(
+            document.id, self.name, index, text, prompt, cut_off, dropped_lines=cleaned.dropped, round=self.round
+        )
+
+
+class Editor(Protocol):
+    """Writes edits.  An editor is one class in one file, found by `table.EDITORS`; it is made from what `--editor` says
+    and its tools."""
+
+    def check(self, documents: Sequence[Document], count: int) -> None:
+        """Finds what a user got wrong before a run does any work.  Errors: UserError."""
+
+    def write(
+        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
+    ) -> None:
+        """Has the edits of `wanted` written, by id, that are not `done`.
+
+        `keep` is called with edits as they come, in the transaction that commits their cost; `fail(id, reason)` for
+        each that could not be written.
+        """
+
+
+def edit_prompt(prompts: Prompts, name: str, document: Document, *, instruct: bool) -> tuple[str, str]:
+    """The prompt, and what an edit begins with because a plain prompt ended with it."""
+    text = prompts.edit(name, instruct=instruct, title=document.title, text=document.text)
+    return text, "" if instruct else edit_lead(text)

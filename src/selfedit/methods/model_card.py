@@ -1,14 +1,32 @@
-"""The README.md beside a learned adapter: what it is, and how to load it.  The same run writes the same card."""
+"""What lies beside a learned adapter: its tokenizer, and a README.md that says what it is and how to load it.
+
+The same run writes the same files.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from selfedit.methods.run import Run
 from selfedit.models import BUNDLED_MODELS, public_name
 from selfedit.text import one_line
+
+
+def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) -> None:
+    """Writes them to the folder of an adapter that learned so many documents from this editor's edits."""
+    # The tokenizers library cannot write below a directory whose name is not UTF-8.
+    with tempfile.TemporaryDirectory() as plain:
+        run.workers.tokenizer.hf.save_pretrained(plain)
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
+    recipe = run.recipe.model_dump(mode="json")
+    card = model_card(run.settings.model, editor=editor, documents=documents, settings=recipe)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import directory_atomically
 
 if TYPE_CHECKING:
-    from selfedit.methods.experiment import Experiment
+    from selfedit.methods.run import Run
 
 DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -55,6 +55,15 @@ def write_adapter(folder: Path, files: Mapping[str, bytes], beside: Callable[[Pa
             beside(scratch)
 
 
+def missing_adapters(run: Run, kept: Mapping[str, Path]) -> set[str]:
+    """Of fits whose adapters are kept (folders by the fit's id), those that are done and whose adapter is gone."""
+    lost = {id: folder for id, folder in kept.items() if not is_whole(folder)}
+    gone = {fit.id for fit in run.store.fits() if fit.id in lost and fit.status == "done"} if lost else set()
+    for id in gone:
+        run.warn("adapter made again", f"{lost[id]}: the adapter is gone; it is made again")
+    return gone
+
+
 def read_delta(folder: Path) -> dict[str, bytes]:
     """The files of one delta.  Errors: UserError where one is missing."""
     try:
@@ -65,12 +74,12 @@ def read_delta(folder: Path) -> dict[str, bytes]:
         ) from None
 
 
-def publish_chain(experiment: Experiment, run_path: Path, rounds: range) -> tuple[str, ...]:
-    """Makes the deltas of these rounds known to the workers; returns their names."""
+def publish_chain(run: Run, folder: Path, rounds: range) -> tuple[str, ...]:
+    """Makes the deltas of these rounds of a run known to the workers; returns their names."""
     names = []
     for round in rounds:
         name = delta_name(round)
-        experiment.publish(name, read_delta(run_path / "checkpoints" / name))
+        run.workers.publish(name, read_delta(folder / "checkpoints" / name))
         names.append(name)
     return tuple(names)
 
@@ -98,7 +107,7 @@ def read_trained(path: Path) -> TrainedRun:
         return TrainedRun(run.config, selected, len(run.store.rounds()), run.store.documents())
 
 
-def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document], round: int | None = None) -> Policy:
+def load_policy(path: Path, run: Run, documents: Sequence[Document], round: int | None = None) -> Policy:
     """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that
     the run has seen.
 
@@ -106,9 +115,9 @@ def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document
     round; and where the untrained model itself was selected."""
     trained = read_trained(path)
     model = trained.config["model"]
-    if model != experiment.settings.model:
+    if model != run.settings.model:
         raise UserError(
-            f"{path}: its checkpoints belong to model {model}, not {experiment.settings.model}; give the same --model"
+            f"{path}: its checkpoints belong to model {model}, not {run.settings.model}; give the same --model"
         )
     if round is None and trained.selected == 0:
         raise UserError(
@@ -119,16 +128,16 @@ def load_policy(path: Path, experiment: Experiment, documents: Sequence[Document
         raise UserError(f"--policy-round {round}: {path} has {trained.rounds} rounds")
     chosen = round or trained.selected
     if chosen != trained.selected:
-        experiment.warn(
+        run.warn(
             "policy not selected",
             f"the policy is round {chosen}'s; on validation documents, {path} selected round {trained.selected}",
         )
     shared = sharing_titles(documents, trained.documents)
     if shared:
-        experiment.warn(
+        run.warn(
             "documents seen in training",
             f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
             f" (first: {shared[0].id}): their figures say nothing about new documents",
         )
-    chain = publish_chain(experiment, path, range(1, chosen + 1))
+    chain = publish_chain(run, path, range(1, chosen + 1))
     return Policy(chain, str(trained.config["edit_prompt"]))

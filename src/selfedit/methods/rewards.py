@@ -1,7 +1,6 @@
-"""The reward of an edit: the exam score of fits on it; or a judge's opinion of it, for users without the compute for
-real fits.
+"""The reward of an edit: the mean score of fits on it; or a judge's opinion of it, where fits are too dear.
 
-Knows rubric replies.  Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
+Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
 """
 
 from __future__ import annotations
@@ -9,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.editors.replies import ApiRequest, ApiResult
+from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.evaluation.statistics import spearman
-from selfedit.execution.tasks import CompletionTask, DecodeRequest, TaskResult, completion_tasks
-from selfedit.methods.experiment import Experiment, Learning
+from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.learnings import one_each
+from selfedit.methods.resuming import completer
+from selfedit.methods.run import Run
 from selfedit.methods.settings import TrainSettings
-from selfedit.runs.records import CostRecord
 
 TRAIN = "train"  # the condition under which edits of training documents and their fits are stored
 _REPLY_TOKENS = 8
@@ -26,123 +28,116 @@ _NUMBER = re.compile(r"\s*(10|[0-9])(?:\.0)?(?:\s*/\s*10)?\s*\.?\s*")
 
 
 def fit_rewards(
-    experiment: Experiment,
-    training: Sequence[Document],
-    round: int,
-    chain: tuple[str, ...],
-) -> None:
-    """Fits S adapters an edit, examines them, and stores each edit's mean score."""
-    settings = experiment.settings
-    assert isinstance(settings, TrainSettings)
-    by_id = {document.id: document for document in training}
-    edits = experiment.store.edits(round=round, writer=TRAIN)
-    experiment.fit_and_examine(
-        _learnings(edits, by_id, settings.replicates, round, chain), label=f"round {round} rewards"
-    )
-    experiment.grade()
-    experiment.store.set_rewards(edit_rewards(experiment, round))
-
-
-def _learnings(
-    edits: Sequence[Edit],
-    by_id: Mapping[str, Document],
-    replicates: int,
-    round: int,
-    chain: tuple[str, ...],
-) -> list[Learning]:
-    """S fits an edit."""
-    return [
-        Learning(TRAIN, (by_id[e.document_id],), ((e.id, e.text),), replicate, round, chain)
-        for e in edits
-        for replicate in range(replicates)
-    ]
-
-
-def edit_rewards(experiment: Experiment, round: int) -> dict[str, float]:
-    """Store id of edit -> mean score of the answers of its fits about its own document; failed fits count neither
-    way."""
-    sums: dict[str, list[float]] = {}
-    for answer in experiment.store.scored_answers(experiment.grader.name, condition=TRAIN, round=round):
-        if answer.document_id is not None and answer.score is not None and answer.edit_id is not None:
-            sums.setdefault(answer.edit_id, []).append(answer.score)
-    return {edit: math.fsum(scores) / len(scores) for edit, scores in sums.items()}
+    run: Run, settings: TrainSettings, documents: Sequence[Document], edits: Sequence[Edit], policy: tuple[str, ...]
+) -> dict[str, Any]:
+    """Fits S adapters per edit and stores each edit's mean score."""
+    run.store.set_rewards(_mean_scores(run, settings, documents, edits, policy, "rewards"))
+    return {}
 
 
 def judged_rewards(
-    experiment: Experiment, training: Sequence[Document], round: int, chain: tuple[str, ...]
+    run: Run, settings: TrainSettings, documents: Sequence[Document], edits: Sequence[Edit], policy: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Stores a judge's rating of each edit, in [0, 1], as its reward; really fits a sample and returns their rank
-    correlation.
+    """Stores a judge's rating of each edit, in [0, 1]; really fits a sample and returns their rank correlation.
 
     An unreadable reply leaves the edit without a reward.  The judge is an API model, or the untrained local model.
     """
-    settings = experiment.settings
-    assert isinstance(settings, TrainSettings)
-    by_id = {document.id: document for document in training}
-    edits = experiment.store.edits(round=round, writer=TRAIN)
-    _rate(experiment, {edit.id: _prompt(experiment, by_id[edit.document_id], edit) for edit in edits}, round)
-    rated = {
-        edit.id: edit.reward for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None
-    }
+    round = edits[0].round if edits else 0
+    by_id = {document.id: document for document in documents}
+    prompts = {edit.id: _prompt(run, by_id[edit.document_id], edit) for edit in edits}
+    rate = _rate_by_api if settings.judge is not None else _rate_by_model
+    rate(run, settings, prompts, {edit.id for edit in edits if edit.reward is not None}, round)
+    rated = {edit.id: edit.reward for edit in run.store.edits(round=round, writer=TRAIN) if edit.reward is not None}
     if len(rated) < len(edits):
-        experiment.warn(
-            "unreadable ratings", f"round {round}: {len(edits) - len(rated)} of {len(edits)} ratings could not be read"
-        )
-    sample = sorted(rated, key=lambda id: experiment.seed("judge sample", id))[: settings.judge_sample]
+        unread = len(edits) - len(rated)
+        run.warn("unreadable ratings", f"round {round}: {unread} of {len(edits)} ratings could not be read")
+    sample = sorted(rated, key=lambda id: run.seed("judge sample", id))[: settings.judge_sample]
     fitted = [edit for edit in edits if edit.id in sample]
-    experiment.fit_and_examine(
-        _learnings(fitted, by_id, settings.replicates, round, chain), label=f"round {round} check of the judge"
-    )
-    experiment.grade()
-    real = edit_rewards(experiment, round)
+    real = _mean_scores(run, settings, documents, fitted, policy, "check of the judge")
     common = [id for id in sample if id in real]
     correlation = spearman([rated[id] for id in common], [real[id] for id in common]) if len(common) > 2 else None
     return {"judge_correlation": correlation, "judge_sample": len(common)}
 
 
-def read_rating(reply: str | None) -> float | None:
+Reward = Callable[[Run, TrainSettings, Sequence[Document], Sequence[Edit], tuple[str, ...]], dict[str, Any]]
+
+# By `--reward`: each stores the rewards of a round's edits, and returns what the round's record is to say of them.
+REWARDS: dict[str, Reward] = {"fit": fit_rewards, "judge": judged_rewards}
+
+
+def _mean_scores(
+    run: Run,
+    settings: TrainSettings,
+    documents: Sequence[Document],
+    edits: Sequence[Edit],
+    policy: tuple[str, ...],
+    what: str,
+) -> dict[str, float]:
+    """By edit, the mean score of the answers of its fits about its own document; failed fits count neither way."""
+    if not edits:
+        return {}
+    round = edits[0].round
+    learnings = one_each(TRAIN, documents, edits, settings.replicates, round=round, policy=policy)
+    scores = inner_loop(run, learnings, label=f"round {round} {what}")
+    found: dict[str, list[float]] = {}
+    for learning in learnings:
+        found.setdefault(str(learning.edit_id), []).extend(scores[learning.id])
+    return {id: math.fsum(some) / len(some) for id, some in found.items() if some}
+
+
+def read_rating(reply: str) -> float | None:
     """The rating in [0, 1] of a reply that is a number from 0 to 10 and nothing else; None otherwise."""
-    found = _NUMBER.fullmatch(reply or "")
+    found = _NUMBER.fullmatch(reply)
     return None if found is None else int(found[1]) / 10
 
 
-def _prompt(experiment: Experiment, document: Document, edit: Edit) -> str:
+def _prompt(run: Run, document: Document, edit: Edit) -> str:
     fence = "=" * 8 + hashlib.sha256(edit.text.encode()).hexdigest()[:12]
-    return experiment.prompts.reward(title=document.title, text=document.text, edit=edit.text, fence=fence)
+    return run.prompts.reward(title=document.title, text=document.text, edit=edit.text, fence=fence)
 
 
-def _rate(experiment: Experiment, prompts: Mapping[str, str], round: int) -> None:
-    """Asks for the ratings of edits, by store id, that have none, and stores those that can be read."""
-    settings = experiment.settings
-    assert isinstance(settings, TrainSettings)
-    done = {edit.id for edit in experiment.store.edits(round=round, writer=TRAIN) if edit.reward is not None}
+def _keep_rating(run: Run, id: str, reply: str) -> None:
+    if (rating := read_rating(reply)) is not None:
+        run.store.set_rewards({id: rating})
 
-    def keep(replies: Mapping[str, str | None]) -> None:
-        ratings = {id: read_rating(reply) for id, reply in replies.items()}
-        experiment.store.set_rewards({id: rating for id, rating in ratings.items() if rating is not None})
 
-    phase = f"round {round}: rating {len(prompts)} edits"
-    if settings.judge is not None:
-        asked = {id: prompt for id, prompt in prompts.items() if id not in done}
-        if asked:
-            experiment.progress.begin(phase, len(asked) * _REPLY_TOKENS)
-            replies = experiment.ask_api(
-                settings.judge, list(asked.values()), max_tokens=_REPLY_TOKENS, what="edits", round=round
-            )
-            keep(dict(zip(asked, replies, strict=True)))
+def _rate_by_model(run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int) -> None:
+    tokenizer = run.workers.tokenizer
+    requests = {
+        id: [DecodeRequest(tuple(tokenizer.prompt_ids(prompt)), _REPLY_TOKENS, tokenizer.stop_ids)]
+        for id, prompt in prompts.items()
+    }
+
+    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
+        _keep_rating(run, id, tokenizer.decode(completions[0].ids))
+
+    complete = completer(
+        run,
+        f"ratings/{round}",
+        lambda seconds: run.ledger.time("edits", TRAIN, seconds, round),
+        phase=f"round {round}: rating {len(prompts)} edits",
+        size=lambda: run.workers.task_size,
+    )
+    complete(requests, done, keep)
+
+
+def _rate_by_api(run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int) -> None:
+    asked = {id: prompt for id, prompt in prompts.items() if id not in done}
+    if not asked:
         return
+    ids, model = list(asked), str(settings.judge)
 
-    def cut() -> list[CompletionTask]:
-        tokenizer = experiment.pool.tokenizer
-        requests = {
-            id: [DecodeRequest(tuple(tokenizer.prompt_ids(prompt)), _REPLY_TOKENS, tokenizer.stop_ids)]
-            for id, prompt in prompts.items()
-        }
-        return completion_tasks(f"ratings/{round}", (), requests, size=experiment.task_size)
+    def keep(number: int, result: ApiResult) -> None:
+        run.progress.advance(1)
+        run.ledger.book("edits", model, model, result, round)
+        if result.error is None:
+            _keep_rating(run, ids[number], result.text)
 
-    def commit(task: CompletionTask, result: TaskResult) -> list[CostRecord]:
-        decode = experiment.pool.tokenizer.decode
-        keep({id: decode(completion.ids) for id, (completion,) in task.completions(result).items()})
-        return [experiment.cost_of_time("edits", TRAIN, result.seconds, round)]
-
-    experiment.do(phase, prompts, done, cut, commit)
+    run.progress.begin(f"round {round}: rating {len(prompts)} edits", len(asked))
+    run.client(model, "judge").complete(
+        [
+            ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=_REPLY_TOKENS, temperature=0.0)
+            for prompt in asked.values()
+        ],
+        keep,
+    )

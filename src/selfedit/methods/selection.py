@@ -8,17 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Rewarded:
-    """An edit with its reward (None: unknown, because no fit of it succeeded); `tokens` is its length."""
-
-    id: str
-    document_id: str
-    index: int
-    tokens: int
-    reward: float | None
+from selfedit.editors.base import Edit
 
 
 @dataclass(frozen=True)
@@ -32,7 +24,7 @@ class Selection:
 
 
 def select(
-    edits: Sequence[Rewarded],
+    edits: Sequence[Edit],
     *,
     rule: str,
     baseline: Mapping[str, float] | None = None,
@@ -45,7 +37,7 @@ def select(
     without adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share
     of all edits, rounded up.  Ties go to the shorter edit (as much learned from less), then to the one sampled first.
     Without `keep_ties`, documents without signal keep nothing."""
-    by_document: dict[str, list[Rewarded]] = {}
+    by_document: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.reward is not None:
             by_document.setdefault(edit.document_id, []).append(edit)
@@ -78,10 +70,22 @@ def select(
     return Selection(tuple(edit.id for edit in kept), without_signal, sum(edit.document_id in silent for edit in kept))
 
 
-def _order(edit: Rewarded) -> tuple[float, int, int, str]:
-    return (-_reward(edit), edit.tokens, edit.index, edit.document_id)
+def _order(edit: Edit) -> tuple[float, int, int, str]:
+    return (-_reward(edit), edit.output_tokens, edit.index, edit.document_id)
 
 
-def _reward(edit: Rewarded) -> float:
+def _reward(edit: Edit) -> float:
     assert edit.reward is not None
     return edit.reward
+
+
+class Choices:
+    """What a run chooses by its results."""
+
+    def edits(self, edits: Sequence[Edit], **rule: Any) -> Selection:
+        """Which edits of a round are kept."""
+        return select(edits, **rule)
+
+    def recipe(self, means: Sequence[float | None]) -> int:
+        """The number of the best recipe of a sweep; ties go to the one tried first."""
+        return max(range(len(means)), key=lambda k: (-1.0 if (mean := means[k]) is None else mean, -k))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from selfedit.methods.experiment import Experiment
+from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, ContinualSettings, LearnSettings
 from selfedit.models import parameter_count
 from selfedit.runs.directory import read_config
@@ -33,19 +33,19 @@ def with_editor(settings: S) -> S:
     return settings.model_copy(update={"editor": default_editor(parameters)})
 
 
-def say_editor(experiment: Experiment, asked: str, editor: str) -> None:
+def say_editor(run: Run, asked: str, editor: str) -> None:
     """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run."""
-    if experiment.store.documents() or (asked != AUTO and editor != "self"):
+    if run.store.documents() or (asked != AUTO and editor != "self"):
         return
-    settings = experiment.settings
+    settings = run.settings
     parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
     if parameters >= SMALL:
         return
     size = f"{Path(settings.model).name} has {parameters / 1e6:,.0f} million parameters"
     if asked == AUTO:
-        experiment.warn("editor chosen", f"{size}, too few to write notes worth learning: it learns the passages alone")
+        run.warn("editor chosen", f"{size}, too few to write notes worth learning: it learns the passages alone")
     else:
-        experiment.warn(
+        run.warn(
             "small editor",
             f"{size}, too few to write notes worth learning: much of what it writes will be untrue; --editor passage,"
             " replay:FILE or api:MODEL teaches it better",

@@ -11,57 +11,51 @@ from typing import Any
 
 from selfedit.documents import Document
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, paired_difference
-from selfedit.methods.experiment import Experiment
+from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, Summary
 
 
-def summarise(experiment: Experiment, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
+def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
     """Builds and writes `summary.json`; `more` adds keys (rounds and selected round of Step B)."""
-    costs = cost_by_condition(experiment.store.costs())
+    costs = cost_by_condition(run.store.costs())
     summary = Summary(
         schema=1,
-        procedure=experiment.procedure,
-        model=experiment.settings.model,
-        instruct=experiment.instruct,
+        procedure=run.method,
+        model=run.settings.model,
+        instruct=run.workers.instruct,
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
-        recipe=experiment.recipe.model_dump(mode="json"),
-        conditions=tuple(
-            condition_summary(experiment, documents, name, costs.get(name, Spent())) for name in conditions
-        ),
-        differences=tuple(differences(experiment, conditions)),
-        forgetting=tuple(forgetting(experiment, conditions)),
-        grader=experiment.grader.name,
-        events=dict(Counter(event.kind for event in experiment.store.events())) | _edit_counts(experiment),
-        device=experiment.description,
-        seconds=experiment.store.wall_seconds(),
+        recipe=run.recipe.model_dump(mode="json"),
+        conditions=tuple(condition_summary(run, documents, name, costs.get(name, Spent())) for name in conditions),
+        differences=tuple(differences(run, conditions)),
+        forgetting=tuple(forgetting(run, conditions)),
+        grader=run.grading.name,
+        events=dict(Counter(event.kind for event in run.store.events())) | _edit_counts(run),
+        device=run.workers.description,
+        seconds=run.store.wall_seconds(),
         total_seconds=sum(spent.seconds for spent in costs.values()),
         **more,
     )
-    experiment.run.write_summary(summary)
+    run.directory.write_summary(summary)
     return summary
 
 
-def summary_of_finished(experiment: Experiment) -> Summary | None:
+def summary_of_finished(run: Run) -> Summary | None:
     """The summary that is there, where the run was finished before and nothing has changed since; else None."""
-    if experiment.store.changed or not experiment.run.summary_path.is_file():
+    if run.store.changed or not run.directory.summary_path.is_file():
         return None
-    return experiment.run.read_summary()
+    return run.directory.read_summary()
 
 
-def condition_summary(
-    experiment: Experiment, documents: Sequence[Document], name: str, spent: Spent
-) -> ConditionSummary:
+def condition_summary(run: Run, documents: Sequence[Document], name: str, spent: Spent) -> ConditionSummary:
     """One bar of the comparison."""
-    store = experiment.store
+    store = run.store
     answers = [
-        answer
-        for answer in store.scored_answers(experiment.grader.name, condition=name)
-        if answer.document_id is not None
+        answer for answer in store.scored_answers(run.grading.name, condition=name) if answer.document_id is not None
     ]
     values = Counter(answer.value for answer in answers)
-    scores = experiment.scores(name)
+    scores = run.grading.scores(name)
     found = accuracy_interval(scores) if scores else None
     fits = store.fits(condition=name)
     asked = {document.id for document in documents}
@@ -81,9 +75,9 @@ def condition_summary(
     )
 
 
-def differences(experiment: Experiment, conditions: Sequence[str]) -> list[DifferenceSummary]:
+def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
     """Every pair of conditions, paired by document."""
-    scores = {name: experiment.scores(name) for name in conditions}
+    scores = {name: run.grading.scores(name) for name in conditions}
     found = []
     for i, a in enumerate(conditions):
         for b in conditions[i + 1 :]:
@@ -105,7 +99,7 @@ def differences(experiment: Experiment, conditions: Sequence[str]) -> list[Diffe
     return found
 
 
-def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[ForgettingSummary]:
+def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
     """Of the general questions that the model answered before, how many each condition's adapters still answer.
 
     The interval takes adapters for what was sampled; each was asked its own sample of those questions.
@@ -116,7 +110,7 @@ def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[Forget
             continue
         by_fit: dict[str, DocumentScore] = {}
         kept = 0
-        for answer in experiment.store.scored_answers(experiment.grader.name, condition=name):
+        for answer in run.store.scored_answers(run.grading.name, condition=name):
             if answer.document_id is not None or answer.score is None:
                 continue
             before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
@@ -131,8 +125,8 @@ def forgetting(experiment: Experiment, conditions: Sequence[str]) -> list[Forget
     return found
 
 
-def _edit_counts(experiment: Experiment) -> dict[str, int]:
-    edits = experiment.store.edits()
+def _edit_counts(run: Run) -> dict[str, int]:
+    edits = run.store.edits()
     counts = {
         "edits cut off": sum(edit.truncated for edit in edits),
         "lines dropped": sum(edit.dropped_lines for edit in edits),

@@ -14,11 +14,11 @@ from selfedit.evaluation.statistics import (
     accuracy_interval,
     paired_difference,
 )
-from selfedit.methods.experiment import Experiment
+from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent
 
 
-def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -> str:
+def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
     """Step A's gain, Step B's further gain with its interval, what each cost, and what that recommends."""
     if not validation:
         return (
@@ -27,11 +27,11 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
             " run it again with --validation-share, or compare it on other documents with `selfedit compare --policy`."
         )
     wanted = set(validation)
-    before = _of(experiment.scores("none", round=0), wanted)
-    untrained = experiment.scores("validation", round=0)
-    last = max((record.round for record in experiment.store.rounds()), default=0)
+    before = _of(run.grading.scores("none", round=0), wanted)
+    untrained = run.grading.scores("validation", round=0)
+    last = max((record.round for record in run.store.rounds()), default=0)
     shown = selected or last
-    trained = experiment.scores("validation", round=shown)
+    trained = run.grading.scores("validation", round=shown)
     if not before.keys() & untrained.keys() or not untrained.keys() & trained.keys():
         return (
             "No validation document has graded answers before and after, so nothing can be said about whether "
@@ -40,7 +40,7 @@ def worth_it(experiment: Experiment, validation: Sequence[str], selected: int) -
         )
     step_a = paired_difference(before, untrained)
     step_b = paired_difference(untrained, trained)
-    cost_a, cost_b = _costs(experiment)
+    cost_a, cost_b = _costs(run)
     sentences = [
         f"On {len(validation)} validation documents the untrained model's accuracy is "
         f"{accuracy_interval(before).mean:.1%} before"
@@ -90,9 +90,9 @@ def _points(difference: Difference) -> str:
     return f"{100 * difference.mean:+.1f} points ({100 * difference.lo:+.1f} to {100 * difference.hi:+.1f}{note})"
 
 
-def _costs(experiment: Experiment) -> tuple[Spent, Spent]:
+def _costs(run: Run) -> tuple[Spent, Spent]:
     """Validation in round 0 is Step A; everything in later rounds is Step B."""
-    lines = experiment.store.costs()
+    lines = run.store.costs()
     step_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
     return step_a, Spent.of(line for line in lines if line.round > 0)
 

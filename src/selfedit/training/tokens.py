@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from selfedit.documents import Document
 from selfedit.engine.jobs import TokenSequence
+from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import TrainingSequence, cut
@@ -55,6 +56,16 @@ def longer_than(tokenizer: Tokenizer, text: str, tokens: int) -> bool:
         if counted > tokens:
             return True
     return False
+
+
+def prompt_tokens(tokenizer: Tokenizer, text: str, context_length: int) -> tuple[int, ...]:
+    """A prompt's tokens.  Errors: UserError where a model that reads so many has no room for a reply."""
+    most = context_length - 1  # a reply has one token at least
+    if len(text) <= most or not longer_than(tokenizer, text, most):
+        ids = tuple(tokenizer.prompt_ids(text))
+        if len(ids) <= most:
+            return ids
+    raise UserError(f"the prompt is longer than the {context_length:,} tokens that the model reads")
 
 
 def training_sequences(

@@ -1,7 +1,4 @@
-"""What a procedure tells about its progress.
-
-Knows phases and amounts; the command line shows them, the Python API is quiet unless given something that listens.
-"""
+"""How far work under way is: the command line shows it, the Python API is quiet unless given a listener."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class Progress(Protocol):
 
 
 class Quiet:
-    """Tells nobody."""
+    """Shows nothing."""
 
     def begin(self, phase: str, total: float | None) -> None:
         del phase, total

@@ -1,0 +1,60 @@
+"""`api:MODEL`: a model behind an API writes the edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
+
+from selfedit.documents import Document
+from selfedit.editors.base import Edit, Fail, Tools, Wanted, edit_prompt
+from selfedit.editors.replies import ApiRequest, ApiResult
+from selfedit.editors.spec import EditorSpec
+
+
+class ApiEditor:
+    def __init__(self, spec: EditorSpec, tools: Tools) -> None:
+        self.model = spec.argument
+        self.tools = tools
+
+    def check(self, documents: Sequence[Document], count: int) -> None:
+        self._prompt(documents[0])
+
+    def write(
+        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
+    ) -> None:
+        tools = self.tools
+        missing = [(id, *one) for id, one in wanted.items() if id not in done]
+        prompts = [self._prompt(document) for _, document, _ in missing]
+        requests = [
+            ApiRequest(
+                messages=({"role": "user", "content": text},) if self._chat else (),
+                prompt=None if self._chat else text,
+                max_tokens=tools.max_tokens,
+                temperature=tools.temperature,
+                top_p=tools.top_p,
+                seed=tools.seed(document.id, index) % 2**31,
+                sample=index,
+            )
+            for (_, document, index), (text, _) in zip(missing, prompts, strict=True)
+        ]
+
+        def keep_reply(number: int, result: ApiResult) -> None:
+            (id, document, index), (_, lead) = missing[number], prompts[number]
+            tools.book(self.model, result)
+            tools.progress.advance(1)
+            if result.error is not None:
+                fail(id, result.error)
+                return
+            raw = lead + result.text
+            edit = tools.edit(document, index, raw, prompt=tools.prompt, cut_off=result.truncated)
+            keep([replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)])
+
+        tools.progress.begin(f"edits by {self.model}", len(requests))
+        tools.client(self.model).complete(requests, keep_reply)
+
+    @property
+    def _chat(self) -> bool:
+        return self.tools.client(self.model).endpoint.kind == "chat"
+
+    def _prompt(self, document: Document) -> tuple[str, str]:
+        return edit_prompt(self.tools.prompts, self.tools.prompt, document, instruct=self._chat)

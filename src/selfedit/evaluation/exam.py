@@ -1,0 +1,44 @@
+"""The closed-book exam: a question's prompt, without its document, and the answer in what a model then writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfedit.documents import Document, Question
+from selfedit.engine.jobs import DecodeRequest
+from selfedit.errors import UserError
+from selfedit.evaluation.general import GENERAL_TITLE
+from selfedit.models import Tokenizer
+from selfedit.prompts import Prompts
+from selfedit.training.tokens import most_characters, prompt_tokens
+
+
+class Exam:
+    """Asks one student, greedily; an answer has at most `max_tokens` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int, prompts: Prompts, *, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.prompts = prompts
+        self.max_tokens = max_tokens
+
+    def request(self, document: Document | None, question: Question) -> DecodeRequest:
+        """The prompt of a question about a document, or of a general one (None).
+
+        Errors: UserError for a question that is longer than the student reads.
+        """
+        title = document.title if document else GENERAL_TITLE
+        text = self.prompts.exam(instruct=self.tokenizer.instruct, title=title, question=question.question)
+        try:
+            ids = prompt_tokens(self.tokenizer, text, self.context_length)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}; shorten the question or the title") from None
+        return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """What a student answered."""
+        text = self.tokenizer.decode(ids).strip()
+        if not self.tokenizer.instruct:
+            # A base model goes on with questions of its own; the answer is its first line.
+            text = text.split("\n", 1)[0].strip()
+        return text[: most_characters(self.max_tokens)]

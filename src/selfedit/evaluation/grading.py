@@ -1,0 +1,122 @@
+"""Gives the answers in a run's store their grades, and reads scores from them.
+
+An answer that a grader can say nothing about is ungraded: excluded and counted, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Literal, Protocol
+
+from selfedit.errors import UserError
+from selfedit.evaluation.grade import Grade, GradeItem, Grader
+from selfedit.evaluation.statistics import DocumentScore
+
+GRADE_CHUNK = 64  # grades committed together
+
+# Which answers are graded in one go, and committed together: an adapter's, so many, or all of them.
+Together = Literal["fit", "chunk", "all"]
+
+
+class Answers(Protocol):
+    """What grading needs of a run's store."""
+
+    def to_grade(self, grader: str, *, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]: ...
+    def fits_of_answers(self) -> dict[int, str]: ...
+    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[Any] = ()) -> int: ...
+    def grade_counts(self, grader: str) -> dict[str, int]: ...
+    def scored_answers(self, grader: str, *, round: int | None = None, condition: str | None = None) -> list[Any]: ...
+
+
+class Grading:
+    """Grades what is ungraded.
+
+    `spent` holds costs of grades that are not committed yet (a local judge's device time).  `begin` shows a judge's
+    work as a phase of so many answers.
+    """
+
+    def __init__(
+        self,
+        store: Answers,
+        grader: Grader,
+        *,
+        max_ungraded: float = 0.02,
+        together: Together = "chunk",
+        spent: list[Any] | None = None,
+        begin: Callable[[str, float], None] = lambda phase, total: None,
+    ) -> None:
+        self.store = store
+        self.grader = grader
+        self.name = grader.name
+        self.max_ungraded = max_ungraded
+        self.together = together
+        self.spent = [] if spent is None else spent
+        self.begin = begin
+        self.beside = False  # whether grading goes on beside a phase whose progress is shown
+        self._retried = False
+
+    def grade(self) -> None:
+        """Gives every answer that has none its grade.  Errors: UserError where too many stay ungraded."""
+        # Answers that a judge could not grade are tried again, once an attempt at the run.
+        todo = self.store.to_grade(self.name, retry_ungraded=not self._retried)
+        self._retried = True
+        if todo and self.name.startswith("judge:"):
+            self.begin(f"grading by {self.name}", len(todo))
+        self._grade(todo)
+        counts = self.store.grade_counts(self.name)
+        total = sum(counts.values())
+        if total and counts["ungraded"] / total > self.max_ungraded:
+            raise UserError(
+                f"{counts['ungraded']} of {total} answers could not be graded by {self.name}, more than"
+                f" --max-ungraded {self.max_ungraded:.0%} allows; nothing is reported.  The same command tries them"
+                " again"
+            )
+
+    def grade_beside(self) -> None:
+        """Grades what has come so far while fits go on (workers on Ray do not wait for it): not by the model itself,
+        which would interrupt them, nor by an API that takes batches."""
+        if self.together != "chunk":
+            return
+        self.beside = True
+        self._grade(self.store.to_grade(self.name))
+        self.beside = False
+
+    def _grade(self, todo: Sequence[tuple[int, GradeItem]]) -> None:
+        for chunk in self._chunks(todo):
+            grades = self.grader.grade([item for _, item in chunk])
+            self.store.add_grades(zip((id for id, _ in chunk), grades, strict=True), self.spent)
+            self.spent.clear()
+
+    def _chunks(self, todo: Sequence[tuple[int, GradeItem]]) -> Iterator[list[tuple[int, GradeItem]]]:
+        if self.together == "fit":
+            fits = self.store.fits_of_answers()
+            for _, group in groupby(todo, key=lambda one: fits[one[0]]):
+                yield list(group)
+            return
+        size = GRADE_CHUNK if self.together == "chunk" else len(todo) or 1
+        for start in range(0, len(todo), size):
+            yield list(todo[start : start + size])
+
+    def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
+        """Scores and numbers of graded answers by document; ungraded answers count neither way."""
+        found: dict[str, DocumentScore] = {}
+        for answer in self.store.scored_answers(self.name, condition=condition, round=round):
+            if answer.document_id is None or answer.score is None:
+                continue
+            before = found.get(answer.document_id, DocumentScore(0.0, 0))
+            found[answer.document_id] = DocumentScore(before.score + answer.score, before.graded + 1)
+        return found
+
+    def scores_of_fits(self, ids: Iterable[str]) -> dict[str, list[float]]:
+        """Scores of the graded answers of these fits about their own documents, by fit; a failed fit has none."""
+        found: dict[str, list[float]] = {id: [] for id in ids}
+        for answer in self.store.scored_answers(self.name):
+            if answer.fit_id in found and answer.document_id is not None and answer.score is not None:
+                found[answer.fit_id].append(answer.score)
+        return found
+
+    def right_before(self) -> set[str]:
+        """The general questions that the model answered rightly before it learned anything."""
+        answers = self.store.scored_answers(self.name, condition="none")
+        return {answer.question_id for answer in answers if answer.document_id is None and answer.value == "right"}

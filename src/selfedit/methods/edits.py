@@ -1,0 +1,99 @@
+"""Has edits written, by whatever editor, and keeps them; those that are there are not written again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfedit.documents import Document
+from selfedit.editors.base import Edit, Editor, Tools, edit_id, edit_writer
+from selfedit.editors.spec import EditorSpec
+from selfedit.editors.table import EDITORS
+from selfedit.errors import UserError
+from selfedit.methods.resuming import completer
+from selfedit.methods.run import Run
+
+NOT_WRITTEN = "edit not written"  # the kind of an event; its subject is the edit's id
+
+
+def write_edits(
+    run: Run,
+    documents: Sequence[Document],
+    spec: EditorSpec,
+    *,
+    count: int,
+    prompt: str,
+    condition: str | None = None,
+    round: int = 0,
+    policy: tuple[str, ...] = (),
+    wanted: int | None = None,
+) -> list[Edit]:
+    """`count` edits of each document, written and committed, in the order of documents.
+
+    Edits that could not be written are named (an event each) and left out; the next attempt at the run tries them
+    again.  Errors: UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than
+    the settings allow.
+    """
+    name = condition or spec.name
+    asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
+    done = {edit.id for edit in run.store.edits(round=round, writer=name)}
+    # An adapter that learned all documents together is there as it was made, without the edits that were left out.
+    joint = any(fit.document_id is None for fit in run.store.fits(round=round, condition=name))
+    if not joint and not done.issuperset(asked):
+
+        def keep(edits: Sequence[Edit]) -> None:
+            with run.store.transaction():
+                run.store.add_edits(edits)
+                for edit in edits:
+                    run.store.drop_event(NOT_WRITTEN, edit.id)
+                    if not edit.text:
+                        note = "nothing was left of this edit; only the document is learned"
+                        run.store.add_event("empty edit", edit.id, note)
+
+        def fail(id: str, reason: str) -> None:
+            run.store.set_event(NOT_WRITTEN, id, reason)
+            run.progress.note(f"edit {id} could not be written: {reason}")
+
+        make_editor(run, spec, prompt, name, round, policy).write(asked, done, keep, fail)
+        _check_left_out(run, name, wanted or len(asked))
+    return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
+
+
+def make_editor(
+    run: Run, spec: EditorSpec, prompt: str, name: str = "", round: int = 0, policy: tuple[str, ...] = ()
+) -> Editor:
+    """The editor that `spec` names, with its tools; its model follows `policy`."""
+    settings = run.settings
+    complete = completer(
+        run,
+        f"edits/{round}/{name}",
+        lambda seconds: run.ledger.time("edits", name, seconds, round),
+        phase=f"writing edits ({name})",
+        policy=policy,
+        size=lambda: run.workers.task_size,
+    )
+    tools = Tools(
+        name=name,
+        round=round,
+        prompt=prompt,
+        prompts=run.prompts,
+        student=run.workers,
+        complete=complete,
+        client=lambda model: run.client(model, "editor"),
+        book=lambda model, result: run.ledger.book("edits", name, model, result, round),
+        progress=run.progress,
+        seed=lambda document_id, index: run.seed("edit", round, document_id, name, index),
+        max_tokens=settings.max_edit_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+    )
+    return EDITORS[spec.kind](spec, tools)
+
+
+def _check_left_out(run: Run, name: str, wanted: int) -> None:
+    left_out = [event for event in run.store.events(NOT_WRITTEN) if edit_writer(event.subject) == name]
+    if len(left_out) > run.settings.max_missing_edits * wanted:
+        raise UserError(
+            f"{len(left_out)} of {wanted} edits by {name} could not be written, more than --max-missing-edits"
+            f" {run.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: {left_out[-1].message});"
+            " the others are kept: the same command tries these again"
+        )

@@ -1,0 +1,95 @@
+"""What a student is asked, before it learns anything, on the way and at the end; and what becomes of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from selfedit.documents import Document, Question
+from selfedit.engine.jobs import Completion
+from selfedit.evaluation.general import general_questions
+from selfedit.execution.tasks import Fit, FitOutcome
+from selfedit.methods.resuming import completer
+from selfedit.methods.run import Run
+from selfedit.runs.records import Answer, FitRecord
+
+Asked = tuple[Document | None, Question]  # None: a general question
+
+
+def examine_untrained(
+    run: Run,
+    documents: Sequence[Document],
+    *,
+    condition: str = "none",
+    round: int = 0,
+    policy: tuple[str, ...] = (),
+    general: bool = True,
+) -> None:
+    """Examines the policy without any adapter, document by document, and asks it the general questions."""
+    exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
+    if general and run.settings.general_questions:
+        asked = general_questions(run.settings.general_questions, run.settings.seed)
+        run.store.add_general_questions(asked)
+        exams.append((None, tuple(asked)))
+    records = [FitRecord(condition, round=round, document_id=d.id if d else None) for d, _ in exams]
+    by_id = {record.id: (record, *exam) for record, exam in zip(records, exams, strict=True)}
+    done = run.store.fit_ids()
+    if done.issuperset(by_id):
+        return
+
+    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
+        record, _, asked = by_id[id]
+        run.store.record_fits([replace(record, answers=answers(run, asked, completions), seconds=seconds)])
+
+    complete = completer(
+        run,
+        f"exam/{round}/{condition}",
+        lambda seconds: run.ledger.time("answers", condition, seconds, round),
+        phase=f"exam ({condition})",
+        policy=policy,
+    )
+    complete(
+        {id: [run.exam.request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()}, done, keep
+    )
+
+
+def known_general(run: Run) -> list[Question]:
+    """The general questions that the model answered rightly before any adaptation."""
+    if not run.settings.general_questions:
+        return []
+    run.grading.grade()
+    right = run.grading.right_before()
+    return [question for question in run.store.general_questions() if question.id in right]
+
+
+def exam_questions(run: Run, documents: Sequence[Document], known: Sequence[Question], id: str) -> list[Asked]:
+    """What the adapter of this fit is asked: its documents' questions, and some of the general ones that were known."""
+    asked: list[Asked] = [(document, question) for document in documents for question in document.questions]
+    chosen = sorted(known, key=lambda question: run.seed("general", id, question.id))
+    return asked + [(None, question) for question in chosen[: run.settings.general_questions]]
+
+
+def answers(run: Run, asked: Sequence[Question], completions: Sequence[Completion]) -> tuple[Answer, ...]:
+    """The answers to these questions (none from a fit that failed)."""
+    pairs = zip(asked, completions, strict=bool(completions))
+    return tuple(Answer(question.id, run.exam.answer(c.ids), len(c.ids)) for question, c in pairs)
+
+
+def on_the_way(
+    run: Run, record: FitRecord, fit: Fit, outcome: FitOutcome, asked: Sequence[Question]
+) -> Iterator[FitRecord]:
+    """The exams that a fit sat before its end, each like a fit of fewer steps."""
+    for look in outcome.looks:
+        yield FitRecord(
+            condition=condition_on_the_way(record.condition, look.step, fit.job.steps),
+            replicate=record.replicate,
+            round=record.round,
+            document_id=record.document_id,
+            steps=look.step,
+            answers=answers(run, [asked[k] for k in fit.looked_at], look.completions),
+        )
+
+
+def condition_on_the_way(condition: str, step: int, steps: int) -> str:
+    """The condition under which answers are stored that a fit gave before its end."""
+    return f"{condition} after {step} of {steps} steps"

@@ -1,0 +1,74 @@
+"""What a run begins with: its documents, those set apart for validation, and a look at what a user can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfedit.documents import Document, LeftOut, load_documents, sharing_titles, split_by_title
+from selfedit.editors.spec import EditorSpec
+from selfedit.editors.table import EDITORS
+from selfedit.errors import UserError
+from selfedit.methods.clients import LOCAL_JUDGE
+from selfedit.methods.edits import make_editor
+from selfedit.methods.run import Run
+from selfedit.training.tokens import longer_than
+
+
+def load(
+    run: Run, sources: Sequence[str], *, limit: int | None = None, require_questions: bool = True
+) -> list[Document]:
+    """The documents; what was left out of a folder is told."""
+    left_out = LeftOut()
+    documents = load_documents(
+        list(sources),
+        limit=limit,
+        seed=run.settings.seed,
+        require_questions=require_questions,
+        strict=run.settings.strict,
+        follow_links=run.settings.follow_links,
+        left_out=left_out,
+    )
+    for line in left_out.lines():
+        run.warn("left out while loading", line)
+    return documents
+
+
+def set_apart(
+    run: Run, documents: Sequence[Document], validation: Sequence[str], share: float, *, rest: str
+) -> tuple[list[Document], list[Document]]:
+    """(the rest, validation documents): those that are named, or a share of the documents, split by title.  `rest` is
+    what the others are called."""
+    if not validation:
+        parts = split_by_title(documents, {rest: 1 - share, "validation": share}, seed=run.settings.seed)
+        return parts[rest], parts["validation"]
+    apart = load(run, validation)
+    shared = sharing_titles(apart, documents)
+    if shared:
+        raise UserError(
+            f"--validation: title {shared[0].title!r} is among the {rest} documents too; give other documents"
+        )
+    return list(documents), apart
+
+
+def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], *, count: int, prompt: str) -> None:
+    """Finds what a user got wrong about model, editors or judge before a run does any work.  Errors: UserError."""
+    if run.store.documents():
+        return
+    run.workers.check()
+    if run.judge not in (None, LOCAL_JUDGE):
+        run.client(str(run.judge), "judge")
+    for spec in specs:
+        if spec.kind in EDITORS:
+            make_editor(run, spec, prompt).check(documents, count)
+    _ = run.workers.pool
+
+
+def warn_of_cuts(run: Run, documents: Sequence[Document]) -> None:
+    """Names the documents that are longer than what is learned at once."""
+    limit = min(run.recipe.max_sequence_tokens, run.workers.context_length)
+    for document in documents:
+        if longer_than(run.workers.tokenizer, document.text, limit):
+            line = (
+                f"{document.id}: longer than the {limit:,} tokens that are learned at once: cut into overlapping parts"
+            )
+            run.warn("document cut into parts", line)

@@ -1,0 +1,77 @@
+"""What an adapter learns, and under which name: a pass of the inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfedit.documents import Document
+from selfedit.editors.base import Edit
+from selfedit.runs.records import fit_id
+
+
+@dataclass(frozen=True)
+class Learning:
+    """One pass of the inner loop.
+
+    With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
+    them.  `edits` are texts in the order of `documents`; None: the passage alone.  The adapter is kept in the folder
+    `keep`.  A fit that is alone in its task sits `looks` exams on the way.
+    """
+
+    condition: str
+    documents: tuple[Document, ...]
+    edits: tuple[str | None, ...]
+    edit_id: str | None = None
+    replicate: int = 0
+    round: int = 0
+    policy: tuple[str, ...] = ()
+    keep: Path | None = None
+    examine: bool = True
+    looks: int = 0
+
+    @property
+    def document_id(self) -> str | None:
+        return self.documents[0].id if len(self.documents) == 1 else None
+
+    @property
+    def id(self) -> str:
+        return fit_id(
+            round=self.round,
+            condition=self.condition,
+            replicate=self.replicate,
+            document_id=self.document_id,
+            edit_id=self.edit_id,
+        )
+
+
+def one_each(
+    condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
+) -> list[Learning]:
+    """One adapter per edit and replicate, on the edit's document; of the documents alone where there are no edits."""
+    by_id = {document.id: document for document in documents}
+    if edits is None:
+        return [Learning(condition, (d,), (None,), None, r, **more) for d in documents for r in range(replicates)]
+    return [
+        Learning(condition, (by_id[edit.document_id],), (edit.text,), edit.id, r, **more)
+        for edit in edits
+        for r in range(replicates)
+    ]
+
+
+def all_in_one(
+    condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
+) -> list[Learning]:
+    """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once."""
+    if edits is None:
+        learned: dict[str, str | None] = {document.id: None for document in documents}
+    else:
+        texts: dict[str, list[str]] = {document.id: [] for document in documents}
+        for edit in edits:
+            texts[edit.document_id].append(edit.text)
+        learned = {id: "\n".join(some) for id, some in texts.items() if some}
+    chosen = tuple(document for document in documents if document.id in learned)
+    joined = tuple(learned.values())
+    return [Learning(condition, chosen, joined, None, r, **more) for r in range(replicates) if chosen]

@@ -1,0 +1,342 @@
+"""Stand-ins with which `plan` rehearses a run: nothing is trained, sent or asked, and all that would be is counted.
+
+A pool that counts tasks, an API client that counts calls, a grader to which every answer is right (so that all general
+questions are asked again), choices that take what costs most.  What is not written yet is a mark, in texts of which
+only the length counts, and its training tokens count at their bound (`training.tokens.within_bounds`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from selfedit.documents import Document
+from selfedit.editors.api import ApiClient
+from selfedit.editors.base import Edit
+from selfedit.editors.prices import estimate_tokens
+from selfedit.editors.replies import ApiRequest, ApiResult
+from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.evaluation.graders import make_grader
+from selfedit.execution.tasks import (
+    Completion,
+    CompletionTask,
+    FitJob,
+    FitOutcome,
+    FitResult,
+    FitTask,
+    Look,
+    LoraSpec,
+    Task,
+    TaskResult,
+    TokenSequence,
+)
+from selfedit.methods.clients import Role
+from selfedit.methods.policies import DELTA_FILES
+from selfedit.methods.run import Parts, Run
+from selfedit.methods.selection import Choices, Selection, select
+from selfedit.methods.settings import Settings
+from selfedit.models import Tokenizer, load_tokenizer, local_path
+from selfedit.training.cutting import TrainingSequence, part_size
+from selfedit.training.jobs import Advance, Jobs
+from selfedit.training.recipes import Recipe
+from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
+
+_LINE_TOKENS = 16  # likely, of a line of an edit
+_VERDICT_TOKENS = 8  # likely, of a judge's reply
+_SEAM = 4  # tokens that two texts can have more as one than each alone, with what stands between them
+# Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
+_EDIT, _ANSWER = "\ue000edit\ue000", "\ue001{}\ue001"
+_ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
+_EDIT_ID = -1  # the token of an edit's mark; an answer's are below
+
+
+def stand_ins(settings: Settings, shape: Shape, counts: Counts, recipe: int) -> Parts:
+    """What a method is given for a rehearsal; its sweep chooses the recipe of this number."""
+    tokenizer = load_tokenizer(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
+    return Parts(
+        pool=_CountingPool(
+            settings, shape, counts, _MarkingTokenizer(tokenizer.hf, tokenizer.instruct, tokenizer.stop_ids)
+        ),
+        client=lambda run, model, role: _UnsentClient(run, model, role, counts),
+        grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
+        jobs=lambda *student: _BoundedJobs(*student, most=settings.max_edit_tokens),
+        choices=_Dearest(recipe),
+    )
+
+
+@dataclass
+class Counts:
+    """What a rehearsal has come to so far.  `passed` are tokens that go forward without being trained; `together` is
+    the most parameters of adapters in one bank."""
+
+    fits: int = 0
+    answers: int = 0
+    train_tokens: int = 0
+    train_tokens_likely: int = 0
+    train_flops: int = 0
+    train_flops_likely: int = 0
+    written: Counter[str] = field(default_factory=Counter)
+    passed: int = 0
+    passed_likely: int = 0
+    together: int = 0
+    calls: int = 0
+    cost: float = 0.0
+    cost_likely: float = 0.0
+    priced: bool = True
+
+
+class Shape:
+    """A model's sizes, from its configuration alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        trust = settings.trust_remote_code
+        config = AutoConfig.from_pretrained(local_path(settings.model), trust_remote_code=trust)
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        # Weights that every token passes through.
+        self.weights = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, torch.nn.Linear))
+        self.context_length = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+        self.adapter = cache(self._adapter)
+
+    def _adapter(self, lora: LoraSpec) -> int:
+        """Parameters of one adapter.  Errors: UnsupportedModelError."""
+        from selfedit.engine.bank import target_layers
+
+        layers = [self.model.get_submodule(name) for name in target_layers(self.model, lora)]
+        return sum(lora.rank * (int(layer.in_features) + int(layer.out_features)) for layer in layers)
+
+
+class _MarkingTokenizer(Tokenizer):
+    """Decodes marks too."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        marks = [_EDIT if id == _EDIT_ID else _ANSWER.format(-id) for id in ids if id < 0]
+        return super().decode([id for id in ids if id >= 0]) + "".join(marks)
+
+
+class _CountingPool:
+    """Counts tasks, and answers as quickly as it can what keeps the method going."""
+
+    description = "cpu, float32"
+    memory = 0
+
+    def __init__(self, settings: Settings, shape: Shape, counts: Counts, tokenizer: Tokenizer) -> None:
+        self.settings, self.shape, self.counts, self.tokenizer = settings, shape, counts, tokenizer
+        self.context_length = shape.context_length
+        self._answers = itertools.count(_EDIT_ID - 1, -1)
+
+    def publish(self, name: str, files: Mapping[str, bytes]) -> None:
+        del name, files
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
+        for task in tasks:
+            yield self._fit(task) if isinstance(task, FitTask) else self._complete(task)
+
+    def _complete(self, task: CompletionTask) -> TaskResult:
+        kind = task.id.split("/")[0]
+        counts, settings, number = self.counts, self.settings, len(task.requests)
+        counts.written[kind] += task.tokens
+        passed = sum(len(request.prompt) + request.max_new_tokens for request in task.requests)
+        # A judge reads what is not written yet.
+        most = {"judge": _most_bytes(settings.max_answer_tokens), "ratings": _most_bytes(settings.max_edit_tokens)}
+        likely = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}
+        counts.passed += passed + number * most.get(kind, 0)
+        counts.passed_likely += passed + number * likely.get(kind, 0)
+        if kind == "exam":
+            return TaskResult(task.id, 0.0, completions=self._answered(number))
+        said = [_EDIT_ID] if kind == "edits" else self.tokenizer.encode("10" if kind == "ratings" else "yes")
+        return TaskResult(task.id, 0.0, completions=(Completion(tuple(said), True),) * number)
+
+    def _answered(self, number: int) -> tuple[Completion, ...]:
+        self.counts.answers += number
+        return tuple(Completion((next(self._answers),), True) for _ in range(number))
+
+    def _fit(self, task: FitTask) -> TaskResult:
+        counts = self.counts
+        adapter = self.shape.adapter(task.lora)
+        counts.together = max(counts.together, len(task.fits) * adapter)
+        # Forward and backward through frozen weights are 4 operations a weight and token, through an adapter 6;
+        # writing is 2.
+        per_token = 4 * self.shape.weights + 6 * adapter
+        outcomes = []
+        for fit in task.fits:
+            most = fit.job.tokens
+            likely = fit.job.likely if isinstance(fit.job, _UnwrittenJob) else most
+            counts.fits += 1
+            counts.train_tokens += most
+            counts.train_tokens_likely += likely
+            passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
+            counts.train_flops += most * per_token + 2 * passed * adapter
+            counts.train_flops_likely += likely * per_token + 2 * passed * adapter
+            counts.passed += passed
+            counts.passed_likely += passed
+            counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)
+            result = FitResult(fit.job.steps, most, 1.0, 1.0)
+            files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
+            answers = self._answered(len(fit.exam))
+            looks = tuple(Look(step, self._answered(len(fit.looked_at))) for step in fit.looks_at)
+            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks))
+        return TaskResult(task.id, 0.0, outcomes=tuple(outcomes))
+
+
+@dataclass(frozen=True)
+class _UnwrittenJob(FitJob):
+    """A job of the most tokens that it can have; `likely` are those that it probably will."""
+
+    likely: int = 0
+
+
+class _BoundedJobs(Jobs):
+    """Jobs on edits that are not written yet, of at most so many tokens each, have the most tokens that they can."""
+
+    def __init__(self, *student: Any, most: int) -> None:
+        super().__init__(*student)
+        self.most = most
+        self._sizes: dict[tuple[str, int, str], tuple[int, int]] = {}
+
+    def job(
+        self,
+        documents: Sequence[Document],
+        edits: Sequence[str | None],
+        recipe: Recipe,
+        *,
+        seed: int,
+        advance: Advance | None = None,
+    ) -> tuple[FitJob, tuple[str, ...]]:
+        unwritten = [(edit or "").count(_EDIT) for edit in edits]
+        if not any(unwritten):
+            return super().job(documents, edits, recipe, seed=seed, advance=advance)
+        sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
+        likely = sum(likely for _, likely in sizes) * recipe.epochs
+        return _UnwrittenJob((_blank(sum(most for most, _ in sizes)),), recipe.settings(), seed, likely=likely), ()
+
+    def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
+        """Training tokens of one epoch on a document with so many edits that are not written yet: the most, and the
+        likely."""
+        key = document.id, edits, recipe.model_dump_json()
+        if key not in self._sizes:
+            self._sizes[key] = self._new_size(document, edits, recipe)
+        return self._sizes[key]
+
+    def _new_size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
+
+        def tokens(*sequences: TrainingSequence) -> int:
+            return sum(len(tokenize(one, recipe, self.tokenizer, self.prompts).ids) for one in sequences)
+
+        alone = tokens(*self.sequences([document], [None], recipe))
+        frame = tokens(TrainingSequence(document.title, "x"))
+        exam = tokens(TrainingSequence(document.title, "x", "x")) if recipe.questions_as_exam else 0
+        written = edits * self.most
+        whole = recipe.cutting == "whole"
+        # At the most each token of an edit is a line, whose frame may be an exam question's.
+        own = most_own_tokens(written) + whole * 2 * written
+        pieces = written if not whole or recipe.questions_as_exam else 1
+        title = len(self.tokenizer.encode(document.title))
+        room = part_size(title, min(recipe.max_sequence_tokens, self.context_length))
+        if own > room:  # then longer texts are cut into parts, which overlap
+            pieces += 8 * own // room + 1
+            own *= 3
+        most = pieces * (max(frame, exam) + _SEAM) + own
+        likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
+        if recipe.with_document:
+            return most + alone, likely + alone
+        return max(most, alone), likely
+
+    def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
+        asked = super().lesson(prompt, document, "").prompt_length
+        # Lines are counted by themselves; here line ends are learned too.
+        return replace(_blank(asked + most_own_tokens(self.most) + 2 * self.most + _SEAM), prompt_length=asked)
+
+
+class _Dearest(Choices):
+    """Keeps the edits that take most to learn, as many as a rule can keep; chooses the recipe of a given number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def edits(self, edits: Sequence[Edit], **rule: Any) -> Selection:
+        if rule["rule"] == "above-baseline":  # perhaps all of them
+            return Selection(tuple(edit.id for edit in edits), ())
+        # All seem equally good, and the one with the longest prompt the shortest.
+        longest_first = [replace(edit, reward=1.0, output_tokens=-edit.input_tokens) for edit in edits]
+        return select(longest_first, **{**rule, "keep_ties": True})
+
+    def recipe(self, means: Sequence[float | None]) -> int:
+        return self.number
+
+
+class _AllRight:
+    """Grades without looking."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
+        return [Grade("right", 1.0, self.name)] * len(items)
+
+
+class _UnsentClient(ApiClient):
+    """Counts calls and their price; it writes marks as an editor, and as a judge says yes, or 10, to all."""
+
+    def __init__(self, run: Run, model: str, role: Role, counts: Counts) -> None:
+        self.counts, self.settings, self.role = counts, run.settings, role
+        nowhere = replace(run.settings.endpoint(role), base_url="http://nowhere.invalid")  # so that no key is asked for
+        super().__init__(model, nowhere, price=run.ledger.price(model))
+
+    def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, accept: Any = None) -> list[ApiResult]:
+        del accept
+        results = []
+        for number, request in enumerate(requests):
+            self._count(request)
+            said = '{"verdict": "yes"}' if request.json_schema else "10"
+            results.append(ApiResult(_EDIT if self.role == "editor" else said, "stop"))
+            if on_result is not None:
+                on_result(number, results[-1])
+        return results
+
+    def _count(self, request: ApiRequest) -> None:
+        counts, settings = self.counts, self.settings
+        counts.calls += 1
+        if self.role == "editor":
+            counts.written["edits"] += request.max_tokens
+        if self.price is None:
+            counts.priced = False
+            return
+
+        def filled(edit: int, answer: int) -> ApiRequest:
+            def fill(text: str) -> str:
+                return _ANSWERS.sub("x" * answer, text.replace(_EDIT, "x" * edit))
+
+            messages = tuple({**message, "content": fill(message["content"])} for message in request.messages)
+            return replace(request, messages=messages)
+
+        most = filled(_most_bytes(settings.max_edit_tokens), _most_bytes(settings.max_answer_tokens))
+        counts.cost += self.most(most)
+        likely = filled(4 * settings.max_edit_tokens, 4 * settings.max_answer_tokens)
+        text = "".join(message["content"] for message in likely.messages) or request.prompt or ""
+        reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS
+        counts.cost_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _most_bytes(tokens: int) -> int:
+    """The longest that so many tokens can be where they are shown to a judge: each character escaped (`\\u003c`)."""
+    return 6 * most_characters(tokens)
+
+
+@cache
+def _blank(tokens: int) -> TokenSequence:
+    return TokenSequence((0,) * tokens)

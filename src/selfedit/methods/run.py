@@ -1,0 +1,136 @@
+"""A run under way: what a method works with.  It holds things; what is done with them is the methods' part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cached_property
+from types import TracebackType
+from typing import TypedDict
+
+from selfedit.editors.api import ApiClient
+from selfedit.editors.endpoint import shown_address
+from selfedit.editors.prices import load_prices
+from selfedit.errors import UserError
+from selfedit.evaluation.exam import Exam
+from selfedit.evaluation.grade import Grader
+from selfedit.evaluation.graders import judge_model, make_grader
+from selfedit.evaluation.grading import Grading
+from selfedit.execution.pool import Pool
+from selfedit.methods.clients import Role, make_client, make_grading
+from selfedit.methods.selection import Choices
+from selfedit.methods.settings import FREE, Settings
+from selfedit.methods.workers import Workers, digest
+from selfedit.progress import Progress, Quiet
+from selfedit.prompts import Prompts
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.ledger import Ledger
+from selfedit.runs.seeds import derive_seed
+from selfedit.text import one_line
+from selfedit.training.jobs import Jobs
+from selfedit.training.recipes import load_recipe
+
+
+class Parts(TypedDict, total=False):
+    """What a method may be given in place of what it makes itself: a listener, a pool that is there already, and the
+    stand-ins with which `plan` rehearses it."""
+
+    progress: Progress | None
+    pool: Pool | None
+    client: Callable[[Run, str, Role], ApiClient]
+    grader: Callable[..., Grader]
+    jobs: Callable[..., Jobs]
+    choices: Choices
+
+
+class Run(AbstractContextManager["Run"]):
+    """`with Run("compare", settings, **parts) as run`: opens the run's directory, and closes all when left.
+
+    `settings`, `recipe`, `prompts`: what was asked for.  `directory`, `store`: where it is kept.  `workers`: what
+    executes tasks, and the student's tokenizer.  `ledger`: what is spent.  `exam`, `grading`, `jobs`, `choices`: what
+    asks, grades, makes training jobs, and chooses by results.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        settings: Settings,
+        *,
+        progress: Progress | None = None,
+        pool: Pool | None = None,
+        client: Callable[[Run, str, Role], ApiClient] | None = None,
+        grader: Callable[..., Grader] = make_grader,
+        jobs: Callable[..., Jobs] = Jobs,
+        choices: Choices | None = None,
+    ) -> None:
+        self.method = method
+        self.settings = settings
+        self.progress: Progress = progress or Quiet()
+        self.recipe = load_recipe(settings.recipe).with_settings(settings.set)
+        self.prompts = Prompts(settings.prompt_file)
+        # What the user can get wrong is looked at before the run directory is made or a model is loaded.
+        prices = load_prices(settings.prices)
+        self.judge = judge_model(settings.grader)
+        config = {
+            "procedure": method,
+            **settings.model_dump(mode="json"),
+            "api_base": shown_address(settings.api_base),
+            "recipe_settings": self.recipe.model_dump(),
+        }
+        self.directory = RunDirectory.open(settings.out, config, free=FREE)
+        self.store = self.directory.store
+        try:
+            self.directory.resolve(
+                "prompts", digest(self.prompts.content), "the prompts (--prompt-file, or the built-in ones)"
+            )
+        except BaseException:
+            self.directory.close()
+            raise
+        hourly, budget = settings.usd_per_hour, settings.budget
+        self.ledger = Ledger(self.store, prices, model=settings.model, usd_per_hour=hourly, budget=budget)
+        self.workers = Workers(settings, self.directory, self.ledger, self.progress, self.warn, pool)
+        self.choices = choices or Choices()
+        self._make_client, self._make_grader, self._make_jobs = client or make_client, grader, jobs
+        self._clients: dict[tuple[str, Role], ApiClient] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients.values():
+            client.close()
+        self.workers.close()
+        # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
+        unused = isinstance(error, UserError) and not self.store.documents()
+        self.directory.close()
+        if unused:
+            for name in ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "config.yaml"):
+                (self.directory.path / name).unlink(missing_ok=True)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        return self._make_jobs(self.workers.tokenizer, self.workers.context_length, self.prompts)
+
+    @cached_property
+    def exam(self) -> Exam:
+        student, most = self.workers, self.settings.max_answer_tokens
+        return Exam(student.tokenizer, student.context_length, self.prompts, max_tokens=most)
+
+    @cached_property
+    def grading(self) -> Grading:
+        return make_grading(self, self._make_grader)
+
+    def client(self, model: str, role: Role) -> ApiClient:
+        """The run's one client of this API model in this role; its replies are kept in the run's store."""
+        if (model, role) not in self._clients:
+            self._clients[model, role] = self._make_client(self, model, role)
+        return self._clients[model, role]
+
+    def warn(self, kind: str, message: str) -> None:
+        """Tells the user, and keeps it for the report (once)."""
+        message = one_line(message)
+        if not any(event.message == message for event in self.store.events(kind)):
+            self.store.add_event(kind, self.method, message)
+        self.progress.note(message)
+
+    def seed(self, *parts: str | int) -> int:
+        return derive_seed(self.settings.seed, *parts)

@@ -1,0 +1,67 @@
+"""From documents and edits to the engine's jobs, under a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from selfedit.documents import Document
+from selfedit.editors.base import edit_prompt
+from selfedit.engine.jobs import FitJob, TokenSequence
+from selfedit.models import Tokenizer
+from selfedit.prompts import Prompts
+from selfedit.training.cutting import TrainingSequence
+from selfedit.training.recipes import Recipe
+from selfedit.training.tokens import tokenize, training_sequences
+
+Advance = Callable[[int], None]
+
+
+class Jobs:
+    """Makes the jobs of one student: its tokenizer, and the tokens that it reads at once."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int, prompts: Prompts) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.prompts = prompts
+
+    def job(
+        self,
+        documents: Sequence[Document],
+        edits: Sequence[str | None],
+        recipe: Recipe,
+        *,
+        seed: int,
+        advance: Advance | None = None,
+    ) -> tuple[FitJob, tuple[str, ...]]:
+        """The job that teaches an adapter these documents, each from its edit (None: from its text alone), and its
+        training sequences as a report shows them.  `advance` is called with numbers of characters that were cut."""
+        sequences = self.sequences(documents, edits, recipe, advance)
+        tokens = tuple(tokenize(sequence, recipe, self.tokenizer, self.prompts) for sequence in sequences)
+        return FitJob(tokens, recipe.settings(), seed), tuple(map(_shown, sequences))
+
+    def sequences(
+        self,
+        documents: Sequence[Document],
+        edits: Sequence[str | None],
+        recipe: Recipe,
+        advance: Advance | None = None,
+    ) -> list[TrainingSequence]:
+        return [
+            sequence
+            for document, edit in zip(documents, edits, strict=True)
+            for sequence in training_sequences(
+                document, edit, recipe, self.tokenizer, self.context_length, advance=advance
+            )
+        ]
+
+    def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
+        """What an editor is trained on: the prompt of this name for the document, and the edit that it is to write."""
+        asked, lead = edit_prompt(self.prompts, prompt, document, instruct=self.tokenizer.instruct)
+        ids, prompt_length = self.tokenizer.example(asked, edit, lead=lead)
+        return TokenSequence(tuple(ids), prompt_length)
+
+
+def _shown(sequence: TrainingSequence) -> str:
+    if sequence.question is None:
+        return f"{sequence.title}\n{sequence.text}"
+    return f"Question: {sequence.question}\nAnswer: {sequence.text}"
