@@ -44,69 +44,82 @@ Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isi
 
 AUTO = "auto"  # the editor: chosen by the model's size
 
+_OUT = "the run's directory; the same command on it resumes"
+_DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
+_AUTO_EDITOR = (
+    "passage, self[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of less than 1 billion "
+    "parameters, self for a larger one"
+)
+_EDIT_PROMPT = "the prompt of api editors, and of self without one"
+
 
 class Settings(BaseModel):
     """What all procedures share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(BUNDLED, description="hub name, local folder, or a bundled model's name")
-    out: Path = Field(Path("runs/latest"), description="the run's directory; the same command on it resumes")
-    seed: int = Field(0, description="all randomness derives from it and from what a piece of work is")
-    device: str | None = Field(None, description="cpu, cuda, ...; the first accelerator if left out")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen model")
+    model: str = Field(BUNDLED, description="hub name, local folder, or the name of a bundled model")
+    out: Path = Field(Path("runs/latest"), description=_OUT)
+    seed: int = Field(0, description="all randomness derives from this number")
+    device: str | None = Field(None, description="cpu, cuda, ...; if left out, an accelerator where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the frozen model")
     instruct: bool | None = Field(
-        None, description="prompt through the chat template; decided by the model if left out"
+        None, description="prompt through the chat template; if left out, where the model has one"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    documents: Words = Field(
-        ("news:test",), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
-    )
+    documents: Words = Field(("news:test",), description=_DOCUMENTS)
     limit: int | None = Field(None, ge=1, description="take this many documents, drawn with the seed")
-    strict: bool = Field(False, description="refuse a folder with a file that cannot be read, which else is left out")
-    follow_links: bool = Field(False, description="read what links in a folder of documents lead to outside of it")
+    strict: bool = Field(
+        False, description="refuse a folder with a file that cannot be read, instead of leaving the file out"
+    )
+    follow_links: bool = Field(False, description="follow links that lead out of a folder of documents")
     recipe: str = Field("default", description="how adapters are trained: default, seal, seal-joint, or a YAML file")
-    set: dict[str, Any] = Field({}, description="recipe settings to change, as name=value")
-    prompt_file: Path | None = Field(None, description="own prompts, in the form of the built-in prompts.yaml")
+    set: dict[str, Any] = Field({}, description="a setting of the recipe to change, as name=value")
+    prompt_file: Path | None = Field(None, description="your own prompts, in the form of the built-in prompts.yaml")
     max_edit_tokens: int = Field(512, ge=16, description="an edit is cut off after this many tokens")
     max_answer_tokens: int = Field(64, ge=1, description="an answer is cut off after this many tokens")
-    temperature: float = Field(1.0, ge=0, description="of edits; answers are greedy")
-    top_p: float = Field(0.95, gt=0, le=1, description="of edits")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of edits; answers are greedy")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="sampling of edits: the most likely tokens of this total probability"
+    )
     grader: str = Field("lexical", description="lexical (by shared words), judge:MODEL of an API, or judge:local")
     max_ungraded: float = Field(0.02, ge=0, le=1, description="stop if a larger share of answers stays ungraded")
     max_missing_edits: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="stop if a larger share of edits cannot be written; others are left out, and named",
+        description="stop if a larger share of edits cannot be written; up to it, they are left out and named",
     )
-    general_questions: int = Field(3, ge=0, description="general questions each adapter is asked, to see forgetting")
+    general_questions: int = Field(
+        3, ge=0, description="general questions asked per adapter, to see what it has forgotten; 0: none"
+    )
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="a fit that goes on alone saves its state so often, to go on from it after a kill; 0: never",
+        description="how often a fit that is alone in its task saves its state, to go on after a kill; 0: never",
     )
-    task_size: int | None = Field(None, ge=1, description="fits that share a bank; chosen by the device if left out")
+    task_size: int | None = Field(None, ge=1, description="fits trained together; if left out, chosen by the device")
     api_base: str | None = Field(
         None, repr=False, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY"
     )
-    api_kind: Literal["chat", "completions"] = Field("chat", description="which of the endpoint's interfaces")
+    api_kind: Literal["chat", "completions"] = Field("chat", description="which interface of the endpoint to use")
     api_batch: bool = Field(False, description="use the endpoint's batch interface, at half price")
-    api_concurrency: int = Field(8, ge=1, description="calls under way at once")
-    api_poll_seconds: float = Field(15.0, gt=0, description="first wait between two looks at a batch")
+    api_concurrency: int = Field(8, ge=1, description="API calls under way at once")
+    api_poll_seconds: float = Field(
+        15.0, gt=0, description="seconds between the first two looks at a batch; later waits are longer"
+    )
     reasoning_effort: str | None = Field(
         None,
-        description="of api editors, passed to the endpoint; a reply may then have 8,192 tokens more, for the "
-        "reasoning",
+        description="reasoning effort of api editors; a reply may then have 8,192 tokens more, for the reasoning",
     )
-    judge_reasoning_effort: str | None = Field(None, description="the same for a judge")
-    prices: Path | None = Field(None, description="own price file, in the form of the built-in prices.yaml")
-    usd_per_hour: float | None = Field(None, ge=0, description="price of the device")
+    judge_reasoning_effort: str | None = Field(None, description="reasoning effort of a judge")
+    prices: Path | None = Field(None, description="your own prices, in the form of the built-in prices.yaml")
+    usd_per_hour: float | None = Field(None, ge=0, description="price of the device in US dollars per hour")
     budget: float | None = Field(None, gt=0, description="stop before more US dollars than this are spent")
     workers: int = Field(0, ge=0, description="workers of a local Ray; 0: this process")
     ray: str | None = Field(None, description="address of a Ray cluster to join: auto, or ray://host:port")
-    gpus_per_worker: float | None = Field(None, ge=0, description="fractions allowed")
-    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs per worker; fractions are allowed")
+    cpus_per_worker: float | None = Field(None, gt=0, description="CPUs per worker; they are also its threads")
 
     def endpoint(self, role: Literal["editor", "judge"]) -> Endpoint:
         """How API models in this role are reached."""
@@ -123,24 +136,26 @@ class Settings(BaseModel):
 class CompareSettings(Settings):
     """`selfedit compare`: who should write the notes?"""
 
-    out: Path = Path("runs/compare")
+    out: Path = Field(Path("runs/compare"), description=_OUT)
     editor: Words = Field(
         ("none", "passage", "self"),
-        description="a condition each: none, passage, self[:PROMPT], replay:FILE[#writer], api:MODEL",
+        description="a condition each: none, passage, self[:PROMPT], replay:FILE[#WRITER], api:MODEL",
     )
-    edits: int = Field(1, ge=1, description="edits a document and condition")
-    replicates: int = Field(1, ge=1, description="fits an edit, with different seeds")
-    regime: Literal["single", "joint"] = Field("single", description="an adapter a document, or one for all documents")
-    edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
+    edits: int = Field(1, ge=1, description="edits per document and condition")
+    replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
+    regime: Literal["single", "joint"] = Field(
+        "single", description="one adapter per document, or one for all documents"
+    )
+    edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     sweep: Words = Field(
-        (), description="recipe settings to try on validation documents, as NAME=A,B,C; the best is used"
+        (), description="values of a recipe setting to try on validation documents, as NAME=A,B,C; the best is used"
     )
     validation: Words = Field(
-        (), description="where --sweep chooses; a quarter of the documents, split by title, if left out"
+        (), description="documents on which --sweep chooses; if left out, a quarter of the documents, split by title"
     )
-    policy: Path | None = Field(None, description="a run of `train`: its selected policy becomes a further condition")
+    policy: Path | None = Field(None, description="a run of train: its selected policy becomes a further condition")
     policy_round: int | None = Field(
-        None, ge=1, description="with --policy: this round's policy, whatever was selected"
+        None, ge=1, description="with --policy: the policy of this round instead of the selected one"
     )
 
 
@@ -149,68 +164,63 @@ class LearnSettings(Settings):
 
     out: Path = Field(
         Path("runs/learn"),
-        description="the run's directory; the same command on it resumes; named by the settings and documents "
-        "if left out",
+        description=f"{_OUT}; named after the settings and the documents if left out",
     )
-    documents: Words = Field((), description="JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]")
-    editor: str = Field(
-        AUTO,
-        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of "
-        "less than 1"
-        " billion parameters, self for a larger one",
-    )
-    edits: int = Field(1, ge=1, description="edits a document")
-    edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
+    documents: Words = Field((), description=_DOCUMENTS)
+    editor: str = Field(AUTO, description=_AUTO_EDITOR)
+    edits: int = Field(1, ge=1, description="edits per document")
+    edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
-        None, description="send the loss curve, and scores on the way, there"
+        None, description="send the loss curve and the exams on the way there"
     )
 
 
 class TrainSettings(Settings):
     """`selfedit train`: make the model a better editor, by ReST-EM."""
 
-    out: Path = Path("runs/train")
-    documents: Words = Field(("news:train",), description="where training documents come from")
+    out: Path = Field(Path("runs/train"), description=_OUT)
+    documents: Words = Field(("news:train",), description=f"training documents: {_DOCUMENTS}")
     validation: Words = Field(
-        (), description="where validation documents come from; a share of the documents, split by title, if left out"
+        (), description="validation documents; if left out, a share of the training documents, split by title"
     )
-    validation_share: float = Field(0.2, ge=0, lt=1, description="of the documents, set apart before round 1")
+    validation_share: float = Field(
+        0.2, ge=0, lt=1, description="share of the documents that is set apart for validation"
+    )
     rounds: int = Field(2, ge=1, description="rounds of sampling, rewarding, selecting and training")
-    limit: int | None = Field(50, ge=1, description="training and validation documents together, drawn with the seed")
-    edits: int = Field(5, ge=1, description="edits sampled a document and round (K)")
-    replicates: int = Field(3, ge=1, description="fits an edit (S)")
+    limit: int | None = Field(
+        50, ge=1, description="take this many documents, training and validation together, drawn with the seed"
+    )
+    edits: int = Field(5, ge=1, description="edits sampled per document and round (K)")
+    replicates: int = Field(3, ge=1, description="fits per edit (S)")
     edit_prompt: str = Field("implications", description="the prompt of the editor that is trained")
     select: Literal["best-of-k", "above-baseline", "top-fraction"] = Field(
         "best-of-k", description="which edits are kept"
     )
-    top_fraction: float = Field(0.2, gt=0, le=1, description="with --select top-fraction: this share of all edits")
-    keep_ties: bool = Field(True, description="keep an edit of documents on which all edits score alike")
-    reward: Literal["fit", "judge"] = Field("fit", description="really fine-tune, or have a judge score the edits")
+    top_fraction: float = Field(
+        0.2, gt=0, le=1, description="with --select top-fraction: the share of all edits that is kept"
+    )
+    keep_ties: bool = Field(True, description="keep one edit of a document whose edits all score alike")
+    reward: Literal["fit", "judge"] = Field(
+        "fit", description="fit: fine-tune on each edit and examine; judge: have a model rate the edits"
+    )
     judge: str | None = Field(
-        None, description="with --reward judge: the API model that scores edits; the local one if left out"
+        None, description="with --reward judge: the API model that rates edits; if left out, the model itself"
     )
-    judge_sample: int = Field(
-        8, ge=0, description="with --reward judge: edits that are also really fine-tuned, to compare"
-    )
+    judge_sample: int = Field(8, ge=0, description="with --reward judge: edits that are also fine-tuned on, to compare")
     outer_recipe: str = Field("outer", description="how the editor is trained on the kept edits")
-    outer_set: dict[str, Any] = Field({}, description="settings of the outer recipe to change, as name=value")
+    outer_set: dict[str, Any] = Field({}, description="a setting of the outer recipe to change, as name=value")
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
-        None, description="send each round's metrics there"
+        None, description="send the metrics of each round there"
     )
 
 
 class ContinualSettings(Settings):
     """`selfedit continual`: documents one after another into one model, with what each step forgets."""
 
-    out: Path = Path("runs/continual")
-    editor: str = Field(
-        AUTO,
-        description="passage, self[:PROMPT], replay:FILE[#writer], or api:MODEL; auto: passage for a model of "
-        "less than 1"
-        " billion parameters, self for a larger one",
-    )
-    edits: int = Field(1, ge=1, description="edits a document")
-    edit_prompt: str = Field("implications", description="the prompt of api editors, and of `self` without one")
+    out: Path = Field(Path("runs/continual"), description=_OUT)
+    editor: str = Field(AUTO, description=_AUTO_EDITOR)
+    edits: int = Field(1, ge=1, description="edits per document")
+    edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
 
 
 S = TypeVar("S", bound=Settings)
