@@ -57,6 +57,22 @@ def test_peft_loads_an_adapter_with_the_same_logits(tiny_model, tmp_path, kind, 
     assert torch.equal(logits_of(model), base)
 
 
+def files_of(folder):
+    """An adapter's files by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_files_by_name_are_as_good_as_a_folder(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    trained(model, SPECS["layers"], tmp_path)
+    merged = copy.deepcopy(model)
+    merge_adapter(merged, tmp_path)
+    merge_adapter(model, files_of(tmp_path))
+    assert torch.equal(logits_of(model), logits_of(merged))
+    with pytest.raises(KeyError, match=r"adapter_model\.safetensors"):
+        load_adapter({"adapter_config.json": (tmp_path / "adapter_config.json").read_bytes()})
+
+
 def test_merging_half_and_taking_it_back(tiny_model, tmp_path):
     model = tiny_model("llama")
     trained(model, SPECS["all-linear"], tmp_path)
@@ -199,6 +215,9 @@ def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(llama, adapter, t
         merge_adapter(llama, folder)
     assert str(raised.value).startswith(str(folder))
     assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=says) as raised:
+        merge_adapter(llama, files_of(folder))
+    assert str(raised.value).startswith("an adapter in memory")
     assert torch.equal(logits_of(llama), before)
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
@@ -78,16 +80,25 @@ def files(
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), WEIGHTS: save(tensors, metadata=metadata)}
 
 
-def load(folder: Path, model: PreTrainedModel | None = None) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
-    """Reads a LoRA adapter that a bank or PEFT wrote; with a `model`, checks that it is a whole adapter of that model.
+def load(
+    adapter: Path | Mapping[str, bytes], model: PreTrainedModel | None = None
+) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
+    """Reads a LoRA adapter that a bank or PEFT wrote, from a folder or from its files by name; with a `model`, checks
+    that it is a whole adapter of that model.
 
-    Errors: FileNotFoundError where a file is missing; SafetensorError for a damaged one; ValueError, in one line, for
-    an adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit the model."""
+    Errors: FileNotFoundError (of files by name: KeyError) where a file is missing; SafetensorError for a damaged one;
+    ValueError, in one line, for an adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit
+    the model."""
     import torch
 
-    spec = _read_config(folder)
+    folder = _folder(adapter)
+    spec = _read_config(adapter)
     state = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with (
+        _InMemory(adapter[WEIGHTS])
+        if isinstance(adapter, Mapping)
+        else safe_open(folder / WEIGHTS, framework="pt") as file
+    ):
         # Shapes are checked before anything is read: what a configuration names may be larger than any memory.
         shapes = _shapes(folder, file, spec["rank"])
         if spec["targets"] is None:
@@ -116,10 +127,39 @@ def model_name(folder: Path) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
+class _InMemory(AbstractContextManager["_InMemory"]):
+    """What this module uses of `safe_open`, for weights that are bytes already."""
+
+    def __init__(self, content: bytes) -> None:
+        from safetensors.torch import load
+
+        self._tensors = load(content)  # checks the header, too
+        length = int.from_bytes(content[:8], "little")
+        self._header = json.loads(content[8 : 8 + length])
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_tensor(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+    def get_slice(self, key: str) -> Any:
+        entry = self._header[key]
+        return SimpleNamespace(get_shape=lambda: entry["shape"], get_dtype=lambda: entry["dtype"])
+
+
+def _folder(adapter: Path | Mapping[str, bytes]) -> Path:
+    """What errors call it."""
+    return Path("an adapter in memory") if isinstance(adapter, Mapping) else adapter
+
+
+def _read_json(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
+    file = _folder(adapter) / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = adapter[CONFIG] if isinstance(adapter, Mapping) else file.read_bytes()
+        config = json.loads(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
@@ -129,9 +169,10 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
     """The fields of a `LoraSpec`; `targets` is None where the configuration does not simply list them."""
-    file, config = folder / CONFIG, _read_json(folder)
+    folder, config = _folder(adapter), _read_json(adapter)
+    file = folder / CONFIG
 
     def number(key: str, default: Any = None) -> float:
         value = config.get(key, default)
@@ -236,14 +277,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def merge(model: PreTrainedModel, folder: Path, *, scale: float = 1.0) -> None:
-    """Adds an adapter's update to the model's own weights, in place, computed in float32.
+def merge(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale: float = 1.0) -> None:
+    """Adds the update of an adapter (a folder, or files by name) to the model's own weights, in place, computed in
+    float32.
 
     Errors: as `load`.
     """
     import torch
 
-    spec, state = load(folder, model)
+    spec, state = load(adapter, model)
     with torch.no_grad():
         for name, (a, b) in state.items():
             weight = _weight(model, name)

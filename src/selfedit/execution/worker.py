@@ -5,13 +5,11 @@ this process and inside a Ray actor."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from selfedit import engine
 from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Task, TaskResult
@@ -105,9 +103,7 @@ class Worker:
             self.model = replace(self.source, device=str(device)).load()
             self.policy = ()
         for name in policy[len(self.policy) :]:
-            with tempfile.TemporaryDirectory() as folder:
-                _write(Path(folder), self.delta(name))
-                engine.merge_adapter(self.model.hf, Path(folder))
+            engine.merge_adapter(self.model.hf, self.delta(name))
         self.policy = policy
 
     def _write(self, task: CompletionTask, on_tokens: OnTokens | None) -> TaskResult:
@@ -201,8 +197,3 @@ class Worker:
         )
         warnings.warn(line, engine.LessMemoryWarning, stacklevel=2)
         return plan(most)
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
