@@ -11,6 +11,7 @@ second:
     unpadded   the same without padding
     bank       all adapters through `selfedit.engine.fit_all`
     decode     answers of all adapters in one batch, against one adapter after another
+    soft       a bank's steps on soft targets against the same steps on labels, and the teacher's own passes
 
 The slow modes do a sample of the work, `--quick` a smaller one, in the same proportions of short and long sequences.
 The floor counts the products that any implementation must compute (`Plan.useful_flops`); the peak is this machine's own
@@ -25,6 +26,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import random
 import statistics
 import sys
@@ -51,6 +53,7 @@ from selfedit.engine import (
     fit,
     fit_all,
     plan,
+    soft_targets,
 )
 from selfedit.engine.memory import peak_memory, reset_peak
 
@@ -190,6 +193,8 @@ def main() -> None:
         figures["padded"] = run_trainer(model, spec, sample(size["padded"]), padded=True)
     if options.breakdown:
         figures["breakdown"] = breakdown(model, spec, jobs(16, 1, model))
+    if "soft" in modes:
+        figures["soft"] = run_soft(model, spec)
     if "decode" in modes:
         figures["decode"] = run_decode(model, spec, size["adapters"], size["questions"], size["new"])
     figures |= summary(figures)
@@ -211,7 +216,7 @@ def parse() -> argparse.Namespace:
         "--lora", choices=LORA, default="seal", help="q and v at rank 32 (as published), or all layers at 16"
     )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--only", action="append", choices=["bank", "unpadded", "padded", "decode"])
+    parser.add_argument("--only", action="append", choices=["bank", "unpadded", "padded", "decode", "soft"])
     parser.add_argument(
         "--breakdown", action="store_true", help="also say where the bank's time goes, by torch's profiler"
     )
@@ -305,6 +310,48 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
         "planned_over_taken": (chosen.seconds or 0.0) / seconds,
         "planned_memory": chosen.memory,
         "peak_memory": memory,
+    }
+
+
+def run_soft(model: Any, spec: LoraSpec, turns: int = 3, top: int = 20) -> dict[str, Any]:
+    """Eight fits on labels and the same on a teacher's `top` tokens, in turns; processor time counts, not the clock,
+    where the process has one thread, for others may be at work too."""
+    clock = time.process_time if torch.get_num_threads() == 1 and model.device.type == "cpu" else time.perf_counter
+    hard = [FitJob(job.sequences[-4:], FitSettings(epochs=1), job.seed) for job in jobs(8, 1, model)]
+    pairs = [(s.ids[:1], s.ids[1:]) for job in hard for s in job.sequences]
+    say(f"soft: {len(pairs)} sequences, {turns} turns")
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+        finish(model.device)
+        start = clock()
+        result = work()
+        finish(model.device)
+        return clock() - start, result
+
+    seconds: dict[str, list[float]] = {"labels": [], "soft": [], "teacher": []}
+    with AdapterBank(model, spec, len(hard)) as bank:
+        fit(bank, hard, token_budget=1024)  # prepares memory
+        for _ in range(turns):
+            took, targets = timed(lambda: soft_targets(model, pairs, top=top))
+            seconds["teacher"].append(took)
+            made = iter(targets)
+            soft = [
+                FitJob(tuple(TokenSequence(s.ids, 0, next(made)) for s in job.sequences), job.settings, job.seed)
+                for job in hard
+            ]
+            for kind, work in (("labels", hard), ("soft", soft)):
+                seconds[kind].append(timed(lambda work=work: fit(bank, work, token_budget=1024))[0])
+    tokens = sum(job.tokens for job in hard)
+    over = {kind: [a / b for a, b in zip(seconds[kind], seconds["labels"], strict=True)] for kind in seconds}
+    return {
+        "tokens": tokens,
+        "top": top,
+        "clock": clock.__name__,
+        "seconds": {kind: statistics.median(all_turns) for kind, all_turns in seconds.items()},
+        "soft_over_labels": statistics.median(over["soft"]),
+        "soft_over_labels_range": [min(over["soft"]), max(over["soft"])],
+        "teacher_over_labels": statistics.median(over["teacher"]),
+        "load": os.getloadavg()[0],
     }
 
 
@@ -573,6 +620,14 @@ def show(figures: dict[str, Any]) -> None:
             f"   decode: {f['answers']} answers, {f['tokens_per_second']:.0f} tokens/s together,"
             f" {f['serial_tokens_per_second']:.0f} one adapter after another,"
             f" {f['answers_equal_to_serial']:.0%} of the answers equal"
+        )
+    if "soft" in figures:
+        f = figures["soft"]
+        say(
+            f"     soft: {f['soft_over_labels']:.3f} of the time on labels"
+            f" (from {f['soft_over_labels_range'][0]:.3f} to {f['soft_over_labels_range'][1]:.3f});"
+            f" the teacher's passes {f['teacher_over_labels']:.3f};"
+            f" {f['tokens']} tokens, {f['clock']}, load {f['load']:.1f}"
         )
     for name in (
         "bank_vs_padded",
