@@ -1,7 +1,5 @@
 """The prompts: all texts that a model is asked with, read from `prompts.yaml` and from a user's own file.
 
-Knows names and templates.  Knows nothing of models, documents or graders; it is given strings.
-
 A prompt is text with fields, conditions and filters.  There are no loops, calls, assignments or includes: a prompt is
 no longer than its template and its fields, and is made at once, whatever its file holds."""
 

@@ -46,7 +46,7 @@ def broken(line: str, number: int, **changes: Any) -> str:
         (broken("", 1, questions=[]), ["row 2", "no questions, which an exam needs"]),
         (broken("", 1, questions=[{"question": "Why?", "answers": []}]), ["row 2", '"answers" is empty']),
         (broken("", 1, questions=[{"answers": ["x"]}]), ["row 2", '"question" is missing']),
-        ("", ["the file is empty; it should hold one JSON object a line"]),
+        ("", ["the file is empty; it should hold one JSON object per line"]),
     ],
 )
 def test_documents(compare_words: list[str], mistake: Mistake, tmp_path: Path, content: str, says: list[str]) -> None:

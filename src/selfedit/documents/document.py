@@ -1,7 +1,4 @@
-"""What a document is: a title, a text and questions about it.
-
-Knows no file format (see `loading`) and no model.
-"""
+"""What a document is: a title, a text and questions about it."""
 
 from __future__ import annotations
 

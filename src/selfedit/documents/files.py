@@ -1,7 +1,6 @@
 """Plain text, Markdown and other files as documents without questions: one file, one document.
 
-Knows titles, encodings and which files of a folder count.  PDF, Word, HTML and the like are turned into Markdown by
-markitdown where it is installed.
+PDF, Word, HTML and the like are turned into Markdown by markitdown where it is installed.
 """
 
 from __future__ import annotations

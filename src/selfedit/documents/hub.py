@@ -1,6 +1,6 @@
 """Documents from the Hugging Face hub: `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`, streamed by the `datasets` library.
 
-Knows two layouts of rows: SQuAD's flat one, and documents with "title" and "text".  Runs no code from the hub.
+Two layouts of rows are read: SQuAD's flat one, and documents with "title" and "text".  No code from the hub is run.
 """
 
 from __future__ import annotations

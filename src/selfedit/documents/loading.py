@@ -1,7 +1,7 @@
 """Where documents come from: files, folders, the Hugging Face hub, the built-in news; and a sample of them.
 
-Knows which reader takes which source and that ids must be unique.  The formats themselves are in `rows`, `squad`,
-`files` and `hub`; splitting is in `splitting`.
+This module picks the reader of a source and holds that ids are unique; the formats are in `rows`, `squad`, `files` and
+`hub`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def iter_documents(
     PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
 
     A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that
-    lead out of a folder are left out unless `follow_links`.  `left_out` is told, or else the log: files, and counts of
+    lead out of a folder are left out unless `follow_links`.  `left_out`, or else the log, gets the files, and counts of
     "unanswerable_questions" and (with `require_questions`) "unanswerable_documents" of SQuAD v2, and of "skipped_files"
     of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a
     repeated id, or (with `require_questions`) a document without questions."""

@@ -1,7 +1,6 @@
 """Document rows: JSON objects with an id, a title, a text, questions and edits, and JSONL files of them.
 
-Knows the fields of a row and says in one line which file, row and field is at fault.  Knows neither the other file
-formats nor where files come from (see `loading`).
+A mistake is reported in one line that names file, row and field.
 """
 
 from __future__ import annotations
@@ -152,7 +151,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not found:
-        raise UserError(f"{path}: the file is empty; it should hold one JSON object a line")
+        raise UserError(f"{path}: the file is empty; it should hold one JSON object per line")
 
 
 def _parse_line(line: bytes, where: str, *, first: bool) -> tuple[Any] | None:
@@ -169,10 +168,10 @@ def _parse_line(line: bytes, where: str, *, first: bool) -> tuple[Any] | None:
         return (json.loads(text),)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: not valid JSON: {error.msg} at column {error.colno}; one JSON object a line"
+            f"{where}: not valid JSON: {error.msg} at column {error.colno}; one JSON object per line"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {unreadable_json(error)}; one document row a line") from None
+        raise UserError(f"{where}: {unreadable_json(error)}; one document row per line") from None
 
 
 def unreadable_json(error: ValueError | RecursionError) -> str:

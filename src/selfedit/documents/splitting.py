@@ -1,7 +1,4 @@
-"""Splitting: documents into train, validation and test by title, and a long text into overlapping parts.
-
-Knows titles and texts only.
-"""
+"""Splitting: documents into train, validation and test by title, and a long text into overlapping parts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SQuAD's layout (v1.1 and v2): articles of paragraphs with questions, as one JSON file or as flat rows.
 
-Knows the layout and the stream of JSON values that it comes in; nothing of sampling or splitting.  Sources: Rajpurkar
-et al. 2016 (v1.1), 2018 (v2, whose `is_impossible` questions have no answer in the text).
+The file is read as a stream of JSON values, so that its size does not matter.  Sources: Rajpurkar et al. 2016 (v1.1),
+2018 (v2, whose `is_impossible` questions have no answer in the text).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class JsonStream:
 
     def end(self) -> None:
         if self.peek():
-            raise self.error("not valid JSON: text after the end; a file of one object a line is named .jsonl")
+            raise self.error("not valid JSON: text after the end; a file of one object per line is named .jsonl")
 
 
 def read_json(path: Path, *, require_questions: bool, counts: Counter[str]) -> Iterator[tuple[str, Document]]:
@@ -159,7 +159,7 @@ def _read_squad(
             yield from _article(article, f"{path}, article {n}", paragraphs_of, require_questions, counts)
     if not seen_data:
         raise UserError(
-            f'{path}: no list "data", so not SQuAD JSON; put document rows into a .jsonl file, one object a line'
+            f'{path}: no list "data", so not SQuAD JSON; put document rows into a .jsonl file, one object per line'
         )
 
 

@@ -1,6 +1,6 @@
 """Edits that were written beforehand, read from a file for the replay editor.
 
-Knows their two layouts (document rows with "edits", rows of one edit each); nothing of prompts or models.
+Two layouts are read: document rows with "edits", and rows of one edit each.
 """
 
 from __future__ import annotations

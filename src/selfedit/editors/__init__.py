@@ -1,4 +1,1 @@
-"""What writes edits, and how an edit becomes training sequences.
-
-Knows prompts for edits, API models, files of edits, prices of tokens.  Knows nothing of fits, exams or the run
-directory."""
+"""What writes edits: this or another model, an API, a file; with API clients and prices of tokens."""

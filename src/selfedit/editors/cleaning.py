@@ -1,6 +1,6 @@
 """From what a writer wrote to an edit that can be learned from.
 
-Knows lines, list marks, and the form of questions with answers.  Knows nothing of who wrote them.
+It works on lines, list marks and the form of questions with answers, whoever wrote them.
 """
 
 from __future__ import annotations

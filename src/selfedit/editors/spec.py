@@ -1,6 +1,6 @@
 """What `--editor` says: which writer a condition's edits come from.
 
-Knows the forms and the name of the condition; opens no file and knows no model.
+Parsing opens no file and loads no model, so that a mistyped `--editor` is reported at once.
 """
 
 from __future__ import annotations

@@ -252,9 +252,8 @@ def _check_fit(
     missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in shapes]
     if missing:
         raise ValueError(
-            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing "
-            f"(first: {missing[0]});"
-            " the adapter is not whole, or belongs to another model"
+            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing (first: "
+            f"{missing[0]}); the adapter is not whole, or belongs to another model"
         )
 
 

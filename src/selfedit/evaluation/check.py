@@ -1,6 +1,6 @@
 """How far a grader can be trusted: its grades against labelled ones.
 
-Knows grade rows (JSONL) and graders; prints nothing.
+Labels come as JSONL rows with `question`, `gold`, `answer` and `correct`.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise UserError(
-                        f"{path}: row {number}: not JSON ({error}); write one JSON object a line"
+                        f"{path}: row {number}: not JSON ({error}); write one JSON object per line"
                     ) from error
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}: row {number}: not a JSON object; write one JSON object a line")
+                    raise UserError(f"{path}: row {number}: not a JSON object; write one JSON object per line")
                 yield number, row
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: row {number + 1}: not UTF-8 text; save the file as UTF-8") from error
@@ -130,12 +130,12 @@ def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedR
             )
         rows.append(GradedRow(number, title, question, golds, answer, correct, gradings))
     if not rows:
-        raise UserError(f"{path}: no rows; write one JSON object a line")
+        raise UserError(f"{path}: no rows; write one JSON object per line")
     return rows
 
 
 def grade_rows(grader: Grader, rows: Sequence[GradedRow]) -> list[Grade]:
-    """One grade a row, in order."""
+    """One grade per row, in order."""
     grades = grader.grade([row.item for row in rows])
     if len(grades) != len(rows):
         raise RuntimeError(f"grader {grader.name} returned {len(grades)} grades for {len(rows)} answers")

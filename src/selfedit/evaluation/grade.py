@@ -1,7 +1,4 @@
-"""What an exam yields: answers, grades on them, and what a grader is.
-
-Knows no model: a grader is given strings.
-"""
+"""What a grader is: it takes questions, accepted answers and answers, as strings, and returns grades."""
 
 from __future__ import annotations
 
@@ -25,9 +22,8 @@ class GradeItem:
 class Grade:
     """`value` is right, wrong or ungraded (the grader could not say: never counted as wrong).
 
-    `score` is what the answer counts in a score: 1.0 or 0.0 for a grader that decides, the estimated probability that a
-    careful judge accepts the answer for one that estimates; None where `value` is ungraded.  `note` says why an
-    answer is ungraded.
+    `score` is what the answer counts in an accuracy, from 0 to 1 (the graders here give 0 or 1); None where `value` is
+    ungraded.  `note` says why an answer is ungraded.
     """
 
     value: GradeValue
@@ -37,7 +33,7 @@ class Grade:
 
 
 class Grader(Protocol):
-    """Grades answers; one grade an item, in order.  `name` is what a run records (`lexical`, `judge:gpt-4.1`, ...)."""
+    """Grades answers; one grade per item, in order.  `name` is what a run records (`lexical`, `judge:gpt-4.1`, ...)."""
 
     name: str
 

@@ -1,8 +1,7 @@
-"""The judge: asks a language model whether an answer conveys the gold answer.
+"""The judge: a language model is asked whether an answer conveys the gold answer.
 
-Knows its prompt, how to read a reply and how to cache it; not how a model is reached: that is `complete`, a callable
-that a client of an API or the local engine stands behind.  Whatever cannot be had (a failed call, a reply that is
-neither yes nor no) leaves the answer ungraded, with the reason, and never wrong."""
+The model is reached through `complete`, a callable: an API's client or the local engine.  A failed call, or a reply
+that is neither yes nor no, leaves the answer ungraded, with the reason, and never wrong."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ class JudgeRequest:
     json_schema: Mapping[str, Any] | None = None
 
 
-# One result a request, in order: the completion's text, or an error (an exception, not raised; anything whose str() is
-# a reason) where the call failed for good.  Retrying is the client's business.
+# One result per request, in order: the completion's text, or an error (an exception, not raised; anything whose str()
+# is a reason) where the call failed for good.  Retrying is the client's business.
 Complete = Callable[[Sequence[JudgeRequest]], Sequence[Any]]
 
 VERDICT_SCHEMA: Mapping[str, Any] = {

@@ -1,7 +1,7 @@
 """The lexical grader: right or wrong by shared words, offline and without a model.
 
-Knows normalised tokens; nothing of meaning, so a right answer in other words is wrong to it.  The rule is documented in
-docs/grading.md.
+It compares normalised tokens, so a right answer in other words counts as wrong.  docs/grading.md has the rule, and how
+often it errs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from selfedit.evaluation.text import contains, first_answer, is_number, tokens
 # Words that carry no answer by themselves.  Negations are not among them.
 STOPWORDS = frozenset(
     "of in on at to for by with from and or is was were are be been it its that this as he she they his her "
-    "their which "
-    "who what".split()
+    "their which who what".split()
 )
 
 MINIMUM_RECALL = 0.6
@@ -60,7 +59,7 @@ def accepts(question: str, gold: str, answer: str) -> bool:
 
 
 class LexicalGrader:
-    """Decides by `accepts`; an answer is right if any of its accepted answers makes it right.  Credit is 1 or 0."""
+    """Decides by `accepts`; an answer is right if any of its accepted answers makes it right.  The score is 1 or 0."""
 
     name = "lexical"
 

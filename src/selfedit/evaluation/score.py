@@ -1,6 +1,6 @@
 """From grades to a score.  Ungraded answers are counted, never scored.
 
-Knows grades only; intervals are in `statistics`.
+Intervals are in `statistics`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Normalised tokens, in the manner of SQuAD's evaluation script: what graders compare.
 
-Knows strings only; nothing of grades.  Beyond SQuAD's rule (lower case, no punctuation, no articles) it drops accents
-and unifies numbers where that is safe: `1,200` and `1200`, `three` and `3`, `twenty-one` and `21`, `eleventh` and
-`11th`."""
+Beyond SQuAD's rule (lower case, no punctuation, no articles) it drops accents and unifies numbers where that is safe:
+`1,200` and `1200`, `three` and `3`, `twenty-one` and `21`, `eleventh` and `11th`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where tasks are done: what every pool offers, and the pool that is this process.
 
-Knows tasks, and that those of one policy go together, the longest first.  Knows nothing of documents or stores.
+Tasks of one policy go together, the longest first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pool(Protocol):
 class InProcess:
     """One worker, in this process, with a model that is loaded already or loads now.
 
-    `on_tokens` is told of tokens trained and written while a task is under way.
+    `on_tokens` is called with the tokens trained and written while a task is under way.
     """
 
     def __init__(self, source: ModelSource, *, on_tokens: OnTokens | None = None, model: Model | None = None) -> None:

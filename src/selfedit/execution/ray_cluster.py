@@ -1,7 +1,4 @@
-"""Ray itself: importing it, starting it on this machine, joining a cluster, and what its machines have room for.
-
-Knows addresses and resources.  Knows nothing of tasks or of what workers do.
-"""
+"""Ray itself: importing it, starting it on this machine, joining a cluster, and what its machines have room for."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Tasks of work: what a worker is asked to do, and what it gives back, as plain data.
+"""Tasks: what a worker has to do, and what it gives back, as plain data.
 
-Knows token ids, and the engine's settings.  Knows nothing of documents or of where a worker runs.
-
-How jobs are cut into tasks depends on the jobs and the settings alone, never on the number of workers, and a task is
-done by one worker in one go: that is why results are the same however many workers there are."""
+How jobs are cut into tasks depends on the jobs and the settings alone, never on the number of workers, and one worker
+does a task in one go.  So results are the same however many workers there are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Step A in a few lines of Python: a loaded model, documents, an adapter in memory.
 
-Knows `learn`, which it runs in a temporary directory.  For runs that are kept, resumed and reported, use `learn` or
-`compare`."""
+It runs `learn` in a temporary directory.  For runs that are kept, resumed and reported, use `learn` or `compare`."""
 
 from __future__ import annotations
 

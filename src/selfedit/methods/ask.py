@@ -61,9 +61,8 @@ class Asker:
         self.model = model if isinstance(model, Model) and not chain else self._load()
         if max_tokens >= self.model.context_length:
             raise UserError(
-                f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the "
-                "question among"
-                " them; give fewer"
+                f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the question "
+                "among them; give fewer"
             )
         for folder in found.folders:
             with adapter_errors(folder, "; name its model with --model"):

@@ -17,7 +17,7 @@ from selfedit.training.tokens import longer_than
 def load(
     run: Run, sources: Sequence[str], *, limit: int | None = None, require_questions: bool = True
 ) -> list[Document]:
-    """The documents; what was left out of a folder is told."""
+    """The documents; what was left out of a folder is reported."""
     left_out = LeftOut()
     documents = load_documents(
         list(sources),

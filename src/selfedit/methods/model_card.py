@@ -45,9 +45,8 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
     quantised = ""
     if model in BUNDLED_MODELS:
         quantised = (
-            f"\nIt was trained on `{model}`, which selfedit bundles: the same model from 4-bit weights. "
-            "`selfedit ask` and"
-            " `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
+            f"\nIt was trained on `{model}`, which selfedit bundles: the same model from 4-bit weights. `selfedit "
+            "ask` and `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
     count = "1 document" if documents == 1 else f"{documents:,} documents"

@@ -1,7 +1,4 @@
-"""Policies: chains of small deltas on the base model, one a round of Step B, kept as checkpoints in PEFT's format.
-
-Knows where checkpoints lie and which model they belong to.  Knows nothing of how they were trained.
-"""
+"""Policies: chains of small deltas on the base model, one per round of Step B, kept as checkpoints in PEFT's format."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Policy:
-    """What `train` made; `chain` names its deltas, one a round, in order; `prompt` its editing prompt."""
+    """What `train` made; `chain` names its deltas, one per round, in order; `prompt` its editing prompt."""
 
     chain: tuple[str, ...]
     prompt: str

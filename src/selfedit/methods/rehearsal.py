@@ -166,7 +166,7 @@ class _CountingPool:
         counts = self.counts
         adapter = self.shape.adapter(task.lora)
         counts.together = max(counts.together, len(task.fits) * adapter)
-        # Forward and backward through frozen weights are 4 operations a weight and token, through an adapter 6;
+        # Forward and backward through frozen weights are 4 operations per weight and token, through an adapter 6;
         # writing is 2.
         per_token = 4 * self.shape.weights + 6 * adapter
         outcomes = []

@@ -1,7 +1,4 @@
-"""Which edits of a round are kept: ReST-EM's selection step (Singh et al. 2023, arXiv 2312.06585).
-
-Knows rewards.  Knows nothing of how they came about.
-"""
+"""Which edits of a round are kept: ReST-EM's selection step (Singh et al. 2023, arXiv 2312.06585)."""
 
 from __future__ import annotations
 

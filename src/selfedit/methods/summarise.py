@@ -1,7 +1,4 @@
-"""From a run's store to its summary: accuracies with intervals, paired differences, forgetting, costs.
-
-Knows conditions and the store.  Runs nothing.
-"""
+"""From a run's store to its summary: accuracies with intervals, paired differences, forgetting, costs."""
 
 from __future__ import annotations
 

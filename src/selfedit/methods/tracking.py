@@ -1,7 +1,4 @@
-"""Metrics to TensorBoard, Weights & Biases or trackio, through accelerate's trackers.  Off unless asked for.
-
-Knows names of trackers.  Knows nothing of what is measured.
-"""
+"""Metrics to TensorBoard, Weights & Biases or trackio, through accelerate's trackers.  Off unless asked for."""
 
 from __future__ import annotations
 

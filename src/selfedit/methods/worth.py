@@ -1,6 +1,6 @@
 """Was training the editor worth it?  One paragraph, from a run's own figures.
 
-Knows the store of a run of `train`.  It claims nothing that the intervals do not carry.
+It claims nothing that the intervals do not carry.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
     if not before.keys() & untrained.keys() or not untrained.keys() & trained.keys():
         return (
             "No validation document has graded answers before and after, so nothing can be said about whether "
-            "training the"
-            " editor helped."
+            "training the editor helped."
         )
     step_a = paired_difference(before, untrained)
     step_b = paired_difference(untrained, trained)
@@ -60,9 +59,8 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
         )
     elif step_b.larger_than_noise:
         sentences.append(
-            f"Round {selected} is selected. Its gain is larger than noise, but it was chosen on these "
-            "documents: confirm it on"
-            " test documents with `selfedit compare --policy`."
+            f"Round {selected} is selected. Its gain is larger than noise, but it was chosen on these documents: "
+            "confirm it on test documents with `selfedit compare --policy`."
         )
     else:
         sentences.append(

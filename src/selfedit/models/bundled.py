@@ -126,9 +126,8 @@ def _convert(name: str, parts: Sequence[Path], folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < needed:
             raise UserError(
-                f"{folder.parent}: converting {name} takes {needed / 1e9:.1f} GB of disk, which are not free; "
-                "name another"
-                " place with SELFEDIT_CACHE"
+                f"{folder.parent}: converting {name} takes {needed / 1e9:.1f} GB of disk, which are not free; name "
+                "another place with SELFEDIT_CACHE"
             )
         scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     except OSError as error:

@@ -1,7 +1,7 @@
 """The ledger: what a run has spent, in tokens, device seconds and dollars.
 
-Knows no prices: they come as numbers from the caller (`editors.prices` for APIs, a setting for the device's hour).
-Tokens and time are always known; money may not be, and an unknown price is not taken for zero.
+Prices come as numbers from the caller (`editors.prices` for APIs, a setting for the device's hour). Tokens and time are
+always known; money may not be, and an unknown price is not taken for zero.
 """
 
 from __future__ import annotations

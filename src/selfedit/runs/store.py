@@ -247,10 +247,9 @@ class Store(Database):
         """
         return self._records(
             lambda id, question, answers, text: (id, GradeItem(question, answers, text)),
-            "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id"
-            " JOIN fits f ON f.id = a.fit_id"
-            " LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1"
-            " WHERE (g.value IS NULL OR (?2 AND g.value = 'ungraded')) AND (?3 IS NULL OR f.round = ?3) ORDER BY a.id",
+            "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id JOIN "
+            "fits f ON f.id = a.fit_id LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1 WHERE (g.value IS "
+            "NULL OR (?2 AND g.value = 'ungraded')) AND (?3 IS NULL OR f.round = ?3) ORDER BY a.id",
             (grader, retry_ungraded, round),
         )
 

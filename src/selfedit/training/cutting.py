@@ -1,6 +1,6 @@
 """Cuts an edit and its document into training sequences.
 
-Knows lines, titles, and pairs of question and answer.  Knows nothing of token ids; a counter of tokens is handed in.
+Texts are cut here and become token ids in `tokens`; where a length matters, the caller passes a counter of tokens.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cut(
     `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence.  With
     `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
     text longer than `max_tokens` is cut into overlapping parts.  An edit of which nothing is left leaves the document.
-    `advance` is told, part by part, how many characters were cut.
+    `advance` is called, part by part, with how many characters were cut.
     """
     sequences: list[TrainingSequence] = []
     lines = [line for line in (edit or "").splitlines() if line.strip()]

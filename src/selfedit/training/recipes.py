@@ -1,6 +1,6 @@
 """A recipe: everything that decides a fine-tune, from the shape of its LoRA to the way edits are cut.
 
-Knows names and numbers; turns them into the engine's and the editors' settings.  Knows no model.
+It becomes the engine's settings (`lora`, `settings`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From a document and its edit to the engine's token sequences, as a recipe says.
-
-Knows recipes, prompts and a tokenizer.  Knows nothing of fits.
-"""
+"""From a document and its edit to the engine's token sequences, as a recipe says."""
 
 from __future__ import annotations
 
@@ -77,8 +74,8 @@ def training_sequences(
     *,
     advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
-    """What is learned of one document: its edit's texts, then its own.  `advance` is told how many characters were
-    cut."""
+    """What is learned of one document: its edit's texts, then its own.  `advance` is called with how many characters
+    were cut."""
     return cut(
         document,
         edit,
