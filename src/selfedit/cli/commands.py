@@ -1,6 +1,6 @@
-"""The commands, one function each: settings in, a procedure called, its result printed.
+"""The commands: settings in, a method called, its result printed.
 
-Knows what each command prints.  Everything heavy is imported inside the function that needs it.
+Everything heavy is imported inside the function that needs it, after what the user may have mistyped was read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ from selfedit.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from selfedit.methods.learn import Learned
+    from selfedit.methods.settings import Settings
+    from selfedit.runs.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -40,55 +45,88 @@ def _console(arguments: argparse.Namespace) -> Console:
     return Console(stderr=arguments.json)
 
 
-# compare
+# compare, learn, train, continual
 
 
-def _compare_flags(parser: argparse.ArgumentParser) -> None:
-    from selfedit.cli.flags import add_settings
-    from selfedit.methods.settings import CompareSettings
+def _method_flags(settings: str, **options: Any) -> Callable[[argparse.ArgumentParser], None]:
+    """What adds the flags of a class of settings, and `--plan`."""
 
-    add_settings(parser, CompareSettings, repeated="model")
-    _plan_flag(parser)
+    def add(parser: argparse.ArgumentParser) -> None:
+        from selfedit.cli.flags import add_settings
+        from selfedit.methods import settings as classes
+
+        add_settings(parser, getattr(classes, settings), **options)
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            help="the most fits, tokens, operations, memory and money of the run; do nothing",
+        )
+
+    return add
+
+
+def _settings(arguments: argparse.Namespace, kind: str) -> Any:
+    from selfedit.cli.flags import read_settings
+    from selfedit.methods import settings as classes
+
+    return read_settings(getattr(classes, kind), arguments)
+
+
+def run_method(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    name: str,
+    show: Callable[[argparse.Namespace, Path, Any], Any] | None = None,
+) -> Any:
+    """Runs the method `name` ("module.function" below `methods`), or plans it, and shows its result.
+
+    `show` prints the result and returns it as plain data; by default the result is a summary.
+    """
+    module, function = name.split(".")
+    method = getattr(import_module(f"selfedit.methods.{module}"), function)
+    if arguments.plan:
+        from selfedit.methods.plan import plan
+
+        planned = plan(method, settings)
+        _say(arguments, planned.text())
+        return planned.to_json()
+    from selfedit.cli.progress import make_progress
+
+    progress = make_progress()
+    try:
+        result = method(settings, progress=progress)
+    finally:
+        progress.close()
+    return (show or _show_summary)(arguments, settings.out, result)
+
+
+def _show_summary(arguments: argparse.Namespace, out: Path, summary: Summary) -> Any:
+    from selfedit.reports import build_report, print_summary, write_charts
+
+    charts = write_charts(out)
+    report = build_report([out])
+    print_summary(out, _console(arguments))
+    _say(arguments, f"\nreport: {report}" + (f"\nchart:  {charts[0]}" if charts else ""))
+    return summary.to_json()
 
 
 def _compare(arguments: argparse.Namespace) -> Any:
-    from selfedit.cli.flags import read_settings
-    from selfedit.cli.progress import make_progress
-    from selfedit.methods.settings import CompareSettings
 
     if isinstance(arguments.model, list):
         if len(arguments.model) > 1:
             return _compare_models(arguments, arguments.model)
         (arguments.model,) = arguments.model
-    settings = read_settings(CompareSettings, arguments)
-    from selfedit.methods.compare import compare
-
-    if arguments.plan:
-        return _plan(arguments, compare, settings)
-    from selfedit.reports import build_report, print_summary, write_charts
-
-    progress = make_progress()
-    try:
-        summary = compare(settings, progress=progress)
-    finally:
-        progress.close()
-    charts = write_charts(settings.out)
-    report = build_report([settings.out])
-    print_summary(settings.out, _console(arguments))
-    _say(arguments, f"\nreport: {report}\nchart:  {charts[0]}")
-    return summary.to_json()
+    return run_method(arguments, _settings(arguments, "CompareSettings"), "compare.compare")
 
 
 def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     """One run a model, below --out, and one page that compares them."""
-    from selfedit.cli.flags import read_settings
-    from selfedit.methods.settings import CompareSettings
     from selfedit.models import local_path
     from selfedit.reports import build_report, print_comparison
     from selfedit.runs.files import begin_privately
 
     arguments.model = models[0]
-    out = read_settings(CompareSettings, arguments).out
+    out = _settings(arguments, "CompareSettings").out
     names = _run_names(models)
     for model, name in zip(models, names, strict=True):
         if not (out / name / "summary.json").exists():
@@ -121,46 +159,30 @@ def _run_names(models: list[str]) -> list[str]:
     ]
 
 
-# learn
-
-
-def _learn_flags(parser: argparse.ArgumentParser) -> None:
-    from selfedit.cli.flags import add_settings
-    from selfedit.methods.settings import LearnSettings
-
-    add_settings(parser, LearnSettings, positional="documents")
-    _plan_flag(parser)
-
-
 def _learn(arguments: argparse.Namespace) -> Any:
-    from selfedit.cli.flags import read_settings
-    from selfedit.cli.progress import make_progress
-    from selfedit.methods.settings import LearnSettings
 
-    settings = read_settings(LearnSettings, arguments)
-    from selfedit.methods.learn import learn
-    from selfedit.methods.naming import directory_by_content
+    settings = _settings(arguments, "LearnSettings")
+    if "out" not in settings.model_fields_set and settings.documents and not arguments.plan:
+        from selfedit.methods.naming import directory_by_content
 
-    if arguments.plan:
-        return _plan(arguments, learn, settings)
-    if "out" not in settings.model_fields_set and settings.documents:
         settings = settings.model_copy(update={"out": directory_by_content(settings)})
-    progress = make_progress()
-    try:
-        learned = learn(settings, progress=progress)
-    finally:
-        progress.close()
-    loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
+    return run_method(arguments, settings, "learn.learn", _show_learned)
+
+
+def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) -> Any:
     from selfedit.reports import build_report, print_summary
 
-    report = build_report([settings.out])
+    report = build_report([out])
     if learned.summary is not None:
-        print_summary(settings.out, _console(arguments))
+        print_summary(out, _console(arguments))
         _say(arguments, "")
-    _say(arguments, f"report:  {report}")
+    loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
     documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
-    _say(arguments, f"learned: {documents}, {learned.train_tokens:,} training tokens{loss}")
-    _say(arguments, f'adapter: {learned.adapter}\nask it:  selfedit ask {settings.out} "your question"')
+    _say(
+        arguments,
+        f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
+        f'adapter: {learned.adapter}\nask it:  selfedit ask {out} "your question"',
+    )
     return {
         "adapter": str(learned.adapter),
         "documents": learned.documents,
@@ -231,71 +253,6 @@ def _chat(arguments: argparse.Namespace, asker: Any) -> list[dict[str, str]]:
             _say(arguments, answer)
         messages.append({"role": "assistant", "content": answer})
     return messages
-
-
-# train, continual
-
-
-def _train_flags(parser: argparse.ArgumentParser) -> None:
-    from selfedit.cli.flags import add_settings
-    from selfedit.methods.settings import TrainSettings
-
-    add_settings(parser, TrainSettings)
-    _plan_flag(parser)
-
-
-def _train(arguments: argparse.Namespace) -> Any:
-    from selfedit.cli.flags import read_settings
-    from selfedit.cli.progress import make_progress
-    from selfedit.methods.settings import TrainSettings
-
-    settings = read_settings(TrainSettings, arguments)
-    from selfedit.methods.restem import train
-
-    if arguments.plan:
-        return _plan(arguments, train, settings)
-    from selfedit.reports import build_report, print_summary, write_charts
-
-    progress = make_progress()
-    try:
-        summary = train(settings, progress=progress)
-    finally:
-        progress.close()
-    write_charts(settings.out)
-    report = build_report([settings.out])
-    print_summary(settings.out, _console(arguments))
-    _say(arguments, f"\nreport: {report}")
-    return summary.to_json()
-
-
-def _continual_flags(parser: argparse.ArgumentParser) -> None:
-    from selfedit.cli.flags import add_settings
-    from selfedit.methods.settings import ContinualSettings
-
-    add_settings(parser, ContinualSettings)
-    _plan_flag(parser)
-
-
-def _continual(arguments: argparse.Namespace) -> Any:
-    from selfedit.cli.flags import read_settings
-    from selfedit.cli.progress import make_progress
-    from selfedit.methods.continual import continual
-    from selfedit.methods.settings import ContinualSettings
-    from selfedit.reports import build_report, print_summary, write_charts
-
-    settings = read_settings(ContinualSettings, arguments)
-    if arguments.plan:
-        return _plan(arguments, continual, settings)
-    progress = make_progress()
-    try:
-        summary = continual(settings, progress=progress)
-    finally:
-        progress.close()
-    write_charts(settings.out)
-    report = build_report([settings.out])
-    print_summary(settings.out, _console(arguments))
-    _say(arguments, f"\nreport: {report}")
-    return summary.to_json()
 
 
 # report, grade, cost, export
@@ -400,28 +357,26 @@ def _export(arguments: argparse.Namespace) -> Any:
     return asdict(exported)
 
 
-def _plan_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plan", action="store_true", help="the most fits, tokens, operations, memory and money of the run; do nothing"
-    )
-
-
-def _plan(arguments: argparse.Namespace, procedure: Callable[..., Any], settings: Any) -> Any:
-    from selfedit.methods.plan import plan
-
-    found = plan(procedure, settings)
-    _say(arguments, found.text())
-    return found.to_json()
-
-
 COMMANDS = {
     "compare": Command(
-        "compare who should write the notes: the model, an API, a file, nobody", _compare_flags, _compare
+        "compare who should write the notes: the model, an API, a file, nobody",
+        _method_flags("CompareSettings", repeated="model"),
+        _compare,
     ),
-    "learn": Command("teach one adapter a set of documents", _learn_flags, _learn),
+    "learn": Command(
+        "teach one adapter a set of documents", _method_flags("LearnSettings", positional="documents"), _learn
+    ),
     "ask": Command("ask a learned adapter", _ask_flags, _ask),
-    "train": Command("train the model to write better notes (ReST-EM)", _train_flags, _train),
-    "continual": Command("learn documents one after another and see what is forgotten", _continual_flags, _continual),
+    "train": Command(
+        "train the model to write better notes (ReST-EM)",
+        _method_flags("TrainSettings"),
+        lambda arguments: run_method(arguments, _settings(arguments, "TrainSettings"), "restem.train"),
+    ),
+    "continual": Command(
+        "learn documents one after another and see what is forgotten",
+        _method_flags("ContinualSettings"),
+        lambda arguments: run_method(arguments, _settings(arguments, "ContinualSettings"), "continual.continual"),
+    ),
     "report": Command("write the report of a run, or compare several", _report_flags, _report),
     "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
     "cost": Command("price a job", _cost_flags, _cost),

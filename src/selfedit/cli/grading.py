@@ -1,7 +1,4 @@
-"""`selfedit grade`: grades rows of answers, and compares a grader's grades with labels.
-
-Knows the files of rows.  Grading itself is `exam`'s part.
-"""
+"""`selfedit grade`: grades rows of answers, and compares a grader's grades with labels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The command line: parses, calls a procedure, prints.
+"""The command line: parses, calls a method, prints.
 
-Knows commands and flags.  A user's mistake becomes one line on standard error and exit code 2; anything else keeps its
-traceback.  Nothing heavy is imported before a command needs it.
+A user's mistake becomes one line on standard error and exit code 2; anything else keeps its traceback.  Nothing heavy
+is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         # Commands that make a run, and only those, have --plan.
         interrupt.resumable = getattr(arguments, "plan", None) is False
-        # Procedures show progress of their own; the bars of the libraries below would only tear it apart.
+        # Methods show progress of their own; the bars of the libraries below would only tear it apart.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         result = arguments.run(arguments)
         if arguments.json:

@@ -1,7 +1,4 @@
-"""Shows progress on standard error: a bar with rate and time left on a terminal, plain lines elsewhere.
-
-Knows phases and amounts of tokens.  Knows nothing of procedures.
-"""
+"""Shows progress on standard error: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Every setting of every procedure, with its default and one line of help.
+"""Every setting of every method, with its type, bounds, default and one line of help.
 
-Knows names, types and bounds: the command line makes its flags from these, a YAML file sets the same names, and a run's
-`config.yaml` records them.  Knows no model and imports none.
+The command line makes its flags from these, a YAML file sets the same names, and a run's `config.yaml` records them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from selfedit.editors.endpoint import Endpoint
 from selfedit.errors import UserError
@@ -54,9 +53,9 @@ _EDIT_PROMPT = "the prompt of api editors, and of self without one"
 
 
 class Settings(BaseModel):
-    """What all procedures share."""
+    """What all methods share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(BUNDLED, description="hub name, local folder, or the name of a bundled model")
     out: Path = Field(Path("runs/latest"), description=_OUT)
@@ -120,6 +119,13 @@ class Settings(BaseModel):
     ray: str | None = Field(None, description="address of a Ray cluster to join: auto, or ray://host:port")
     gpus_per_worker: float | None = Field(None, ge=0, description="GPUs per worker; fractions are allowed")
     cpus_per_worker: float | None = Field(None, gt=0, description="CPUs per worker; they are also its threads")
+
+    @field_validator("*")
+    @classmethod
+    def _no_null_character(cls, value: Any) -> Any:
+        if "\0" in str(value):
+            raise ValueError("the operating system takes no name with a null character")
+        return value
 
     def endpoint(self, role: Literal["editor", "judge"]) -> Endpoint:
         """How API models in this role are reached."""

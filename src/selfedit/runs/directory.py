@@ -1,7 +1,6 @@
 """A run's directory: where its settings, store, summary, report, adapters and checkpoints lie, and who may write them.
 
-Knows names and files; knows no procedure and no model.  A run's directory is its owner's alone (0700, files 0600): it
-holds the documents.
+A run's directory is its owner's alone (0700, files 0600): it holds the documents.
 
     config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, task size,
                     memory, hashes of prompts and chat template), and the versions of the libraries that began it

@@ -120,6 +120,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: the disk is full; make room and give the same command again") from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"{path}: may not be written; change its permissions, or name another directory") from error
+        if code in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UserError(f"{path}: not a name that this file system can hold; give another one") from error
         if code in (errno.ENOENT, errno.ENOTDIR):
             raise UserError(f"{path}: its directory is not there; make it, or name another") from error
         raise

@@ -1,7 +1,7 @@
 """The lock of a run directory: one process at a time writes a run.
 
-Knows nothing of what a run holds.  The kernel drops the lock when the process ends, however it ends, so a killed run
-leaves nothing to clean up; the file itself stays.
+The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing to clean up; the file
+itself stays.
 """
 
 from __future__ import annotations

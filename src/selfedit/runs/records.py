@@ -1,7 +1,6 @@
 """What a run's store holds, as plain data, and how its rows are named.
 
-Knows neither SQLite (see `store`) nor any model.  Every name derives from what the thing is, so that a resumed run
-finds what it has already done.
+Every name derives from what the thing is, so that a resumed run finds what it has already done.
 """
 
 from __future__ import annotations
