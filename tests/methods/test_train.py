@@ -28,7 +28,7 @@ from selfedit.methods.worth import worth_it
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
 from selfedit.reports import format, table
-from selfedit.reports.data import read_run
+from selfedit.reports.records import read_run
 from selfedit.runs.records import RoundRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store

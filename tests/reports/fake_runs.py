@@ -73,7 +73,7 @@ class Writer:
         """Right or wrong, by a grader that estimates unless it is the lexical one."""
         if ungraded:
             return Grade("ungraded", None, self.grader.name, note)
-        low = 0.0 if self.grader.name == "lexical" else 0.1
+        low = 0.0 if self.grader.name.startswith("lexical") else 0.1
         return Grade("right" if right else "wrong", 1 - low if right else low, self.grader.name)
 
 

@@ -12,7 +12,8 @@ import fake_runs
 import pytest
 
 from selfedit.errors import UserError
-from selfedit.reports.data import finite, read_run
+from selfedit.reports import build_report, findings
+from selfedit.reports.records import read_run
 
 
 def test_finished_run_is_read_whole(compare_run: Path) -> None:
@@ -20,9 +21,11 @@ def test_finished_run_is_read_whole(compare_run: Path) -> None:
     assert run.summary is not None
     assert run.summary.conditions[0].name == "none"
     assert [document.id for document in run.documents] == [f"d{number}" for number in range(6)]
-    assert len(run.questions) == 30  # the eight general ones are counted apart
-    assert {entry.question_id for entry in run.general} == {f"general/{number}" for number in range(8)}
-    base = [answer for answer in run.answers if answer.fit_id.endswith("|none|0")]
+    assert run.questions == 30  # the eight general ones are counted apart
+    asked = {f"general/{number}" for number in range(8)}
+    assert {question.id for question in run.general_questions} == asked
+    assert {given.answer.question_id for given in run.general_answers} == asked
+    base = [given for given in run.answers if given.fit.condition == "none"]
     assert len(base) == 30
     assert run.grader == "estimate"
 
@@ -31,7 +34,7 @@ def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:
     run = read_run(partial_run)
     assert run.summary is None
     assert run.model == "smollm2-135m"
-    assert any(answer.value == "" for answer in run.answers)
+    assert any(given.grade is None for given in run.answers)
 
 
 def test_reading_leaves_the_run_as_it_was(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_cost_without_a_price_is_not_free(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=2)
     with sqlite3.connect(folder / "run.sqlite") as store:
         store.execute("UPDATE costs SET usd = NULL WHERE id = (SELECT MIN(id) FROM costs WHERE condition = 'passage')")
-    by_condition = {(cost.condition, cost.what): cost.usd for cost in read_run(folder).costs}
+    by_condition = {(cost.condition, cost.what): cost.usd for cost in findings.costs(read_run(folder))}
     assert by_condition["passage", "fits"] is None
     assert by_condition["api:gpt-5", "edits"] == pytest.approx(2 * 0.00373)
 
@@ -134,15 +137,19 @@ def _bad_config(folder: Path) -> None:
     ("spoil", "told"),
     [
         (_no_directory, "no such directory"),
-        (_empty, "no run directory"),
+        (_empty, "not the directory of a run"),
         (_file, "is a file"),
         (_damaged_store, "run.sqlite"),
-        (_newer_store, "version 99"),
+        (_newer_store, "newer selfedit (schema 99"),
         (_spoiled("UPDATE edits SET reward = 'high'"), "edits.reward holds text"),
         (_spoiled("UPDATE answers SET text = x'ff00'"), "answers.text holds blob"),
         (_spoiled("DELETE FROM fits"), "a row of answers belongs to none of fits"),
-        (_spoiled("UPDATE questions SET answers = '7'"), "a list of texts is none"),
-        (_spoiled("UPDATE fits SET sequences = '{'"), "Expecting property name"),
+        (_spoiled("UPDATE questions SET answers = '7'"), "a list in questions.answers is none"),
+        (_spoiled("UPDATE fits SET sequences = '{'"), "a list in fits.sequences is none"),
+        (_spoiled("UPDATE fits SET sequences = '[1]'"), "a list in fits.sequences holds something else"),
+        (_spoiled("UPDATE fits SET seconds = 9e999"), "fits.seconds holds real"),
+        (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
+        (_spoiled("DROP TABLE events"), "not the tables of schema 2"),
         (_half_summary, "not JSON"),
         (_newer_summary, "not a summary of schema 1: schema"),
         (_bad_condition, "conditions.0.accuracy"),
@@ -159,5 +166,14 @@ def test_what_is_no_run_gets_one_line(tmp_path: Path, spoil, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_that_are_not_finite_become_none() -> None:
-    assert finite({"a": [float("nan"), 1.5, (float("inf"), "x")]}) == {"a": [None, 1.5, [None, "x"]]}
+def test_losses_that_are_not_known_or_not_finite_are_not_shown(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", documents=1)
+    with sqlite3.connect(folder / "run.sqlite") as store:
+        store.execute("UPDATE fits SET last_loss = NULL")
+        store.execute("INSERT INTO curves SELECT id, '[[1, 2.5], [2, 9e999], [3, 1.5]]' FROM fits LIMIT 1")
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": {"epochs": float("nan")}}))
+    page = build_report([folder]).read_text(encoding="utf-8")
+    assert "72 steps · 4.2 s" in page  # and no losses
+    assert "2.50 at step 1, 1.50 at step 3" in page
+    assert "<dt>epochs</dt><dd>nan</dd>" in page

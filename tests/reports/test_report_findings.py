@@ -9,12 +9,8 @@ import fake_runs
 import pytest
 
 from selfedit.reports import findings
-from selfedit.reports.data import Answer, Condition, Difference, read_run
-from selfedit.runs.summary import empty_summary
-
-
-def answers(*values: str) -> list[Answer]:
-    return [Answer("fit", "question", "text", value, None, "") for value in values]
+from selfedit.reports.records import read_run
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
 
 
 @pytest.mark.parametrize(
@@ -31,11 +27,11 @@ def answers(*values: str) -> list[Answer]:
     ],
 )
 def test_known(values: tuple[str, ...], expected: bool | None) -> None:
-    assert findings.known(answers(*values)) is expected
+    assert findings.known(values) is expected
 
 
 def test_difference_is_given_in_the_direction_asked_for() -> None:
-    recorded = [Difference(a="self", b="none", difference=-0.2, ci95=(-0.3, -0.1), larger_than_noise=True)]
+    recorded = [DifferenceSummary(a="self", b="none", difference=-0.2, ci95=(-0.3, -0.1), larger_than_noise=True)]
     found = findings.difference(recorded, "none", "self")
     assert found is not None
     assert (found.difference, found.ci95, found.larger_than_noise) == (0.2, (0.1, 0.3), True)
@@ -159,8 +155,10 @@ def test_api_estimate_prices_one_edit_a_document(train_run: Path) -> None:
 
 def test_model_row_finds_the_editors() -> None:
     names = {"none": 0.1, "passage": 0.2, "self": 0.3, "trained:runs/b": 0.38, "api:gpt-5": 0.5, "api:small": 0.2}
-    found = [Condition(name=name, accuracy=accuracy) for name, accuracy in names.items()]
-    recorded = Difference(a="trained:runs/b", b="self", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True)
+    found = [ConditionSummary(name=name, accuracy=accuracy) for name, accuracy in names.items()]
+    recorded = DifferenceSummary(
+        a="trained:runs/b", b="self", difference=-0.08, ci95=(-0.1, -0.01), larger_than_noise=True
+    )
     summary = empty_summary("m", found).model_copy(update={"differences": (recorded,)})
     row = findings.model_row("run", summary)
     assert row.untrained is not None

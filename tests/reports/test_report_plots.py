@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from selfedit.reports import plots, write_charts
-from selfedit.reports.data import Condition, Round, read_run
+from selfedit.reports.records import read_run
+from selfedit.runs.summary import ConditionSummary, RoundSummary
 
 
 def text_of(svg: Path) -> str:
@@ -53,14 +54,17 @@ def test_bars_differ_without_colour(tmp_path: Path) -> None:
 
 def test_names_are_text_not_mathematics(tmp_path: Path) -> None:
     with plots.style():
-        figure = plots.comparison([Condition(name="api:$x^2$_{", accuracy=0.5)], title=r"$\frac{")
+        figure = plots.comparison([ConditionSummary(name=r"api:$\frac{", accuracy=0.5)])
+        assert figure is not None
         plots.save(figure, tmp_path / "chart")
     assert r"$\frac{" in text_of(tmp_path / "chart.svg")
 
 
 def test_no_axis_shows_shares_that_cannot_be() -> None:
-    rounds = [Round(round=k, train_reward=0.0, train_reward_ci95=(0.0, 1.0)) for k in (1, 2)]
-    low, high = plots.reward_by_round(rounds).axes[0].get_ylim()
+    rounds = [RoundSummary(round=k, train_reward=0.0, train_reward_ci95=(0.0, 1.0)) for k in (1, 2)]
+    figure = plots.line(plots.rewards(rounds), "round", "mean reward, %")
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
     assert -5 <= low <= 0
     assert 100 <= high <= 110
 

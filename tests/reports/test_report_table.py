@@ -15,20 +15,23 @@ from rich.console import Console
 
 from selfedit.errors import UserError
 from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
-from selfedit.reports.data import Condition, Difference, Step, SweepRow, read_run
+from selfedit.reports.records import read_run
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, StepSummary, SweepRow
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
-    Condition(name="none", accuracy=0.327, ci95=(0.28, 0.37), correct=955, graded=2922, seconds=120),
-    Condition(name="passage", accuracy=0.335, ci95=(0.29, 0.38), correct=980, graded=2922, train_tokens=1_234_567),
-    Condition(
+    ConditionSummary(name="none", accuracy=0.327, ci95=(0.28, 0.37), correct=955, graded=2922, seconds=120),
+    ConditionSummary(
+        name="passage", accuracy=0.335, ci95=(0.29, 0.38), correct=980, graded=2922, train_tokens=1_234_567,
+    ),
+    ConditionSummary(
         name=LONG, accuracy=0.463, ci95=(0.41, 0.51), correct=1353, graded=2922, train_tokens=123_456_789,
         edit_tokens=143_673, seconds=120_000, cost_usd=0.746,
     ),
 ]  # fmt: skip
 DIFFERENCES = [
-    Difference(a="none", b="passage", difference=0.008, ci95=(-0.01, 0.02)),
-    Difference(a="none", b=LONG, difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
+    DifferenceSummary(a="none", b="passage", difference=0.008, ci95=(-0.01, 0.02)),
+    DifferenceSummary(a="none", b=LONG, difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
 ]
 
 
@@ -67,12 +70,12 @@ def test_no_mark_without_a_difference() -> None:
 
 
 def test_a_worse_condition_is_marked_as_worse() -> None:
-    worse = Difference(a="passage", b="none", difference=0.1, ci95=(0.05, 0.2), larger_than_noise=True)
+    worse = DifferenceSummary(a="passage", b="none", difference=0.1, ci95=(0.05, 0.2), larger_than_noise=True)
     assert "▼ 33.5" in shown(table.comparison(CONDITIONS[:2], [worse]))
 
 
 def test_names_cannot_steer_the_terminal() -> None:
-    hostile = Condition(
+    hostile = ConditionSummary(
         name="\x1b[31m[bold]self[/bold]\x9b\r\u202e:x[link=http://a]", accuracy=0.5, correct=1, graded=2
     )
     text = shown(table.comparison([hostile]))
@@ -83,8 +86,8 @@ def test_names_cannot_steer_the_terminal() -> None:
 
 def test_a_name_of_ten_thousand_characters_does_not_flood_the_terminal() -> None:
     name = "x" * 10_000
-    hostile = Condition(name=name, accuracy=0.5, correct=1, graded=2)
-    step = Step(step=1, document=name)
+    hostile = ConditionSummary(name=name, accuracy=0.5, correct=1, graded=2)
+    step = StepSummary(step=1, document=name)
     for renderable in (table.comparison([hostile]), table.steps([step])):
         assert shown(renderable).count("x") < 300
 
@@ -147,6 +150,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     assert write_charts(folder) == []  # nothing to draw
     page = build_report([folder]).read_text(encoding="utf-8")
     assert '<rect class="fill' not in page
+    assert 'class="chart"' not in page
     assert "0.0 –" not in page
 
 
@@ -228,7 +232,7 @@ def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> Non
     print_comparison([compare_run, train_run], Console(file=out))
     assert max(len(line) for line in out.getvalue().splitlines()) <= table.PLAIN_WIDTH
     assert "untrained" in out.getvalue()
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not the directory of a run"):
         print_comparison([compare_run, tmp_path], Console(file=out))
 
 

@@ -1,7 +1,5 @@
 """What a report says about a run, derived from its records: what was learned and lost, how much signal there is, what
-is missing.
-
-Knows the records (`data`).  Formats nothing.  Intervals are not computed here: they come with the summary.
+is missing, what it cost.  Intervals are not computed here: they come with the summary.
 """
 
 from __future__ import annotations
@@ -10,48 +8,50 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from selfedit.documents import Document, Question
+from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
-from selfedit.reports.data import Answer, Condition, Difference, Document, Edit, Round, RunData, Summary
+from selfedit.reports.records import Given, RunRecords
 from selfedit.runs.costs import Spent, cost_by_condition
+from selfedit.runs.records import CostRecord
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, RoundSummary, Summary
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
 
 
-def conditions(run: RunData) -> tuple[Condition, ...]:
+def conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
     return run.summary.conditions if run.summary else partial_conditions(run)
 
 
-def partial_conditions(run: RunData) -> tuple[Condition, ...]:
+def partial_conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """Accuracy so far, per condition, over the graded answers.  Step B's rounds are no conditions: none for them."""
     if run.rounds or any(edit.round for edit in run.edits):
         return ()
-    fits = {fit.id: fit for fit in run.fits if fit.round == 0}
-    answers: dict[str, list[Answer]] = defaultdict(list)
-    for answer in run.answers:
-        if answer.fit_id in fits:
-            answers[fits[answer.fit_id].condition].append(answer)
-    names = list(
-        dict.fromkeys([fit.condition for fit in fits.values()] + [e.writer for e in run.edits if e.round == 0])
-    )
+    fits = [fit for fit in run.fits if fit.round == 0]
+    answers: dict[str, list[Given]] = defaultdict(list)
+    for given in run.answers:
+        if given.fit.round == 0:
+            answers[given.fit.condition].append(given)
+    names = list(dict.fromkeys([fit.condition for fit in fits] + [edit.writer for edit in run.edits]))
     names.sort(key=lambda name: name != BASE)
     costs = cost_by_condition(run.costs)
     result = []
     for name in names:
-        graded = [answer for answer in answers[name] if answer.score is not None]
+        values = Counter(given.value for given in answers[name])
         spent = costs.get(name, Spent())
         result.append(
-            Condition(
+            ConditionSummary(
                 name=name,
-                accuracy=sum(answer.score or 0.0 for answer in graded) / len(graded) if graded else None,
-                correct=sum(answer.value == "right" for answer in graded),
-                graded=len(graded),
-                ungraded=sum(answer.value == "ungraded" for answer in answers[name]),
-                train_tokens=sum(fit.train_tokens for fit in fits.values() if fit.condition == name),
-                edit_tokens=sum(e.output_tokens for e in run.edits if e.round == 0 and e.writer == name),
+                accuracy=mean_score(answers[name]),
+                correct=values["right"],
+                graded=values["right"] + values["wrong"],
+                ungraded=values["ungraded"],
+                train_tokens=sum(fit.train_tokens for fit in fits if fit.condition == name),
+                edit_tokens=sum(edit.output_tokens for edit in run.edits if edit.writer == name),
                 seconds=spent.seconds,
                 cost_usd=spent.usd,
             )
@@ -59,24 +59,30 @@ def partial_conditions(run: RunData) -> tuple[Condition, ...]:
     return tuple(result)
 
 
-def compared(run: RunData) -> tuple[Condition, ...]:
+def mean_score(answers: Iterable[Given]) -> float | None:
+    """The mean score of the graded answers; None where none is graded."""
+    scores = [given.score for given in answers if given.score is not None]
+    return _mean(scores) if scores else None
+
+
+def compared(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The conditions that are there to be compared: none where a run trains an editor or learns step by step."""
     found = conditions(run)
     sequential = run.rounds or (run.summary and run.summary.steps)
     return () if sequential and len(found) < 2 else found
 
 
-def rounds(run: RunData) -> tuple[Round, ...]:
+def rounds(run: RunRecords) -> Sequence[RoundSummary]:
     """Step B's rounds.  Round 0, the untrained editor on the validation documents, is put before them where it is
     known."""
     if not run.rounds or run.rounds[0].round == 0:
         return run.rounds
     untrained = run.summary.untrained_validation if run.summary else None
     if untrained is not None:
-        return (Round(round=0, validation_accuracy=untrained.accuracy, validation_ci95=untrained.ci95), *run.rounds)
-    fits = {fit.id for fit in run.fits if (fit.round, fit.condition) == (0, "validation")}
-    scores = [answer.score for answer in run.answers if answer.fit_id in fits and answer.score is not None]
-    return (Round(round=0, validation_accuracy=_mean(scores)), *run.rounds) if scores else run.rounds
+        first = RoundSummary(round=0, validation_accuracy=untrained.accuracy, validation_ci95=untrained.ci95)
+        return (first, *run.rounds)
+    found = mean_score(given for given in run.answers if (given.fit.round, given.fit.condition) == (0, "validation"))
+    return run.rounds if found is None else (RoundSummary(round=0, validation_accuracy=found), *run.rounds)
 
 
 def reference(names: Sequence[str]) -> str:
@@ -84,18 +90,18 @@ def reference(names: Sequence[str]) -> str:
     return BASE if BASE in names or not names else names[0]
 
 
-def estimated(found: Iterable[Condition]) -> bool:
+def estimated(found: Iterable[ConditionSummary]) -> bool:
     """Whether accuracies are a grader's estimates (mean probabilities) and not the share of answers that are right."""
     return any(c.accuracy is not None and c.graded > 0 and abs(c.accuracy - c.correct / c.graded) > 1e-9 for c in found)
 
 
-def too_few(differences: Iterable[Difference]) -> bool:
+def too_few(differences: Iterable[DifferenceSummary]) -> bool:
     """Whether there are too few documents for any difference to be larger than noise."""
     counts = [found.documents for found in differences if found.documents is not None]
     return bool(counts) and max(counts) < LEAST_DOCUMENTS
 
 
-def kept_without_signal(entry: Round) -> str:
+def kept_without_signal(entry: RoundSummary) -> str:
     """A sentence on edits that were kept though nothing told them from the others; nothing where there are none."""
     if not entry.kept_without_signal:
         return ""
@@ -107,7 +113,7 @@ def kept_without_signal(entry: Round) -> str:
     )
 
 
-def difference(differences: Iterable[Difference], a: str, b: str) -> Difference | None:
+def difference(differences: Iterable[DifferenceSummary], a: str, b: str) -> DifferenceSummary | None:
     """Accuracy of `b` minus that of `a`, whichever way round it is recorded."""
     for found in differences:
         if (found.a, found.b) == (a, b):
@@ -118,12 +124,11 @@ def difference(differences: Iterable[Difference], a: str, b: str) -> Difference 
     return None
 
 
-def known(answers: Sequence[Answer]) -> bool | None:
+def known(values: Iterable[str]) -> bool | None:
     """Whether more than half of a question's graded answers (one per fit) are right; None where none is graded."""
-    graded = [answer for answer in answers if answer.value in ("right", "wrong")]
-    if not graded:
-        return None
-    return 2 * sum(answer.value == "right" for answer in graded) > len(graded)
+    counts = Counter(values)
+    graded = counts["right"] + counts["wrong"]
+    return 2 * counts["right"] > graded if graded else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +142,21 @@ class Changes:
     unknown: int
 
 
-def changes(run: RunData) -> list[Changes]:
+def changes(run: RunRecords) -> list[Changes]:
     """Per condition, against no adaptation (round 0).  Conditions without graded answers before and after are left
     out."""
-    condition_of = {fit.id: fit.condition for fit in run.fits if fit.round == 0}
-    by_question: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
-    for answer in run.answers:
-        if answer.fit_id in condition_of:
-            by_question[condition_of[answer.fit_id]][answer.question_id].append(answer)
-    if BASE not in by_question:
+    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for given in run.answers:
+        if given.fit.round == 0:
+            values[given.fit.condition][given.answer.question_id].append(given.value)
+    if BASE not in values:
         return []
-    before = {question: known(answers) for question, answers in by_question[BASE].items()}
+    before = {question: known(found) for question, found in values[BASE].items()}
     result = []
-    for name in [c.name for c in conditions(run) if c.name != BASE and c.name in by_question]:
+    for name in [c.name for c in conditions(run) if c.name != BASE and c.name in values]:
         counts: Counter[tuple[bool, bool]] = Counter()
-        for question, answers in by_question[name].items():
-            was, now = before.get(question), known(answers)
+        for question, found in values[name].items():
+            was, now = before.get(question), known(found)
             if was is not None and now is not None:
                 counts[was, now] += 1
         if counts:
@@ -198,9 +202,9 @@ class Signal:
         return _mean([d.rewards[-1] for d in self.documents])
 
 
-def signals(run: RunData) -> list[Signal]:
+def signals(run: RunRecords) -> list[Signal]:
     """One per round in which edits of training documents were rewarded; those with one rewarded edit are left out."""
-    documents = {document.id: document for document in run.documents if document.split not in ("validation", "test")}
+    documents = {d.id: d for d in run.documents if run.splits[d.id] not in ("validation", "test")}
     grouped: dict[int, dict[str, list[Edit]]] = defaultdict(lambda: defaultdict(list))
     for edit in run.edits:
         if edit.reward is not None and edit.document_id in documents:
@@ -228,7 +232,7 @@ def best_and_worst(found: Sequence[Signal], limit: int) -> list[tuple[int, Docum
     return list(chosen.values())[:limit]
 
 
-def missing(run: RunData) -> list[str]:
+def missing(run: RunRecords) -> list[str]:
     """What an unfinished run still lacks, one sentence each; empty for a finished one."""
     if run.summary is not None:
         return []
@@ -249,13 +253,13 @@ def missing(run: RunData) -> list[str]:
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
     if not any(fit.condition == BASE for fit in run.fits):
         lines.append("The model has not been examined without adaptation yet.")
-    unjudged = sum(not answer.value for answer in run.answers)
+    unjudged = sum(given.grade is None for given in run.answers)
     if unjudged:
         lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no grade yet.")
     return lines
 
 
-def _missing_fits(run: RunData) -> list[str]:
+def _missing_fits(run: RunRecords) -> list[str]:
     """Per condition that was asked for or begun: documents whose fits are not all there."""
     done: dict[str, Counter[str | None]] = defaultdict(Counter)
     for fit in run.fits:
@@ -273,7 +277,7 @@ def _missing_fits(run: RunData) -> list[str]:
     return lines
 
 
-def _planned(run: RunData) -> list[str]:
+def _planned(run: RunRecords) -> list[str]:
     """The conditions that the settings ask for, as far as they can be read."""
     editors = run.config.get("editor")
     if not isinstance(editors, list):
@@ -295,11 +299,11 @@ class ModelRow:
     run: str
     model: str
     instruct: bool | None
-    none: Condition | None
-    untrained: Condition | None
-    trained: Condition | None
-    improvement: Difference | None  # trained minus untrained editor; without interval where it was not paired
-    api: Condition | None
+    none: ConditionSummary | None
+    untrained: ConditionSummary | None
+    trained: ConditionSummary | None
+    improvement: DifferenceSummary | None  # trained minus untrained editor; without interval where it was not paired
+    api: ConditionSummary | None
 
 
 def role(name: str) -> str:
@@ -312,11 +316,11 @@ def role(name: str) -> str:
 
 def model_row(run: str, summary: Summary) -> ModelRow:
     """The row of a run; where several conditions share a role, the most accurate API editor and the first other."""
-    found: Mapping[str, list[Condition]] = defaultdict(list)
+    found: Mapping[str, list[ConditionSummary]] = defaultdict(list)
     for condition in summary.conditions:
         found[role(condition.name)].append(condition)
 
-    def first(kind: str) -> Condition | None:
+    def first(kind: str) -> ConditionSummary | None:
         return found[kind][0] if found[kind] else None
 
     untrained, trained = first("self"), first("trained")
@@ -324,15 +328,74 @@ def model_row(run: str, summary: Summary) -> ModelRow:
     if untrained and trained:
         improvement = difference(summary.differences, untrained.name, trained.name)
         if improvement is None and trained.accuracy is not None and untrained.accuracy is not None:
-            improvement = Difference(a=untrained.name, b=trained.name, difference=trained.accuracy - untrained.accuracy)
+            gain = trained.accuracy - untrained.accuracy
+            improvement = DifferenceSummary(a=untrained.name, b=trained.name, difference=gain)
     api = max(found["api"], key=lambda condition: condition.accuracy or 0.0, default=None)
     return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, api)
 
 
-def selected(rounds: Sequence[Round], summary: Summary | None) -> Round | None:
+def selected(rounds: Sequence[RoundSummary], summary: Summary | None) -> RoundSummary | None:
     """The round whose policy was selected on validation documents."""
     number = summary.selected_round if summary else None
     return next((entry for entry in rounds if entry.round == number), None)
+
+
+def costs(run: RunRecords) -> list[CostRecord]:
+    """The ledger's lines summed by condition, purpose and model, in the order in which they first spent something."""
+    groups: dict[tuple[str, str, str], list[CostRecord]] = defaultdict(list)
+    for line in run.costs:
+        groups[line.condition, line.what, line.model].append(line)
+    result = []
+    for (condition, what, model), lines in groups.items():
+        spent = Spent.of(lines)
+        usd = None if any(line.usd is None for line in lines) else spent.known_usd  # an unknown price is not 0
+        result.append(
+            CostRecord(
+                what,
+                condition,
+                model=model,
+                input_tokens=spent.input_tokens,
+                output_tokens=spent.output_tokens,
+                seconds=spent.seconds,
+                usd=usd,
+            )
+        )
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class GeneralAnswers:
+    """How a condition's fits answered one general question: counts, and one answer that was graded wrong."""
+
+    right: int
+    graded: int
+    wrong_example: str
+
+
+def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, GeneralAnswers]]]]:
+    """The conditions that were asked general questions, and each of these with the answers of every condition."""
+    graded: dict[str, dict[str, list[Given]]] = defaultdict(lambda: defaultdict(list))
+    for given in run.general_answers:
+        if given.grade:
+            graded[given.answer.question_id][given.fit.condition].append(given)
+    rows = [
+        (
+            question,
+            {
+                name: GeneralAnswers(
+                    right=sum(given.value == "right" for given in found),
+                    graded=sum(given.value != "ungraded" for given in found),
+                    wrong_example=min((given.answer.text for given in found if given.value == "wrong"), default=""),
+                )
+                for name, found in graded[question.id].items()
+            },
+        )
+        for question in run.general_questions
+        if question.id in graded
+    ]
+    asked = {name for by_condition in graded.values() for name in by_condition}
+    names = dict.fromkeys([BASE, *(condition.name for condition in conditions(run)), *sorted(asked)])
+    return [name for name in names if name in asked], rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +408,7 @@ class ApiEstimate:
     batch_usd: float
 
 
-def api_estimates(run: RunData) -> list[ApiEstimate]:
+def api_estimates(run: RunRecords) -> list[ApiEstimate]:
     """From the built-in price list; empty where the run wrote no edits.  Reasoning tokens would come on top."""
     from selfedit.editors.prices import load_prices
 

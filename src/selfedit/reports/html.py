@@ -1,8 +1,7 @@
 """`report.html`: one self-contained page of a run, or of several side by side.
 
-Knows the records and findings, and the templates beside this file.  Everything that a document, a model or a user wrote
-is escaped twice over: Jinja escapes what stands in the page, and what the page's script shows is JSON that it writes as
-text, never as HTML.  A content security policy forbids every request and all script but the page's own, by its hash.
+The templates lie beside this file.  Jinja escapes everything that a document, a model or a user wrote.  A content
+security policy forbids every request, every style but the page's own, and all script but the page's own, by its hash.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from selfedit.reports import findings, format, table
-from selfedit.reports.data import Answer, Condition, Edit, Fit, RunData, Summary, finite
+from selfedit.reports import documents, findings, format, plots, table
+from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
-from selfedit.runs.summary import empty_summary
+from selfedit.runs.summary import ConditionSummary, Summary, empty_summary
 
 EXAMPLES = 3
 """Documents whose best and worst edits are shown side by side."""
@@ -34,13 +34,13 @@ EVENTS_SHOWN = 40
 CURVES_SHOWN = 6
 
 
-def render_run(run: RunData) -> str:
+def render_run(run: RunRecords) -> str:
     """The page of one run, finished or not."""
     summary = run.figures
     found = findings.compared(run)
     rounds = findings.rounds(run)
-    selected = findings.selected(rounds, run.summary)
-    signal = findings.signals(run)
+    signals = findings.signals(run)
+    names, general = findings.general(run)
     return _render(
         "run.html.jinja",
         title=f"{run.model or run.name}: {run.procedure or 'run'}",
@@ -49,78 +49,106 @@ def render_run(run: RunData) -> str:
         facts=table.facts(run),
         headline=_headline(found, summary),
         missing=findings.missing(run),
-        bars=_bars(found, summary),
-        conditions=found,
-        reference=findings.reference([condition.name for condition in found]),
+        compared=_compared(found, summary),
         rounds=rounds,
-        selected=selected,
-        reward_chart=_line_chart([(r.round, r.train_reward, r.train_reward_ci95) for r in rounds]),
-        validation_chart=_line_chart([(r.round, r.validation_accuracy, r.validation_ci95) for r in rounds]),
-        steps_chart=_line_chart(
-            [
-                (s.step, s.earlier.accuracy if s.earlier else None, s.earlier.ci95 if s.earlier else None)
-                for s in summary.steps
-            ]
-        ),
-        losses=[(curve, chart) for curve in run.curves[:CURVES_SHOWN] if (chart := _loss_chart(curve.points))],
+        selected=findings.selected(rounds, run.summary),
+        charts=_charts(run, signals),
         curves=len(run.curves),
-        looks_chart=_line_chart([(look.step, look.accuracy, look.ci95) for look in summary.on_the_way]),
-        sweep=summary.sweep,
         swept=list(dict.fromkeys(name for row in summary.sweep for name in row.accuracy)),
         ties=[note for entry in rounds if (note := findings.kept_without_signal(entry))],
-        signals=[_strip(entry) for entry in signal],
-        examples=findings.best_and_worst(signal, EXAMPLES),
+        signals=signals,
+        examples=findings.best_and_worst(signals, EXAMPLES),
         api_estimates=findings.api_estimates(run) if run.rounds else [],
         changes=findings.changes(run),
-        general=_general(run),
-        costs=run.costs,
+        general_names=names,
+        general=general,
+        list=documents.document_list(run, found),
+        costs=findings.costs(run),
         spent=Spent.of(run.costs),
         counts=_counts(run),
         events=_events(run),
-        events_shown=EVENTS_SHOWN,
-        settings=_flat({key: value for key, value in run.config.items() if key not in ("versions", "recipe_settings")}),
+        settings=_flat({key: value for key, value in run.config.items() if key != "recipe_settings"}),
         recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
-        versions=_flat(run.config.get("versions") or {}),
-        data=embed(_payload(run, found)),
+        versions=_flat(run.versions),
     )
 
 
-def render_runs(runs: Sequence[RunData], page: Path) -> str:
+def render_runs(runs: Sequence[RunRecords], page: Path) -> str:
     """The page that compares several runs; `page` is where it will be, for links to the runs' own reports."""
     shown = [(run, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs]
-    highest = _ceiling([condition for _, summary in shown for condition in summary.conditions])
-    recipes = {
-        json.dumps(finite(summary.recipe), sort_keys=True, default=str) for _, summary in shown if summary.recipe
-    }
+    recipes = {json.dumps(summary.recipe, sort_keys=True, default=str) for _, summary in shown if summary.recipe}
     entries = [
         {
             "run": run,
-            "summary": summary,
             "facts": table.facts(run),
-            "bars": _bars(summary.conditions, summary, highest),
-            "reference": findings.reference([condition.name for condition in summary.conditions]),
+            "compared": _compared(summary.conditions, summary),
             "missing": findings.missing(run),
             "link": _link(run.path / "report.html", page),
             "recipe": format.recipe_line(summary.recipe),
         }
         for run, summary in shown
     ]
+    with plots.style():
+        chart = plots.grouped(labelled(runs))
+        side_by_side = plots.inline(chart, "grouped", "Accuracy of each run's conditions") if chart else ""
     return _render(
         "runs.html.jinja",
         title=f"{len(runs)} runs compared",
         rows=[findings.model_row(run.name, summary.model_copy(update={"model": run.model})) for run, summary in shown],
         runs=entries,
-        compared=[entry for entry, (_, summary) in zip(entries, shown, strict=True) if summary.conditions],
+        side_by_side=side_by_side,
         recipes=len(recipes),
     )
 
 
-def embed(data: Any) -> Markup:
-    """`data` as JSON that can stand in a script element: no character in it can end the element or open another."""
-    text = json.dumps(finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
+    """Each run's figures so far under its model's name, and its own where one model comes several times."""
+    models = [run.model or run.name for run in runs]
+    alike = len(set(models)) < len(models)
+    return [
+        (f"{model} ({run.name})" if alike else model, run.summary or empty_summary("", findings.conditions(run)))
+        for model, run in zip(models, runs, strict=True)
+    ]
+
+
+def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, Any]:
+    """The page's charts, the same as in the files beside it; None where there are no figures to draw."""
+    summary, rounds = run.figures, findings.rounds(run)
+    found = findings.compared(run)
+    what = "Estimated accuracy" if findings.estimated(found) else "Accuracy"
+    same = "the same figures are in the table"
+    earlier = [(s.step, s.earlier.accuracy, s.earlier.ci95) for s in summary.steps if s.earlier]
+    looks = [(look.step, look.accuracy, look.ci95) for look in summary.on_the_way]
+    with plots.style():
+        drawn = {
+            "chart": (plots.comparison(found), f"{what} of each condition, with 95 % intervals; {same}"),
+            "reward": (plots.line(plots.rewards(rounds), "round", "mean reward, %"), f"Reward by round; {same}"),
+            "validation": (
+                plots.line(plots.validation(rounds), "round", "accuracy, %", summary.selected_round),
+                f"Validation by round; {same}",
+            ),
+            "steps": (plots.line(earlier, "step", "accuracy, %"), f"Accuracy on earlier documents by step; {same}"),
+            "looks": (plots.line(looks, "step", "accuracy, %"), "Accuracy by training step"),
+        }
+        charts: dict[str, Any] = {
+            name: figure and plots.inline(figure, name, label) for name, (figure, label) in drawn.items()
+        }
+        charts["losses"] = []
+        for id, points in list(run.curves.items())[:CURVES_SHOWN]:
+            finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
+            if len(finite) > 1:
+                fit = next(fit for fit in run.fits if fit.id == id)
+                (first, begin), (last, end) = finite[0], finite[-1]
+                label = f"Loss of {fit.condition}: {begin:.2f} at step {first}, {end:.2f} at step {last}"
+                name = f"loss-{len(charts['losses'])}"
+                charts["losses"].append((fit, plots.inline(plots.loss(finite), name, label)))
+        charts["signals"] = []
+        for signal in signals:
+            label = f"Rewards of each document's edits in round {signal.round}"
+            titles = [entry.document.title for entry in signal.documents]
+            figure = plots.rewards_of_round(signal)
+            charts["signals"].append((signal, plots.inline(figure, f"signal-{signal.round}", label, titles)))
+    return charts
 
 
 def to_bytes(page: str) -> bytes:
@@ -141,19 +169,21 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in (
-        "percent",
-        "interval",
-        "points",
-        "points_interval",
-        "seconds",
-        "usd",
-        "count",
-        "p_value",
-        "recipe_line",
+    for filter in (
+        format.percent,
+        format.interval,
+        format.points,
+        format.points_interval,
+        format.seconds,
+        format.usd,
+        format.count,
+        format.p_value,
+        format.recipe_line,
+        table.mark,
+        documents.fit_line,
+        documents.edit_line,
     ):
-        environment.filters[name] = getattr(format, name)
-    environment.filters["mark"] = table.mark
+        environment.filters[filter.__name__] = filter
     environment.globals["estimated_note"] = table.ESTIMATED
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
@@ -173,7 +203,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def _headline(conditions: Sequence[Condition], summary: Summary) -> str:
+def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
     """One sentence on the best condition, no stronger than its interval allows; nothing where there is none."""
     reference = findings.reference([condition.name for condition in conditions])
     base = next((condition for condition in conditions if condition.name == reference), None)
@@ -206,137 +236,32 @@ def _level(name: str, best: str, summary: Summary) -> bool:
     return found is not None and not found.larger_than_noise
 
 
-def _ceiling(conditions: Sequence[Condition]) -> float:
-    """The end of the bars' scale: the next ten per cent above the highest interval, at least ten."""
-    highest = max([max(c.accuracy or 0.0, c.ci95[1] if c.ci95 else 0.0) for c in conditions], default=0.0)
-    return min(1.0, max(0.1, -(-highest * 10 // 1) / 10))
-
-
-def _bars(conditions: Sequence[Condition], summary: Summary, ceiling: float | None = None) -> dict[str, Any]:
-    """Bars and their scale, as percentages of the chart's width."""
-    end = ceiling or _ceiling(conditions)
+def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[str, Any]:
+    """The table of conditions: each with its difference from the reference, and what the marks mean."""
     reference = findings.reference([condition.name for condition in conditions])
-    rows: list[dict[str, Any]] = []
-    for condition in conditions:
-        low, high = condition.ci95 or (None, None)
-        rows.append(
-            {
-                "condition": condition,
-                "difference": findings.difference(summary.differences, reference, condition.name),
-                "width": _share(condition.accuracy or 0.0, end),
-                "low": None if low is None else _share(low, end),
-                "high": None if high is None else _share(high, end),
-            }
-        )
-    step = 0.05 if end <= 0.2 else 0.1 if end <= 0.5 else 0.2
-    ticks = [round(index * step, 2) for index in range(int(end / step + 1e-9) + 1)]
-    marks = {table.mark(row["difference"]) for row in rows}
+    rows = [(c, findings.difference(summary.differences, reference, c.name)) for c in conditions]
+    marks = {table.mark(difference) for _, difference in rows}
     return {
         "rows": rows,
         "estimated": findings.estimated(conditions),
+        "intervals": any(condition.ci95 for condition in conditions),
         "note": table.noise_note(marks, reference, summary.differences) if summary.differences else "",
-        "ticks": [(_share(tick, end), f"{100 * tick:.0f}") for tick in ticks],
     }
 
 
-def _share(value: float, end: float) -> str:
-    return f"{100 * value / end:.2f}"
-
-
-_PLOT_TOP, _PLOT_BOTTOM = 18.0, 186.0
-
-
-def _line_chart(entries: Sequence[tuple[int, float | None, tuple[float, float] | None]]) -> dict[str, Any] | None:
-    """Points of a curve: across in percent of the width, down in pixels; None where there is nothing to draw."""
-    points = [(number, value, ci95) for number, value, ci95 in entries if value is not None]
-    if not points:
-        return None
-    lowest = min(min(value, *(ci95 or ())) if ci95 else value for _, value, ci95 in points)
-    highest = max(max(value, *(ci95 or ())) if ci95 else value for _, value, ci95 in points)
-    bottom, top = max(0.0, lowest - 0.03), min(1.0, highest + 0.03)
-
-    def down(value: float) -> float:
-        return round(_PLOT_BOTTOM - (value - bottom) / (top - bottom) * (_PLOT_BOTTOM - _PLOT_TOP), 1)
-
-    count = len(points)
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5) if (top - bottom) / step <= 5.5)
-    first = int(bottom / step) + (bottom % step > 1e-9)
-    ticks = [index * step for index in range(first, int(top / step + 1e-9) + 1)]
-    drawn = [
-        {
-            "round": number,
-            "x": f"{10 + 84 * (index + 0.5) / count:.2f}",
-            "y": down(value),
-            "value": value,
-            "ci95": ci95,
-            "low": down(ci95[0]) if ci95 else None,
-            "high": down(ci95[1]) if ci95 else None,
-        }
-        for index, (number, value, ci95) in enumerate(points)
-    ]
-    return {"points": drawn, "ticks": [(down(tick), f"{100 * tick:.0f}") for tick in ticks]}
-
-
-def _loss_chart(points: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
-    """A line from the first step to the last; down in pixels, across in thousandths of the width."""
-    if len(points) < 2:
-        return None
-    top = max(loss for _, loss in points) or 1.0
-    first, last = points[0][0], points[-1][0]
-
-    def down(loss: float) -> float:
-        return round(_PLOT_BOTTOM - max(0.0, loss) / top * (_PLOT_BOTTOM - _PLOT_TOP), 1)
-
-    line = " ".join(f"{1000 * (step - first) / (last - first):.0f},{down(loss)}" for step, loss in points)
-    ticks = [(down(top * k / 4), f"{top * k / 4:.2f}") for k in range(5)]
-    return {"line": line, "ticks": ticks, "first": first, "last": last, "begin": points[0][1], "end": points[-1][1]}
-
-
-def _strip(signal: findings.Signal) -> dict[str, Any]:
-    """One round's rewards within documents, drawn like `_line_chart`: a column a document."""
-    count = len(signal.documents)
-
-    def down(value: float) -> float:
-        return round(_PLOT_BOTTOM - value * (_PLOT_BOTTOM - _PLOT_TOP), 1)
-
-    columns = [
-        {
-            "x": f"{10 + 88 * (index + 0.5) / count:.2f}",
-            "title": entry.document.title,
-            "dots": sorted({down(reward) for reward in entry.rewards}),
-            "low": down(entry.rewards[0]),
-            "high": down(entry.rewards[-1]),
-        }
-        for index, entry in enumerate(signal.documents)
-    ]
-    return {"signal": signal, "columns": columns, "ticks": [(down(t / 4), f"{25 * t}") for t in range(5)]}
-
-
-def _general(run: RunData) -> dict[str, Any]:
-    """General questions as rows, conditions as columns: the share of fits that answered right."""
-    found = {entry.condition for entry in run.general}
-    compared = [condition.name for condition in findings.conditions(run)]
-    names = [name for name in dict.fromkeys([findings.BASE, *compared, *sorted(found)]) if name in found]
-    rows: dict[str, dict[str, Any]] = {}
-    for entry in run.general:
-        row = rows.setdefault(entry.question_id, {"question": entry.question, "answers": entry.answers, "by": {}})
-        row["by"][entry.condition] = entry
-    return {"names": names, "rows": list(rows.values())}
-
-
-def _counts(run: RunData) -> dict[str, int]:
+def _counts(run: RunRecords) -> dict[str, int]:
     return {
         "edits": len(run.edits),
-        "truncated": sum(edit.truncated for edit in run.edits),
-        "dropped": sum(edit.dropped_lines for edit in run.edits),
+        "cut off": sum(edit.truncated for edit in run.edits),
+        "lines dropped": sum(edit.dropped_lines for edit in run.edits),
         "fits": sum(bool(fit.sequences) for fit in run.fits),
-        "failed": sum(fit.failed for fit in run.fits),
+        "failed": sum(fit.status == "failed" for fit in run.fits),
         "answers": len(run.answers),
-        "ungraded": sum(answer.value == "ungraded" for answer in run.answers),
+        "ungraded": sum(given.value == "ungraded" for given in run.answers),
     }
 
 
-def _events(run: RunData) -> list[tuple[str, int, list[Any]]]:
+def _events(run: RunRecords) -> list[tuple[str, int, list[Any]]]:
     """By kind: how many there are, and the first of them.  Kinds that only the summary counts have no list."""
     kinds: dict[str, list[Any]] = defaultdict(list)
     for event in run.events:
@@ -372,123 +297,3 @@ def _link(target: Path, page: Path) -> str:
     except ValueError:
         return ""
     return "./" + quote(os.fsencode(relative))
-
-
-def _payload(run: RunData, conditions: Sequence[Condition]) -> dict[str, Any]:
-    """What the page's script shows of each document.  Keys are short: 200 documents have 15,000 answers.
-
-    groups: names of the columns (condition, or round and condition in Step B); documents: see `_document`.
-    """
-    by_rounds = any(fit.round for fit in run.fits) or any(edit.round for edit in run.edits)
-    word = "step" if run.procedure == "continual" else "round"
-    order = {condition.name: index for index, condition in enumerate(conditions)}
-    groups = sorted(
-        {(fit.round, fit.condition) for fit in run.fits} | {(edit.round, edit.writer) for edit in run.edits},
-        key=lambda group: (group[1] != findings.BASE, group[0], order.get(group[1], len(order)), group[1]),
-    )
-    index_of = {group: index for index, group in enumerate(groups)}
-    fits_of: dict[str | None, list[Fit]] = defaultdict(list)
-    for fit in run.fits:
-        fits_of[fit.document_id].append(fit)
-    edits_of: dict[str, list[Edit]] = defaultdict(list)
-    for edit in run.edits:
-        edits_of[edit.document_id].append(edit)
-    fit_by_id = {fit.id: fit for fit in run.fits}
-    answers_of: dict[str, list[Answer]] = defaultdict(list)
-    credit_of: dict[str, list[float]] = defaultdict(list)  # by edit
-    for answer in run.answers:
-        answers_of[answer.question_id].append(answer)
-        edit_id = fit_by_id[answer.fit_id].edit_id
-        if edit_id is not None and answer.score is not None:
-            credit_of[edit_id].append(answer.score)
-    questions_of: dict[str, list[Any]] = defaultdict(list)
-    for question in run.questions.values():
-        questions_of[question.document_id or ""].append(question)
-
-    def group_of(fit: Fit) -> int:
-        return index_of[fit.round, fit.condition]
-
-    def answers(question_id: str) -> list[list[Any]]:
-        """[group, text, value, score, how many fits said so, note], like answers of a group merged."""
-        merged: dict[tuple[Any, ...], int] = {}
-        for answer in answers_of[question_id]:
-            score = None if answer.score is None else round(answer.score, 3)
-            key = (group_of(fit_by_id[answer.fit_id]), answer.text, answer.value, score, answer.note)
-            merged[key] = merged.get(key, 0) + 1
-        return [
-            [*key[:4], number, key[4]]
-            for key, number in sorted(merged.items(), key=lambda item: (item[0][0], -item[1]))
-        ]
-
-    def shown_fits(fits: Sequence[Fit], edit_index: Mapping[str, int]) -> tuple[list[list[str]], list[list[Any]]]:
-        sequences: dict[tuple[str, ...], int] = {}
-        rows = []
-        for fit in fits:
-            if not fit.sequences and not fit.failed:
-                continue  # the base model's exam trained nothing
-            rows.append(
-                [
-                    group_of(fit),
-                    edit_index.get(fit.edit_id or "", -1),
-                    fit.replicate,
-                    fit.error or "failed" if fit.failed else "",
-                    sequences.setdefault(fit.sequences, len(sequences)),
-                    fit.train_tokens,
-                    fit.steps,
-                    fit.first_loss,
-                    fit.last_loss,
-                    round(fit.seconds, 2),
-                ]
-            )
-        return [list(texts) for texts in sequences], rows
-
-    documents = []
-    for document in run.documents:
-        edits = sorted(edits_of[document.id], key=lambda edit: (index_of[edit.round, edit.writer], edit.index))
-        sequences, fits = shown_fits(fits_of[document.id], {edit.id: index for index, edit in enumerate(edits)})
-        documents.append(
-            {
-                "title": document.title,
-                "split": document.split,
-                "text": document.text,
-                "questions": [
-                    {"q": question.question, "gold": list(question.answers), "a": answers(question.id)}
-                    for question in questions_of[document.id]
-                ],
-                "edits": [
-                    {
-                        "g": index_of[edit.round, edit.writer],
-                        "i": edit.index,
-                        "prompt": edit.prompt,
-                        "text": edit.text,
-                        "cut": edit.truncated,
-                        "dropped": edit.dropped_lines,
-                        "tokens": edit.output_tokens,
-                        "kept": edit.kept,
-                        "score": edit.reward if edit.reward is not None else _mean(credit_of[edit.id]),
-                    }
-                    for edit in edits
-                ],
-                "seqs": sequences,
-                "fits": fits,
-            }
-        )
-    shared = [fit for fit in fits_of[None] if fit.sequences]
-    sequences, fits = shown_fits(shared, {})
-    return {
-        "groups": [_group_name(number, name, word if by_rounds else "") for number, name in groups],
-        "base": index_of.get((0, findings.BASE), -1),
-        "documents": documents,
-        "shared": {"seqs": sequences, "fits": fits},
-    }
-
-
-def _group_name(number: int, name: str, word: str) -> str:
-    """A column's name: the condition, and where there are rounds or steps (`word`), which one."""
-    if not word or name == findings.BASE:
-        return name
-    return f"{word} {number} · {name}" if number else f"before training · {name}"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

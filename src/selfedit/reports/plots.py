@@ -1,72 +1,91 @@
-"""Charts as PNG and SVG (matplotlib, without a display): readable in black and white, the same bytes every time.
-
-Knows summaries and findings, no store.  matplotlib is imported inside the functions: it costs half a second.
+"""Charts (matplotlib, without a display) as PNG and SVG files and as a part of the page: readable in black and white,
+the same bytes every time.  matplotlib is imported inside the functions: it costs half a second.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from markupsafe import Markup
 
 from selfedit.reports import findings, format
-from selfedit.reports.data import Condition, Round, RunData, Summary
-from selfedit.runs.files import write_atomically
+from selfedit.reports.records import RunRecords
+from selfedit.runs.files import disk_errors, write_atomically
+from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH = 5.2
+"""Inches of a chart: 500 pixels on the page, so that its words can still be read on a telephone."""
+
+PAPER, INK, QUIET, RULE = "#ffffff", "#222222", "#8a8a8a", "#e4e4e4"
 FILLS = ("#ffffff", "#d9d9d9", "#a6a6a6", "#737373", "#404040")
 HATCHES = ("", "///", "", "\\\\\\", "", "...", "xx", "--", "++", "oo")
-INK = "#222222"
-FAINT = "#8a8a8a"
+_ON_THE_PAGE = {PAPER: "var(--paper)", INK: "var(--ink)", QUIET: "var(--quiet)", RULE: "var(--rule)"} | {
+    fill: f"var(--fill-{number})" for number, fill in enumerate(FILLS) if number
+}
+
+Point = tuple[int, float | None, tuple[float, float] | None]
+"""Where, a share, its 95 % interval."""
+
+MOST_LABELS = 12
+"""Points of a line that have their values beside them; of more, the labels would cover each other."""
 
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.color": INK,
     "text.parse_math": False,  # a dollar in a model's name is a dollar
-    "axes.edgecolor": FAINT,
+    "axes.edgecolor": QUIET,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 12,
     "axes.titlepad": 14,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
     "hatch.linewidth": 0.6,
-    "svg.hashsalt": "selfedit",  # ids in the SVG derive from this, not from the clock
+    "path.simplify": False,
+    "savefig.facecolor": PAPER,
     "svg.fonttype": "none",
-    "savefig.facecolor": "white",
+    "svg.hashsalt": "selfedit",  # ids in the SVG derive from this, not from the clock
+    "xtick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
 }
 
 
-def write_charts(run: RunData, folder: Path) -> list[Path]:
+def write_charts(run: RunRecords, folder: Path) -> list[Path]:
     """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths.
 
     `chart` compares the conditions; Step B adds `reward`, `validation` and `signal`.  What has no figures has no chart.
     """
-    drawn: dict[str, Callable[[], Figure]] = {}
-    found = [condition for condition in findings.compared(run) if condition.accuracy is not None]
-    rounds = findings.rounds(run)
-    selected_round = run.summary.selected_round if run.summary else None
-    if found:
-        drawn["chart"] = lambda: comparison(found, format.clean(run.model))
-    if any(entry.train_reward is not None for entry in rounds):
-        drawn["reward"] = lambda: reward_by_round(rounds)
-    if any(entry.validation_accuracy is not None for entry in rounds):
-        drawn["validation"] = lambda: validation_by_round(rounds, selected_round)
-    if signal := findings.signals(run):
-        drawn["signal"] = lambda: rewards_within_documents(signal)
-    if not drawn:
-        return []
+    rounds, selected = findings.rounds(run), run.figures.selected_round
     with style():
-        return [path for name, draw in drawn.items() for path in save(draw(), folder / name)]
+        drawn = {
+            "chart": ("What was learned: " + format.clean(run.model), comparison(findings.compared(run))),
+            "reward": ("Reward by round (training documents)", line(rewards(rounds), "round", "mean reward, %")),
+            "validation": ("Validation by round", line(validation(rounds), "round", "accuracy, %", selected)),
+            "signal": ("", rewards_within_documents(findings.signals(run))),
+        }
+        paths = []
+        for name, (title, figure) in drawn.items():
+            if figure is not None:
+                if title:
+                    figure.suptitle(_wrapped(title, 60), x=0.02, ha="left", fontsize=12)
+                paths += save(figure, folder / name)
+    return paths
 
 
 @contextmanager
@@ -80,183 +99,232 @@ def style() -> Iterator[None]:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes `stem`.png and `stem`.svg, without dates, inside `style()`."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    for path, metadata in ((png, {"Software": None}), (svg, {"Date": None, "Creator": None})):
+    with disk_errors(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         content = io.BytesIO()
-        figure.savefig(content, format=path.suffix[1:], dpi=160, metadata=metadata)
-        write_atomically(path, content.getvalue())
-    return [png, svg]
+        figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
+        paths.append(stem.with_name(stem.name + suffix))
+        write_atomically(paths[-1], content.getvalue())
+    return paths
 
 
-def comparison(conditions: Sequence[Condition], title: str = "") -> Figure:
-    """One bar a condition with its 95 % interval and its value."""
-    figure, axes = _figure(max(4.8, 1.25 * len(conditions) + 1.2), 4.2)
-    for position, condition in enumerate(conditions):
-        _bar(axes, position, 0.62, condition, position, 10)
-    axes.set_xticks(range(len(conditions)), [_wrapped(condition.name, 16) for condition in conditions])
-    axes.set_xlim(-0.6, len(conditions) - 0.4)
-    _accuracy_axis(axes, conditions)
-    axes.set_title(_wrapped(f"What was learned: {title}" if title else "What was learned", 30 + 12 * len(conditions)))
+def inline(figure: Figure, name: str, label: str, hints: Sequence[str] = ()) -> Markup:
+    """The figure as an SVG element of the page, inside `style()`: in the page's colours, and with attributes in the
+    place of style sheets, which the page's policy forbids.  `name` is the chart's own on its page; `hints` are shown
+    over its columns (see `_rewards`).
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(content.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                parent.remove(child)
+    for node in root.iter():
+        if node.get("id") == "columns":
+            for column, hint in zip(node, hints, strict=True):
+                ElementTree.SubElement(column, f"{_SVG}title").text = hint
+        if node.tag == f"{_SVG}g":
+            node.attrib.pop("id", None)
+        for item in node.attrib.pop("style", "").split("; "):
+            key, _, value = item.partition(": ")
+            if key == "font":  # SIZE FAMILIES; the family is the page's
+                key, value = "font-size", next(word for word in value.split() if word.endswith("px"))
+            if key and key != "font-family":
+                node.set(key, value)
+        for key, value in node.attrib.items():
+            if key == "id":
+                node.set(key, f"{name}-{value}")
+            elif key.endswith("href"):
+                node.set(key, f"#{name}-{value[1:]}")
+            elif value.startswith("url(#"):
+                node.set(key, f"url(#{name}-{value[5:]}")
+            elif value in _ON_THE_PAGE:
+                node.set(key, _ON_THE_PAGE[value])
+    width = float(root.attrib.pop("width").removesuffix("pt")) * 4 / 3
+    del root.attrib["height"]
+    root.attrib |= {"class": "chart", "width": f"{width:.0f}", "role": "img", "aria-label": label}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+_SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", _SVG[1:-1])
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
+
+def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
+    """One bar per condition with its 95 % interval and its value; None where nothing was graded."""
+    shown = [condition for condition in conditions if condition.accuracy is not None]
+    if not shown:
+        return None
+    figure, (axes,) = _figure(0.9 + 0.42 * len(shown))
+    base = findings.reference([condition.name for condition in shown])
+    for position, condition in enumerate(shown):
+        _bar(axes, position, 0.6, condition, FILLS[1] if condition.name == base else FILLS[2])
+    axes.set_yticks(range(len(shown)), [_wrapped(condition.name, 22) for condition in shown])
+    _accuracy_axis(axes, shown)
     return figure
 
 
-def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure:
-    """Several runs: a group of bars a run, the same condition with the same fill everywhere."""
-    names = list(dict.fromkeys(condition.name for _, summary in runs for condition in summary.conditions))
-    figure, axes = _figure(max(5.6, 0.55 * len(names) * len(runs) + 2.0), 4.6)
-    width = 0.8 / len(names)
-    everything = []
+def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure | None:
+    """Several runs: a group of bars per run, the same condition with the same fill everywhere."""
+    from matplotlib.patches import Patch
+
+    everything = [c for _, summary in runs for c in summary.conditions if c.accuracy is not None]
+    names = list(dict.fromkeys(condition.name for condition in everything))
+    if not names:
+        return None
+    figure, (axes,) = _figure(0.9 + 0.22 * (len(names) + 1) * len(runs) + 0.25 * -(-len(names) // 2))
+    height = 0.84 / len(names)
     for group, (_, summary) in enumerate(runs):
-        present = [condition for condition in summary.conditions if condition.accuracy is not None]
-        everything += present
-        for slot, condition in enumerate(present):  # a condition that a run lacks leaves no hole
-            position = group + (slot - (len(present) - 1) / 2) * width
-            _bar(axes, position, 0.92 * width, condition, names.index(condition.name), 8 if len(names) < 6 else 6.5)
-    axes.set_xticks(range(len(runs)), [_wrapped(label, 22) for label, _ in runs])
-    axes.set_xlim(-0.6, len(runs) - 0.4)
+        for condition in summary.conditions:
+            if condition.accuracy is not None:
+                index = names.index(condition.name)
+                _bar(axes, group + (index - (len(names) - 1) / 2) * height, height, condition, *_look(index))
+    axes.set_yticks(range(len(runs)), [_wrapped(label, 18) for label, _ in runs])
+    axes.set_ylim(-0.55, len(runs) - 0.45)
     _accuracy_axis(axes, everything)
-    labels = [_shortened(name, 40) for name in names]
-    handles = [_patch(index, label) for index, label in enumerate(labels)]
-    columns = int(
-        figure.get_figwidth() / (0.08 * max(len(label) for label in labels) + 0.7)
-    )  # inches a letter, a patch
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=max(1, min(columns, len(names))),
-        frameon=False,
-        fontsize=9,
-    )
+    handles = []
+    for index, name in enumerate(names):
+        fill, hatch = _look(index)
+        handles.append(Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=_shortened(name, 30)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
-def reward_by_round(rounds: Sequence[Round]) -> Figure:
-    """Mean reward of a round's edits on the training documents, with 95 % intervals."""
-    figure, axes = _figure(5.6, 3.8)
-    points = [(r.round, r.train_reward, r.train_reward_ci95) for r in rounds if r.train_reward is not None]
-    _line(axes, points)
-    axes.set_title("Reward by round (training documents)")
-    axes.set_ylabel("mean reward, %")
-    return figure
-
-
-def validation_by_round(rounds: Sequence[Round], selected_round: int | None) -> Figure:
-    """Accuracy of each round's policy on the validation documents, the selected round marked."""
-    figure, axes = _figure(5.6, 3.8)
-    points = [(r.round, r.validation_accuracy, r.validation_ci95) for r in rounds if r.validation_accuracy is not None]
-    _line(axes, points)
-    for number, value, ci95 in points:
-        if number == selected_round:
-            axes.plot(number, 100 * value, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK)
-            low = 100 * (ci95[0] if ci95 else value)
-            axes.annotate("selected", (number, low), (0, -8), textcoords="offset points", ha="center", va="top")
-    axes.set_title("Validation by round")
-    axes.set_ylabel("accuracy, %")
-    return figure
-
-
-def rewards_within_documents(signals: Sequence[findings.Signal]) -> Figure:
-    """Each round's edits by document, sorted by mean: a long line is a document that tells good edits from bad ones."""
+def line(points: Sequence[Point], across: str, up: str, selected: int | None = None) -> Figure | None:
+    """Shares with their 95 % intervals by round or step, one of them marked as selected; None where there are none."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, all_axes = _grid(min(len(signals), 3), -(-len(signals) // 3))
+    known = [(number, 100 * value, ci95) for number, value, ci95 in points if value is not None]
+    if not known:
+        return None
+    figure, (axes,) = _figure(3.1)
+    axes.plot([number for number, _, _ in known], [value for _, value, _ in known], "-o", color=INK, linewidth=1.4)
+    for number, value, ci95 in known:
+        low, high = (100 * ci95[0], 100 * ci95[1]) if ci95 else (value, value)
+        if ci95:
+            errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar(number, value, errors, color=QUIET, linewidth=1.2, capsize=4, zorder=1)
+        if number == selected:
+            axes.plot(number, value, "o", markersize=14, markerfacecolor="none", markeredgecolor=INK)
+            axes.annotate("selected", (number, low), (0, -8), textcoords="offset points", ha="center", va="top")
+        if len(known) <= MOST_LABELS:
+            halo = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+            axes.annotate(f"{value:.1f}", (number, value), (8, 8), textcoords="offset points", fontsize=9, bbox=halo)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(known) <= MOST_LABELS:
+        axes.set_xticks([number for number, _, _ in known])
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.margins(x=0.12, y=0.25)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -4), min(high, 108))  # shares: below 0 and above 100 there is nothing but room for labels
+    axes.yaxis.grid(True)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def rewards(rounds: Sequence[RoundSummary]) -> list[Point]:
+    """What `line` draws of the mean rewards of a round's edits on the training documents."""
+    return [(entry.round, entry.train_reward, entry.train_reward_ci95) for entry in rounds]
+
+
+def validation(rounds: Sequence[RoundSummary]) -> list[Point]:
+    """What `line` draws of the accuracy of each round's policy on the validation documents."""
+    return [(entry.round, entry.validation_accuracy, entry.validation_ci95) for entry in rounds]
+
+
+def loss(points: Sequence[tuple[int, float]]) -> Figure:
+    """A fit's loss, nats per token, by training step."""
+    figure, (axes,) = _figure(2.6)
+    axes.plot([step for step, _ in points], [value for _, value in points], color=INK, linewidth=1.2)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per token")
+    axes.yaxis.grid(True)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def rewards_within_documents(signals: Sequence[findings.Signal]) -> Figure | None:
+    """Each round's edits by document, sorted by mean: a long line is a document that tells good edits from bad ones."""
+    if not signals:
+        return None
+    columns = min(len(signals), 3)
+    figure, all_axes = _figure(3.4, columns, -(-len(signals) // columns))
     for axes, signal in zip(all_axes, signals, strict=False):
-        for position, document in enumerate(signal.documents):
-            rewards = [100 * reward for reward in document.rewards]
-            axes.plot([position, position], [rewards[0], rewards[-1]], color=FAINT, linewidth=1)
-            axes.plot([position] * len(rewards), rewards, "o", color=INK, markersize=3, markerfacecolor="white")
-            axes.plot(position, sum(rewards) / len(rewards), "_", color=INK, markersize=7)
-        axes.set_title(
-            f"Round {signal.round}: {signal.without_signal} of {len(signal.documents)} documents without signal",
-            fontsize=10,
-        )
-        axes.set_ylim(-4, 104)
-        axes.set_xlabel("documents, by mean reward")
-        axes.set_ylabel("reward of each edit, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xticklabels([])
+        _rewards(axes, signal)
+        told = f"Round {signal.round}: {signal.without_signal} of {len(signal.documents)} documents without signal"
+        axes.set_title(told, fontsize=10)
     for axes in all_axes[len(signals) :]:
         axes.set_visible(False)
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def rewards_of_round(signal: findings.Signal) -> Figure:
+    """One of `rewards_within_documents`; with hints for `inline`: a document per column."""
+    figure, (axes,) = _figure(2.8)
+    _rewards(axes, signal)
+    return figure
+
+
+def _rewards(axes: Axes, signal: findings.Signal) -> None:
+    rewards = [[100 * reward for reward in document.rewards] for document in signal.documents]
+    positions = range(len(rewards))
+    axes.vlines(positions, [found[0] for found in rewards], [found[-1] for found in rewards], color=QUIET, linewidth=1)
+    dots = [(position, reward) for position, found in enumerate(rewards) for reward in found]
+    axes.plot(*zip(*dots, strict=True), "o", color=INK, markersize=3, markerfacecolor=PAPER)
+    axes.plot(positions, [sum(found) / len(found) for found in rewards], "_", color=INK, markersize=7)
+    axes.vlines(positions, 0, 100, alpha=0, linewidth=6, gid="columns")  # unseen: what a hint is shown over
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("documents, by mean reward")
+    axes.set_ylabel("reward of each edit, %")
+    axes.set_xticks([])
+    axes.yaxis.grid(True)
+    axes.set_axisbelow(True)
+
+
+def _figure(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _grid(columns: int, rows: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * columns + 0.6, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _bar(axes: Axes, position: float, width: float, condition: Condition, index: int, fontsize: float) -> None:
-    if condition.accuracy is None:
-        return
-    value = 100 * condition.accuracy
-    fill, hatch = _look(index)
-    axes.bar(position, value, width, color=fill, hatch=hatch, edgecolor=INK, linewidth=0.9, zorder=2)
-    top = value
+def _bar(axes: Axes, position: float, height: float, condition: ConditionSummary, fill: str, hatch: str = "") -> None:
+    value = 100 * (condition.accuracy or 0.0)
+    axes.barh(position, value, height, color=fill, hatch=hatch, edgecolor=INK, linewidth=0.8, zorder=2)
+    end = value
     if condition.ci95:
-        low, top = 100 * condition.ci95[0], 100 * condition.ci95[1]
-        errors = [[max(0.0, value - low)], [max(0.0, top - value)]]
+        low, end = 100 * condition.ci95[0], 100 * condition.ci95[1]
+        errors = [[max(0.0, value - low)], [max(0.0, end - value)]]
         # A light halo keeps the lower half of the error bar visible on dark fills and hatches.
-        axes.errorbar(position, value, errors, color="white", linewidth=4, capsize=5.5, capthick=3.5, zorder=3)
-        axes.errorbar(position, value, errors, color=INK, linewidth=1.3, capsize=4, capthick=1.3, zorder=4)
-    axes.annotate(
-        f"{value:.1f}", (position, max(value, top)), (0, 4), textcoords="offset points", ha="center", fontsize=fontsize
-    )
+        axes.errorbar(value, position, xerr=errors, color=PAPER, linewidth=3.5, capsize=3.5, capthick=3, zorder=3)
+        axes.errorbar(value, position, xerr=errors, color=INK, linewidth=1.2, capsize=3, capthick=1.2, zorder=4)
+    place = (max(value, end), position)
+    axes.annotate(f"{value:.1f}", place, (5, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def _look(index: int) -> tuple[str, str]:
     return FILLS[index % len(FILLS)], HATCHES[index % len(HATCHES)]
 
 
-def _patch(index: int, label: str):
-    from matplotlib.patches import Patch
-
-    fill, hatch = _look(index)
-    return Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=label)
-
-
-def _accuracy_axis(axes: Axes, conditions: Sequence[Condition]) -> None:
+def _accuracy_axis(axes: Axes, conditions: Sequence[ConditionSummary]) -> None:
     highest = max([100 * max(c.accuracy or 0.0, c.ci95[1] if c.ci95 else 0.0) for c in conditions], default=0.0)
-    axes.set_ylim(0, max(5.0, 1.12 * highest))
+    axes.set_xlim(0, max(5.0, 1.12 * highest))
     what = "estimated accuracy" if findings.estimated(conditions) else "accuracy"
-    axes.set_ylabel(f"{what}, %{' (bars: 95 % interval)' if any(c.ci95 for c in conditions) else ''}")
-    axes.yaxis.grid(True, color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _line(axes: Axes, points: Sequence[tuple[int, float, tuple[float, float] | None]]) -> None:
-    numbers = [number for number, _, _ in points]
-    values = [100 * value for _, value, _ in points]
-    axes.plot(numbers, values, "-o", color=INK, linewidth=1.4, markersize=5)
-    for number, value, ci95 in points:
-        if ci95:
-            errors = [[max(0.0, 100 * (value - ci95[0]))], [max(0.0, 100 * (ci95[1] - value))]]
-            axes.errorbar(number, 100 * value, errors, color=FAINT, linewidth=1.2, capsize=4, zorder=1)
-        halo = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-        axes.annotate(
-            f"{100 * value:.1f}", (number, 100 * value), (9, 9), textcoords="offset points", fontsize=9, bbox=halo
-        )
-    axes.set_xticks(numbers)
-    axes.set_xlabel("round")
-    axes.margins(x=0.12, y=0.25)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -4), min(high, 108))  # shares: below 0 and above 100 there is nothing but room for labels
-    axes.yaxis.grid(True, color="#e4e4e4", linewidth=0.7)
+    axes.set_xlabel(f"{what}, %{' (lines: 95 % interval)' if any(c.ci95 for c in conditions) else ''}")
+    axes.invert_yaxis()
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.grid(True)
     axes.set_axisbelow(True)
 
 
 def _wrapped(name: str, width: int) -> str:
-    """Wrapped at spaces and after `:`, `#` and `/`, so that `replay:notes.jsonl#writer` fits under its bar."""
+    """Wrapped at spaces and after `:`, `#` and `/`, so that `replay:notes.jsonl#writer` fits beside its bar."""
     text = format.label(name)
     for mark in (":", "#", "/"):
         text = text.replace(mark, mark + " \0")  # a blank to wrap at, to be taken out again

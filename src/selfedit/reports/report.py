@@ -1,6 +1,6 @@
 """What the command line calls: a report of one run or several, charts, and a summary on the console.
 
-Knows which file goes where.  Reads runs, never changes their records.
+Reads runs, never changes their records.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from rich.console import Console, Group
 
 from selfedit.errors import UserError
 from selfedit.reports import findings, table
-from selfedit.reports.data import RunData, Summary, read_run
-from selfedit.runs.files import disk_errors, write_atomically
+from selfedit.reports.records import read_run
+from selfedit.runs.files import write_atomically
 from selfedit.runs.summary import empty_summary
 
 
@@ -26,7 +26,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         UserError: a directory is no run, or the page cannot be written.
     """
-    from selfedit.reports import html
+    from selfedit.reports import html, plots
 
     runs = [read_run(Path(path)) for path in run_dirs]
     if not runs:
@@ -37,7 +37,9 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         return page
     page = out or runs[0].path.resolve().parent / "comparison.html"
     write_atomically(page, html.to_bytes(html.render_runs(runs, page)))
-    _write_grouped(runs, page.with_suffix(""))
+    with plots.style():
+        if chart := plots.grouped(html.labelled(runs)):
+            plots.save(chart, page.with_suffix(""))
     return page
 
 
@@ -53,9 +55,7 @@ def write_charts(run_dir: Path) -> list[Path]:
         return there
     from selfedit.reports import plots
 
-    run = read_run(run_dir)
-    with disk_errors(run.path):
-        return plots.write_charts(run, run.path)
+    return plots.write_charts(read_run(run_dir), run_dir)
 
 
 def _charts_there(run_dir: Path) -> list[Path]:
@@ -87,27 +87,7 @@ def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -
         UserError: a directory is no run.
     """
     runs = [read_run(Path(path)) for path in run_dirs]
-    rows = [findings.model_row(run.name, _summary(run)) for run in runs]
-    table.print_wide(Group(table.models(rows), *(table.summary_view(run) for run in runs)), console or Console())
-
-
-def _summary(run: RunData) -> Summary:
-    """A run's summary, or what stands for it while the run is unfinished."""
-    return run.summary or empty_summary(run.model, findings.conditions(run))
-
-
-def _write_grouped(runs: Sequence[RunData], stem: Path) -> None:
-    from selfedit.reports import plots
-
-    labelled = [(run.model or run.name, _summary(run)) for run in runs]
-    labels = [label for label, _ in labelled]
-    if len(set(labels)) < len(labels):  # one model several times: the runs' names tell them apart
-        labelled = [(f"{label} ({run.name})", summary) for run, (label, summary) in zip(runs, labelled, strict=True)]
-    compared = [
-        (label, summary)
-        for label, summary in labelled
-        if any(condition.accuracy is not None for condition in summary.conditions)
+    rows = [
+        findings.model_row(run.name, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs
     ]
-    if compared:
-        with plots.style(), disk_errors(stem):
-            plots.save(plots.grouped(compared), stem)
+    table.print_wide(Group(table.models(rows), *(table.summary_view(run) for run in runs)), console or Console())

@@ -1,6 +1,6 @@
 """Tables for the console (rich): the comparison, the rounds of Step B, several runs.
 
-Knows summaries, not stores.  Without a terminal the same tables come out as plain text of at most 100 columns.
+Without a terminal the same tables come out as plain text of at most 100 columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from rich.text import Text
 
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
-from selfedit.reports.data import Condition, Difference, Forgetting, Round, RunData, Step, Summary, SweepRow
+from selfedit.reports.records import RunRecords
+from selfedit.runs.summary import (
+    ConditionSummary,
+    DifferenceSummary,
+    ForgettingSummary,
+    RoundSummary,
+    StepSummary,
+    Summary,
+    SweepRow,
+)
 from selfedit.text import one_line
 
 PLAIN_WIDTH = 100
@@ -40,8 +49,8 @@ def print_wide(renderable: RenderableType, console: Console) -> None:
 
 
 def comparison(
-    conditions: Sequence[Condition],
-    differences: Sequence[Difference] = (),
+    conditions: Sequence[ConditionSummary],
+    differences: Sequence[DifferenceSummary] = (),
     recipe: dict[str, object] | None = None,
     grader: str = "",
 ) -> Group:
@@ -90,7 +99,7 @@ ESTIMATED = (
 )
 
 
-def noise_note(marks: Collection[str], reference: str, entries: Sequence[Difference]) -> str:
+def noise_note(marks: Collection[str], reference: str, entries: Sequence[DifferenceSummary]) -> str:
     """What the marks ▲ and ▼ mean, or why there are none."""
     name = format.clean(reference)
     words = {UP: f"{UP} higher than '{name}'", DOWN: f"{DOWN} lower than '{name}'"}
@@ -101,7 +110,7 @@ def noise_note(marks: Collection[str], reference: str, entries: Sequence[Differe
     return text + (f" With fewer than {LEAST_DOCUMENTS} documents none can be." if findings.too_few(entries) else "")
 
 
-def differences(entries: Sequence[Difference]) -> Group:
+def differences(entries: Sequence[DifferenceSummary]) -> Group:
     """Paired differences between conditions, those larger than noise marked."""
     table = _table()
     table.add_column("difference", overflow="fold")
@@ -119,7 +128,7 @@ def differences(entries: Sequence[Difference]) -> Group:
     return Group(table)
 
 
-def rounds(entries: Sequence[Round], selected_round: int | None) -> Group:
+def rounds(entries: Sequence[RoundSummary], selected_round: int | None) -> Group:
     """Step B: one row a round, the selected one marked."""
     table = _table()
     headings = ("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits", "no\nsignal")
@@ -171,7 +180,7 @@ def sweep(entries: Sequence[SweepRow]) -> Group:
     return Group(*parts, *([Text(note.strip(), style="dim")] if note else []))
 
 
-def steps(entries: Sequence[Step]) -> Group:
+def steps(entries: Sequence[StepSummary]) -> Group:
     """Continual learning: after each step, how the new document and the earlier ones are answered."""
     table = _table()
     table.add_column("step", justify="right", no_wrap=True)
@@ -190,7 +199,7 @@ def steps(entries: Sequence[Step]) -> Group:
     return Group(table, note)
 
 
-def forgetting(entries: Sequence[Forgetting]) -> Group:
+def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
     """General questions that the model answered before: how many are lost after adaptation."""
     table = _table()
     table.add_column("condition", overflow="fold", max_width=40)
@@ -240,7 +249,7 @@ def models(rows: Sequence[findings.ModelRow]) -> Group:
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
-def summary_view(run: RunData) -> Group:
+def summary_view(run: RunRecords) -> Group:
     """Everything that `print_summary` prints of one run, from its summary or from as far as it got."""
     summary = run.figures
     parts: list[RenderableType] = [Text(heading(run), style="bold")]
@@ -268,17 +277,17 @@ def summary_view(run: RunData) -> Group:
     return Group(*parts)
 
 
-def heading(run: RunData) -> str:
+def heading(run: RunRecords) -> str:
     """One line: procedure, model, and the facts."""
     parts = [format.clean(run.procedure or "run"), format.clean(run.model), facts(run)]
     return " · ".join(part for part in parts if part)
 
 
-def facts(run: RunData) -> str:
+def facts(run: RunRecords) -> str:
     """How much was examined, where, how long it took."""
     summary = run.figures
     documents = summary.documents or len(run.documents)
-    questions = summary.questions or len(run.questions)
+    questions = summary.questions or run.questions
     parts = [
         f"{documents:,} {'document' if documents == 1 else 'documents'}, {questions:,} questions",
         format.clean(summary.device),
@@ -294,14 +303,14 @@ def _duration(summary: Summary) -> str:
     return "" if summary.total_seconds is None else f"{format.seconds(summary.total_seconds)} of device time"
 
 
-def _counted(run: RunData) -> dict[str, int]:
+def _counted(run: RunRecords) -> dict[str, int]:
     counts: dict[str, int] = {}
     for event in run.events:
         counts[event.kind] = counts.get(event.kind, 0) + 1
     return counts
 
 
-def mark(found: Difference | None) -> str:
+def mark(found: DifferenceSummary | None) -> str:
     """▲ or ▼ where a difference is larger than noise, else nothing."""
     if found is None or not found.larger_than_noise:
         return ""

@@ -233,10 +233,10 @@ def parse_summary(data: dict[str, Any] | Summary, where: str) -> Summary:
     return data if isinstance(data, Summary) else _checked(Summary, data, f"{where}: not a summary of schema 1")
 
 
-def round_summary(record: RoundRecord) -> RoundSummary:
+def round_summary(record: RoundRecord, where: str | Path = "run.sqlite") -> RoundSummary:
     """The figures of a round from its record in the store.  UserError for a record that another program has changed."""
     figures = {name: getattr(record, name) for name in RoundSummary.model_fields if hasattr(record, name)}
-    return _checked(RoundSummary, figures | record.details, f"run.sqlite: not the record of round {record.round}")
+    return _checked(RoundSummary, figures | record.details, f"{where}: not the record of round {record.round}")
 
 
 Figures = TypeVar("Figures", bound=_Part)

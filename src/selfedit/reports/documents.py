@@ -1,0 +1,262 @@
+"""What the page shows of each document: its text, exam, edits and fits, under every condition and round.
+
+All figures of the list are computed here; the page's script only sorts, hides and opens what stands there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from selfedit.documents import Document, Question
+from selfedit.editors.base import Edit
+from selfedit.reports import findings, format
+from selfedit.reports.records import Given, RunRecords
+from selfedit.runs.records import FitRecord
+from selfedit.runs.summary import ConditionSummary
+
+Key = tuple[int, str]
+"""A column: round and condition."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One condition, or one of a round or step."""
+
+    key: Key
+    name: str
+
+    @property
+    def base(self) -> bool:
+        return self.key == (0, findings.BASE)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerView:
+    """An answer, and how many of a column's fits gave it with the same grade."""
+
+    text: str
+    value: str
+    score: float | None
+    note: str
+    fits: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionView:
+    """A question, the answers of each column that was asked, and what changed against no adaptation: learned, lost or
+    nothing."""
+
+    question: Question
+    answers: Mapping[Key, Sequence[AnswerView]]
+    change: Mapping[Key, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EditView:
+    """An edit, its reward or its fits' mean score, and the fits."""
+
+    edit: Edit
+    score: float | None
+    fits: Sequence[FitRecord]
+
+    @property
+    def key(self) -> Key:
+        return self.edit.round, self.edit.writer
+
+
+@dataclass(frozen=True)
+class DocumentView:
+    """`scores` are mean scores of the graded answers, by column."""
+
+    document: Document
+    split: str
+    scores: Mapping[Key, float]
+    questions: Sequence[QuestionView]
+    edits: Sequence[EditView]
+    fits: Mapping[Key, Sequence[FitRecord]]  # those without an edit
+
+    def count(self, key: Key, change: str) -> int:
+        """How many questions a column has learned or lost."""
+        return sum(question.change.get(key) == change for question in self.questions)
+
+    @property
+    def flags(self) -> str:
+        """What the list can be filtered by."""
+        fits = [fit for found in (*self.fits.values(), *(view.fits for view in self.edits)) for fit in found]
+        answers = [a for question in self.questions for found in question.answers.values() for a in found]
+        flags = {
+            "failed": any(fit.status == "failed" for fit in fits),
+            "cut": any(view.edit.truncated for view in self.edits),
+            "ungraded": any(answer.value == "ungraded" for answer in answers),
+        }
+        return " ".join(name for name, holds in flags.items() if holds)
+
+    @cached_property
+    def pairs(self) -> list[tuple[EditView, EditView]]:
+        """Step B: the best and the worst edit of each round that tells them apart."""
+        by_round: dict[Key, list[EditView]] = defaultdict(list)
+        for view in self.edits:
+            if view.edit.kept is not None and view.score is not None:
+                by_round[view.key].append(view)
+        pairs = []
+        for views in by_round.values():
+            views.sort(key=lambda view: (-(view.score or 0.0), view.edit.index))
+            if views[0].score != views[-1].score:
+                pairs.append((views[0], views[-1]))
+        return pairs
+
+
+@dataclass(frozen=True)
+class DocumentList:
+    """`best` is the column with the highest score, by which documents are judged at first; `examined` are the columns
+    with grades on documents of a split; `shared` are fits on all documents."""
+
+    columns: Sequence[Column]
+    documents: Sequence[DocumentView]
+    shared: Mapping[Key, Sequence[FitRecord]]
+
+    @cached_property
+    def examined(self) -> dict[str, list[Column]]:
+        return {
+            split: [c for c in self.columns if any(c.key in d.scores for d in self.documents if d.split == split)]
+            for split in dict.fromkeys(d.split for d in self.documents)
+        }
+
+    @cached_property
+    def best(self) -> Key | None:
+        means = {
+            column.key: sum(found) / len(found)
+            for column in self.columns
+            if (found := [d.scores[column.key] for d in self.documents if column.key in d.scores])
+        }
+        return max(means, key=lambda key: means[key], default=None)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the grader gives answers more or less than the whole score."""
+        answers = (a for d in self.documents for q in d.questions for found in q.answers.values() for a in found)
+        return any(answer.score is not None and 0 < answer.score < 1 for answer in answers)
+
+
+def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> DocumentList:
+    """Everything about a run's documents, in the run's order."""
+    columns = _columns(run, conditions)
+    order = {column.key: number for number, column in enumerate(columns)}
+    answers: dict[str, list[Given]] = defaultdict(list)
+    on_edit: dict[str, list[Given]] = defaultdict(list)
+    for given in run.answers:
+        answers[given.answer.question_id].append(given)
+        on_edit[given.fit.edit_id or ""].append(given)
+    fits: dict[str | None, list[FitRecord]] = defaultdict(list)  # without an edit, by document
+    edit_fits: dict[str, list[FitRecord]] = defaultdict(list)
+    for fit in run.fits:
+        if fit.sequences or fit.status == "failed":  # else it is an exam of the model as it is
+            (fits[fit.document_id] if fit.edit_id is None else edit_fits[fit.edit_id]).append(fit)
+    edits: dict[str, list[EditView]] = defaultdict(list)
+    for edit in run.edits:
+        id = edit.id
+        score = findings.mean_score(on_edit[id]) if edit.reward is None else edit.reward
+        edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
+    views = []
+    for document in run.documents:
+        found = [given for question in document.questions for given in answers[question.id]]
+        views.append(
+            DocumentView(
+                document=document,
+                split=run.splits[document.id],
+                scores={
+                    key: score
+                    for key, of_column in _by_column(found, order).items()
+                    if (score := findings.mean_score(of_column)) is not None
+                },
+                questions=[_question(question, answers[question.id], order) for question in document.questions],
+                edits=sorted(edits[document.id], key=lambda view: (order[view.key], view.edit.index)),
+                fits=_fits_by_column(fits[document.id]),
+            )
+        )
+    return DocumentList(columns, views, _fits_by_column(fits[None]))
+
+
+def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Column]:
+    keys = {(fit.round, fit.condition) for fit in run.fits} | {(e.round, e.writer) for e in run.edits}
+    word = "step" if run.procedure == "continual" else "round"
+    rounds = any(number for number, _ in keys)
+    order = {condition.name: number for number, condition in enumerate(conditions)}
+
+    def name(key: Key) -> str:
+        number, condition = key
+        if not rounds or condition == findings.BASE:
+            return condition
+        return f"{word} {number} · {condition}" if number else f"before training · {condition}"
+
+    def place(key: Key) -> tuple[bool, int, int, str]:
+        return key[1] != findings.BASE, key[0], order.get(key[1], len(order)), key[1]
+
+    return [Column(key, name(key)) for key in sorted(keys, key=place)]
+
+
+def _by_column(answers: Iterable[Given], order: Mapping[Key, int]) -> dict[Key, list[Given]]:
+    found: dict[Key, list[Given]] = defaultdict(list)
+    for given in answers:
+        found[given.fit.round, given.fit.condition].append(given)
+    return {key: found[key] for key in sorted(found, key=lambda key: order[key])}
+
+
+def _fits_by_column(fits: Iterable[FitRecord]) -> dict[Key, list[FitRecord]]:
+    found: dict[Key, list[FitRecord]] = defaultdict(list)
+    for fit in fits:
+        found[fit.round, fit.condition].append(fit)
+    return dict(found)
+
+
+def _question(question: Question, answers: Sequence[Given], order: Mapping[Key, int]) -> QuestionView:
+    by_column = _by_column(answers, order)
+    known = {key: findings.known(given.value for given in found) for key, found in by_column.items()}
+    before = known.get((0, findings.BASE))
+    change = {}
+    for key, after in known.items():
+        if before is not None and after is not None and before != after:
+            change[key] = "learned" if after else "lost"
+    return QuestionView(question, {key: _merged(found) for key, found in by_column.items()}, change)
+
+
+def _merged(answers: Iterable[Given]) -> list[AnswerView]:
+    """Answers that read and count alike as one, the most frequent first."""
+    counts: Counter[tuple[str, str, float | None, str]] = Counter()
+    for given in answers:
+        score = None if given.score is None else round(given.score, 3)
+        counts[given.answer.text, given.value, score, given.grade.note if given.grade else ""] += 1
+    return [AnswerView(*answer, fits) for answer, fits in counts.most_common()]
+
+
+def fit_line(fit: FitRecord) -> str:
+    """A fit in one line: what it was trained on and what came of it."""
+    parts = [f"fit {fit.replicate + 1}"]
+    if fit.status == "failed":
+        return f"{parts[0]} · failed: {fit.error}"
+    parts += [f"{fit.train_tokens:,} tokens", f"{fit.steps:,} steps"]
+    if fit.first_loss is not None and fit.last_loss is not None:
+        parts.append(f"loss {fit.first_loss:.2f} → {fit.last_loss:.2f}")
+    return " · ".join([*parts, f"{fit.seconds:.1f} s"])
+
+
+def edit_line(view: EditView) -> str:
+    """What is to be said of an edit beside its text and its writer."""
+    edit = view.edit
+    parts = [f"edit {edit.index + 1}"]
+    if edit.prompt:
+        parts.append(f"prompt {edit.prompt}")
+    if edit.output_tokens:
+        parts.append(f"{edit.output_tokens:,} tokens")
+    if view.score is not None:
+        parts.append(f"scored {format.percent(view.score)} %")
+    if edit.kept:
+        parts.append("kept")
+    if edit.truncated:
+        parts.append("cut off, used up to its last whole line")
+    if edit.dropped_lines:
+        parts.append(f"{edit.dropped_lines:,} {'line' if edit.dropped_lines == 1 else 'lines'} dropped")
+    return " · ".join(parts)
