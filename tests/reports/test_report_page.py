@@ -172,6 +172,19 @@ def test_what_the_list_says_of_a_document_is_what_its_answers_say(compare_run: P
     assert flags == {"failed", "cut", "ungraded"}
 
 
+def test_without_its_script_the_page_shows_its_documents_and_no_controls(compare_run: Path, tmp_path: Path) -> None:
+    page = build(compare_run, tmp_path)
+    assert all("hidden" in tools.attributes for tools in page.root.all("div", "tools"))
+    assert not any("hidden" in document.attributes for document in page.documents)
+
+
+def test_a_column_of_the_signal_names_its_document(train_run: Path, tmp_path: Path) -> None:
+    page = build(train_run, tmp_path)
+    (rewards,) = [s for s in page.root.all("svg") if (s.attributes.get("aria-label") or "").endswith("in round 1")]
+    titles = {document.title for document in read_run(train_run).documents[:8]}
+    assert {title.words for title in rewards.all("title")} == titles
+
+
 def test_policy_lets_only_the_pages_own_script_run(compare_run: Path, tmp_path: Path) -> None:
     page = build(compare_run, tmp_path)
     policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")

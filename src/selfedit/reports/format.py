@@ -1,7 +1,4 @@
-"""How a report writes numbers and other people's text.
-
-Knows no record and no medium.
-"""
+"""How a report writes numbers and other people's text."""
 
 from __future__ import annotations
 
