@@ -69,6 +69,11 @@ def test_no_axis_shows_shares_that_cannot_be() -> None:
     assert 100 <= high <= 110
 
 
+def test_there_are_no_halves_of_steps() -> None:
+    figure = plots.loss([(1, 3.0), (2, 2.0)])
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+
+
 def test_step_b_gets_its_charts(tmp_path: Path) -> None:
     folder = fake_runs.write_train(tmp_path / "train", documents=3, edits=2, rounds=1, replicates=1)
     names = {path.name for path in write_charts(folder)}

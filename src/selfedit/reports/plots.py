@@ -239,9 +239,12 @@ def validation(rounds: Sequence[RoundSummary]) -> list[Point]:
 
 def loss(points: Sequence[tuple[int, float]]) -> Figure:
     """A fit's loss, nats per token, by training step."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (axes,) = _figure(2.6)
     axes.plot([step for step, _ in points], [value for _, value in points], color=INK, linewidth=1.2)
     axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.yaxis.grid(True)
