@@ -137,7 +137,9 @@ def write_compare(
     """A finished (or interrupted) `compare`.  `spell` is applied to every text that a user or a model could write."""
     rng = random.Random(seed)
     names = {name: spell(name) if name != "none" else name for name in conditions}
-    settings = CompareSettings(model=spell(model), out=folder, editor=tuple(planned), replicates=replicates, seed=7)
+    settings = CompareSettings(
+        model=spell(model).replace("\0", ""), out=folder, editor=tuple(planned), replicates=replicates, seed=7
+    )
     recipe = {**RECIPE, "note": spell("chosen on validation documents")}
     with writing(folder, "compare", settings, grader=grader, spell=spell, recipe=recipe) as writer:
         store = writer.store
@@ -253,7 +255,12 @@ def write_train(
     """
     rng = random.Random(seed)
     settings = TrainSettings(
-        model=spell("smollm2-135m"), out=folder, rounds=rounds, edits=edits, replicates=replicates, grader="lexical"
+        model=spell("smollm2-135m").replace("\0", ""),
+        out=folder,
+        rounds=rounds,
+        edits=edits,
+        replicates=replicates,
+        grader="lexical",
     )
     with writing(folder, "train", settings, spell=spell) as writer:
         store = writer.store
