@@ -6,6 +6,7 @@ Every completion repeats what it was asked: the reply to "x" is "reply to x", 10
 import contextlib
 import json
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -101,7 +102,12 @@ class FakeServer:
             def do_POST(self) -> None:
                 fake.post(self)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *where: Any) -> None:
+                if not isinstance(sys.exception(), OSError):  # a client may hang up
+                    super().handle_error(*where)
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # importing openai takes most of a second
 
 logger = logging.getLogger(__name__)
 
-_SPARED = ("temperature", "top_p", "seed", "response_format")
+_DISPENSABLE = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
@@ -250,7 +250,9 @@ class ApiClient:
         if error.status not in (400, 422) or not any(word in error.message.lower() for word in _REFUSAL_WORDS):
             return False
         named = [
-            name for name in (*_SPARED, "max_tokens") if name in body and (name == error.param or name in error.message)
+            name
+            for name in (*_DISPENSABLE, "max_tokens")
+            if name in body and (name == error.param or name in error.message)
         ]
         # The parameter that the error names in its own field, else all that its message names.
         for name in [error.param] if error.param in named else named:
