@@ -112,7 +112,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
         Store(settings.out / "run.sqlite", readonly=True) as mine_,
         Store(settings.out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
     ):
-        assert mine_.scored_answers("lexical") == theirs.scored_answers("calibrated")
+        assert mine_.scored_answers("lexical") == theirs.scored_answers("lexical") != []
         for fit in theirs.fits():
             assert mine_.curve(fit.id) == theirs.curve(fit.id)
 

@@ -259,7 +259,7 @@ def test_mistakes_are_told_as_by_the_run(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
     chosen = CompareSettings(**quick, model=chat_model, documents=(documents(2),), policy=Path("nowhere"))
-    with pytest.raises(UserError, match="nowhere: not the directory of a run"):
+    with pytest.raises(UserError, match="nowhere: no such directory"):
         plan(compare, chosen)
     with pytest.raises(UserError, match="no layer matches the targets"):
         plan(compare, chosen.model_copy(update={"policy": None, "set": {"targets": ["query"]}}))

@@ -161,6 +161,18 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
         RunDirectory.read(tmp_path)
 
 
+def test_links_lead_to_nothing_that_a_run_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="lock: is a link"):
+        RunDirectory.open(tmp_path / "run", CONFIG)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="link: is a link that leads nowhere"):
+        RunDirectory.open(tmp_path / "link", CONFIG)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [1\nb: 2", r"config\.yaml: not YAML .*line \d"), ("a: 1", "not the settings of a run"), ("", "not the set")],

@@ -230,8 +230,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def _refuse_foreign(path: Path) -> None:
     with disk_errors(path):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file; name a directory for the run")
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            what = "a file" if path.exists() else "a link that leads nowhere"
+            raise UserError(f"{path}: is {what}; name a directory for the run")
         if not path.exists() or (path / "config.yaml").exists():
             return
         # What a run leaves that was killed before its settings were written.

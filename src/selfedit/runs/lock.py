@@ -33,6 +33,8 @@ class RunLock:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_symlink():
+            raise UserError(f"{self.path}: is a link, and what it leads to would be overwritten; remove it")
         with disk_errors(self.path):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             os.fchmod(descriptor, 0o600)  # whatever the umask
