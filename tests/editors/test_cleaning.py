@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.editors.cleaning import Cleaned, clean
+from selfedit.editors.cleaning import clean
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from selfedit.editors.cleaning import Cleaned, clean
     ],
 )
 def test_lines(raw: str, text: str, dropped: int) -> None:
-    assert clean(raw, cut_off=False) == Cleaned(text, dropped)
+    assert clean(raw, cut_off=False) == (text, dropped)
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def test_lines(raw: str, text: str, dropped: int) -> None:
     ],
 )
 def test_texts_that_were_cut_off(raw: str, text: str, dropped: int) -> None:
-    assert clean(raw, cut_off=True) == Cleaned(text, dropped)
+    assert clean(raw, cut_off=True) == (text, dropped)
 
 
 def test_different_questions_may_have_the_same_answer() -> None:
     raw = "Question: Is it new?\nAnswer: Yes\nQuestion: Is it red?\nAnswer: Yes"
-    assert clean(raw, cut_off=False) == Cleaned(raw, 0)
+    assert clean(raw, cut_off=False) == (raw, 0)
 
 
 def test_a_repeated_question_goes_with_its_answer() -> None:
     raw = "Question: Is it new?\nAnswer: Yes\n\nQuestion: Is it new?\n\nAnswer: No\nQuestion: Is it red?\nAnswer: Yes"
     expected = "Question: Is it new?\nAnswer: Yes\nQuestion: Is it red?\nAnswer: Yes"
-    assert clean(raw, cut_off=False) == Cleaned(expected, 4)
+    assert clean(raw, cut_off=False) == (expected, 4)
 
 
 @given(st.text(alphabet="ab1.?- \n:QA", max_size=80), st.booleans())
 def test_what_is_left_is_clean(raw: str, cut_off: bool) -> None:
-    cleaned = clean(raw, cut_off=cut_off)
-    lines = cleaned.text.splitlines()
+    text, dropped = clean(raw, cut_off=cut_off)
+    lines = text.splitlines()
     assert all(line and line == line.strip() for line in lines)
     statements = [line.casefold().rstrip(".") for line in lines if not line.casefold().startswith("a")]
     assert len(statements) == len(set(statements))
-    assert len(lines) + cleaned.dropped == len(raw.strip().splitlines())
-    assert clean(cleaned.text, cut_off=False) == Cleaned(cleaned.text, 0)
+    assert len(lines) + dropped == len(raw.strip().splitlines())
+    assert clean(text, cut_off=False) == (text, 0)
     assert all(line in raw for line in lines)

@@ -56,7 +56,7 @@ def test_an_edit_is_trained_as_it_is_sampled(family: str, chat: bool, tmp_path: 
         lead = "" if chat else edit_lead(prompt)
         assert bool(lead) == (not chat and name in ("self-qa", "lead"))
         for raw in WRITTEN:
-            stored = clean(lead + raw, cut_off=False).text
+            stored = clean(lead + raw, cut_off=False)[0]
             ids, length = tokenizer.example(prompt, stored, lead=lead)
             sampled_from = tokenizer.prompt_ids(prompt)
             assert ids[:length] == sampled_from
@@ -65,7 +65,7 @@ def test_an_edit_is_trained_as_it_is_sampled(family: str, chat: bool, tmp_path: 
             assert not set(target) & set(tokenizer.stop_ids)
             # As sampling: the same text behind the prompt, and the same edit from it.
             decoded = tokenizer.decode([*tokenizer.encode(lead), *target])
-            assert clean(decoded, cut_off=False).text == stored, (name, raw)
+            assert clean(decoded, cut_off=False)[0] == stored, (name, raw)
             whole = tokenizer.hf.decode(ids[:-1])
             before = tokenizer.hf.decode(sampled_from)
             assert whole.startswith(before)
@@ -125,4 +125,4 @@ def test_a_round_trains_the_editor_on_what_it_sampled_from(
     assert {sequence.ids[: sequence.prompt_length] for sequence in sequences} <= prompts
     lead = () if chat else pool.tokenizer.encode("Question:")
     written = [pool.tokenizer.decode([*lead, *sequence.ids[sequence.prompt_length :]]) for sequence in sequences]
-    assert kept == sorted(clean(text, cut_off=False).text for text in written)
+    assert kept == sorted(clean(text, cut_off=False)[0] for text in written)

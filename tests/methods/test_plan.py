@@ -302,7 +302,7 @@ def test_no_edit_is_more_than_planned(
     @settings(max_examples=150, deadline=None)
     @given(st.one_of(vocabulary, lines, pairs, st.text(max_size=2000), st.text("a \n", max_size=2000)))
     def check(raw: str) -> None:
-        text = within_bounds(clean(raw, cut_off=False).text, most_tokens, tokenizer)
+        text = within_bounds(clean(raw, cut_off=False)[0], most_tokens, tokenizer)
         sequences = training_sequences(document, text, recipe, tokenizer, 1024)
         assert sum(len(tokenize(one, recipe, tokenizer, prompts).ids) for one in sequences) <= planned
 

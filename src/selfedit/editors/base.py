@@ -123,12 +123,10 @@ class Tools:
 
     def edit(self, document: Document, index: int, raw: str, *, prompt: str = "", cut_off: bool = False) -> Edit:
         """An edit of what was written; one from a prompt is held to its bounds, one from a file is taken as it is."""
-        cleaned = clean(raw, cut_off=cut_off)
-        text = within_bounds(cleaned.text, self.max_tokens, self.student.tokenizer) if prompt else cleaned.text
-        cut_off = cut_off or text != cleaned.text
-        return Edit(
-            document.id, self.name, index, text, prompt, cut_off, dropped_lines=cleaned.dropped, round=self.round
-        )
+        cleaned, dropped = clean(raw, cut_off=cut_off)
+        text = within_bounds(cleaned, self.max_tokens, self.student.tokenizer) if prompt else cleaned
+        cut_off = cut_off or text != cleaned
+        return Edit(document.id, self.name, index, text, prompt, cut_off, dropped_lines=dropped, round=self.round)
 
 
 class Editor(Protocol):

@@ -6,7 +6,6 @@ It works on lines, list marks and the form of questions with answers, whoever wr
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 # "Question: ...", "Q2. ...", with the answer on the line behind it.
 QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
@@ -17,20 +16,13 @@ _LIST_MARK = re.compile(r"^(?:\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$))+")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?=\s)|(?<=\D)[.!?][\"'”’»)\]]*$")
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """`dropped` counts repeated and empty lines that were left out, and the cut last line."""
-
-    text: str
-    dropped: int
-
-
-def clean(raw: str, *, cut_off: bool) -> Cleaned:
-    """Strips list marks, drops empty and repeated lines, and, where the text was cut off, its last line, which is not
-    whole.
+def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
+    """(the text, how many lines were dropped).  Strips list marks, drops empty and repeated lines, and, where the text
+    was cut off, its last line, which is not whole.
 
     A cut text of a single line is kept up to its last whole sentence.  A question that is repeated goes with its
-    answer; answers to different questions may be the same.  The result may be empty."""
+    answer; answers to different questions may be the same.  The text may be empty.
+    """
     lines = raw.strip().splitlines()
     dropped = 0
     if cut_off and lines and not raw.rstrip(" \t").endswith("\n"):
@@ -58,4 +50,4 @@ def clean(raw: str, *, cut_off: bool) -> Cleaned:
             continue
         seen.add(key)
         kept.append(stripped)
-    return Cleaned("\n".join(kept), dropped)
+    return "\n".join(kept), dropped

@@ -108,10 +108,10 @@ class Grading:
             found[answer.document_id] = DocumentScore(before.score + answer.score, before.graded + 1)
         return found
 
-    def scores_of_fits(self, ids: Iterable[str]) -> dict[str, list[float]]:
+    def scores_of_fits(self, ids: Iterable[str], *, round: int | None = None) -> dict[str, list[float]]:
         """Scores of the graded answers of these fits about their own documents, by fit; a failed fit has none."""
         found: dict[str, list[float]] = {id: [] for id in ids}
-        for answer in self.store.scored_answers(self.name):
+        for answer in self.store.scored_answers(self.name, round=round):
             if answer.fit_id in found and answer.document_id is not None and answer.score is not None:
                 found[answer.fit_id].append(answer.score)
         return found

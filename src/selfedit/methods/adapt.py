@@ -27,7 +27,7 @@ from selfedit.runs.files import directory_atomically
 class Adapted:
     """An adapter that has learned documents, and what the exam says of it.
 
-    `before` and `after` are accuracies with 95 % intervals (`exam.statistics`), None where no answer was graded.
+    `before` and `after` are accuracies with 95 % intervals (`evaluation.statistics`), None where no answer was graded.
     """
 
     model: Model

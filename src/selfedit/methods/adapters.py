@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.methods.policies import is_whole, read_trained
+from selfedit.methods.policies import is_whole, selected_round
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
 
@@ -48,7 +48,7 @@ def find_adapters(source: Path) -> Adapters:
         if procedure == "learn":
             folders = [run.adapter(LEARNED)]
         elif procedure == "train":
-            folders = [run.checkpoint(round) for round in range(1, read_trained(source).selected + 1)]
+            folders = [run.checkpoint(round) for round in range(1, selected_round(run) + 1)]
         elif procedure == "continual":
             run.read_summary()  # an unfinished run is refused
             # A document without edits has no step of its own.

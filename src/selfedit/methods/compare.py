@@ -50,8 +50,8 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         learnings = [learning for spec in specs for learning in condition(run, settings, documents, spec)]
         if policy:
             # The policy that `train` made writes the edits and is the student.
-            spec, name = EditorSpec("self", policy.prompt), f"trained:{policy.prompt}"
-            learnings += condition(run, settings, documents, spec, name, policy.chain)
+            chain, prompt = policy
+            learnings += condition(run, settings, documents, EditorSpec("self", prompt), f"trained:{prompt}", chain)
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 

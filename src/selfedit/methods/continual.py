@@ -16,9 +16,7 @@ from typing import Any, Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
@@ -27,8 +25,8 @@ from selfedit.methods.learnings import all_in_one
 from selfedit.methods.policies import read_delta
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import ContinualSettings
-from selfedit.methods.small_models import say_editor, with_editor
-from selfedit.methods.summarise import summarise, summary_of_finished
+from selfedit.methods.small_models import editor_of, say_editor
+from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.runs.summary import Summary
 
 
@@ -39,10 +37,8 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
     interval).  A document whose edits could not be written is passed over.
     Errors: UserError for what the user can mend.
     """
-    asked, settings = settings.editor, with_editor(settings)
-    spec = EditorSpec.parse(settings.editor)
-    if spec.kind == "none":
-        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    asked = settings.editor
+    settings, spec = editor_of(settings)
     with Run("continual", settings, **parts) as run:
         documents = load(run, settings.documents, limit=settings.limit)
         check(run, documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
@@ -107,13 +103,10 @@ def _learn(
 
 def _step(run: Run, step: int, document_id: str) -> dict[str, Any]:
     scores = run.grading.scores("after", round=step)
-    new = {document: score for document, score in scores.items() if document == document_id}
-    earlier = {document: score for document, score in scores.items() if document != document_id}
-    return {"step": step, "document": document_id, "new": _accuracy(new), "earlier": _accuracy(earlier)}
 
+    def part(new: bool) -> dict[str, Any] | None:
+        some = {id: score for id, score in scores.items() if (id == document_id) == new}
+        found = accuracy(some)
+        return found and {**found, "documents": len(some)}
 
-def _accuracy(scores: dict[str, DocumentScore]) -> dict[str, Any] | None:
-    if not any(score.graded for score in scores.values()):
-        return None
-    found = accuracy_interval(scores)
-    return {"accuracy": found.mean, "ci95": [found.lo, found.hi], "documents": len(scores)}
+    return {"step": step, "document": document_id, "new": part(True), "earlier": part(False)}

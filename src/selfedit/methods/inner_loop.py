@@ -98,7 +98,7 @@ def inner_loop(
     if not any(learning.examine for learning in learnings):
         return {}
     run.grading.grade()
-    return run.grading.scores_of_fits(by_id)
+    return run.grading.scores_of_fits(by_id, round=learnings[0].round)
 
 
 def _record(

@@ -13,9 +13,7 @@ from typing import Any, Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import accuracy_interval
 from selfedit.methods.adapters import LEARNED
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import condition_on_the_way, examine_untrained
@@ -25,8 +23,8 @@ from selfedit.methods.learnings import all_in_one
 from selfedit.methods.model_card import add_tokenizer_and_card
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
-from selfedit.methods.small_models import say_editor, with_editor
-from selfedit.methods.summarise import summarise, summary_of_finished
+from selfedit.methods.small_models import editor_of, say_editor
+from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
 from selfedit.runs.summary import Summary
 
@@ -55,10 +53,8 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     if not settings.documents and not documents:
         raise UserError("no documents given: name files, folders, or news")
     check_tracker(settings.track)
-    asked, settings = settings.editor, with_editor(settings)
-    spec = EditorSpec.parse(settings.editor)
-    if spec.kind == "none":
-        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    asked = settings.editor
+    settings, spec = editor_of(settings)
     with Run("learn", settings, **parts) as run:
         if documents is None:
             documents = load(run, settings.documents, limit=settings.limit, require_questions=False)
@@ -99,10 +95,8 @@ def _looks(run: Run, name: str, steps: int) -> list[dict[str, Any]]:
     for fit in run.store.fits():
         if fit.condition != condition_on_the_way(name, fit.steps, steps):
             continue
-        scores = run.grading.scores(fit.condition)
-        if any(score.graded for score in scores.values()):
-            mean, low, high = accuracy_interval(scores)
-            found.append({"step": fit.steps, "steps": steps, "accuracy": mean, "ci95": [low, high]})
+        if look := accuracy(run.grading.scores(fit.condition)):
+            found.append({"step": fit.steps, "steps": steps, **look})
     return sorted(found, key=lambda look: look["step"])
 
 

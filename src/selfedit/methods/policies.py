@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
     from selfedit.methods.run import Run
 
 DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What `train` made; `chain` names its deltas, one per round, in order; `prompt` its editing prompt."""
-
-    chain: tuple[str, ...]
-    prompt: str
 
 
 def delta_name(round: int) -> str:
@@ -81,60 +72,49 @@ def publish_chain(run: Run, folder: Path, rounds: range) -> tuple[str, ...]:
     return tuple(names)
 
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished run of `train`: its settings, the round that it selected, how many it made, and its documents."""
-
-    config: dict[str, Any]
-    selected: int
-    rounds: int
-    documents: list[Document]
-
-
-def read_trained(path: Path) -> TrainedRun:
-    """What `train` left in a directory.  Errors: UserError for any other directory, or an unfinished run."""
-    with RunDirectory.read(path) as run:
-        if run.config.get("procedure") != "train":
-            raise UserError(
-                f"{path}: a run of {run.config.get('procedure')}, not of train; name a run of `selfedit train`"
-            )
-        selected = run.read_summary().selected_round
-        if selected is None:
-            raise UserError(f"{path}: no round is selected yet; let `selfedit train` finish")
-        return TrainedRun(run.config, selected, len(run.store.rounds()), run.store.documents())
+def selected_round(trained: RunDirectory) -> int:
+    """The round that a run of `train` selected.  Errors: UserError for another method's run, or an unfinished one."""
+    if trained.config.get("procedure") != "train":
+        method = trained.config.get("procedure")
+        raise UserError(f"{trained.path}: a run of {method}, not of train; name a run of `selfedit train`")
+    selected = trained.read_summary().selected_round
+    if selected is None:
+        raise UserError(f"{trained.path}: no round is selected yet; let `selfedit train` finish")
+    return selected
 
 
-def load_policy(path: Path, run: Run, documents: Sequence[Document], round: int | None = None) -> Policy:
-    """The policy that a run of `train` selected, or that of `round`, made known to the workers; warns of documents that
-    the run has seen.
+def load_policy(
+    path: Path, run: Run, documents: Sequence[Document], round: int | None = None
+) -> tuple[tuple[str, ...], str]:
+    """The policy that a run of `train` selected, or that of `round`, made known to the workers: the names of its deltas
+    in order, and its editing prompt.  Warns of documents that the policy has seen.
 
-    Errors: UserError for a run of another procedure, an unfinished one, one of another model, or one without that
-    round; and where the untrained model itself was selected."""
-    trained = read_trained(path)
-    model = trained.config["model"]
-    if model != run.settings.model:
+    Errors: UserError for a run of another method, an unfinished one, one of another model, or one without that round;
+    and where the untrained model itself was selected."""
+    with RunDirectory.read(path) as trained:
+        selected = selected_round(trained)
+        config, rounds, seen = trained.config, len(trained.store.rounds()), trained.store.documents()
+    if (model := config["model"]) != run.settings.model:
         raise UserError(
             f"{path}: its checkpoints belong to model {model}, not {run.settings.model}; give the same --model"
         )
-    if round is None and trained.selected == 0:
+    if round is None and selected == 0:
         raise UserError(
             f"{path}: it selected round 0, the untrained model itself, so there is no policy to compare;"
             " --policy-round N takes another round's"
         )
-    if round is not None and round > trained.rounds:
-        raise UserError(f"--policy-round {round}: {path} has {trained.rounds} rounds")
-    chosen = round or trained.selected
-    if chosen != trained.selected:
+    if round is not None and round > rounds:
+        raise UserError(f"--policy-round {round}: {path} has {rounds} rounds")
+    chosen = round or selected
+    if chosen != selected:
         run.warn(
             "policy not selected",
-            f"the policy is round {chosen}'s; on validation documents, {path} selected round {trained.selected}",
+            f"the policy is round {chosen}'s; on validation documents, {path} selected round {selected}",
         )
-    shared = sharing_titles(documents, trained.documents)
-    if shared:
+    if shared := sharing_titles(documents, seen):
         run.warn(
             "documents seen in training",
             f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
             f" (first: {shared[0].id}): their figures say nothing about new documents",
         )
-    chain = publish_chain(run, path, range(1, chosen + 1))
-    return Policy(chain, str(trained.config["edit_prompt"]))
+    return publish_chain(run, path, range(1, chosen + 1)), str(config["edit_prompt"])

@@ -12,7 +12,7 @@ from selfedit.methods.policies import delta_name
 from selfedit.methods.rewards import TRAIN
 from selfedit.methods.run import Run
 from selfedit.methods.selection import Selection
-from selfedit.methods.summarise import summarise
+from selfedit.methods.summarise import accuracy, summarise
 from selfedit.methods.worth import worth_it
 from selfedit.runs.costs import Spent
 from selfedit.runs.records import RoundRecord
@@ -94,14 +94,12 @@ def select_round(run: Run, validation: Sequence[Document]) -> int:
 def summarise_training(
     run: Run, training: Sequence[Document], validation: Sequence[Document], selected: int
 ) -> Summary:
-    untrained = run.grading.scores(VALIDATION, round=0)
-    first = accuracy_interval(untrained) if untrained else None
     return summarise(
         run,
         [*training, *validation],
         ["none"],
         rounds=tuple(round_summary(record) for record in run.store.rounds()),
         selected_round=selected,
-        untrained_validation=None if first is None else {"accuracy": first.mean, "ci95": [first.lo, first.hi]},
+        untrained_validation=accuracy(run.grading.scores(VALIDATION, round=0)),
         worth_it=worth_it(run, [document.id for document in validation], selected),
     )

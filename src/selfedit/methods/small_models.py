@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, ContinualSettings, LearnSettings
 from selfedit.models import parameter_count
@@ -20,6 +22,15 @@ S = TypeVar("S", LearnSettings, ContinualSettings)
 
 def default_editor(parameters: int) -> str:
     return "passage" if parameters < SMALL else "self"
+
+
+def editor_of(settings: S) -> tuple[S, EditorSpec]:
+    """The settings with an editor named, and that editor.  Errors: UserError where it writes nothing to learn from."""
+    settings = with_editor(settings)
+    spec = EditorSpec.parse(settings.editor)
+    if spec.kind == "none":
+        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    return settings, spec
 
 
 def with_editor(settings: S) -> S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfedit.documents import Document
@@ -36,6 +36,14 @@ def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str]
     )
     run.directory.write_summary(summary)
     return summary
+
+
+def accuracy(scores: Mapping[str, DocumentScore]) -> dict[str, Any] | None:
+    """The accuracy and its interval, as a summary has them; None where nothing was graded."""
+    if not any(score.graded for score in scores.values()):
+        return None
+    mean, low, high = accuracy_interval(scores)
+    return {"accuracy": mean, "ci95": [low, high]}
 
 
 def summary_of_finished(run: Run) -> Summary | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from selfedit.errors import UserError
@@ -13,21 +14,11 @@ _CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "track
 
 
 class Tracker(Protocol):
-    """What the procedures need of accelerate's trackers."""
+    """What methods need of accelerate's trackers."""
 
     def log(self, values: dict[str, float], step: int | None = None) -> None: ...
 
     def finish(self) -> None: ...
-
-
-class NoTracker:
-    """Tells nobody."""
-
-    def log(self, values: dict[str, float], step: int | None = None) -> None:
-        del values, step
-
-    def finish(self) -> None:
-        """Nothing to close."""
 
 
 def check_tracker(name: str | None) -> None:
@@ -43,7 +34,7 @@ def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Trac
     Errors: as `check_tracker`.
     """
     if name is None:
-        return NoTracker()
+        return SimpleNamespace(log=lambda values, step=None: None, finish=lambda: None)
     check_tracker(name)
     from accelerate import tracking
 
