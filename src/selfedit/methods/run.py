@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 from selfedit.editors.api import ApiClient
 from selfedit.editors.endpoint import shown_address
@@ -51,21 +51,10 @@ class Run(AbstractContextManager["Run"]):
     asks, grades, makes training jobs, and chooses by results.
     """
 
-    def __init__(
-        self,
-        method: str,
-        settings: Settings,
-        *,
-        progress: Progress | None = None,
-        pool: Pool | None = None,
-        client: Callable[[Run, str, Role], ApiClient] | None = None,
-        grader: Callable[..., Grader] = make_grader,
-        jobs: Callable[..., Jobs] = Jobs,
-        choices: Choices | None = None,
-    ) -> None:
+    def __init__(self, method: str, settings: Settings, **parts: Unpack[Parts]) -> None:
         self.method = method
         self.settings = settings
-        self.progress: Progress = progress or Quiet()
+        self.progress: Progress = parts.get("progress") or Quiet()
         self.recipe = load_recipe(settings.recipe).with_settings(settings.set)
         self.prompts = Prompts(settings.prompt_file)
         # What the user can get wrong is looked at before the run directory is made or a model is loaded.
@@ -88,9 +77,9 @@ class Run(AbstractContextManager["Run"]):
             raise
         hourly, budget = settings.usd_per_hour, settings.budget
         self.ledger = Ledger(self.store, prices, model=settings.model, usd_per_hour=hourly, budget=budget)
-        self.workers = Workers(settings, self.directory, self.ledger, self.progress, self.warn, pool)
-        self.choices = choices or Choices()
-        self._make_client, self._make_grader, self._make_jobs = client or make_client, grader, jobs
+        self.workers = Workers(settings, self.directory, self.ledger, self.progress, self.warn, parts.get("pool"))
+        self.choices = parts.get("choices") or Choices()
+        self._parts = parts
         self._clients: dict[tuple[str, Role], ApiClient] = {}
 
     def __exit__(
@@ -108,7 +97,7 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def jobs(self) -> Jobs:
-        return self._make_jobs(self.workers.tokenizer, self.workers.context_length, self.prompts)
+        return self._parts.get("jobs", Jobs)(self.workers.tokenizer, self.workers.context_length, self.prompts)
 
     @cached_property
     def exam(self) -> Exam:
@@ -117,12 +106,12 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def grading(self) -> Grading:
-        return make_grading(self, self._make_grader)
+        return make_grading(self, self._parts.get("grader", make_grader))
 
     def client(self, model: str, role: Role) -> ApiClient:
         """The run's one client of this API model in this role; its replies are kept in the run's store."""
         if (model, role) not in self._clients:
-            self._clients[model, role] = self._make_client(self, model, role)
+            self._clients[model, role] = self._parts.get("client", make_client)(self, model, role)
         return self._clients[model, role]
 
     def warn(self, kind: str, message: str) -> None:
