@@ -72,8 +72,12 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
             learned.append(document)
             examine_untrained(run, learned, condition="after", round=step, policy=policy)
         run.grading.grade()
-        steps = tuple(_step(run, step, document.id) for step, document in enumerate(documents, start=1))
-        return summary_of_finished(run) or summarise(run, documents, ["none"], steps=steps)
+        return summary_of_finished(run) or summarise(
+            run,
+            documents,
+            ["none"],
+            steps=tuple(_step(run, step, document.id) for step, document in enumerate(documents, start=1)),
+        )
 
 
 def _learn(
