@@ -281,7 +281,7 @@ def test_targets_that_the_model_does_not_have(compare_words: list[str], mistake:
 def test_directories_that_are_no_runs(mistake: Mistake, compare_words: list[str], tmp_path: Path) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "photo.jpg").write_text("")
-    assert "holiday: is no run directory" in mistake("report", tmp_path / "holiday")
+    assert "holiday: not the directory of a run" in mistake("report", tmp_path / "holiday")
     assert "nowhere: " in mistake("report", tmp_path / "nowhere")
     assert "not empty and not a run" in mistake(*without(compare_words, "--out"), "--out", tmp_path / "holiday")
     (tmp_path / "file").write_text("")
