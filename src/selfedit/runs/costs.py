@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from selfedit.runs.records import CostRecord
 
@@ -28,21 +27,6 @@ def device_cost(
     return CostRecord(what, condition, round, model, seconds=seconds, usd=usd)
 
 
-class Line(Protocol):
-    """What a line of the ledger has, in the store's records and in a report's."""
-
-    @property
-    def condition(self) -> str: ...
-    @property
-    def input_tokens(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def usd(self) -> float | None: ...
-
-
 @dataclass(frozen=True)
 class Spent:
     """A sum over lines.  `known_usd` adds the prices that are known (None where none is), `unpriced` counts API
@@ -55,7 +39,7 @@ class Spent:
     unpriced: int = 0
 
     @staticmethod
-    def of(lines: Iterable[Line]) -> Spent:
+    def of(lines: Iterable[CostRecord]) -> Spent:
         lines = list(lines)
         prices = [line.usd for line in lines if line.usd is not None]
         return Spent(
@@ -73,9 +57,9 @@ class Spent:
         return None if self.unpriced else self.known_usd
 
 
-def cost_by_condition(lines: Iterable[Line]) -> dict[str, Spent]:
+def cost_by_condition(lines: Iterable[CostRecord]) -> dict[str, Spent]:
     """What each condition has spent, in the order in which they first spent something."""
-    groups: dict[str, list[Line]] = {}
+    groups: dict[str, list[CostRecord]] = {}
     for line in lines:
         groups.setdefault(line.condition, []).append(line)
     return {condition: Spent.of(group) for condition, group in groups.items()}
