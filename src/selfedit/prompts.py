@@ -23,6 +23,7 @@ FIELDS = {
     "reward": ("title", "text", "edit", "fence"),
     "study": ("title",),
     "exam": ("title", "question"),
+    "open-book": ("passages", "title", "question"),
     "judge": ("question", "gold", "answer", "fence"),
 }
 # What a template may hold: nothing that repeats, and no filter that makes its text longer.
@@ -145,6 +146,11 @@ class Prompts:
     def exam(self, *, instruct: bool, title: str, question: str) -> str:
         """The prompt that asks an exam question, closed book."""
         return self._render("exam", "", "chat" if instruct else "base", title=title, question=question)
+
+    def open_book(self, *, instruct: bool, passages: str, title: str, question: str) -> str:
+        """The prompt that asks an exam question with passages to look it up in."""
+        kind = "chat" if instruct else "base"
+        return self._render("open-book", "", kind, passages=passages, title=title, question=question)
 
     def reward(self, *, title: str, text: str, edit: str, fence: str) -> str:
         """The prompt that has a judge rate an edit."""

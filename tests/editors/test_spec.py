@@ -11,6 +11,7 @@ from selfedit.errors import UserError
     [
         ("none", EditorSpec("none"), "none"),
         ("passage", EditorSpec("passage"), "passage"),
+        ("open-book", EditorSpec("open-book"), "open-book"),
         ("self", EditorSpec("self"), "self"),
         ("self:questions", EditorSpec("self", "questions"), "self:questions"),
         ("self:prompts/mine.txt", EditorSpec("self", "prompts/mine.txt"), "self:mine"),
@@ -40,6 +41,7 @@ def test_the_forms(text: str, spec: EditorSpec, name: str) -> None:
         ("None", "no kind of editor called 'None'"),
         ("passage:x", "'passage' takes nothing after it"),
         ("none:", "'none' takes nothing after it"),
+        ("open-book:x", "'open-book' takes nothing after it"),
         ("self:", "the prompt after 'self:' is missing"),
         ("replay", "the file after 'replay:' is missing"),
         ("replay:", "the file after 'replay:' is missing"),

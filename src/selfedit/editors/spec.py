@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from selfedit.errors import UserError
 
-EditorKind = Literal["none", "passage", "self", "replay", "api"]
+EditorKind = Literal["none", "open-book", "passage", "self", "replay", "api"]
 
-FORMS = "none, passage, self, self:PROMPT, replay:FILE[#writer], api:MODEL"
+FORMS = "none, open-book, passage, self, self:PROMPT, replay:FILE[#writer], api:MODEL"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EditorSpec:
         argument, writer = argument.strip(), ""
         if kind not in get_args(EditorKind):
             raise _wrong(text, f"there is no kind of editor called '{kind}'")
-        if kind in ("none", "passage") and colon:
+        if kind in ("none", "open-book", "passage") and colon:
             raise _wrong(text, f"'{kind}' takes nothing after it")
         if kind == "replay":
             # A file's name may hold a '#'; a writer's may not.
@@ -50,6 +50,11 @@ class EditorSpec:
         if any(character == "|" or not character.isprintable() for character in text):
             raise _wrong(text, "a condition's name must not hold '|' or control characters")
         return cls(kind, argument, writer)  # type: ignore[arg-type]
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned under this condition; if not, the model is examined as it is."""
+        return self.kind not in ("none", "open-book")
 
     @property
     def built_in(self) -> bool:

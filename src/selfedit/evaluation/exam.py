@@ -1,4 +1,4 @@
-"""The closed-book exam: a question's prompt, without its document, and the answer in what a model then writes."""
+"""The exam: a question's prompt, closed book or with passages in it, and the answer in what a model then writes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ class Exam:
         self.prompts = prompts
         self.max_tokens = max_tokens
 
-    def request(self, document: Document | None, question: Question) -> DecodeRequest:
-        """The prompt of a question about a document, or of a general one (None).
+    def request(
+        self, document: Document | None, question: Question, passages: Sequence[Document] = ()
+    ) -> DecodeRequest:
+        """The prompt of a question about a document, or of a general one (None): closed book, or with these passages.
 
-        Errors: UserError for a question that is longer than the student reads.
+        Errors: UserError for a prompt that is longer than the student reads.
         """
-        title = document.title if document else GENERAL_TITLE
-        text = self.prompts.exam(instruct=self.tokenizer.instruct, title=title, question=question.question)
+        asked = {"title": document.title if document else GENERAL_TITLE, "question": question.question}
+        instruct, remedy = self.tokenizer.instruct, "shorten the question or the title"
+        if passages:
+            shown = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in passages)
+            text = self.prompts.open_book(instruct=instruct, passages=shown, **asked)
+            remedy = f"{', '.join(passage.id for passage in passages)}: cut into shorter documents"
+        else:
+            text = self.prompts.exam(instruct=instruct, **asked)
         try:
             ids = prompt_tokens(self.tokenizer, text, self.context_length)
         except UserError as error:
-            raise UserError(f"question {question.id}: {error}; shorten the question or the title") from None
+            raise UserError(f"question {question.id}: {error}; {remedy}") from None
         return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
 
     def answer(self, ids: Sequence[int]) -> str:

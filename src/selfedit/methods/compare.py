@@ -1,6 +1,7 @@
 """Step A as an experiment: the same documents, learned from notes by different editors, under one recipe.
 
 examine the model on every document
+for each reference line: examine the model with passages in the prompt
 for each condition (an editor, the passage alone, or a policy that `train` made):
     edits ← the editor's, of every document
     inner loop: train an adapter on each edit, examine it, grade
@@ -21,6 +22,7 @@ from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
 from selfedit.methods.learnings import Learning, all_in_one, one_each
 from selfedit.methods.policies import load_policy
+from selfedit.methods.references import REFERENCES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
@@ -55,7 +57,8 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 
-        names = ["none", *dict.fromkeys(learning.condition for learning in learnings)]
+        lines = [spec.name for spec in specs if spec.kind in REFERENCES]
+        names = ["none", *dict.fromkeys(learning.condition for learning in learnings), *lines]
         return summary_of_finished(run) or summarise(run, documents, names, **more)
 
 
@@ -67,10 +70,14 @@ def condition(
     name: str | None = None,
     policy: tuple[str, ...] = (),
 ) -> list[Learning]:
-    """What the adapters of one condition learn: an adapter per edit, or with `joint` one for all documents."""
-    if spec.kind == "none":
-        return []
+    """What the adapters of one condition learn: an adapter per edit, or with `joint` one for all documents.  Where
+    nothing is learned, the model is examined."""
     name = name or spec.name
+    if spec.kind in REFERENCES:
+        passages = REFERENCES[spec.kind](spec, documents)
+        examine_untrained(run, documents, condition=name, passages=passages, general=False)
+    if not spec.learns:
+        return []
     edits = None
     if spec.kind != "passage":
         count, prompt = settings.edits, settings.edit_prompt

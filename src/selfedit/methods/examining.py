@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question
-from selfedit.engine.jobs import Completion
+from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.evaluation.general import general_questions
 from selfedit.execution.tasks import Fit, FitOutcome
+from selfedit.methods.references import Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.runs.records import Answer, FitRecord
@@ -21,11 +22,13 @@ def examine_untrained(
     documents: Sequence[Document],
     *,
     condition: str = "none",
+    passages: Passages | None = None,
     round: int = 0,
     policy: tuple[str, ...] = (),
     general: bool = True,
 ) -> None:
-    """Examines the policy without any adapter, document by document, and asks it the general questions."""
+    """Examines the policy without any adapter, document by document, closed book or with passages in the prompt; and
+    asks it the general questions."""
     exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
     if general and run.settings.general_questions:
         asked = general_questions(run.settings.general_questions, run.settings.seed)
@@ -48,9 +51,11 @@ def examine_untrained(
         phase=f"exam ({condition})",
         policy=policy,
     )
-    complete(
-        {id: [run.exam.request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()}, done, keep
-    )
+
+    def request(document: Document | None, question: Question) -> DecodeRequest:
+        return run.exam.request(document, question, passages(document, question) if passages and document else ())
+
+    complete({id: [request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()}, done, keep)
 
 
 def known_general(run: Run) -> list[Question]:

@@ -10,6 +10,7 @@ from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
 from selfedit.methods.clients import LOCAL_JUDGE
 from selfedit.methods.edits import make_editor
+from selfedit.methods.references import check_references
 from selfedit.methods.run import Run
 from selfedit.training.tokens import longer_than
 
@@ -61,6 +62,7 @@ def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], 
         if spec.kind in EDITORS:
             make_editor(run, spec, prompt).check(documents, count)
     _ = run.workers.pool
+    check_references(run, documents, specs)
 
 
 def warn_of_cuts(run: Run, documents: Sequence[Document]) -> None:

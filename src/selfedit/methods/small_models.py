@@ -28,8 +28,10 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
     """The settings with an editor named, and that editor.  Errors: UserError where it writes nothing to learn from."""
     settings = with_editor(settings)
     spec = EditorSpec.parse(settings.editor)
-    if spec.kind == "none":
-        raise UserError("--editor none: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL")
+    if not spec.learns:
+        raise UserError(
+            f"--editor {spec.name}: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL"
+        )
     return settings, spec
 
 

@@ -39,7 +39,7 @@ def sweep(
     recipes = [run.recipe.with_settings(changes) for changes in grid]
     test, validation = set_apart(run, documents, settings.validation, _SHARE, rest="test")
     run.store.add_documents(validation, "validation")
-    tried = [spec for spec in specs if spec.kind != "none"]
+    tried = [spec for spec in specs if spec.learns]
     learnings: list[Learning] = []
     conditions: dict[str, Recipe] = {}
     for spec in tried:
@@ -72,7 +72,7 @@ def sweep(
 
 def check_grid(settings: CompareSettings, specs: Sequence[EditorSpec]) -> None:
     """Errors: UserError for a sweep that cannot be made, before anything else is."""
-    if settings.sweep and all(spec.kind == "none" for spec in specs):
+    if settings.sweep and not any(spec.learns for spec in specs):
         raise UserError("--sweep: no editor given that recipes could be tried on; add one with --editor")
     recipe = load_recipe(settings.recipe).with_settings(settings.set)
     for changes in parse_grid(settings.sweep):
