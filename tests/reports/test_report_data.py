@@ -149,7 +149,7 @@ def _bad_config(folder: Path) -> None:
         (_spoiled("UPDATE fits SET sequences = '[1]'"), "a list in fits.sequences holds something else"),
         (_spoiled("UPDATE fits SET seconds = 9e999"), "fits.seconds holds real"),
         (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
-        (_spoiled("DROP TABLE events"), "not the tables of schema 2"),
+        (_spoiled("DROP TABLE events"), "not the tables of schema 3"),
         (_half_summary, "not JSON"),
         (_newer_summary, "not a summary of schema 1: schema"),
         (_bad_condition, "conditions.0.accuracy"),

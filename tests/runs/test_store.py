@@ -23,6 +23,7 @@ from selfedit.runs.records import (
     CostRecord,
     Event,
     FitRecord,
+    OwnText,
     RoundRecord,
     ScoredAnswer,
     fit_id,
@@ -325,7 +326,7 @@ def test_other_tables_are_refused_whatever_their_version_says(store: Store, chan
     store.close()
     with sqlite3.connect(store.path) as raw:
         raw.execute(change)
-    with pytest.raises(UserError, match=r"run\.sqlite: not the tables of schema 2; start a new run"):
+    with pytest.raises(UserError, match=r"run\.sqlite: not the tables of schema 3; start a new run"):
         Store(store.path, readonly=readonly)
 
 
@@ -407,7 +408,7 @@ def test_threads_take_turns_and_do_not_join_each_others_transactions(store: Stor
 
 def test_the_file_is_what_was_promised(store: Store) -> None:
     connection = sqlite3.connect(store.path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     assert store._rows("PRAGMA synchronous") == [(2,)]  # 2: FULL
@@ -416,7 +417,7 @@ def test_the_file_is_what_was_promised(store: Store) -> None:
 
 @pytest.mark.parametrize("readonly", [False, True])
 @pytest.mark.parametrize(
-    ("version", "message"), [(3, "newer selfedit.*update"), (1, "older selfedit"), (0, "not a store of selfedit")]
+    ("version", "message"), [(4, "newer selfedit.*update"), (2, "older selfedit"), (0, "not a store of selfedit")]
 )
 def test_other_schema_versions_are_refused_and_left_alone(store, version, message, readonly) -> None:
     store.close()
@@ -559,3 +560,17 @@ def test_a_file_that_cannot_grow_keeps_the_finished_tasks(tmp_path: Path, limit:
             if not experiment.is_done(store, task):
                 experiment.write(store, task)
     assert whole_tasks(path, experiment) == experiment.tasks
+
+
+def test_own_texts_are_kept_by_policy_and_the_first_stays(store: Store) -> None:
+    first = OwnText("", "tea", "Compare tea and coffee.", "Both are drinks.", (5, 6, 7))
+    empty = replace(first, prompt_id="empty", text="", ids=())
+    later = replace(first, policy="round-01/round-02")
+    store.add_own_texts([first, empty, later])
+    store.add_own_texts([replace(first, text="other", ids=(8,))])
+    assert store.own_texts() == {"tea": first, "empty": empty}
+    assert store.own_texts("round-01/round-02") == {"tea": later}
+    store.refuse_damage()
+    store._write("UPDATE own_texts SET ids = '[\"x\"]' WHERE policy = ''")
+    with pytest.raises(UserError, match=r"a list in own_texts\.ids holds something else"):
+        store.refuse_damage()

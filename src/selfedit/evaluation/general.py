@@ -1,14 +1,17 @@
-"""General questions, asked before and after an adaptation to measure what was forgotten.
+"""General questions, asked before and after an adaptation to measure what was forgotten; and general prompts, to which
+the model itself writes texts.
 
-Which of them count for a model (those it answers rightly before) is up to the method.
+Which of the questions count for a model (those it answers rightly before) is up to the method.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any, Literal
 
 from selfedit.documents.document import Question
 
@@ -19,10 +22,34 @@ GENERAL_TITLE = "General knowledge"
 _ASKED_PER_QUESTION = 20
 
 
+Use = Literal["measure", "retain"]
+
+
+@dataclass(frozen=True)
+class GeneralPrompt:
+    """An everyday instruction.  What is written to a prompt for `measure` shows how far an adapter has moved; what is
+    written to one for `retain` may be trained on, so that it does not move.  No prompt is for both."""
+
+    id: str
+    use: Use
+    prompt: str
+
+
+@cache
+def general_prompts(use: Use) -> tuple[GeneralPrompt, ...]:
+    """The built-in prompts for one use, in a fixed order."""
+    prompts = (GeneralPrompt(**row) for row in _rows("general_prompts.jsonl"))
+    return tuple(prompt for prompt in prompts if prompt.use == use)
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    text = files("selfedit.evaluation").joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 @cache
 def _questions() -> tuple[Question, ...]:
-    text = files("selfedit.evaluation").joinpath("general_questions.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = _rows("general_questions.jsonl")
     return tuple(Question(f"general|{row['id']}", row["question"], tuple(row["answers"])) for row in rows)
 
 

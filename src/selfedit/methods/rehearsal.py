@@ -153,6 +153,9 @@ class _CountingPool:
         likely = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}
         counts.passed += passed + number * most.get(kind, 0)
         counts.passed_likely += passed + number * likely.get(kind, 0)
+        if kind == "texts":
+            blank = tuple(Completion((0,) * request.max_new_tokens, False) for request in task.requests)
+            return TaskResult(task.id, 0.0, completions=blank)
         if kind == "exam":
             return TaskResult(task.id, 0.0, completions=self._answered(number))
         said = [_EDIT_ID] if kind == "edits" else self.tokenizer.encode("10" if kind == "ratings" else "yes")

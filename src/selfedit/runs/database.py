@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from selfedit.errors import UserError
 from selfedit.runs.files import disk_errors, is_private
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = resources.files("selfedit.runs").joinpath("schema.sql").read_text(encoding="utf-8")
 
 # Seconds to wait for another connection's write.  Only one process writes a run (its lock), so this is for other tools.
@@ -36,6 +36,7 @@ _BUSY_SECONDS = 30.0
 _LISTS = (
     ("questions", "answers", "array", "item.type <> 'text'"),
     ("fits", "sequences", "array", "item.type <> 'text'"),
+    ("own_texts", "ids", "array", "item.type <> 'integer'"),
     ("rounds", "details", "object", "0"),
     (
         "curves",

@@ -76,6 +76,17 @@ class FitRecord:
 
 
 @dataclass(frozen=True)
+class OwnText:
+    """What a policy wrote to a general prompt without any adapter; `ids` are the text's tokens as they were sampled."""
+
+    policy: str
+    prompt_id: str
+    prompt: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ScoredAnswer:
     """One answer with its place in the experiment and one grader's grade.
 

@@ -1,4 +1,4 @@
--- The tables of a run's store, schema version 2 (PRAGMA user_version).  docs/store.md describes them.
+-- The tables of a run's store, schema version 3 (PRAGMA user_version).  docs/store.md describes them.
 -- A task is written in one transaction; a row that is here is done and is not done again.
 -- A store whose tables differ from these is refused: every change here raises SCHEMA_VERSION in database.py.
 -- A column has the name of the field that it holds (records.py, Document, Question, Edit, Grade).
@@ -56,6 +56,15 @@ CREATE TABLE fits (
 );
 CREATE INDEX fits_by_condition ON fits(round, condition);
 CREATE INDEX fits_by_edit ON fits(edit_id);
+
+CREATE TABLE own_texts (                       -- what the model itself wrote to general prompts, without any adapter
+  policy    TEXT NOT NULL,                     -- names of the policy's deltas, '/' between them; '' is the base model
+  prompt_id TEXT NOT NULL,
+  prompt    TEXT NOT NULL,
+  text      TEXT NOT NULL,
+  ids       TEXT NOT NULL,                     -- JSON list of the text's tokens
+  PRIMARY KEY (policy, prompt_id)
+);
 
 CREATE TABLE curves (                          -- the losses of fits whose adapters are kept
   fit_id TEXT PRIMARY KEY NOT NULL REFERENCES fits(id),

@@ -25,6 +25,7 @@ from selfedit.runs.records import (
     CostRecord,
     Event,
     FitRecord,
+    OwnText,
     RoundRecord,
     ScoredAnswer,
 )
@@ -235,6 +236,20 @@ class Store(Database):
             f' WHERE {chosen} ORDER BY f.round, f.condition, d.position, e."index", f.replicate, f.id',
             parameters,
         )
+
+    # What the model wrote to general prompts
+
+    def add_own_texts(self, texts: Iterable[OwnText]) -> None:
+        """Add texts that a policy wrote to general prompts; one that is there stays."""
+        with self.transaction():
+            for text in texts:
+                self._insert("own_texts", vars(text), "ON CONFLICT DO NOTHING")
+
+    def own_texts(self, policy: str = "") -> dict[str, OwnText]:
+        """The texts of a policy, by the prompt's id."""
+        columns = _fields("own_texts", OwnText)
+        texts = self._records(OwnText, f"SELECT {columns} FROM own_texts WHERE policy = ? ORDER BY rowid", (policy,))
+        return {text.prompt_id: text for text in texts}
 
     # Grades
 

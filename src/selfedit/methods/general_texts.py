@@ -1,0 +1,70 @@
+"""What the model itself writes to general prompts, without any adapter, once per run and policy.
+
+How far an adapter's predictions move on such texts measures what it forgets, whatever it was asked before; and training
+that holds an adapter to the model's own predictions on other such texts keeps it from forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
+from selfedit.evaluation.general import Use, general_prompts
+from selfedit.methods.resuming import completer
+from selfedit.methods.run import Run
+from selfedit.runs.records import OwnText
+
+_TOKENS = 32  # of a text at the most
+
+
+def own_texts(run: Run, use: Use, policy: tuple[str, ...] = (), *, round: int = 0) -> list[OwnText]:
+    """The texts that the policy wrote to the general prompts of this use, in their order: sampled at temperature 1, so
+    that they are what the model expects.  Those that the store lacks are written now."""
+    name = "/".join(policy)
+    prompts = {prompt.id: prompt.prompt for prompt in general_prompts(use)}
+    tokenizer = run.workers.tokenizer
+
+    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
+        (written,) = completions
+        run.store.add_own_texts([OwnText(name, id, prompts[id], tokenizer.decode(written.ids), written.ids)])
+
+    complete = completer(
+        run,
+        f"texts/{use}/{name}",
+        lambda seconds: run.ledger.time("answers", "none", seconds, round),
+        phase=f"texts of the model's own ({use})",
+        policy=policy,
+    )
+    requests = {
+        id: [
+            DecodeRequest(
+                _prompt_ids(run, prompt),
+                _TOKENS,
+                tokenizer.stop_ids,
+                temperature=1.0,
+                seed=run.seed("own text", name, id),
+            )
+        ]
+        for id, prompt in prompts.items()
+    }
+    complete(requests, run.store.own_texts(name), keep)
+    found = run.store.own_texts(name)
+    return [found[id] for id in prompts if id in found]
+
+
+def own_sequences(run: Run, texts: Sequence[OwnText]) -> list[TokenSequence]:
+    """The texts as sequences whose labels are the model's own tokens, and the end behind them.
+
+    A text that was cut off has that end too: these are sequences for soft targets, which say what is expected there.
+    """
+    sequences = []
+    for text in texts:
+        prompt = _prompt_ids(run, text.prompt)
+        sequences.append(TokenSequence((*prompt, *text.ids, *run.workers.tokenizer.stop_ids[:1]), len(prompt)))
+    return [sequence for sequence in sequences if sequence.labelled]
+
+
+def _prompt_ids(run: Run, prompt: str) -> tuple[int, ...]:
+    tokenizer = run.workers.tokenizer
+    # A base model goes on at the beginning of a line.
+    return tuple(tokenizer.prompt_ids(prompt if tokenizer.instruct else f"{prompt}\n"))
