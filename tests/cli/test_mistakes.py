@@ -109,6 +109,8 @@ def test_a_chat_prompt_for_a_base_model(
         (["--editor", "passage:x"], "'passage' takes nothing after it"),
         (["--editor", "self", "--editor", "self"], "the condition 'self' is already there"),
         (["--editor", "self:poem"], "no edit prompt 'poem'; there are implications"),
+        (["--editor", "model:qwen:poem:x"], "model qwen:poem: not a local folder"),
+        (["--editor", "model:smollm9"], "model smollm9: no local folder, not bundled (smollm2-135m, "),
         (["--editor", "replay:"], "the file after 'replay:' is missing"),
         (["--editor", "replay:nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--editor", "api:gpt-4.1"], "no API key for model 'gpt-4.1'"),

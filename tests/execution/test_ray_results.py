@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from selfedit.engine import DecodeRequest
 from selfedit.execution.pool import InProcess
+from selfedit.execution.tasks import CompletionTask
 from selfedit.execution.worker import ModelSource
 from selfedit.methods.restem import train
 from selfedit.methods.settings import TrainSettings, make_settings
@@ -125,3 +127,23 @@ def test_results_do_not_depend_on_the_workers(
     assert found == expected
     assert killed
     assert any("is lost" in note for note in notes)
+
+
+def test_workers_load_another_model_that_a_task_names(
+    make_pool: Callable[..., Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    other = tmp_path / "other"
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(other)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_folder)).save_pretrained(other)
+    requests = tuple(DecodeRequest(tuple(range(3, 3 + n)), 8, temperature=1.0, seed=n) for n in (4, 5, 6))
+    tasks = [CompletionTask(f"edits/{model}", (), requests, model=model) for model in (str(other), "")]
+    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
+    expected = {result.task_id: result.completions for result in InProcess(source).run(tasks)}
+    assert expected["edits/"] != expected[f"edits/{other}"]
+    pool = make_pool(source, workers=2)
+    assert {result.task_id: result.completions for result in pool.run(tasks)} == expected

@@ -44,6 +44,12 @@ RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
         2,
         {"editor": ("passage", "self"), "grader": "judge:local", "max_ungraded": 1.0, "task_size": 2},
     ),
+    "compare on another model's notes": (
+        compare,
+        CompareSettings,
+        3,
+        {"editor": ("model:{other}:rewrite", "self"), "edits": 2, "task_size": 2},
+    ),
     "train": (
         train,
         TrainSettings,
@@ -93,7 +99,7 @@ class EndingPool(CountingPool):
 
 @pytest.fixture(params=RUNS)
 def begin(
-    request: pytest.FixtureRequest, chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, chat_model: str, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
     """`begin(name, pool)`: one attempt at a run in a directory of that name; what it came to."""
     # The tiny model's ratings are no numbers, and its grades no words.
@@ -102,6 +108,8 @@ def begin(
     procedure, kind, count, changes = RUNS[request.param]
     file = write_rows(tmp_path / "documents.jsonl", rows(count))
     common = {**SMALL, "model": chat_model, "documents": (str(file),), **changes}
+    if isinstance(editors := changes.get("editor"), tuple):
+        common["editor"] = tuple(editor.format(other=base_model) for editor in editors)
 
     def attempt(name: str, pool: CountingPool | None = None) -> dict[str, Any]:
         settings = kind(**{**common, "out": tmp_path / name})

@@ -88,6 +88,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
         },
         {"editor": ("self:self-qa",), "set": {"questions_as_exam": True, "epochs": 2}, "edits": 2},
         {"editor": ("self",), "set": {"max_sequence_tokens": 64, "epochs": 1}, "max_edit_tokens": 90},
+        {"editor": ("model:{other}:rewrite", "self"), "edits": 2},
     ],
 )
 @pytest.mark.parametrize("chat", [True, False])
@@ -100,8 +101,8 @@ def test_compare(
     more: dict[str, Any],
 ) -> None:
     file = documents(5)
-    more = {**more, "editor": tuple(editor.format(file=file) for editor in more["editor"])}
-    model = chat_model if chat else base_model
+    model, other = (chat_model, base_model) if chat else (base_model, chat_model)
+    more = {**more, "editor": tuple(editor.format(file=file, other=other) for editor in more["editor"])}
     chosen = CompareSettings(**{**quick, "model": model, "documents": (file,), "temperature": 1.0, **more})
     planned, pool = planned_and_run(compare, chosen)
     if not chosen.general_questions:
@@ -173,6 +174,26 @@ def test_continual(quick: dict[str, Any], documents: Callable[[int], str], chat_
     planned, pool = planned_and_run(continual, chosen)
     assert planned.fits == 3
     assert planned.answers == pool.answers == 2 * (3 + 1 + 2 + 3)
+
+
+def test_another_model_is_planned_by_its_own_size(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, base_model: str, tmp_path: Path
+) -> None:
+    """A writer of four times the layers, otherwise the same: more operations and memory, the same tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(base_model)
+    config.num_hidden_layers *= 4
+    config.layer_types = None
+    large = tmp_path / "large"
+    AutoModelForCausalLM.from_config(config).save_pretrained(large)
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(large)
+    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(3),), editor=(f"model:{base_model}",))
+    small_plan = plan(compare, chosen)
+    large_plan = plan(compare, chosen.model_copy(update={"editor": (f"model:{large}",)}))
+    assert large_plan.write_tokens == small_plan.write_tokens
+    assert large_plan.flops > small_plan.flops
+    assert large_plan.memory_bytes > small_plan.memory_bytes
 
 
 # APIs

@@ -72,7 +72,7 @@ Fail = Callable[[str, str], None]  # (id, reason)
 
 
 class Complete(Protocol):
-    """The one way to have the run's model complete prompts.
+    """The one way to have a model of the engine complete prompts: the run's own, or another.
 
     `requests` are prompts by the id of what they belong to; those in `done` are not made again.  `keep(id, completions,
     seconds)` is called as each id's completions come, in the transaction that commits their cost, with their share of
@@ -103,8 +103,9 @@ class Tools:
     """What editors work with.
 
     `name` is the condition that the edits belong to and `prompt` the prompt that is used where an editor names none;
-    `student` reads the edits, and is the model that `complete` reaches; `client` gives the client of an API model and
-    `book` notes what its reply cost; `seed` is that of a document's edit of this number.
+    `student` reads the edits.  `model` gives a model of the engine, by name ("": the student), as what it reads by and
+    what completes prompts; `client` gives the client of an API model and `book` notes what its reply cost.  `seed` is
+    that of a document's edit of this number.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Tools:
     prompt: str
     prompts: Prompts
     student: Reader
-    complete: Complete
+    model: Callable[[str], tuple[Reader, Complete]]
     client: Callable[[str], ApiClient]
     book: Callable[[str, ApiResult], None]
     progress: Progress

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from selfedit.errors import UserError
 
-EditorKind = Literal["none", "open-book", "passage", "self", "replay", "api"]
+EditorKind = Literal["none", "open-book", "passage", "self", "model", "replay", "api"]
 
-FORMS = "none, open-book, passage, self, self:PROMPT, replay:FILE[#writer], api:MODEL"
+FORMS = "none, open-book, passage, self, self:PROMPT, model:NAME[:PROMPT], replay:FILE[#writer], api:MODEL"
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,20 @@ class EditorSpec:
     """One editor, as given.
 
     `argument` is the prompt (`self`; "" for the default one), the file (`replay`; `news` for the built-in one) or the
-    model (`api`).  `writer` picks one of the writers of a replay file, "" where the file has only one.
+    model (`model`, `api`).  `writer` picks one of the writers of a replay file, "" where the file has only one.
+    `prompt` is that of `model`, "" for the default one.
     """
 
     kind: EditorKind
     argument: str = ""
     writer: str = ""
+    prompt: str = ""
 
     @classmethod
     def parse(cls, text: str) -> EditorSpec:
         """Reads one of the forms (see FORMS); UserError, with the list of forms, for anything else."""
         kind, colon, argument = text.strip().partition(":")
-        argument, writer = argument.strip(), ""
+        argument, writer, prompt = argument.strip(), "", ""
         if kind not in get_args(EditorKind):
             raise _wrong(text, f"there is no kind of editor called '{kind}'")
         if kind in ("none", "open-book", "passage") and colon:
@@ -44,12 +46,19 @@ class EditorSpec:
                 argument, writer = file.strip(), after.strip()
                 if not writer:
                     raise _wrong(text, "the writer's name after '#' is empty")
-        if (kind == "self" and colon and not argument) or (kind in ("replay", "api") and not argument):
-            what = {"self": "the prompt", "replay": "the file", "api": "the model"}[kind]
+        if kind == "model":
+            # A folder's name may hold a ':'; a prompt's may not.
+            name, mark, after = argument.rpartition(":")
+            if mark:
+                argument, prompt = name.strip(), after.strip()
+                if not prompt:
+                    raise _wrong(text, "the prompt's name after ':' is empty")
+        if (kind == "self" and colon and not argument) or (kind in ("model", "replay", "api") and not argument):
+            what = {"self": "the prompt", "replay": "the file"}.get(kind, "the model")
             raise _wrong(text, f"{what} after '{kind}:' is missing")
         if any(character == "|" or not character.isprintable() for character in text):
             raise _wrong(text, "a condition's name must not hold '|' or control characters")
-        return cls(kind, argument, writer)  # type: ignore[arg-type]
+        return cls(kind, argument, writer, prompt)  # type: ignore[arg-type]
 
     @property
     def learns(self) -> bool:
@@ -63,13 +72,16 @@ class EditorSpec:
 
     @property
     def name(self) -> str:
-        """The condition's name: as given, with a file shortened to its stem (`replay:edits#gpt-4.1`)."""
+        """The condition's name: as given, with a file shortened to its stem (`replay:edits#gpt-4.1`), and a model's
+        folder to its last part."""
         if not self.argument:
             return self.kind
         short = self.argument
         if self.kind == "replay" or (self.kind == "self" and "/" in short):
             short = PurePath(short).stem
-        return f"{self.kind}:{short}" + (f"#{self.writer}" if self.writer else "")
+        if self.kind == "model" and (short.count("/") > 1 or short.startswith((".", "/"))):  # no name on the hub
+            short = PurePath(short).name or short
+        return f"{self.kind}:{short}" + (f"#{self.writer}" if self.writer else "") + (self.prompt and f":{self.prompt}")
 
 
 def parse_editors(texts: list[str]) -> list[EditorSpec]:

@@ -12,6 +12,7 @@ from selfedit.editors.spec import EditorSpec
 
 EDITORS: dict[str, Callable[[EditorSpec, Tools], Editor]] = {
     "self": ModelEditor,
+    "model": ModelEditor,
     "replay": ReplayEditor,
     "api": ApiEditor,
 }

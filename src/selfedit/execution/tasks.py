@@ -14,7 +14,8 @@ from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, F
 
 @dataclass(frozen=True)
 class CompletionTask:
-    """Prompts for the policy without any adapter: edits to be written, or an exam before adaptation.
+    """Prompts for the policy without any adapter, or for another `model` that is named: edits to be written, or an exam
+    before adaptation.
 
     `ids` name, for each request, the edit or exam that its completion becomes part of.  `memory` is as in a `FitTask`.
     """
@@ -24,6 +25,7 @@ class CompletionTask:
     requests: tuple[DecodeRequest, ...]
     ids: tuple[str, ...] = ()
     memory: int | None = None
+    model: str = ""
 
     @property
     def cost(self) -> float:
@@ -167,7 +169,12 @@ class TaskResult:
 
 
 def completion_tasks(
-    prefix: str, policy: tuple[str, ...], requests: Mapping[str, Sequence[DecodeRequest]], *, size: int
+    prefix: str,
+    policy: tuple[str, ...],
+    requests: Mapping[str, Sequence[DecodeRequest]],
+    *,
+    size: int,
+    model: str = "",
 ) -> list[CompletionTask]:
     """Cuts requests into tasks of at most `size`, similar lengths together.  What belongs to one id stays together,
     alone if it is more."""
@@ -177,7 +184,9 @@ def completion_tasks(
             groups.append([])
         groups[-1] += [(id, request) for request in some]
     return [
-        CompletionTask(f"{prefix}/{number}", policy, tuple(r for _, r in group), tuple(id for id, _ in group))
+        CompletionTask(
+            f"{prefix}/{number}", policy, tuple(r for _, r in group), tuple(id for id, _ in group), model=model
+        )
         for number, group in enumerate(groups)
     ]
 

@@ -32,6 +32,10 @@ class ModelSource:
         """The tokenizer alone, for a process that needs no weights."""
         return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
 
+    def of(self, name: str) -> ModelSource:
+        """Another model, loaded alike; it is prompted through a chat template where it has one."""
+        return replace(self, name=name, instruct=None)
+
     def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Worker:
         """A worker with this model."""
         return Worker(self, delta)
@@ -51,6 +55,8 @@ class Worker:
     needed.
 
     A policy is a chain of deltas on the base model, merged in order; a worker that joins late merges all of them.
+    Another model, which completions may ask for, is loaded when first needed.  One is kept beside the policy until
+    another is asked for, or fits come, which need the memory.
     `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use
     (less than 1 where several share it), and how often memory ran out."""
 
@@ -63,6 +69,7 @@ class Worker:
         self.halvings = 0
         self.model = model if model is not None else source.load()
         self.policy: tuple[str, ...] = ()
+        self.other: Model | None = None
 
     @property
     def context_length(self) -> int:
@@ -82,7 +89,10 @@ class Worker:
 
     def run(self, task: Task, on_tokens: OnTokens | None = None) -> TaskResult:
         """Does one task.  Errors propagate."""
-        self._follow(task.policy)
+        if isinstance(task, FitTask):
+            self._forget()
+        if isinstance(task, FitTask) or not task.model:
+            self._follow(task.policy)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", engine.LessMemoryWarning)
             result = self._fit(task, on_tokens) if isinstance(task, FitTask) else self._write(task, on_tokens)
@@ -106,9 +116,27 @@ class Worker:
             engine.merge_adapter(self.model.hf, self.delta(name))
         self.policy = policy
 
+    def _other(self, name: str) -> Model:
+        if self.other is None or self.other.name != name:
+            self._forget()
+            self.other = replace(self.source.of(name), device=str(self.model.hf.device)).load()
+        return self.other
+
+    def _forget(self) -> None:
+        if self.other is not None:
+            from selfedit.engine.memory import release_memory
+
+            self.other = None
+            release_memory()
+
     def _write(self, task: CompletionTask, on_tokens: OnTokens | None) -> TaskResult:
         started = time.perf_counter()
-        completions = engine.decode(self.model.hf, task.requests, memory=task.memory, on_tokens=on_tokens)
+        model, memory = self.model, task.memory
+        if task.model:
+            model = self._other(task.model)
+            if memory is not None:  # of a worker that holds the policy alone
+                memory = max(1, memory - model.hf.get_memory_footprint())
+        completions = engine.decode(model.hf, task.requests, memory=memory, on_tokens=on_tokens)
         return TaskResult(task.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, task: FitTask, on_tokens: OnTokens | None) -> TaskResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfedit.documents import Document
-from selfedit.editors.base import Edit, Editor, Tools, edit_id, edit_writer
+from selfedit.editors.base import Complete, Edit, Editor, Reader, Tools, edit_id, edit_writer
 from selfedit.editors.spec import EditorSpec
 from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
@@ -63,21 +63,25 @@ def make_editor(
 ) -> Editor:
     """The editor that `spec` names, with its tools; its model follows `policy`."""
     settings = run.settings
-    complete = completer(
-        run,
-        f"edits/{round}/{name}",
-        lambda seconds: run.ledger.time("edits", name, seconds, round),
-        phase=f"writing edits ({name})",
-        policy=policy,
-        size=lambda: run.workers.task_size,
-    )
+
+    def model(which: str) -> tuple[Reader, Complete]:
+        return run.reader(which), completer(
+            run,
+            f"edits/{round}/{name}",
+            lambda seconds: run.ledger.time("edits", name, seconds, round, which),
+            phase=f"writing edits ({name})",
+            policy=() if which else policy,
+            model=which,
+            size=lambda: run.workers.task_size,
+        )
+
     tools = Tools(
         name=name,
         round=round,
         prompt=prompt,
         prompts=run.prompts,
         student=run.workers,
-        complete=complete,
+        model=model,
         client=lambda model: run.client(model, "editor"),
         book=lambda model, result: run.ledger.book("edits", name, model, result, round),
         progress=run.progress,

@@ -55,7 +55,7 @@ def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], 
     """Finds what a user got wrong about model, editors or judge before a run does any work.  Errors: UserError."""
     if run.store.documents():
         return
-    run.workers.check()
+    run.workers.check(spec.argument for spec in specs if spec.kind == "model")
     if run.judge not in (None, LOCAL_JUDGE):
         run.client(str(run.judge), "judge")
     for spec in specs:

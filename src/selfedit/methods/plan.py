@@ -18,6 +18,7 @@ from selfedit.evaluation.statistics import documents_needed
 from selfedit.methods.rehearsal import Counts, Shape, stand_ins
 from selfedit.methods.settings import Settings
 from selfedit.methods.sweep import parse_grid
+from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
 
 _POINTS = 0.03
@@ -84,7 +85,9 @@ class Plan:
 def plan(method: Callable[..., Any], settings: Settings) -> Plan:
     """Counts what a method (`compare`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run would
     give."""
-    shape = Shape(settings)
+    shape = Shape(
+        load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
+    )
     # A sweep may choose any of its recipes.
     plans = [_rehearse(method, settings, shape, k) for k in range(len(parse_grid(getattr(settings, "sweep", ()))))]
     dearest = ("train_tokens", "train_tokens_likely", "flops", "flops_likely", "memory_bytes")
@@ -101,7 +104,7 @@ def _rehearse(method: Callable[..., Any], settings: Settings, shape: Shape, reci
         method(rehearsed, **stand_ins(settings, shape, counts, recipe))
         with RunDirectory.read(rehearsed.out) as run:
             documents = run.store.documents()
-    passed = 2 * shape.weights  # operations per token
+    bytes_each = 2 if settings.dtype == "bfloat16" else 4
     return Plan(
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
@@ -112,10 +115,10 @@ def _rehearse(method: Callable[..., Any], settings: Settings, shape: Shape, reci
         write_tokens=counts.written["edits"],
         answer_tokens=counts.written["exam"],
         judge_tokens=counts.written["judge"] + counts.written["ratings"],
-        flops=float(passed * counts.passed + counts.train_flops),
-        flops_likely=float(passed * counts.passed_likely + counts.train_flops_likely),
-        # An adapter has float32 parameters, gradients and two moments.
-        memory_bytes=shape.weights * (2 if settings.dtype == "bfloat16" else 4) + counts.together * 16,
+        flops=float(counts.flops),
+        flops_likely=float(counts.flops_likely),
+        # An adapter has float32 parameters, gradients and two moments; another model is gone when adapters come.
+        memory_bytes=shape.weights * bytes_each + max(counts.beside * bytes_each, counts.together * 16),
         calls=counts.calls,
         cost_usd=counts.cost if counts.priced else None,
         cost_usd_likely=counts.cost_likely if counts.priced else None,

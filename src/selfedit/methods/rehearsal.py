@@ -40,7 +40,7 @@ from selfedit.methods.policies import DELTA_FILES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Choices, Selection, select
 from selfedit.methods.settings import Settings
-from selfedit.models import Tokenizer, load_tokenizer, local_path
+from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
 from selfedit.training.jobs import Advance, Jobs
 from selfedit.training.recipes import Recipe
@@ -57,11 +57,9 @@ _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
 
 def stand_ins(settings: Settings, shape: Shape, counts: Counts, recipe: int) -> Parts:
     """What a method is given for a rehearsal; its sweep chooses the recipe of this number."""
-    tokenizer = load_tokenizer(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
     return Parts(
-        pool=_CountingPool(
-            settings, shape, counts, _MarkingTokenizer(tokenizer.hf, tokenizer.instruct, tokenizer.stop_ids)
-        ),
+        pool=_CountingPool(settings, shape, counts),
+        reader=lambda model, **how: shape.of(model, **how),
         client=lambda run, model, role: _UnsentClient(run, model, role, counts),
         grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
         jobs=lambda *student: _BoundedJobs(*student, most=settings.max_edit_tokens),
@@ -71,19 +69,18 @@ def stand_ins(settings: Settings, shape: Shape, counts: Counts, recipe: int) -> 
 
 @dataclass
 class Counts:
-    """What a rehearsal has come to so far.  `passed` are tokens that go forward without being trained; `together` is
-    the most parameters of adapters in one bank."""
+    """What a rehearsal has come to so far.  `together` is the most parameters of adapters in one bank, `beside` the
+    most weights of another model."""
 
     fits: int = 0
     answers: int = 0
     train_tokens: int = 0
     train_tokens_likely: int = 0
-    train_flops: int = 0
-    train_flops_likely: int = 0
+    flops: int = 0
+    flops_likely: int = 0
     written: Counter[str] = field(default_factory=Counter)
-    passed: int = 0
-    passed_likely: int = 0
     together: int = 0
+    beside: int = 0
     calls: int = 0
     cost: float = 0.0
     cost_likely: float = 0.0
@@ -91,20 +88,25 @@ class Counts:
 
 
 class Shape:
-    """A model's sizes, from its configuration alone."""
+    """A model's sizes, from its configuration alone, and a tokenizer that decodes marks too."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, outline: Model) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
 
-        trust = settings.trust_remote_code
-        config = AutoConfig.from_pretrained(local_path(settings.model), trust_remote_code=trust)
-        with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        self.model: Any = outline.hf
+        tokenizer = outline.tokenizer
         # Weights that every token passes through.
         self.weights = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, torch.nn.Linear))
-        self.context_length = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+        self.context_length = outline.context_length
+        self.tokenizer = _MarkingTokenizer(tokenizer.hf, tokenizer.instruct, tokenizer.stop_ids)
         self.adapter = cache(self._adapter)
+        self._others: dict[str, Shape] = {}
+
+    def of(self, model: str, **how: Any) -> Shape:
+        """Another model's."""
+        if model not in self._others:
+            self._others[model] = Shape(load_outline(model, **how))
+        return self._others[model]
 
     def _adapter(self, lora: LoraSpec) -> int:
         """Parameters of one adapter.  Errors: UnsupportedModelError."""
@@ -128,9 +130,9 @@ class _CountingPool:
     description = "cpu, float32"
     memory = 0
 
-    def __init__(self, settings: Settings, shape: Shape, counts: Counts, tokenizer: Tokenizer) -> None:
-        self.settings, self.shape, self.counts, self.tokenizer = settings, shape, counts, tokenizer
-        self.context_length = shape.context_length
+    def __init__(self, settings: Settings, shape: Shape, counts: Counts) -> None:
+        self.settings, self.shape, self.counts = settings, shape, counts
+        self.tokenizer, self.context_length = shape.tokenizer, shape.context_length
         self._answers = itertools.count(_EDIT_ID - 1, -1)
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -151,14 +153,16 @@ class _CountingPool:
         # A judge reads what is not written yet.
         most = {"judge": _most_bytes(settings.max_answer_tokens), "ratings": _most_bytes(settings.max_edit_tokens)}
         likely = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}
-        counts.passed += passed + number * most.get(kind, 0)
-        counts.passed_likely += passed + number * likely.get(kind, 0)
+        shape = self.shape.of(task.model) if task.model else self.shape
+        counts.beside = max(counts.beside, shape.weights if task.model else 0)
+        counts.flops += 2 * shape.weights * (passed + number * most.get(kind, 0))
+        counts.flops_likely += 2 * shape.weights * (passed + number * likely.get(kind, 0))
         if kind == "texts":
             blank = tuple(Completion((0,) * request.max_new_tokens, False) for request in task.requests)
             return TaskResult(task.id, 0.0, completions=blank)
         if kind == "exam":
             return TaskResult(task.id, 0.0, completions=self._answered(number))
-        said = [_EDIT_ID] if kind == "edits" else self.tokenizer.encode("10" if kind == "ratings" else "yes")
+        said = [_EDIT_ID] if kind == "edits" else shape.tokenizer.encode("10" if kind == "ratings" else "yes")
         return TaskResult(task.id, 0.0, completions=(Completion(tuple(said), True),) * number)
 
     def _answered(self, number: int) -> tuple[Completion, ...]:
@@ -180,10 +184,8 @@ class _CountingPool:
             counts.train_tokens += most
             counts.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
-            counts.train_flops += most * per_token + 2 * passed * adapter
-            counts.train_flops_likely += likely * per_token + 2 * passed * adapter
-            counts.passed += passed
-            counts.passed_likely += passed
+            counts.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
+            counts.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)
             result = FitResult(fit.job.steps, most, 1.0, 1.0)
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}

@@ -78,10 +78,11 @@ def completer(
     *,
     phase: str | None = None,
     policy: tuple[str, ...] = (),
+    model: str = "",
     size: Callable[[], int] = lambda: PROMPTS,
 ) -> Complete:
-    """A `Complete` whose tasks are named `prefix/N`.  `spend(seconds)` is called with each task's device time; where it
-    returns the line for it, that is committed with the task's completions."""
+    """A `Complete` whose tasks are named `prefix/N`: by the policy, or by another `model`.  `spend(seconds)` is called
+    with each task's device time; where it returns the line for it, that is committed with the task's completions."""
 
     def complete(
         requests: Mapping[str, Sequence[DecodeRequest]],
@@ -96,7 +97,7 @@ def completer(
             return [] if line is None else [line]
 
         def cut() -> list[CompletionTask]:
-            return completion_tasks(prefix, policy, requests, size=size())
+            return completion_tasks(prefix, policy, requests, size=size(), model=model)
 
         execute(run, phase, requests, done, cut, commit, fail=fail)
 

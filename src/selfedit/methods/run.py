@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TypedDict, Unpack
 
 from selfedit.editors.api import ApiClient
+from selfedit.editors.base import Reader
 from selfedit.editors.endpoint import shown_address
 from selfedit.editors.prices import load_prices
 from selfedit.errors import UserError
@@ -21,6 +22,7 @@ from selfedit.methods.clients import Role, make_client, make_grading
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import FREE, Settings
 from selfedit.methods.workers import Workers, digest
+from selfedit.models import load_outline
 from selfedit.progress import Progress, Quiet
 from selfedit.prompts import Prompts
 from selfedit.runs.directory import RunDirectory
@@ -41,6 +43,7 @@ class Parts(TypedDict, total=False):
     grader: Callable[..., Grader]
     jobs: Callable[..., Jobs]
     choices: Choices
+    reader: Callable[..., Reader]
 
 
 class Run(AbstractContextManager["Run"]):
@@ -80,6 +83,7 @@ class Run(AbstractContextManager["Run"]):
         self.workers = Workers(settings, self.directory, self.ledger, self.progress, self.warn, parts.get("pool"))
         self.choices = parts.get("choices") or Choices()
         self._parts = parts
+        self._readers: dict[str, Reader] = {"": self.workers}
         self._clients: dict[tuple[str, Role], ApiClient] = {}
 
     def __exit__(
@@ -113,6 +117,16 @@ class Run(AbstractContextManager["Run"]):
         if (model, role) not in self._clients:
             self._clients[model, role] = self._parts.get("client", make_client)(self, model, role)
         return self._clients[model, role]
+
+    def reader(self, model: str) -> Reader:
+        """What a model of the engine reads by, without its weights; "" is the student."""
+        if model not in self._readers:
+            make = self._parts.get("reader", load_outline)
+            reader = make(model, trust_remote_code=self.settings.trust_remote_code)
+            template = digest(reader.tokenizer.hf.chat_template)
+            self.directory.resolve(f"chat_template of {model}", template, f"model {model}: its chat template")
+            self._readers[model] = reader
+        return self._readers[model]
 
     def warn(self, kind: str, message: str) -> None:
         """Tells the user, and keeps it for the report (once)."""

@@ -46,10 +46,10 @@ AUTO = "auto"  # the editor: chosen by the model's size
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
 _AUTO_EDITOR = (
-    "passage, self[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of less than 1 billion "
-    "parameters, self for a larger one"
+    "passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of"
+    " less than 1 billion parameters, self for a larger one"
 )
-_EDIT_PROMPT = "the prompt of api editors, and of self without one"
+_EDIT_PROMPT = "the prompt of api editors, and of self and model without one"
 
 
 class Settings(BaseModel):
@@ -145,7 +145,8 @@ class CompareSettings(Settings):
     out: Path = Field(Path("runs/compare"), description=_OUT)
     editor: Words = Field(
         ("none", "passage", "self"),
-        description="a condition each: none, open-book, passage, self[:PROMPT], replay:FILE[#WRITER], api:MODEL",
+        description="a condition each: none, open-book, passage, self[:PROMPT], model:NAME[:PROMPT],"
+        " replay:FILE[#WRITER], api:MODEL",
     )
     edits: int = Field(1, ge=1, description="edits per document and condition")
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")

@@ -30,7 +30,8 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
     spec = EditorSpec.parse(settings.editor)
     if not spec.learns:
         raise UserError(
-            f"--editor {spec.name}: there is nothing to learn from; use passage, self, replay:FILE or api:MODEL"
+            f"--editor {spec.name}: there is nothing to learn from; use passage, self, model:NAME, replay:FILE or"
+            " api:MODEL"
         )
     return settings, spec
 
@@ -61,5 +62,5 @@ def say_editor(run: Run, asked: str, editor: str) -> None:
         run.warn(
             "small editor",
             f"{size}, too few to write notes worth learning: much of what it writes will be untrue; --editor passage,"
-            " replay:FILE or api:MODEL teaches it better",
+            " model:NAME, replay:FILE or api:MODEL teaches it better",
         )

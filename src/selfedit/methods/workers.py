@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -65,10 +65,10 @@ class Workers:
             pool.publish(name, files)
         return pool
 
-    def check(self) -> None:
-        """Errors: UserError where the model's files are not there."""
-        if self._given is None:
-            local_path(self.settings.model)
+    def check(self, others: Iterable[str] = ()) -> None:
+        """Errors: UserError where the files of the model, or of others that are asked, are not there."""
+        for model in (*(() if self._given else (self.settings.model,)), *others):
+            local_path(model)
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         """Makes a policy's delta known to the workers: now, or when there are any."""

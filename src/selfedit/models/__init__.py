@@ -6,7 +6,15 @@ A model is named by a hub name, a folder, or one of the bundled models' names; `
 from selfedit.models.bundled import MODELS as BUNDLED_MODELS
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.models.finding import local_path, public_name
-from selfedit.models.loading import Model, load_model, load_tokenizer, parameter_count, stored_dtype, torch_dtype
+from selfedit.models.loading import (
+    Model,
+    load_model,
+    load_outline,
+    load_tokenizer,
+    parameter_count,
+    stored_dtype,
+    torch_dtype,
+)
 from selfedit.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "Model",
     "Tokenizer",
     "load_model",
+    "load_outline",
     "load_tokenizer",
     "local_path",
     "parameter_count",

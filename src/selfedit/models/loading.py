@@ -77,6 +77,13 @@ def load_model(
     return Model(name, hf.to(target).eval(), tokenizer)
 
 
+def load_outline(name: str, *, instruct: bool | None = None, trust_remote_code: bool = False) -> Model:
+    """A model without its weights: its layers on torch's meta device, and its tokenizer.  Errors: UserError for an
+    unknown model."""
+    tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
+    return Model(name, _skeleton(name, trust_remote_code), tokenizer)
+
+
 def parameter_count(name: str, *, trust_remote_code: bool = False) -> int:
     """How many parameters a model has, without loading it: from the headers of its files, else from its configuration.
 
@@ -96,7 +103,7 @@ def _numbers(file: Path) -> int:
 
 
 def _skeleton(name: str, trust_remote_code: bool) -> Any:
-    """A model without its weights."""
+    """A model's layers, on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

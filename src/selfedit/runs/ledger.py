@@ -42,11 +42,10 @@ class Ledger:
         self.budget = Budget(budget)
         self.budget.spend(Spent.of(store.costs()).known_usd or 0.0)
 
-    def time(self, what: str, condition: str, seconds: float, round: int = 0) -> CostRecord:
-        """Spends device time; the line is to be committed with what the time gave."""
-        cost = device_cost(
-            what, condition, seconds=seconds, usd_per_hour=self.usd_per_hour, round=round, model=self.model
-        )
+    def time(self, what: str, condition: str, seconds: float, round: int = 0, model: str = "") -> CostRecord:
+        """Spends device time, of the run's model or another; the line is to be committed with what the time gave."""
+        model, price = model or self.model, self.usd_per_hour
+        cost = device_cost(what, condition, seconds=seconds, usd_per_hour=price, round=round, model=model)
         self.budget.spend(cost.usd or 0.0)
         return cost
 
