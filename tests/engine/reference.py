@@ -50,16 +50,31 @@ def first_weights(model: Any, spec: LoraSpec, seed: int) -> dict[str, tuple[Tens
         return {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
 
 
-def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
-    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's
-    clipping and AdamW."""
-    start = first_weights(model, spec, job.seed)
+def wrapped_in_peft(model: Any, spec: LoraSpec, state: dict[str, tuple[Tensor, Tensor]]) -> Any:
+    """A PEFT model on a copy of `model`, with these weights."""
     wrapped = peft.get_peft_model(copy.deepcopy(model), lora_config(model, spec)).eval()
     with torch.no_grad():
-        for name, (a, b) in start.items():
+        for name, (a, b) in state.items():
             layer = wrapped.base_model.model.get_submodule(name)
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
+    return wrapped
+
+
+def sequence_losses(wrapped: Any, sequence: TokenSequence) -> Tensor:
+    """The losses of a sequence's labelled tokens by plain autograd."""
+    ids = torch.tensor([sequence.ids], device=wrapped.device)
+    logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
+    first = max(sequence.prompt_length, 1)
+    if sequence.targets is None:
+        return torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="none")
+    return divergence(logits[first - 1 : -1], *unpacked(sequence.targets))
+
+
+def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
+    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's
+    clipping and AdamW."""
+    wrapped = wrapped_in_peft(model, spec, first_weights(model, spec, job.seed))
     settings = job.settings
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -73,14 +88,7 @@ def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
         batch = [job.sequences[k] for k in numbers]
         labelled = sum(s.labelled for s in batch)
         for sequence in batch:
-            ids = torch.tensor([sequence.ids], device=model.device)
-            logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
-            first = max(sequence.prompt_length, 1)
-            if sequence.targets is None:
-                loss = torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="sum")
-            else:
-                loss = divergence(logits[first - 1 : -1], *unpacked(sequence.targets)).sum()
-            (loss * sequence.weight / labelled).backward()
+            (sequence_losses(wrapped, sequence).sum() * sequence.weight / labelled).backward()
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()

@@ -17,6 +17,7 @@ from selfedit.engine import (
     fit,
     fit_all,
     load_adapter,
+    losses,
     plan,
     soft_targets,
 )
@@ -109,6 +110,7 @@ def test_everything_stays_on_the_device_and_in_its_dtype(on_meta, kind, dtype, s
             requests = [
                 DecodeRequest(tuple(range(5, 9 + k)), 4, adapter=k, temperature=0.5 * k, top_p=0.9) for k in range(3)
             ]
+            losses(model, [(place, s) for place in (2, 0, None) for s in JOBS[0].sequences], bank=bank)
             answers = decode(model, requests, bank=bank, token_budget=1000)
             bank.save_pretrained(0, tmp_path)
             _, state = load_adapter(tmp_path, model)

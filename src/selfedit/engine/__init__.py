@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from selfedit.engine.bank import AdapterBank
     from selfedit.engine.decoding import decode
     from selfedit.engine.fitting import UnderWay, fit
+    from selfedit.engine.measuring import losses
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
     from selfedit.engine.planning import Plan, plan
@@ -41,6 +42,7 @@ _HOMES = {
     "fit": "fitting.fit",
     "fit_all": "waves.fit_all",
     "load_adapter": "peft_format.load",
+    "losses": "measuring.losses",
     "merge_adapter": "peft_format.merge",
     "plan": "planning.plan",
     "soft_targets": "teaching.soft_targets",
@@ -67,6 +69,7 @@ __all__ = [
     "fit",
     "fit_all",
     "load_adapter",
+    "losses",
     "merge_adapter",
     "plan",
     "soft_targets",

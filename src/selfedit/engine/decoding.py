@@ -133,7 +133,7 @@ def _decode_batch(
     ends = []
     for part in parts(lengths, PREFILL_TOKENS[device_kind(device)]):
         row = torch.tensor([token for prompt in prompts[part] for token in prompt], device=device)[None]
-        with _route(bank, adapters[part], lengths[part]):
+        with route(bank, adapters[part], lengths[part]):
             hidden_PD = backbone.packed(row, Layout.of(lengths[part], device, store, part.start))[0]
         ends.append(hidden_PD[torch.tensor(lengths[part], device=device).cumsum(0) - 1])
     select = torch.tensor(source, device=device)
@@ -168,7 +168,7 @@ def _decode_batch(
             keep = [place for place, k in enumerate(rows) if k in going]
             store.select(torch.tensor(keep, device=device))
             rows, tokens = [rows[place] for place in keep], [tokens[place] for place in keep]
-        with _route(bank, [requests[k].adapter for k in rows], [1] * len(rows)):
+        with route(bank, [requests[k].adapter for k in rows], [1] * len(rows)):
             hidden_BD = backbone.packed(torch.tensor([tokens], device=device), Layout.next_tokens(store))[0]
         # A finished row that has not left writes to its last place again and again.
         store.lengths_B = (store.lengths_B + 1).clamp_(max=store.width - 1)
@@ -185,9 +185,10 @@ def parts(lengths: list[int], most: int) -> Iterator[slice]:
     yield slice(first, len(lengths))
 
 
-def _route(
+def route(
     bank: AdapterBank | None, adapters: Sequence[int | None], lengths: Sequence[int]
 ) -> AbstractContextManager[None]:
+    """The bank's routing of so many rows each to these adapters; none where none is named."""
     chosen = [adapter for adapter in adapters if adapter is not None]
     if bank is None or not chosen:
         return nullcontext()

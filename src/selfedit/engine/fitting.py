@@ -213,7 +213,7 @@ def fit(
 
 
 @dataclass
-class _Labels:
+class Labels:
     """The labelled positions of a packed row: where they are, what is to be predicted there, with which weight in the
     loss, and which fit they belong to."""
 
@@ -223,7 +223,21 @@ class _Labels:
     weights: list[float] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
 
-    def add(self, sequence: TokenSequence, start: int, owner: int, weight: float) -> None:
+    @staticmethod
+    def of(
+        sequences: Sequence[TokenSequence], lengths: Sequence[int], owners: Sequence[int], weights: Sequence[float]
+    ) -> list[Labels]:
+        """Those of sequences that take so many places of a row each, apart by how many soft targets a token has (none
+        at all are 0)."""
+        kinds: dict[int, Labels] = {}
+        start = 0
+        for sequence, length, owner, weight in zip(sequences, lengths, owners, weights, strict=True):
+            labels = kinds.setdefault(sequence.targets.top if sequence.targets else 0, Labels())
+            labels._add(sequence, start, owner, weight)
+            start += length
+        return list(kinds.values())
+
+    def _add(self, sequence: TokenSequence, start: int, owner: int, weight: float) -> None:
         """A sequence that begins at `start`: its position p predicts its token p + 1."""
         first, last = max(sequence.prompt_length, 1), len(sequence.ids)
         self.positions += range(start + first - 1, start + last - 1)
@@ -269,24 +283,19 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
     device = bank.device
     # Dropout has its own path, and its masks must not depend on rows added for alignment.
     grouped = bank.grouped and not bank.spec.dropout
+    owners = [k for k, _ in one]
     sequences: list[TokenSequence] = [chosen[k].batch[place] for k, place in one]
     rows: list[list[int]] = [list(sequence.ids) for sequence in sequences]
     if grouped:
-        _align(rows, [k for k, _ in one])
+        _align(rows, owners)
     lengths = [len(row) for row in rows]
-    # By how many soft targets a token has; none at all are 0.
-    kinds: dict[int, _Labels] = {}
-    start = 0
-    for (k, _), sequence, row in zip(one, sequences, rows, strict=True):
-        labels = kinds.setdefault(sequence.targets.top if sequence.targets else 0, _Labels())
-        labels.add(sequence, start, k, sequence.weight / chosen[k].batch_labelled)
-        start += len(row)
+    weights = [s.weight / chosen[k].batch_labelled for k, s in zip(owners, sequences, strict=True)]
     seeds = None
     if bank.spec.dropout:
         # One stream a fit, step and sequence, so that it does not matter how a step is cut into passes.
         seeds = [_mix(chosen[k].job.seed, chosen[k].done, place) for k, place in one]
     routing = Routing.of(
-        [chosen[k].adapter for k, _ in one],
+        [chosen[k].adapter for k in owners],
         lengths,
         size=bank.size,
         device=device,
@@ -298,14 +307,14 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
     with bank.route(routing), torch.enable_grad():
         hidden_PD = backbone.packed(input_ids, Layout.of(lengths, device))[0]
         totals = []
-        for labels in kinds.values():
+        for labels in Labels.of(sequences, lengths, owners, weights):
             weights_L = torch.tensor(labels.weights, device=device)
             total, losses_L = labels.loss(hidden_PD, backbone, weights_L)
             totals.append(total)
             sums.index_add_(0, torch.tensor(labels.owners, device=device), losses_L * weights_L)
         torch.stack(totals).sum().backward()
     values = sums.tolist()
-    return [(k, values[k]) for k in dict.fromkeys(k for k, _ in one)]
+    return [(k, values[k]) for k in dict.fromkeys(owners)]
 
 
 def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:

@@ -210,10 +210,18 @@ def check(jobs: list[FitJob], vocabulary: int) -> None:
         if not job.sequences or any(sequence.labelled < 1 for sequence in job.sequences):
             raise ValueError(f"job {number} has no sequences, or one without a token to learn")
         for sequence in job.sequences:
-            if not 0 < sequence.weight < math.inf:
-                raise ValueError(f"job {number}: a sequence's weight must be a positive number, not {sequence.weight}")
-            if sequence.targets is not None and (wrong := _wrong(sequence.targets, sequence.labelled, vocabulary)):
-                raise ValueError(f"job {number}: soft targets {wrong}")
+            check_sequence(sequence, vocabulary, f"job {number}")
+
+
+def check_sequence(sequence: TokenSequence, vocabulary: int, where: str) -> None:
+    """Errors: ValueError, beginning with `where`, for a sequence without a token to learn, or whose weight or targets
+    cannot be used."""
+    if sequence.labelled < 1:
+        raise ValueError(f"{where}: a sequence without a token to learn")
+    if not 0 < sequence.weight < math.inf:
+        raise ValueError(f"{where}: a sequence's weight must be a positive number, not {sequence.weight}")
+    if sequence.targets is not None and (wrong := _wrong(sequence.targets, sequence.labelled, vocabulary)):
+        raise ValueError(f"{where}: soft targets {wrong}")
 
 
 def _wrong(targets: SoftTargets, labelled: int, vocabulary: int) -> str | None:

@@ -119,7 +119,7 @@ class _LinearLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = block_rows(head_VD.shape[0], hidden_LD.device)
         losses_L = torch.empty(hidden_LD.shape[0], device=hidden_LD.device)
-        grad_LD = torch.empty_like(hidden_LD)
+        grad_LD = torch.empty_like(hidden_LD) if ctx.needs_input_grad[0] else None
         # One buffer for all blocks: fresh memory costs a CPU more than the arithmetic on it.
         buffer = head_VD.new_empty(min(rows, hidden_LD.shape[0]), head_VD.shape[0])
         for start in range(0, hidden_LD.shape[0], rows):
@@ -131,12 +131,15 @@ class _LinearLoss(torch.autograd.Function):
                 capped = torch.tanh(logits / softcap)
                 logits = capped * softcap
             losses_L[block] = turn(block, logits)
+            if grad_LD is None:
+                continue
             if capped is not None:
                 logits.mul_(1 - capped.square_())
             torch.mm(logits.to(head_VD.dtype), head_VD, out=grad_LD[block])
-        # In the hidden states' own precision, but after the sum over the vocabulary.
-        grad_LD.mul_(weights_L[:, None])
-        ctx.save_for_backward(grad_LD)
+        if grad_LD is not None:
+            # In the hidden states' own precision, but after the sum over the vocabulary.
+            grad_LD.mul_(weights_L[:, None])
+            ctx.save_for_backward(grad_LD)
         ctx.mark_non_differentiable(losses_L)
         return (losses_L * weights_L).sum(), losses_L
 

@@ -7,7 +7,6 @@ was.  The teacher is the wrapped model with no adapter active, so a bank need no
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,10 +15,9 @@ from transformers import PreTrainedModel
 
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
-from selfedit.engine.decoding import PREFILL_TOKENS, parts
-from selfedit.engine.jobs import LessMemoryWarning, SoftTargets
+from selfedit.engine.jobs import SoftTargets
 from selfedit.engine.loss import block_rows
-from selfedit.engine.memory import device_kind, out_of_memory, release_memory
+from selfedit.engine.rows import in_rows
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -51,33 +49,22 @@ def soft_targets(
         if not prefix or not continuation:
             empty = "continuation" if prefix else "prefix"
             raise ValueError(f"pair {number} has an empty {empty}: there is nothing to take soft targets from")
-    budget = PREFILL_TOKENS[device_kind(backbone.head_VD.device)] if token_budget is None else token_budget
-    found: dict[_Pair, SoftTargets] = {}
-    waiting = list(dict.fromkeys(asked))
-    with backbone.training(), torch.no_grad():
-        while waiting:
-            row = waiting[next(parts([len(prefix) + len(continuation) for prefix, continuation in waiting], budget))]
-            tokens = sum(len(prefix) + len(continuation) for prefix, continuation in row)
-            results = _attempt(backbone, row, top)
-            if results is None:
-                if len(row) == 1:
-                    raise torch.OutOfMemoryError(
-                        f"out of memory with a single sequence of {tokens} tokens: use shorter ones or a smaller model"
-                    )
-                line = f"out of memory: soft targets go on with {budget // 2} tokens in a row instead of {budget}"
-                warnings.warn(line, LessMemoryWarning, stacklevel=2)
-                budget //= 2
-                release_memory()
-                continue
-            found.update(zip(row, results, strict=True))
-            waiting = waiting[len(row) :]
-            if on_tokens is not None:
-                on_tokens(tokens)
+    each = list(dict.fromkeys(asked))
+    results = in_rows(
+        backbone,
+        each,
+        lambda pair: sum(map(len, pair)),
+        lambda row: _targets(backbone, row, top),
+        what="soft targets go on",
+        token_budget=token_budget,
+        on_tokens=on_tokens,
+    )
+    found = dict(zip(each, results, strict=True))
     return [found[pair] for pair in asked]
 
 
-def _attempt(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTargets] | None:
-    """The targets of the pairs of one row, or None where memory ran out."""
+def _targets(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTargets]:
+    """The targets of the pairs of one row."""
     device = backbone.head_VD.device
     lengths = [len(prefix) + len(continuation) for prefix, continuation in pairs]
     positions: list[int] = []
@@ -86,15 +73,10 @@ def _attempt(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTarge
         end += length
         # The token before predicts the next one.
         positions += range(end - len(continuation) - 1, end - 1)
-    try:
-        row = torch.tensor([token for pair in pairs for part in pair for token in part], device=device)[None]
-        hidden_LD = backbone.packed(row, Layout.of(lengths, device))[0, torch.tensor(positions, device=device)]
-        rows = hidden_LD.split(block_rows(backbone.vocabulary, device))
-        blocks = [_most_probable(backbone, block_LD, top) for block_LD in rows]
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        return None
+    row = torch.tensor([token for pair in pairs for part in pair for token in part], device=device)[None]
+    hidden_LD = backbone.packed(row, Layout.of(lengths, device))[0, torch.tensor(positions, device=device)]
+    rows = hidden_LD.split(block_rows(backbone.vocabulary, device))
+    blocks = [_most_probable(backbone, block_LD, top) for block_LD in rows]
     ids_LK, log_probs_LK = (torch.cat(tensors).cpu() for tensors in zip(*blocks, strict=True))
     counts = [len(continuation) for _, continuation in pairs]
     return [
