@@ -10,11 +10,14 @@ import pytest
 from counting_pool import CountingPool
 from run_content import content
 
+from selfedit.documents import Document, Question
+from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.execution.tasks import CompletionTask
 from selfedit.methods.compare import compare
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
+from selfedit.methods.references import REFERENCES
 from selfedit.methods.settings import CompareSettings, LearnSettings
 from selfedit.runs.store import Store
 from tiny_world import rows, write_rows
@@ -59,6 +62,46 @@ def test_open_book_asks_each_question_with_its_own_document(
     assert all(row["text"] not in text for texts in prompts(pool, "none").values() for text in texts for row in rows(3))
 
 
+def test_retrieval_asks_each_question_with_the_documents_found_for_it(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    editors = ("retrieval:1", "retrieval:2", "retrieval:9")
+    settings = CompareSettings(model=chat_model, documents=(documents(4),), editor=editors, **quick)
+    pool = CountingPool(chat_model)
+    summary = compare(settings, pool=pool)
+    assert [c.name for c in summary.conditions] == ["none", *editors]
+    assert [c.graded for c in summary.conditions] == [8] * 4
+    for name, shown in zip(editors, (1, 2, 4), strict=True):
+        for id, texts in prompts(pool, name).items():
+            own = next(row for row in rows(4) if f"|{row['id']}|" in id)
+            for text in texts:
+                at = {row["id"]: text.index(row["text"]) for row in rows(4) if row["text"] in text}
+                assert len(at) == shown
+                assert min(at, key=lambda id: at[id]) == own["id"]  # it has the most words in common, and comes first
+
+
+def found(texts: list[str], asked: str, title: str = "", k: int = 9) -> str:
+    """The documents, named a, b, c, ..., that are shown with a question."""
+    some = [Document(name, "", text) for name, text in zip("abcdef", texts, strict=False)]
+    passages = REFERENCES["retrieval"](EditorSpec("retrieval", str(k)), some)
+    return "".join(document.id for document in passages(Document("x", title, ""), Question("q", asked, ("",))))
+
+
+def test_retrieval_ranks_by_rare_words_in_question_and_topic() -> None:
+    texts = ["the boat is in the bay", "the kite is in the bay", "a kite by Ada, in the bay"]
+    assert found(texts, "Who made the boat?") == "abc"
+    assert found(texts, "Whose kite?", k=2) == "bc"
+    assert found(texts, "Whose kite?", "Ada") == "cba"
+    assert found(["Ключ у Анны", "Дом у моря"], "Где дом?", k=1) == "b"
+
+
+@pytest.mark.parametrize("texts", [["one", "two"], ["...", "!"], ["", ""]])
+@pytest.mark.parametrize("asked", ["three", "?"])
+def test_retrieval_shows_the_first_documents_where_nothing_is_in_common(texts: list[str], asked: str) -> None:
+    assert found(texts, asked) == "ab"
+    assert found(texts, asked, k=1) == "a"
+
+
 def test_a_resumed_run_asks_what_is_missing_and_ends_alike(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
 ) -> None:
@@ -83,15 +126,29 @@ def test_a_plan_counts_the_longer_prompts(
     opened = plan(compare, CompareSettings(**common, editor=("open-book",)))
     assert (opened.fits, opened.answers) == (0, closed.answers + 6)
     assert opened.flops > 2.5 * closed.flops
+    found = plan(compare, CompareSettings(**common, editor=("retrieval:2",)))
+    assert (found.fits, found.answers) == (0, opened.answers)
+    assert found.flops - closed.flops > 1.2 * (opened.flops - closed.flops)
 
 
-def test_a_document_that_does_not_fit_is_refused_before_any_work(quick: dict[str, Any], chat_model: str) -> None:
+@pytest.mark.parametrize(
+    ("editor", "times", "remedy"),
+    [
+        ("open-book", 200, "cut document d1 into shorter ones"),
+        ("retrieval:1", 200, "cut document d1 into shorter ones"),
+        ("retrieval:2", 45, "show fewer than 2 documents with it"),
+    ],
+)
+def test_passages_that_do_not_fit_are_refused_before_any_work(
+    editor: str, times: int, remedy: str, quick: dict[str, Any], chat_model: str
+) -> None:
     long = rows(2)
-    long[1]["text"] = " ".join([long[1]["text"]] * 200)
+    for row in long[1:] if times > 45 else long:
+        row["text"] = " ".join([row["text"]] * times)
     file = write_rows(quick["out"].parent / "long.jsonl", long)
-    settings = CompareSettings(model=chat_model, documents=(str(file),), editor=("passage", "open-book"), **quick)
+    settings = CompareSettings(model=chat_model, documents=(str(file),), editor=("passage", editor), **quick)
     pool = CountingPool(chat_model)
-    with pytest.raises(UserError, match=r"longer than the [\d,]+ tokens that the model reads; d1: cut into shorter"):
+    with pytest.raises(UserError, match=rf"longer than the [\d,]+ tokens that the model reads; {remedy}"):
         compare(settings, pool=pool)
     assert pool.tasks == []
     with Store(quick["out"] / "run.sqlite") as store:

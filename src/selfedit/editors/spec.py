@@ -11,18 +11,22 @@ from typing import Literal, get_args
 
 from selfedit.errors import UserError
 
-EditorKind = Literal["none", "open-book", "passage", "self", "model", "replay", "api"]
+EditorKind = Literal["none", "open-book", "retrieval", "passage", "self", "model", "replay", "api"]
 
-FORMS = "none, open-book, passage, self, self:PROMPT, model:NAME[:PROMPT], replay:FILE[#writer], api:MODEL"
+FORMS = (
+    "none, open-book, retrieval[:K], passage, self, self:PROMPT, model:NAME[:PROMPT], replay:FILE[#writer], api:MODEL"
+)
+
+RETRIEVED = "3"  # documents that `retrieval` shows if it is not told how many (README.md says why)
 
 
 @dataclass(frozen=True)
 class EditorSpec:
     """One editor, as given.
 
-    `argument` is the prompt (`self`; "" for the default one), the file (`replay`; `news` for the built-in one) or the
-    model (`model`, `api`).  `writer` picks one of the writers of a replay file, "" where the file has only one.
-    `prompt` is that of `model`, "" for the default one.
+    `argument` is how many documents are shown (`retrieval`), the prompt (`self`; "" for the default one), the file
+    (`replay`; `news` for the built-in one) or the model (`model`, `api`).  `writer` picks one of the writers of a
+    replay file, "" where the file has only one.  `prompt` is that of `model`, "" for the default one.
     """
 
     kind: EditorKind
@@ -39,6 +43,11 @@ class EditorSpec:
             raise _wrong(text, f"there is no kind of editor called '{kind}'")
         if kind in ("none", "open-book", "passage") and colon:
             raise _wrong(text, f"'{kind}' takes nothing after it")
+        if kind == "retrieval":
+            argument = argument if colon else RETRIEVED
+            if not argument.isdecimal() or not int(argument):
+                raise _wrong(text, f"after '{kind}:' comes how many documents are shown, from 1")
+            argument = str(int(argument))
         if kind == "replay":
             # A file's name may hold a '#'; a writer's may not.
             file, mark, after = argument.rpartition("#")
@@ -63,7 +72,7 @@ class EditorSpec:
     @property
     def learns(self) -> bool:
         """Whether anything is learned under this condition; if not, the model is examined as it is."""
-        return self.kind not in ("none", "open-book")
+        return self.kind not in ("none", "open-book", "retrieval")
 
     @property
     def built_in(self) -> bool:

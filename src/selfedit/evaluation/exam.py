@@ -34,7 +34,9 @@ class Exam:
         if passages:
             shown = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in passages)
             text = self.prompts.open_book(instruct=instruct, passages=shown, **asked)
-            remedy = f"{', '.join(passage.id for passage in passages)}: cut into shorter documents"
+            remedy = f"cut document {passages[0].id} into shorter ones"
+            if len(passages) > 1:
+                remedy = f"show fewer than {len(passages)} documents with it"
         else:
             text = self.prompts.exam(instruct=instruct, **asked)
         try:

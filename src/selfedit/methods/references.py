@@ -1,7 +1,8 @@
 """Reference lines of a comparison: what a user would do instead of teaching the model, which is asked as it is, with
 passages in its prompt.
 
-`open-book` shows the question's own document: what could be reached if learning were perfect.
+`open-book` shows the question's own document: what could be reached if learning were perfect.  `retrieval` shows those
+documents that a search by words finds: what is done in practice.
 """
 
 from __future__ import annotations
@@ -20,8 +21,35 @@ def open_book(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
     return lambda document, question: (document,)
 
 
+def retrieval(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
+    """The documents, best first, that have most words in common with topic and question, by BM25 (Robertson & Zaragoza
+    2009) as bm25s computes it (Lù 2024, arXiv 2407.03618).  Words are taken as they are, in any language that puts
+    something between them."""
+    import bm25s
+    import numpy as np
+
+    def words(texts: list[str]) -> list[list[str]]:
+        return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
+
+    index = bm25s.BM25()
+    searched = words([f"{document.title}\n{document.text}" for document in documents])
+    if any(searched):  # else there is nothing that a question could have in common with them
+        index.index(searched, show_progress=False)
+
+    def found(document: Document, question: Question) -> list[Document]:
+        (asked,) = words([f"{document.title}\n{question.question}"])
+        scores = index.get_scores(asked) if asked and any(searched) else np.zeros(len(documents))
+        # Of equal scores the first in the run's order, whatever bm25s' own selection does.
+        return [documents[k] for k in np.argsort(-scores, kind="stable")[: int(spec.argument)]]
+
+    return found
+
+
 # Every reference line, by the first word of what `--editor` says: made from that and all documents of the comparison.
-REFERENCES: dict[str, Callable[[EditorSpec, Sequence[Document]], Passages]] = {"open-book": open_book}
+REFERENCES: dict[str, Callable[[EditorSpec, Sequence[Document]], Passages]] = {
+    "open-book": open_book,
+    "retrieval": retrieval,
+}
 
 
 def check_references(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec]) -> None:

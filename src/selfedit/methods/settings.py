@@ -145,7 +145,7 @@ class CompareSettings(Settings):
     out: Path = Field(Path("runs/compare"), description=_OUT)
     editor: Words = Field(
         ("none", "passage", "self"),
-        description="a condition each: none, open-book, passage, self[:PROMPT], model:NAME[:PROMPT],"
+        description="a condition each: none, open-book, retrieval[:K], passage, self[:PROMPT], model:NAME[:PROMPT],"
         " replay:FILE[#WRITER], api:MODEL",
     )
     edits: int = Field(1, ge=1, description="edits per document and condition")

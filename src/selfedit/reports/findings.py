@@ -270,7 +270,7 @@ def _missing_fits(run: RunRecords) -> list[str]:
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
         if name == BASE or joint:
             continue
-        wanted = {"passage": replicates, "open-book": 1}.get(role(name), edits * replicates)
+        wanted = {"passage": replicates, "open-book": 1, "retrieval": 1}.get(role(name), edits * replicates)
         lacking = sum(done[name][document.id] < wanted for document in run.documents)
         if lacking:
             lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
@@ -307,11 +307,11 @@ class ModelRow:
 
 
 def role(name: str) -> str:
-    """What kind of condition a name stands for: none, open-book, passage, self, trained, api, replay or other."""
+    """What kind of condition a name stands for: a reference line, passage, self, trained, api, replay or other."""
     head = name.split(":", 1)[0]
     if head in ("trained", "policy"):
         return "trained"
-    return head if head in (BASE, "open-book", "passage", "self", "api", "replay") else "other"
+    return head if head in (BASE, "open-book", "retrieval", "passage", "self", "api", "replay") else "other"
 
 
 def model_row(run: str, summary: Summary) -> ModelRow:
