@@ -67,6 +67,33 @@ def test_order_shuffles_each_epoch_by_the_jobs_seed():
     assert plain.order() == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
+@pytest.mark.parametrize(
+    ("sequences", "epochs", "steps", "sizes"),
+    [(1, 4, 6, [1] * 6), (5, 4, 4, [5] * 4), (5, 2, 4, [2, 3, 2, 3]), (3, 2, 8, [1] * 8), (3, 1, 2, [1, 2])],
+)
+def test_steps_deal_out_the_sequences_of_all_epochs(sequences, epochs, steps, sizes):
+    job = random_job(3, sequences=sequences, epochs=epochs, steps=steps, batch_size=7)
+    order = job.order()
+    assert [len(step) for step in order] == sizes
+    assert job.steps == len(order) == steps
+    assert job.tokens == sum(len(job.sequences[k].ids) for step in order for k in step)
+    # Each sequence is seen once per epoch: no two counts differ by more than one.
+    counts = job.uses().values()
+    assert len(counts) == sequences
+    assert min(counts) >= epochs
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_fit_takes_the_steps_that_are_asked_for(tiny_model):
+    """Five sequences and one: the same number of steps, and the rate at its end in the last one."""
+    jobs = [random_job(k, sequences=n, epochs=2, steps=4) for k, n in enumerate((5, 1))]
+    with AdapterBank(tiny_model("llama"), LoraSpec(rank=2), 2) as bank:
+        results = fit(bank, jobs)
+    assert [result.steps for result in results] == [4, 4]
+    assert [result.tokens for result in results] == [job.tokens for job in jobs]
+    assert [len(result.losses) for result in results] == [4, 4]
+
+
 def test_schedules():
     linear = FitSettings(learning_rate=1.0, schedule="linear", warmup_steps=2)
     assert [linear.rate(k, 6) for k in range(6)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]

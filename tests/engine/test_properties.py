@@ -33,6 +33,7 @@ def fit_jobs(draw):
         learning_rate=draw(st.sampled_from([1e-4, 5e-4])),
         epochs=draw(st.integers(1, 2)),
         batch_size=draw(st.integers(1, 4)),
+        steps=draw(st.sampled_from([None, 1, 3, 7])),
         schedule=draw(st.sampled_from(["linear", "cosine", "constant"])),
         max_grad_norm=draw(st.sampled_from([None, 1.0])),
     )

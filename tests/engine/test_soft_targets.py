@@ -21,6 +21,7 @@ from selfedit.engine import (
     fit,
     plan,
     soft_targets,
+    teach,
 )
 from selfedit.engine.loss import linear_divergence
 
@@ -213,6 +214,22 @@ def test_the_teacher_is_the_model_without_adapters(tiny_model):
         )
         (result,) = fit(bank, [FitJob(sequences, FitSettings(epochs=1, batch_size=4), 0)])
     assert abs(result.first_loss) < 1e-6
+
+
+def test_teach_asks_the_model_that_reads_more(tiny_model):
+    """Targets are those after the teacher's text; with and without a prompt, and nothing else changes."""
+    model, passage = tiny_model("qwen2"), tuple(range(20, 40))
+    prompted = TokenSequence((5, 6, 7, 8, 9), 3, teacher=passage)
+    whole = TokenSequence((5, 6, 7), teacher=passage)
+    plain = TokenSequence((5, 6, 7))
+    job = FitJob((prompted, plain, whole), FitSettings(), 4)
+    with pytest.raises(ValueError, match="job 0: a sequence's teacher was not asked"):
+        plan(model, SPEC, [job], calibrate=False)
+    (taught_job,) = teach(model, [job], top=5)
+    first, second = soft_targets(model, [(passage, (8, 9)), ((*passage, 5), (6, 7))], top=5)
+    assert [s.targets for s in taught_job.sequences] == [first, None, second]
+    assert taught_job.sequences[1] == plain
+    assert teach(model, [taught_job]) == [taught_job]
 
 
 def test_an_adapter_learns_to_do_without_the_passage(tiny_model):

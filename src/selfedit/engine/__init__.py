@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
     from selfedit.engine.planning import Plan, plan
-    from selfedit.engine.teaching import soft_targets
+    from selfedit.engine.teaching import soft_targets, teach
     from selfedit.engine.waves import OnWave, fit_all
 
 _HOMES = {
@@ -46,6 +46,7 @@ _HOMES = {
     "merge_adapter": "peft_format.merge",
     "plan": "planning.plan",
     "soft_targets": "teaching.soft_targets",
+    "teach": "teaching.teach",
 }
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "merge_adapter",
     "plan",
     "soft_targets",
+    "teach",
 ]
 
 

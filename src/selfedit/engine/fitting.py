@@ -98,7 +98,7 @@ class _Running(Course):
         self.count.fill_(self.done)
 
     def result(self) -> FitResult:
-        steps_per_epoch = len(self.order) // max(1, self.job.settings.epochs)
+        steps_per_epoch = max(1, len(self.order) // self.job.settings.epochs)
         first, last = self.losses[:steps_per_epoch], self.losses[-steps_per_epoch:]
         return FitResult(
             steps=self.done,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import array
 import math
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 
@@ -93,13 +95,15 @@ class TokenSequence:
     """One training sequence; the first `prompt_length` tokens are read but not learned.
 
     With `targets`, one row per labelled token, the loss of a token is the divergence KL(teacher || model) from them,
-    not the cross-entropy of the next token.  `weight` multiplies the sequence's share in the loss of its step.
+    not the cross-entropy of the next token.  `teacher` is what the frozen model is to read before the labelled tokens
+    instead of the prompt; `teach` makes targets of it, and without that no fit takes the sequence.  `weight` multiplies the sequence's share in the loss of its step.
     """
 
     ids: tuple[int, ...]
     prompt_length: int = 0
     targets: SoftTargets | None = None
     weight: float = 1.0
+    teacher: tuple[int, ...] = ()
 
     @property
     def labelled(self) -> int:
@@ -112,7 +116,9 @@ class FitSettings:
     """How one adapter is trained: AdamW (0.9, 0.999, 1e-8) as in Hugging Face's Trainer.
 
     A step takes `batch_size` sequences; its loss is the (weighted) mean over all their labelled tokens (Trainer's rule
-    with gradient accumulation: `batch_size` here is batch size times accumulation there).  `schedule` decays the
+    with gradient accumulation: `batch_size` here is batch size times accumulation there).  With `steps`, the fit takes
+    exactly so many, whatever the number of sequences: those of `epochs` epochs (of more, where they are fewer than the
+    steps) are dealt out evenly over the steps, and `batch_size` is not used.  `schedule` decays the
     learning rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).
     `shuffle` draws a new order each epoch from the job's seed; without it, sequences keep their order."""
 
@@ -124,6 +130,7 @@ class FitSettings:
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     shuffle: bool = True
+    steps: int | None = None
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of optimiser step `step` (from 0) of `steps`."""
@@ -148,24 +155,37 @@ class FitJob:
 
     @property
     def tokens(self) -> int:
-        """Training tokens over all epochs."""
-        return sum(len(sequence.ids) for sequence in self.sequences) * self.settings.epochs
+        """Training tokens over all steps."""
+        return sum(count * len(self.sequences[k].ids) for k, count in self.uses().items())
 
     @property
     def steps(self) -> int:
-        return -(-len(self.sequences) // self.settings.batch_size) * self.settings.epochs
+        return self.settings.steps or -(-len(self.sequences) // self.settings.batch_size) * self.settings.epochs
+
+    def uses(self) -> Mapping[int, int]:
+        """How often each sequence, by its number, is trained on."""
+        if self.settings.steps is None:
+            return dict.fromkeys(range(len(self.sequences)), self.settings.epochs)
+        return Counter(number for step in self.order() for number in step)
 
     def order(self) -> list[list[int]]:
         """For each optimiser step, the numbers of its sequences."""
         generator = random.Random(self.seed)
-        steps = []
-        for _ in range(self.settings.epochs):
-            numbers = list(range(len(self.sequences)))
-            if self.settings.shuffle:
-                generator.shuffle(numbers)
-            size = self.settings.batch_size
-            steps += [numbers[k : k + size] for k in range(0, len(numbers), size)]
-        return steps
+        count, settings = len(self.sequences), self.settings
+        epochs = settings.epochs
+        if settings.steps is not None and count:
+            epochs = max(epochs, -(-settings.steps // count))
+        orders = []
+        for _ in range(epochs):
+            orders.append(list(range(count)))
+            if settings.shuffle:
+                generator.shuffle(orders[-1])
+        if settings.steps is None:
+            size = settings.batch_size
+            return [order[k : k + size] for order in orders for k in range(0, count, size)]
+        numbers = [number for order in orders for number in order][: max(count * settings.epochs, settings.steps)]
+        bounds = [len(numbers) * k // settings.steps for k in range(settings.steps + 1)]
+        return [numbers[begin:end] for begin, end in pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -220,6 +240,8 @@ def check_sequence(sequence: TokenSequence, vocabulary: int, where: str) -> None
         raise ValueError(f"{where}: a sequence without a token to learn")
     if not 0 < sequence.weight < math.inf:
         raise ValueError(f"{where}: a sequence's weight must be a positive number, not {sequence.weight}")
+    if sequence.teacher and sequence.targets is None:
+        raise ValueError(f"{where}: a sequence's teacher was not asked; call `teach` on the jobs")
     if sequence.targets is not None and (wrong := _wrong(sequence.targets, sequence.labelled, vocabulary)):
         raise ValueError(f"{where}: soft targets {wrong}")
 

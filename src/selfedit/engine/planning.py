@@ -144,8 +144,9 @@ def plan(
     waves = split_waves(jobs, bank_size)
     simulated = [list(simulate([jobs[k] for k in wave], budget)) for wave in waves]
     passes = [count for wave in simulated for counts, _ in wave for count in counts]
-    useful = sum(costs.flops(s) * job.settings.epochs for job in jobs for s in job.sequences)
-    again = sum(costs.repeated_flops(s) * job.settings.epochs for job in jobs for s in job.sequences)
+    uses = [(job.sequences[k], count) for job in jobs for k, count in job.uses().items()]
+    useful = sum(count * costs.flops(sequence) for sequence, count in uses)
+    again = sum(count * costs.repeated_flops(sequence) for sequence, count in uses)
     seconds = None
     if calibrate:
         trial = _calibrate(model, spec, jobs, min(budget, 256 if kind == "cpu" else 4096), checkpointing)

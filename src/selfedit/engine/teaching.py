@@ -8,6 +8,7 @@ was.  The teacher is the wrapped model with no adapter active, so a bank need no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
-from selfedit.engine.jobs import SoftTargets
+from selfedit.engine.jobs import FitJob, SoftTargets, TokenSequence
 from selfedit.engine.loss import block_rows
 from selfedit.engine.rows import in_rows
 
@@ -61,6 +62,23 @@ def soft_targets(
     )
     found = dict(zip(each, results, strict=True))
     return [found[pair] for pair in asked]
+
+
+def teach(
+    model: PreTrainedModel, jobs: Sequence[FitJob], *, top: int = 20, on_tokens: Callable[[int], None] | None = None
+) -> list[FitJob]:
+    """The jobs, with soft targets for each sequence that has a `teacher` and none yet.  Errors as `soft_targets`."""
+    taught = [s for job in jobs for s in job.sequences if s.teacher and s.targets is None]
+    # A text without a prompt has no label at its first token; the teacher reads that too.
+    pairs = [((*s.teacher, *s.ids[:1][s.prompt_length :]), s.ids[max(s.prompt_length, 1) :]) for s in taught]
+    targets = iter(soft_targets(model, pairs, top=top, on_tokens=on_tokens) if pairs else ())
+
+    def with_targets(sequence: TokenSequence) -> TokenSequence:
+        if not sequence.teacher or sequence.targets is not None:
+            return sequence
+        return replace(sequence, targets=next(targets))
+
+    return [replace(job, sequences=tuple(map(with_targets, job.sequences))) for job in jobs]
 
 
 def _targets(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTargets]:

@@ -168,7 +168,7 @@ class Worker:
                     answers.setdefault(number, []).append(completion)
             completions.update({number: tuple(found) for number, found in answers.items()})
 
-        jobs = [fit.job for fit in task.fits]
+        jobs = engine.teach(self.model.hf, [fit.job for fit in task.fits])
         plan = self._plan(task, jobs)
         train = partial(engine.fit_all, self.model.hf, task.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
         long = None

@@ -31,7 +31,13 @@ class Recipe(BaseModel):
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's peak learning rate")
     epochs: int = Field(8, ge=1, description="passes over the sequences")
-    batch_size: int = Field(1, ge=1, description="sequences an optimiser step (batch size times accumulation)")
+    batch_size: int = Field(1, ge=1, description="sequences per optimiser step (batch size times accumulation)")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimiser steps per fit: the epochs' sequences are dealt out over them, whatever"
+        " their number; batch_size is then not used",
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -65,6 +71,7 @@ class Recipe(BaseModel):
             learning_rate=self.learning_rate,
             epochs=self.epochs,
             batch_size=self.batch_size,
+            steps=self.steps,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
