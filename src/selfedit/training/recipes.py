@@ -35,8 +35,7 @@ class Recipe(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="optimiser steps per fit: the epochs' sequences are dealt out over them, whatever"
-        " their number; batch_size is then not used",
+        description="optimiser steps per fit: the sequences of all epochs are dealt out over them (batch_size is not used)",
     )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
