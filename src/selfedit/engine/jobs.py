@@ -96,7 +96,8 @@ class TokenSequence:
 
     With `targets`, one row per labelled token, the loss of a token is the divergence KL(teacher || model) from them,
     not the cross-entropy of the next token.  `teacher` is what the frozen model is to read before the labelled tokens
-    instead of the prompt; `teach` makes targets of it, and without that no fit takes the sequence.  `weight` multiplies the sequence's share in the loss of its step.
+    instead of the prompt; `teach` makes targets of it, and without that no fit takes the sequence.  `weight` multiplies
+    the sequence's share in the loss of its step.
     """
 
     ids: tuple[int, ...]
