@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="optimiser steps per fit: all epochs' sequences are dealt out over them, and batch_size is not used",
+        description="optimiser steps per fit: all epochs' sequences are dealt out over them, whatever batch_size is",
     )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
