@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from selfedit.methods.learnings import Learning, all_in_one, one_each
     from selfedit.methods.restem import train
     from selfedit.methods.run import Run
-    from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
+    from selfedit.methods.settings import (
+        CompareSettings,
+        ContinualSettings,
+        LearnSettings,
+        SweepSettings,
+        TrainSettings,
+    )
+    from selfedit.methods.sweep import sweep
     from selfedit.models import load_model
     from selfedit.reports import build_report
     from selfedit.training.recipes import Recipe
@@ -48,10 +55,12 @@ _HOMES = {
     "one_each": "methods.learnings",
     "Run": "methods.run",
     "write_edits": "methods.edits",
+    "sweep": "methods.sweep",
     "train": "methods.restem",
     "CompareSettings": "methods.settings",
     "ContinualSettings": "methods.settings",
     "LearnSettings": "methods.settings",
+    "SweepSettings": "methods.settings",
     "TrainSettings": "methods.settings",
     "Recipe": "training.recipes",
     "build_report": "reports",
@@ -68,6 +77,7 @@ __all__ = [
     "Question",
     "Recipe",
     "Run",
+    "SweepSettings",
     "TrainSettings",
     "UserError",
     "adapt",
@@ -80,6 +90,7 @@ __all__ = [
     "load_documents",
     "load_model",
     "one_each",
+    "sweep",
     "train",
     "write_edits",
 ]

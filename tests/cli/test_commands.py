@@ -51,7 +51,9 @@ LIGHT = [
     "compare --set ranks=4",
     "compare --prompt-file nowhere.yaml",
     "compare --prices nowhere.yaml",
-    "compare --sweep rank",
+    "sweep --grid rank",
+    "sweep --limit 3",
+    "sweep --grid rank=2,4 --editor none",
     "compare --policy-round 2",
     "compare --editor replay:nowhere.jsonl --limit 1",
     "train --outer-set ranks=4",
@@ -90,7 +92,7 @@ def test_help_names_every_command_and_setting(capsys: pytest.CaptureFixture[str]
         run("--help")
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for command in ("compare", "learn", "ask", "train", "continual", "report", "grade", "cost", "export"):
+    for command in ("compare", "sweep", "learn", "ask", "train", "continual", "report", "grade", "cost", "export"):
         assert command in text
     with pytest.raises(SystemExit):
         run("train", "--help")
@@ -432,6 +434,7 @@ def test_a_finished_run_runs_again_without_its_model(
     small = ["--rounds", "1", "--edits", "1", "--replicates", "1", "--validation-share", "0.4", "--outer-set", "rank=2"]
     commands = [
         ["compare", "--documents", str(documents(2)), "--editor", "passage", "--editor", "self", *shared],
+        ["sweep", "--documents", str(documents(6)), "--grid", "epochs=1,2", *shared],
         ["train", "--documents", str(documents(5)), *small, *shared],
         ["continual", "--documents", str(documents(2)), "--editor", "passage", *shared],
         ["learn", str(documents(2)), "--editor", "self", *shared],

@@ -24,6 +24,7 @@ from selfedit.methods.settings import (
     ContinualSettings,
     LearnSettings,
     Settings,
+    SweepSettings,
     TrainSettings,
 )
 from selfedit.prompts import Prompts
@@ -41,12 +42,14 @@ VALUES = [
 ]
 METHODS = {
     "compare": "compare.compare",
+    "sweep": "sweep.sweep",
     "learn": "learn.learn",
     "train": "restem.train",
     "continual": "continual.continual",
 }
 GOOD = {
     "compare": ["--documents", "good.jsonl", "--out", "run"],
+    "sweep": ["--documents", "good.jsonl", "--out", "run", "--recipes", "seal"],
     "learn": ["good.jsonl", "--out", "run"],
     "train": ["--documents", "good.jsonl", "--out", "run"],
     "continual": ["--documents", "good.jsonl", "--out", "run"],
@@ -168,7 +171,13 @@ YAML = [
 def test_nothing_that_a_file_of_settings_holds_is_a_traceback(
     run: Callable[..., Any], place: Path, command: str
 ) -> None:
-    kind = {"compare": CompareSettings, "learn": LearnSettings, "train": TrainSettings, "continual": ContinualSettings}
+    kind = {
+        "compare": CompareSettings,
+        "sweep": SweepSettings,
+        "learn": LearnSettings,
+        "train": TrainSettings,
+        "continual": ContinualSettings,
+    }
     for name in kind[command].model_fields:
         if command != "compare" and name in Settings.model_fields:
             continue

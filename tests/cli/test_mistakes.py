@@ -177,7 +177,6 @@ def test_a_budget_without_a_price(compare_words: list[str], mistake: Mistake, se
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
         (["--prices", "nowhere.yaml"], "nowhere.yaml"),
         (["--speed", "fast"], "unrecognized arguments: --speed fast"),
-        (["--sweep", "rank"], "--sweep rank: write NAME=A,B,C"),
     ],
 )
 def test_settings(compare_words: list[str], mistake: Mistake, flags: list[str], says: str) -> None:
@@ -243,7 +242,25 @@ def test_files_of_settings_that_are_weapons(
 )
 def test_values_that_are_weapons(compare_words: list[str], mistake: Mistake, value: str) -> None:
     assert "rank = " in mistake(*compare_words, "--set", f"rank={value}")
-    assert "rank = " in mistake(*compare_words, "--sweep", f"rank={value},{value}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "a sweep tries at least 2 recipes: add --recipes NAME, or --grid NAME=A,B,C"),
+        (["--grid", "rank"], "--grid rank: write NAME=A,B,C"),
+        (["--grid", "rank=2026-13-45,4"], "--grid rank=2026-13-45,4: write NAME=A,B,C"),
+        (["--grid", "rank=" + "[" * 3000], "write NAME=A,B,C"),
+        (["--grid", "rank=big,4"], "rank = 'big': Input should be a valid integer"),
+        (["--grid", "rank=4,4"], "one and the same"),
+        (["--recipes", "soup"], "--recipe soup: not known; use default, seal"),
+        (["--recipes", "seal", "--editor", "none"], "--editor none: recipes are tried by learning"),
+        (["--recipes", "seal", "--validation-share", "1"], "--validation-share '1': Input should be less than 1"),
+        (["--recipes", "seal"], "at least 6 validation documents (on fewer no difference is larger than noise)"),
+    ],
+)
+def test_sweeps(compare_words: list[str], mistake: Mistake, flags: list[str], says: str) -> None:
+    assert says in mistake("sweep", *compare_words[1:], *flags)
 
 
 def test_a_model_given_twice(compare_words: list[str], mistake: Mistake, chat_model: str) -> None:

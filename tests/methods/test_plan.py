@@ -22,7 +22,15 @@ from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import Plan, plan
 from selfedit.methods.restem import train
-from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, Settings, TrainSettings
+from selfedit.methods.settings import (
+    CompareSettings,
+    ContinualSettings,
+    LearnSettings,
+    Settings,
+    SweepSettings,
+    TrainSettings,
+)
+from selfedit.methods.sweep import sweep
 from selfedit.models import load_tokenizer
 from selfedit.prompts import Prompts
 from selfedit.runs.costs import Spent
@@ -78,7 +86,6 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
     "more",
     [
         {"editor": ("none", "passage", "self"), "edits": 2, "replicates": 2, "general_questions": 2},
-        {"editor": ("self", "replay:{file}"), "sweep": ("epochs=1,3", "cutting=whole,lines")},
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
         {
             "editor": ("self",),
@@ -107,6 +114,19 @@ def test_compare(
     planned, pool = planned_and_run(compare, chosen)
     if not chosen.general_questions:
         assert planned.answers == pool.answers
+
+
+@pytest.mark.parametrize("editor", [("self",), ("passage", "self")])
+def test_sweep(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: tuple[str, ...]
+) -> None:
+    chosen = SweepSettings(
+        **quick
+        | {"model": chat_model, "documents": (documents(8),), "validation_share": 0.75, "editor": editor}
+        | {"grid": ("epochs=1,3", "cutting=whole,lines"), "general_questions": 1}
+    )
+    planned, _ = planned_and_run(sweep, chosen)
+    assert planned.fits == (4 * 2 + 2 * 6) * len(editor)
 
 
 def test_what_is_there_is_planned_exactly(

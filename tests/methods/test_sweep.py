@@ -1,18 +1,26 @@
-"""Sweeps of recipe settings: chosen on validation documents, reported on the others."""
+"""Sweeps: bad recipes are dropped on training documents, one is chosen on validation documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from counting_pool import CountingPool
 
+from overlap_grader import overlap_grader  # noqa: F401
 from selfedit.errors import UserError
+from selfedit.evaluation.statistics import DocumentScore
+from selfedit.execution.tasks import CompletionTask, FitTask, Task, TaskResult
+from selfedit.methods.candidates import Candidate, list_candidates, parse_grid
 from selfedit.methods.compare import compare
-from selfedit.methods.settings import CompareSettings
-from selfedit.methods.sweep import parse_grid
+from selfedit.methods.frontier import Trial, better_half, choose, reason
+from selfedit.methods.settings import CompareSettings, SweepSettings
+from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store
+from selfedit.training.recipes import SEAL, load_recipe
 from summary_fields import undeclared
 
 
@@ -24,65 +32,234 @@ def test_a_grid_has_every_combination() -> None:
         {"learning_rate": 2e-3, "cutting": "whole"},
     ]
     assert parse_grid(["rank=4,8", "with_document=true,false"])[-1] == {"rank": 8, "with_document": False}
-    for wrong in ("rank", "rank=", "=4"):
-        with pytest.raises(UserError, match=f"--sweep {wrong}: write NAME=A,B,C"):
+    assert parse_grid(["targets=[up_proj, down_proj],all-linear"]) == [
+        {"targets": ["up_proj", "down_proj"]},
+        {"targets": "all-linear"},
+    ]
+    for wrong in ("rank", "rank=", "=4", "rank=[4"):
+        with pytest.raises(UserError, match=r"--grid .*: write NAME=A,B,C"):
             parse_grid([wrong])
 
 
-def test_the_recipe_is_chosen_on_validation_documents_and_reported_on_the_others(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    """A learning rate that blows every fit up is tried too: it is the worst, not the end."""
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(6),),
-        editor=("none", "passage", "self"),
-        edits=2,
-        sweep=("learning_rate=1e30,1e-2", "epochs=1,4"),
-        **quick,
+def test_recipes_are_those_named_with_every_combination(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rank: 2\n")
+    found = list_candidates(
+        SweepSettings(recipe="seal", recipes=(str(mine),), grid=("epochs=1,2",), set={"batch_size": 3})
     )
+    assert [one.number for one in found] == [1, 2, 3, 4]
+    assert [one.settings for one in found] == [
+        {"recipe": name, "epochs": epochs} for name in ("seal", str(mine)) for epochs in (1, 2)
+    ]
+    assert found[0].recipe == SEAL.with_settings({"batch_size": 3, "epochs": 1})
+    assert [one.recipe.rank for one in found] == [32, 32, 2, 2]
+    with pytest.raises(UserError, match="a sweep tries at least 2 recipes: add --recipes NAME, or --grid NAME=A,B,C"):
+        list_candidates(SweepSettings())
+    with pytest.raises(UserError, match=r"two of the recipes to try are one and the same .*epochs.*; leave one out"):
+        list_candidates(SweepSettings(grid=("epochs=1,1",)))
+    mine.write_text("{}\n")
+    with pytest.raises(UserError, match="two of the recipes to try are one and the same"):
+        list_candidates(SweepSettings(recipes=(str(mine),)))
+    with pytest.raises(UserError, match="ranks = 4: Extra inputs"):
+        list_candidates(SweepSettings(grid=("ranks=4,8",)))
+
+
+def trial(number: int, right: list[int], lost: float | None, tokens: float = 100.0, failed: int = 0) -> Trial:
+    """`right` of ten answers of each document."""
+    scores = {f"d{k}": DocumentScore(float(score), 10) for k, score in enumerate(right)}
+    general = {} if lost is None else {"f": DocumentScore(100 * (1 - lost), 100)}
+    return Trial(Candidate(number, {"rank": number}, SEAL), scores, general, tokens, failed)
+
+
+def chosen(*trials: Trial) -> int:
+    return choose(trials, 0.05).number
+
+
+def test_the_rule() -> None:
+    low, middle, high = [1, 2, 1, 0, 2, 1, 1, 2], [5, 6, 4, 5, 6, 5, 4, 5], [9, 8, 9, 9, 8, 9, 9, 8]
+    # Most learned, of those that lose no more than they may.
+    assert chosen(trial(1, middle, 0.02), trial(2, high, 0.05), trial(3, low, 0.0)) == 2
+    assert chosen(trial(1, middle, 0.02), trial(2, high, 0.06), trial(3, low, 0.0)) == 1
+    # What learned less by more than noise is not taken for being cheap; what is within noise is.
+    assert chosen(trial(1, middle, 0.02, tokens=1), trial(2, high, 0.02, tokens=900)) == 2
+    assert chosen(trial(1, [*high[:7], 7], 0.02, tokens=800), trial(2, high, 0.02, tokens=900)) == 1
+    assert chosen(trial(1, [*high[:7], 7], 0.09, tokens=800), trial(2, high, 0.02, tokens=900)) == 2
+    # Where all lose more, the least harm.
+    assert chosen(trial(1, high, 0.3), trial(2, low, 0.2), trial(3, middle, 0.25)) == 2
+    # Nothing known before: nothing to lose.
+    assert chosen(trial(1, low, None), trial(2, high, None)) == 2
+    # A recipe under which a fit failed is out.
+    assert chosen(trial(1, low, 0.0), trial(2, high, 0.0, failed=1)) == 1
+    # Alike in everything: the first.
+    assert chosen(trial(1, high, 0.0), trial(2, high, 0.0)) == 1
+
+
+def test_the_better_half_goes_on() -> None:
+    trials = [
+        trial(1, [1] * 8, 0.0),
+        trial(2, [9] * 8, 0.4),
+        trial(3, [6] * 8, 0.05),
+        trial(4, [9] * 8, 0.2),
+        trial(5, [9] * 8, 0.0, failed=1),
+    ]
+    assert [one.number for one in better_half(trials, 0.05)] == [3, 1, 4]
+    assert [one.number for one in better_half(trials[:4], 0.05)] == [3, 1]
+    # What failed does not go on, however many are wanted.
+    assert [one.number for one in better_half([*trials[4:], trials[4], trials[0]], 0.05)] == [1]
+
+
+def test_the_reason_is_told() -> None:
+    cheap, best, bad = trial(1, [9] * 7 + [8], 0.02, 800), trial(2, [9] * 8, 0.0, 900), trial(3, [9] * 8, 0.5)
+    said = reason([cheap, best, bad], cheap, 0.05)
+    assert said.startswith(
+        "Recipe 1: 88.8% right, of the general questions 2.0% lost, 800 training tokens per document. Recipe 2, with"
+        " 90.0% right for 900 tokens, is within noise.\nThe rule: most learned among the recipes that lose at most 5%"
+    )
+    assert "within noise.\n" not in reason([best, bad], best, 0.05)
+    assert "All lose more: it loses least." in reason([bad], bad, 0.05)
+
+
+@pytest.fixture
+def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> SweepSettings:
+    """Six recipes, two of which blow every fit up; two documents for training, six for validation."""
+    return SweepSettings(
+        **quick
+        | {
+            "model": chat_model,
+            "documents": (documents(8),),
+            "validation_share": 0.75,
+            "editor": ("passage", "self"),
+            "grid": ("learning_rate=1e30,1e-2,1e-4", "epochs=2,4"),
+            "general_questions": 1,
+            "grader": "overlap",
+            "task_size": 4,
+        }
+    )
+
+
+def test_bad_recipes_are_dropped_and_one_is_chosen_on_validation_documents(
+    settings: SweepSettings, chat_model: str, quick: dict[str, Any], tmp_path: Path
+) -> None:
     pool = CountingPool(chat_model)
-    summary = compare(settings, pool=pool)
-    assert summary.recipe["learning_rate"] == 1e-2
-    tried = summary.sweep
+    summary = sweep(settings, pool=pool)
     assert list(undeclared(summary)) == []
-    assert len(tried) == 4
-    assert [set(row.accuracy) for row in tried] == [{"passage", "self"}] * 4
-    chosen = {"learning_rate": 1e-2, "epochs": summary.recipe["epochs"]}
-    (best,) = [row for row in tried if row.chosen]
-    assert best.settings == chosen
-    assert best.mean == max(row.mean for row in tried if row.mean is not None)
-    # A recipe under which every fit failed has no accuracy: not one of 0.
-    assert {row.mean for row in tried if row.settings["learning_rate"] == 1e30} == {None}
+    assert [row.number for row in summary.sweep] == [1, 2, 3, 4, 5, 6]
+    assert [row.settings["learning_rate"] for row in summary.sweep] == [1e30, 1e30, 1e-2, 1e-2, 1e-4, 1e-4]
+    # Failed recipes lost: they are out, named, and nothing more is spent on them.
+    assert [row.failed_fits for row in summary.sweep] == [4, 4, 0, 0, 0, 0]
+    assert [row.number for row in summary.sweep if row.validated] != []
+    assert {row.documents for row in summary.sweep if row.validated} == {6}
+    left = [row.number for row in summary.sweep if row.validated]
+    assert len(left) == 3
+    assert not {1, 2} & set(left)
+    (best,) = [row for row in summary.sweep if row.chosen]
+    assert best.validated
+    assert summary.choice.startswith(f"Recipe {best.number}: ")
+    assert summary.documents == 6
+    assert [c.name for c in summary.conditions] == ["none", *(f"{e} [{k}]" for k in left for e in settings.editor)]
+    assert summary.most_lost == 0.05
+    of_best = [c for c in summary.conditions if c.name.endswith(f"[{best.number}]")]
+    assert sum(c.train_tokens for c in of_best) == best.train_tokens * 12
 
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        validation, rest = ({d.id for d in store.documents(split)} for split in ("validation", "exam"))
-        assert len(validation) + len(rest) == 6
-        assert not validation & rest
-        for name in ("passage", "self"):
-            assert {fit.document_id for fit in store.fits(condition=name)} == rest
-            assert {
-                fit.document_id for fit in store.fits(condition=f"{name} [learning_rate=0.01, epochs=4]")
-            } == validation
-        written = [e for e in store.edits(writer="self") if e.document_id in rest]
-    assert summary.documents == len(rest)
-    assert [c.name for c in summary.conditions] == ["none", "passage", "self"]
-    assert summary.conditions[2].graded == 2 * 2 * len(rest)
-    # What the validation documents cost in tokens is no part of the condition's figures.
-    assert summary.conditions[2].edit_tokens == sum(edit.output_tokens for edit in written)
+        training, validation = ({d.id for d in store.documents(split)} for split in ("train", "validation"))
+        assert (len(training), len(validation)) == (2, 6)
+        by_condition = {
+            name: {fit.document_id for fit in store.fits(condition=name)}
+            for name in {f.condition for f in store.fits()}
+        }
+        for number in range(1, 7):
+            assert by_condition[f"self [{number}] rung 1"] == training
+        assert by_condition["none"] == {*validation, None}
+        # Edits are written once per document; every recipe learned from the same ones.
+        assert Counter(edit.document_id for edit in store.edits()) == dict.fromkeys(training | validation, 1)
+        learned = [{f.edit_id for f in store.fits(condition=f"self [{k}]")} for k in left]
+        assert learned[0] == learned[1] == learned[2]
+        out = [event.message for event in store.events("recipe is out")]
+        assert out[0] == "recipe 1 (learning_rate=1e+30, epochs=2) is out: 4 fits failed"
+        assert len(out) == 2
+    assert len(pool.fits) == 6 * 2 * 2 + 3 * 6 * 2
+
+    # The recipe that was written is the one, and compare takes it.
+    file = settings.out / "recipe.yaml"
+    recipe = load_recipe(str(file))
+    assert recipe.model_dump(mode="json") == summary.recipe | {"name": "recipe"}
+    assert recipe.learning_rate == best.settings["learning_rate"]
+    compared = compare(
+        CompareSettings(
+            **quick
+            | {"model": chat_model, "documents": settings.documents, "limit": 1, "recipe": str(file)}
+            | {"set": {}, "editor": ("passage",), "out": tmp_path / "compared"}
+        )
+    )
+    assert compared.recipe == recipe.model_dump(mode="json")
 
     again = CountingPool(chat_model)
-    assert compare(settings, pool=again) == summary
+    assert sweep(settings, pool=again) == summary
     assert again.tasks == []
 
 
-def test_what_cannot_be_swept_is_refused(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+class Stopping(CountingPool):
+    """Breaks down before the task of this number."""
+
+    left = 0
+
+    def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
+        for task in tasks:
+            if not self.left:
+                raise RuntimeError("stopped")
+            self.left -= 1
+            yield from super().run([task])
+
+
+@pytest.mark.parametrize("kept", [3, 9, 13])
+def test_a_sweep_goes_on_where_it_stopped(settings: SweepSettings, chat_model: str, tmp_path: Path, kept: int) -> None:
+    whole, part = CountingPool(chat_model), Stopping(chat_model)
+    part.left = kept
+    expected = sweep(settings.model_copy(update={"out": tmp_path / "whole"}), pool=whole)
+    assert len(whole.tasks) > kept
+    with pytest.raises(RuntimeError, match="stopped"):
+        sweep(settings, pool=part)
+    rest = CountingPool(chat_model)
+    assert sweep(settings, pool=rest).sweep == expected.sweep
+    assert [task.id for task in [*part.tasks, *rest.tasks]] == [task.id for task in whole.tasks]
+
+
+def test_few_recipes_are_tried_on_all_documents(settings: SweepSettings, chat_model: str) -> None:
+    few = settings.model_copy(update={"editor": ("passage",), "grid": ("epochs=1,2",)})
+    pool = CountingPool(chat_model)
+    summary = sweep(few, pool=pool)
+    assert summary.documents == 8
+    assert len(pool.fits) == 2 * 8
+    assert not any(isinstance(task, CompletionTask) and task.id.startswith("edits") for task in pool.tasks)
+    # Alike shapes share a bank, whatever the recipe.
+    shared = [{id.split("|")[1] for id in task.ids} for task in pool.tasks if isinstance(task, FitTask)]
+    assert any(len(names) == 2 for names in shared)
+
+
+def test_where_nothing_is_left(settings: SweepSettings) -> None:
+    with pytest.raises(UserError, match="no recipe is left: under each some fits failed; try lower learning rates"):
+        sweep(settings.model_copy(update={"editor": ("passage",), "grid": ("learning_rate=1e30,2e30",)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"editor": ("none",)}, "--editor none: recipes are tried by learning"),
+        ({"editor": ("magic",)}, "there is no kind of editor called 'magic'"),
+        ({"validation_share": 0.2}, "at least 6 validation documents .* and there are 2; give more, with --validation"),
+        ({"grid": ()}, "a sweep tries at least 2 recipes"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(settings: SweepSettings, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        sweep(settings.model_copy(update=changes))
+    assert "\n" not in str(caught.value)
+    assert not (settings.out / "config.yaml").exists()
+
+
+def test_validation_documents_of_the_same_titles_are_refused(
+    settings: SweepSettings, documents: Callable[[int], str]
 ) -> None:
-    common = {"model": chat_model, "documents": (documents(3),), **quick}
-    with pytest.raises(UserError, match="no editor given that recipes could be tried on"):
-        compare(CompareSettings(**common, editor=("none",), sweep=("rank=4,8",)))
-    with pytest.raises(UserError, match="ranks = 4: Extra inputs"):
-        compare(CompareSettings(**common, editor=("passage",), sweep=("ranks=4,8",)))
-    with pytest.raises(UserError, match="title 'Ada and the kite' is among the test documents too"):
-        compare(CompareSettings(**common, editor=("passage",), sweep=("rank=4,8",), validation=(documents(1),)))
+    with pytest.raises(UserError, match="title 'Ada and the kite' is among the training documents too"):
+        sweep(settings.model_copy(update={"validation": (documents(7),)}))

@@ -290,12 +290,13 @@ def test_hostile_fields_add_no_element(tmp_path: Path, write, finished: bool) ->
             summary = json.loads(path.read_text())
             step = {"step": 1, "document": "d0" + words, "new": {"accuracy": 0.5}}
             tried = {
+                "number": 1,
                 "settings": {"rank" + words: "r" + words},
-                "accuracy": {"self" + words: 0.5},
-                "mean": 0.5,
+                "accuracy": 0.5,
+                "lost": 0.1,
                 "chosen": True,
             }
-            told = {name: f"{name}{words}" for name in ("model", "device", "grader", "worth_it", "procedure")}
+            told = {name: f"{name}{words}" for name in ("model", "device", "grader", "worth_it", "procedure", "choice")}
             path.write_text(
                 json.dumps(summary | told | {"steps": [step], "sweep": [tried], "events": {"kind" + words: 2}})
             )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from selfedit.reports import plots, write_charts
 from selfedit.reports.records import read_run
-from selfedit.runs.summary import ConditionSummary, RoundSummary
+from selfedit.runs.summary import ConditionSummary, RoundSummary, SweepRow, empty_summary
 
 
 def text_of(svg: Path) -> str:
@@ -86,3 +86,30 @@ def test_unfinished_run_is_drawn_without_error_bars(partial_run: Path, tmp_path:
     folder = Path(shutil.copytree(partial_run, tmp_path / "part"))
     write_charts(folder)
     assert "95 % interval" not in text_of(folder / "chart.svg")
+
+
+def test_the_frontier_shows_what_was_learned_and_lost(tmp_path: Path) -> None:
+    rows = [
+        SweepRow(number=1, settings={}, accuracy=0.2, lost=0.0, train_tokens=100.0, validated=True),
+        SweepRow(number=2, settings={}, accuracy=0.5, lost=0.04, train_tokens=400.0, validated=True, chosen=True),
+        SweepRow(number=3, settings={}, accuracy=0.6, lost=0.3, train_tokens=1600.0),
+        SweepRow(number=4, settings={}, accuracy=0.6, lost=0.3, failed_fits=2),
+        SweepRow(number=5, settings={}, accuracy=None),
+    ]
+    summary = empty_summary().model_copy(update={"sweep": tuple(rows), "most_lost": 0.05})
+    with plots.style():
+        figure = plots.frontier(summary)
+        assert figure is not None
+        plots.save(figure, tmp_path / "frontier")
+    (axes,) = figure.axes
+    points = [line for line in axes.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "none"]
+    # Large ones first, so that small ones lie on top; a point's area goes with its tokens.
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in points] == [(30, 60), (4, 50), (0, 20)]
+    assert [line.get_markersize() for line in points] == [20, 10, 5]
+    assert points[0].get_markerfacecolor() != points[1].get_markerfacecolor() == points[2].get_markerfacecolor()
+    assert [text.get_text() for text in axes.texts] == ["3", "2 chosen", "1"]
+    (limit,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert list(limit.get_xdata()) == [5, 5]
+    assert "general questions lost, %" in text_of(tmp_path / "frontier.svg")
+    assert plots.frontier(empty_summary()) is None
+    assert plots.frontier(empty_summary().model_copy(update={"sweep": tuple(rows[3:])})) is None

@@ -199,25 +199,32 @@ def test_kept_edits_without_signal_are_told(tmp_path: Path) -> None:
 
 
 def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
+    shared = {"documents": 8, "validated": True, "train_tokens": 1477.4}
     rows = (
-        SweepRow(settings={"learning_rate": 1e30}, accuracy={"passage": None, "self": None}),
-        SweepRow(settings={"learning_rate": 1e-3}, accuracy={"passage": 0.25, "self": 0.5}, mean=0.375, chosen=True),
-        SweepRow(settings={"learning_rate": 2e-3}, accuracy={"passage": 0.25, "self": 0.125}, mean=0.1875),
+        SweepRow(number=1, settings={"learning_rate": 1e30}, failed_fits=4, accuracy=0.1, documents=3),
+        SweepRow(number=2, settings={"learning_rate": 1e-3}, accuracy=0.375, lost=0.04, chosen=True, **shared),
+        SweepRow(number=3, settings={"learning_rate": 2e-3}, accuracy=0.5, ci95=(0.25, 0.75), lost=0.21, **shared),
     )
-    folder = fake_runs.write_compare(tmp_path / "run", documents=1, more={"sweep": rows})
+    more = {"sweep": rows, "most_lost": 0.05, "choice": "Recipe 2: it is good.\nThe rule: least harm."}
+    folder = fake_runs.write_compare(tmp_path / "run", documents=1, more=more)
     out = io.StringIO()
     print_summary(folder, Console(file=out))
-    lines = {
-        words[0]: words[1:]
-        for line in out.getvalue().splitlines()
-        if "learning_rate=" in line and (words := line.split())
-    }
-    assert lines["learning_rate=1e+30"] == ["–", "–", "–"]
-    assert lines["*"] == ["learning_rate=0.001", "25.0", "50.0", "37.5"]
-    assert lines["learning_rate=0.002"] == ["25.0", "12.5", "18.8"]
+    told = out.getvalue()
+    lines = [line.split() for line in told.splitlines() if "learning_rate=" in line]
+    # The validated ones first, the most learned on top; what failed has no accuracy.
+    assert lines == [
+        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "–", "1,477", "8"],
+        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "–", "1,477", "8"],
+        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "0", "(3)"],
+    ]
+    assert "Recipe 2: it is good. The rule: least harm." in " ".join(told.split())
+    assert "All conditions use the same recipe" not in told
     page = build_report([folder]).read_text(encoding="utf-8")
-    assert 'learning_rate=0.001 <span class="tag">chosen</span>' in page
-    assert re.search(r"<td>25\.0</td><td>50\.0</td><td>37\.5</td>", page)
+    assert '2 <span class="quiet">learning_rate=0.001</span> <span class="tag">chosen</span>' in page
+    assert re.search(r"<td>37\.5</td><td>–</td><td>4\.0</td><td>–</td>\s*<td>1,477</td><td>8 validation</td>", page)
+    assert "<td>4 failed</td>" in page
+    assert "least harm." in page
+    assert "Learned against forgotten" in page
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

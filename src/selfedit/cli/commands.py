@@ -45,7 +45,7 @@ def _console(arguments: argparse.Namespace) -> Console:
     return Console(stderr=arguments.json)
 
 
-# compare, learn, train, continual
+# compare, sweep, learn, train, continual
 
 
 def _method_flags(settings: str, **options: Any) -> Callable[[argparse.ArgumentParser], None]:
@@ -362,6 +362,11 @@ COMMANDS = {
         "compare who should write the notes: the model, an API, a file, nobody",
         _method_flags("CompareSettings", repeated="model"),
         _compare,
+    ),
+    "sweep": Command(
+        "try recipes and choose the one that teaches most and harms least",
+        _method_flags("SweepSettings"),
+        lambda arguments: run_method(arguments, _settings(arguments, "SweepSettings"), "sweep.sweep"),
     ),
     "learn": Command(
         "teach one adapter a set of documents", _method_flags("LearnSettings", positional="documents"), _learn

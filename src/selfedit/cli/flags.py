@@ -1,6 +1,6 @@
 """Flags made from settings: every field of a settings class is a flag, and a key of `--config FILE.yaml`.
 
-pydantic-settings would make the flags, but it splits every value of a list at its commas, which `--sweep rank=8,16` and
+pydantic-settings would make the flags, but it splits every value of a list at its commas, which `--grid rank=8,16` and
 names of files contain, and its own errors are several lines.
 """
 

@@ -26,7 +26,6 @@ from selfedit.methods.references import REFERENCES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
-from selfedit.methods.sweep import check_grid, sweep
 from selfedit.runs.summary import Summary
 
 
@@ -36,15 +35,11 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     specs = parse_editors(list(settings.editor))
-    check_grid(settings, specs)
     if settings.policy_round is not None and settings.policy is None:
         raise UserError("--policy-round: of which run?  Name it with --policy")
     with Run("compare", settings, **parts) as run:
         documents = load(run, settings.documents, limit=settings.limit)
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
-        more = {}
-        if settings.sweep:
-            documents, run.recipe, more["sweep"] = sweep(run, settings, documents, specs)
         run.store.add_documents(documents)
         policy = settings.policy and load_policy(settings.policy, run, documents, settings.policy_round)
 
@@ -59,7 +54,7 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
 
         lines = [spec.name for spec in specs if spec.kind in REFERENCES]
         names = ["none", *dict.fromkeys(learning.condition for learning in learnings), *lines]
-        return summary_of_finished(run) or summarise(run, documents, names, **more)
+        return summary_of_finished(run) or summarise(run, documents, names)
 
 
 def condition(

@@ -5,7 +5,7 @@
         A  ← θ'(Q), closed book                  greedily, C not in the context
         r  ← the share of A that is right        by the run's grader
 
-`compare`, `restem`, `sweep`, `learn` and `continual` are loops around it.  θ is the model, or a policy: the model with
+`compare`, `sweep`, `restem`, `learn` and `continual` are loops around it.  θ is the model, or a policy: the model with
 the deltas of earlier rounds merged in.
 """
 

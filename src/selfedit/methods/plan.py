@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfedit.evaluation.statistics import documents_needed
 from selfedit.methods.rehearsal import Counts, Shape, stand_ins
 from selfedit.methods.settings import Settings
-from selfedit.methods.sweep import parse_grid
 from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
 
@@ -83,25 +82,17 @@ class Plan:
 
 
 def plan(method: Callable[..., Any], settings: Settings) -> Plan:
-    """Counts what a method (`compare`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run would
-    give."""
+    """Counts what a method (`compare`, `sweep`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run
+    would give."""
+    counts = Counts()
     shape = Shape(
         load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
     )
-    # A sweep may choose any of its recipes.
-    plans = [_rehearse(method, settings, shape, k) for k in range(len(parse_grid(getattr(settings, "sweep", ()))))]
-    dearest = ("train_tokens", "train_tokens_likely", "flops", "flops_likely", "memory_bytes")
-    return replace(plans[0], **{name: max(getattr(plan, name) for plan in plans) for name in dearest})
-
-
-def _rehearse(method: Callable[..., Any], settings: Settings, shape: Shape, recipe: int) -> Plan:
-    """The plan of a run whose sweep, if there is one, chooses the recipe of this number."""
-    counts = Counts()
     with tempfile.TemporaryDirectory() as folder:
         # What changes no amount is left out.
         aside = {"out": Path(folder) / "run", "budget": None, "workers": 0, "ray": None, "track": None}
         rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
-        method(rehearsed, **stand_ins(settings, shape, counts, recipe))
+        method(rehearsed, **stand_ins(settings, shape, counts))
         with RunDirectory.read(rehearsed.out) as run:
             documents = run.store.documents()
     bytes_each = 2 if settings.dtype == "bfloat16" else 4

@@ -36,6 +36,7 @@ from selfedit.execution.tasks import (
     TokenSequence,
 )
 from selfedit.methods.clients import Role
+from selfedit.methods.frontier import Trial
 from selfedit.methods.policies import DELTA_FILES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Choices, Selection, select
@@ -55,15 +56,15 @@ _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
 
 
-def stand_ins(settings: Settings, shape: Shape, counts: Counts, recipe: int) -> Parts:
-    """What a method is given for a rehearsal; its sweep chooses the recipe of this number."""
+def stand_ins(settings: Settings, shape: Shape, counts: Counts) -> Parts:
+    """What a method is given for a rehearsal."""
     return Parts(
         pool=_CountingPool(settings, shape, counts),
         reader=lambda model, **how: shape.of(model, **how),
         client=lambda run, model, role: _UnsentClient(run, model, role, counts),
         grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
         jobs=lambda *student: _BoundedJobs(*student, most=settings.max_edit_tokens),
-        choices=_Dearest(recipe),
+        choices=_Dearest(),
     )
 
 
@@ -265,10 +266,7 @@ class _BoundedJobs(Jobs):
 
 
 class _Dearest(Choices):
-    """Keeps the edits that take most to learn, as many as a rule can keep; chooses the recipe of a given number."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    """Keeps the edits that take most to learn, as many as a rule can keep, and the recipes that trained most so far."""
 
     def edits(self, edits: Sequence[Edit], **rule: Any) -> Selection:
         if rule["rule"] == "above-baseline":  # perhaps all of them
@@ -277,8 +275,9 @@ class _Dearest(Choices):
         longest_first = [replace(edit, reward=1.0, output_tokens=-edit.input_tokens) for edit in edits]
         return select(longest_first, **{**rule, "keep_ties": True})
 
-    def recipe(self, means: Sequence[float | None]) -> int:
-        return self.number
+    def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
+        number = len(super().recipes(trials, most_lost))
+        return sorted(trials, key=lambda trial: -trial.tokens)[:number]
 
 
 class _AllRight:

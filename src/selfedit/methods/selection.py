@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfedit.editors.base import Edit
+from selfedit.methods.frontier import Trial, better_half, choose
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Choices:
         """Which edits of a round are kept."""
         return select(edits, **rule)
 
-    def recipe(self, means: Sequence[float | None]) -> int:
-        """The number of the best recipe of a sweep; ties go to the one tried first."""
-        return max(range(len(means)), key=lambda k: (-1.0 if (mean := means[k]) is None else mean, -k))
+    def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
+        """Which recipes of a sweep go on to more documents."""
+        return better_half(trials, most_lost)
+
+    def recipe(self, trials: Sequence[Trial], most_lost: float) -> Trial:
+        """The recipe that a sweep chooses."""
+        return choose(trials, most_lost)

@@ -154,15 +154,40 @@ class CompareSettings(Settings):
         "single", description="one adapter per document, or one for all documents"
     )
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
-    sweep: Words = Field(
-        (), description="values of a recipe setting to try on validation documents, as NAME=A,B,C; the best is used"
-    )
-    validation: Words = Field(
-        (), description="documents on which --sweep chooses; if left out, a quarter of the documents, split by title"
-    )
     policy: Path | None = Field(None, description="a run of train: its selected policy becomes a further condition")
     policy_round: int | None = Field(
         None, ge=1, description="with --policy: the policy of this round instead of the selected one"
+    )
+
+
+class SweepSettings(Settings):
+    """`selfedit sweep`: which recipe teaches most and harms least?"""
+
+    out: Path = Field(Path("runs/sweep"), description=_OUT)
+    documents: Words = Field(("news:train",), description=f"training documents: {_DOCUMENTS}")
+    validation: Words = Field(
+        (), description="validation documents; if left out, a share of the training documents, split by title"
+    )
+    validation_share: float = Field(
+        0.5, gt=0, lt=1, description="share of the documents that is set apart for validation"
+    )
+    recipes: Words = Field((), description="a further recipe to try, besides --recipe")
+    grid: Words = Field(
+        (), description="values of a recipe setting to try, as NAME=A,B,C; several: every combination of them"
+    )
+    editor: Words = Field(
+        ("passage",),
+        description="what is learned from: passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or "
+        "api:MODEL; several: each recipe is tried on each",
+    )
+    edits: int = Field(1, ge=1, description="edits per document and editor")
+    replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
+    edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
+    most_lost: float = Field(
+        0.05, ge=0, le=1, description="the largest share of general questions that the chosen recipe may lose"
+    )
+    general_questions: int = Field(
+        10, ge=0, description="general questions asked per adapter, to see what it has forgotten; 0: none"
     )
 
 

@@ -113,21 +113,24 @@ def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
     for name in conditions:
         if name == "none":
             continue
-        by_fit: dict[str, DocumentScore] = {}
-        kept = 0
-        for answer in run.store.scored_answers(run.grading.name, condition=name):
-            if answer.document_id is not None or answer.score is None:
-                continue
-            before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
-            right = answer.value == "right"
-            kept += right
-            by_fit[answer.fit_id] = DocumentScore(before.score + right, before.graded + 1)
-        asked = sum(score.graded for score in by_fit.values())
-        if not asked:
+        by_fit = general_scores(run, [name])
+        if not by_fit:
             continue
+        asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
         mean, low, high = accuracy_interval(by_fit)
         found.append(ForgettingSummary(condition=name, asked=asked, kept=kept, lost=1 - mean, ci95=(1 - high, 1 - low)))
     return found
+
+
+def general_scores(run: Run, conditions: Sequence[str]) -> dict[str, DocumentScore]:
+    """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
+    by_fit: dict[str, DocumentScore] = {}
+    for name in conditions:
+        for answer in run.store.scored_answers(run.grading.name, condition=name):
+            if answer.document_id is None and answer.score is not None:
+                before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
+                by_fit[answer.fit_id] = DocumentScore(before.score + (answer.value == "right"), before.graded + 1)
+    return by_fit
 
 
 def _edit_counts(run: Run) -> dict[str, int]:

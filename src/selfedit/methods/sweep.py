@@ -1,100 +1,105 @@
-"""Chooses recipe settings on validation documents, which then take no part in the comparison.
+"""Which recipe teaches most and harms least, by successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943).
 
-for each recipe of the grid, and each editor: inner loop on the validation documents
-the recipe with the best mean accuracy is used
+edits ← every editor's, of every document: all recipes learn from the same ones
+while more than three recipes are left:
+    inner loop: each of them on the next training documents, twice as many as the time before
+    the better half goes on
+inner loop: those left, on the validation documents
+choose: most learned among those that lose few general questions; within noise, the cheapest (`frontier.py`)
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from selfedit.documents import Document
-from selfedit.editors.spec import EditorSpec
+from selfedit.editors.base import Edit
+from selfedit.editors.spec import EditorSpec, parse_editors
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import accuracy_interval
+from selfedit.evaluation.statistics import LEAST_DOCUMENTS
+from selfedit.methods.candidates import list_candidates
 from selfedit.methods.edits import write_edits
-from selfedit.methods.inner_loop import inner_loop
-from selfedit.methods.inputs import set_apart
-from selfedit.methods.learnings import Learning, one_each
-from selfedit.methods.run import Run
-from selfedit.methods.settings import CompareSettings
-from selfedit.runs.summary import SweepRow
-from selfedit.training.recipes import Recipe, load_recipe
-from selfedit.yaml_file import parse_value
+from selfedit.methods.examining import examine_untrained
+from selfedit.methods.frontier import Trial, reason
+from selfedit.methods.inputs import check, load, set_apart
+from selfedit.methods.run import Parts, Run
+from selfedit.methods.settings import SweepSettings
+from selfedit.methods.summarise import summarise, summary_of_finished
+from selfedit.methods.trials import condition, row, try_out
+from selfedit.runs.summary import Summary
 
-_SHARE = 0.25
+FINALISTS = 3  # recipes that are tried on the validation documents, at most
 
 
-def sweep(
-    run: Run, settings: CompareSettings, documents: Sequence[Document], specs: Sequence[EditorSpec]
-) -> tuple[list[Document], Recipe, list[SweepRow]]:
-    """(documents left for the comparison, the chosen recipe, a row for each recipe that was tried).
+def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
+    """Tries recipes, writes the chosen one to the run's `recipe.yaml`, and returns the run's summary.
 
-    The chosen one has the best mean accuracy over all editors; ties go to the one tried first.  Fits whose adapters
-    have one shape share banks, whatever their recipes.  Errors: UserError where no recipe has a mean.
+    Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
-    grid = parse_grid(settings.sweep)
-    recipes = [run.recipe.with_settings(changes) for changes in grid]
-    test, validation = set_apart(run, documents, settings.validation, _SHARE, rest="test")
-    run.store.add_documents(validation, "validation")
-    tried = [spec for spec in specs if spec.learns]
-    learnings: list[Learning] = []
-    conditions: dict[str, Recipe] = {}
-    for spec in tried:
-        edits = None
-        if spec.kind != "passage":
-            edits = write_edits(run, validation, spec, count=settings.edits, prompt=settings.edit_prompt)
-        for changes, recipe in zip(grid, recipes, strict=True):
-            name = _condition(spec, changes)
-            conditions[name] = recipe
-            learnings += one_each(name, validation, edits, settings.replicates)
-    inner_loop(run, learnings, recipes=conditions, label="sweep")
+    specs, left = parse_editors(list(settings.editor)), list_candidates(settings)
+    for spec in specs:
+        if not spec.learns:
+            raise UserError(
+                f"--editor {spec.name}: recipes are tried by learning; use passage, self, or another writer"
+            )
+    with Run("sweep", settings, **parts) as run:
+        training, validation = _documents(run, settings, specs, len(left))
+        edits = {spec.name: _edits(run, settings, [*training, *validation], spec) for spec in specs}
+        examine_untrained(run, validation)
 
-    rows = []
-    for changes in grid:
-        found = {spec.name: _accuracy(run, _condition(spec, changes)) for spec in tried}
-        known = [accuracy for accuracy in found.values() if accuracy is not None]
-        # A mean over other editors than the other recipes' could not be compared with theirs.
-        mean = sum(known) / len(known) if len(known) == len(found) else None
-        rows.append(SweepRow(settings=changes, accuracy=found, mean=mean))
-    best = run.choices.recipe([row.mean for row in rows])
-    if rows[best].mean is None:
+        tried: dict[int, Trial] = {}
+        for rung, documents in enumerate(rungs(run, training, len(left)), 1):
+            trials = try_out(run, settings, left, documents, edits, rung)
+            tried |= {trial.number: trial for trial in trials}
+            left = [trial.candidate for trial in run.choices.recipes(trials, settings.most_lost)]
+        trials = try_out(run, settings, left, validation, edits)
+        tried |= {trial.number: trial for trial in trials}
+        if finished := summary_of_finished(run):
+            return finished
+
+        chosen = run.choices.recipe(trials, settings.most_lost)
+        run.recipe = chosen.candidate.recipe
+        run.directory.write_recipe(run.recipe.model_dump(mode="json", exclude={"name"}))
+        names = ["none", *(condition(editor, trial.number) for trial in trials for editor in edits)]
+        rows = [row(trial, trial in trials, trial is chosen) for _, trial in sorted(tried.items())]
+        told = reason(trials, chosen, settings.most_lost)
+        return summarise(run, validation, names, sweep=rows, most_lost=settings.most_lost, choice=told)
+
+
+def rungs(run: Run, training: Sequence[Document], recipes: int) -> list[list[Document]]:
+    """The training documents in parts, each twice as large as the one before: one for each halving of so many
+    recipes."""
+    mixed = sorted(training, key=lambda document: run.seed("rung", document.id))
+    halvings = 0
+    while recipes > FINALISTS:
+        halvings, recipes = halvings + 1, -(-recipes // 2)
+    ends = [round(len(mixed) * (2**k - 1) / (2**halvings - 1)) for k in range(1, halvings + 1)]
+    return [part for begin, end in itertools.pairwise([0, *ends]) if (part := mixed[begin:end])]
+
+
+def _documents(
+    run: Run, settings: SweepSettings, specs: Sequence[EditorSpec], recipes: int
+) -> tuple[list[Document], list[Document]]:
+    """(training, validation).  With so few recipes that none is dropped on the way, all documents are for
+    validation."""
+    documents = load(run, settings.documents, limit=settings.limit)
+    training, validation = set_apart(run, documents, settings.validation, settings.validation_share, rest="training")
+    if recipes <= FINALISTS:
+        training, validation = [], [*training, *validation]
+    if len(validation) < LEAST_DOCUMENTS:
         raise UserError(
-            "--sweep: under no recipe were answers graded for every editor, so none can be chosen; try lower learning"
-            " rates, and another --out"
+            f"a sweep chooses on at least {LEAST_DOCUMENTS} validation documents (on fewer no difference is larger than"
+            f" noise), and there are {len(validation)}; give more, with --validation or --documents"
         )
-    rows[best] = rows[best].model_copy(update={"chosen": True})
-    run.progress.note(f"sweep: {grid[best]} chosen on {len(validation)} validation documents")
-    return test, recipes[best], rows
+    check(run, [*training, *validation], specs, count=settings.edits, prompt=settings.edit_prompt)
+    run.store.add_documents(training, "train")
+    run.store.add_documents(validation, "validation")
+    return training, validation
 
 
-def check_grid(settings: CompareSettings, specs: Sequence[EditorSpec]) -> None:
-    """Errors: UserError for a sweep that cannot be made, before anything else is."""
-    if settings.sweep and not any(spec.learns for spec in specs):
-        raise UserError("--sweep: no editor given that recipes could be tried on; add one with --editor")
-    recipe = load_recipe(settings.recipe).with_settings(settings.set)
-    for changes in parse_grid(settings.sweep):
-        recipe.with_settings(changes)
-
-
-def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Every combination of `NAME=A,B,C` settings.  Errors: UserError for another form."""
-    axes = []
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not name.strip() or not equals or not values:
-            raise UserError(f"--sweep {text}: write NAME=A,B,C, such as learning_rate=1e-3,2e-3")
-        axes.append([(name.strip(), parse_value(value)) for value in values.split(",")])
-    return [dict(combination) for combination in itertools.product(*axes)]
-
-
-def _accuracy(run: Run, condition: str) -> float | None:
-    """Mean accuracy; None for a recipe under which every fit failed (a learning rate far too high)."""
-    scores = run.grading.scores(condition)
-    return accuracy_interval(scores).mean if scores else None
-
-
-def _condition(spec: EditorSpec, changes: dict[str, Any]) -> str:
-    return f"{spec.name} [{', '.join(f'{name}={value}' for name, value in changes.items())}]"
+def _edits(run: Run, settings: SweepSettings, documents: Sequence[Document], spec: EditorSpec) -> Sequence[Edit] | None:
+    if spec.kind == "passage":
+        return None
+    return write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)

@@ -16,7 +16,7 @@ from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports.records import Given, RunRecords
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.records import CostRecord
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, RoundSummary, Summary
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, RoundSummary, Summary, SweepRow
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
@@ -83,6 +83,11 @@ def rounds(run: RunRecords) -> Sequence[RoundSummary]:
         return (first, *run.rounds)
     found = mean_score(given for given in run.answers if (given.fit.round, given.fit.condition) == (0, "validation"))
     return run.rounds if found is None else (RoundSummary(round=0, validation_accuracy=found), *run.rounds)
+
+
+def best_first(rows: Iterable[SweepRow]) -> list[SweepRow]:
+    """A sweep's recipes: those that were validated first, then those that got furthest, by what they learned."""
+    return sorted(rows, key=lambda row: (not row.validated, -row.documents, -(row.accuracy or 0.0), row.number))
 
 
 def reference(names: Sequence[str]) -> str:
@@ -245,7 +250,7 @@ def missing(run: RunRecords) -> list[str]:
         planned = run.config.get("rounds")
         done = sum(entry.train_reward is not None for entry in run.rounds)
         lines.append(f"{done}{f' of {planned}' if isinstance(planned, int) else ''} rounds have ended.")
-    else:
+    elif run.procedure != "sweep":  # which fits a sweep takes is seen on the way
         lines += _missing_fits(run)
     used = {fit.edit_id for fit in run.fits}
     waiting = sum(edit.id not in used for edit in run.edits)

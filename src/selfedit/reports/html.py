@@ -54,7 +54,7 @@ def render_run(run: RunRecords) -> str:
         selected=findings.selected(rounds, run.summary),
         charts=_charts(run, signals),
         curves=len(run.curves),
-        swept=list(dict.fromkeys(name for row in summary.sweep for name in row.accuracy)),
+        swept=findings.best_first(summary.sweep),
         ties=[note for entry in rounds if (note := findings.kept_without_signal(entry))],
         signals=signals,
         examples=findings.best_and_worst(signals, EXAMPLES),
@@ -121,6 +121,7 @@ def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, An
     looks = [(look.step, look.accuracy, look.ci95) for look in summary.on_the_way]
     with plots.style():
         drawn = {
+            "frontier": (plots.frontier(summary), f"What each recipe learned and forgot; {same}"),
             "chart": (plots.comparison(found), f"{what} of each condition, with 95 % intervals; {same}"),
             "reward": (plots.line(plots.rewards(rounds), "round", "mean reward, %"), f"Reward by round; {same}"),
             "validation": (

@@ -69,11 +69,13 @@ _STYLE = {
 def write_charts(run: RunRecords, folder: Path) -> list[Path]:
     """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths.
 
-    `chart` compares the conditions; Step B adds `reward`, `validation` and `signal`.  What has no figures has no chart.
+    `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and `signal`.  What has no
+    figures has no chart.
     """
     rounds, selected = findings.rounds(run), run.figures.selected_round
     with style():
         drawn = {
+            "frontier": ("Learned and forgotten: " + format.clean(run.model), frontier(run.figures)),
             "chart": ("What was learned: " + format.clean(run.model), comparison(findings.compared(run))),
             "reward": ("Reward by round (training documents)", line(rewards(rounds), "round", "mean reward, %")),
             "validation": ("Validation by round", line(validation(rounds), "round", "accuracy, %", selected)),
@@ -165,6 +167,34 @@ def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
         _bar(axes, position, 0.6, condition, FILLS[1] if condition.name == base else FILLS[2])
     axes.set_yticks(range(len(shown)), [_wrapped(condition.name, 22) for condition in shown])
     _accuracy_axis(axes, shown)
+    return figure
+
+
+def frontier(summary: Summary) -> Figure | None:
+    """Each recipe of a sweep: what it learned against what was forgotten, a point's area as its training tokens.  None
+    where there is none, or nothing that could be forgotten."""
+    rows = [row for row in summary.sweep if row.accuracy is not None and row.lost is not None and not row.failed_fits]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(3.6)
+    most = max(row.train_tokens for row in rows) or 1.0
+    for row in sorted(rows, key=lambda row: -row.train_tokens):  # small ones on top
+        place = (100 * (row.lost or 0.0), 100 * (row.accuracy or 0.0))
+        size = max(5.0, 20 * (row.train_tokens / most) ** 0.5)
+        fill = FILLS[3] if row.validated else FILLS[1]
+        axes.plot(*place, "o", markersize=size, markerfacecolor=fill, markeredgecolor=INK, markeredgewidth=0.8)
+        if row.chosen:
+            axes.plot(*place, "o", markersize=size + 6, markerfacecolor="none", markeredgecolor=INK)
+        text = f"{row.number} chosen" if row.chosen else f"{row.number}"
+        axes.annotate(text, place, (size / 2 + 4, 0), textcoords="offset points", va="center", fontsize=9)
+    if summary.most_lost is not None:
+        axes.axvline(100 * summary.most_lost, color=QUIET, linewidth=1, linestyle=":")
+    axes.set_xlabel("general questions lost, %")
+    axes.set_ylabel("accuracy, %")
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlim(min(-2.0, axes.get_xlim()[0]), None)
+    axes.grid(True)
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -44,8 +44,8 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def write_charts(run_dir: Path) -> list[Path]:
-    """Writes a run's charts (PNG and SVG) into its directory: `chart`, and for Step B `reward`, `validation`, `signal`.
-    Those of a finished run that has not changed stay as they are.
+    """Writes a run's charts (PNG and SVG) into its directory: `chart`, for a sweep `frontier`, and for Step B `reward`,
+    `validation`, `signal`.  Those of a finished run that has not changed stay as they are.
 
     Raises:
         UserError: the directory is no run, or cannot be written.
@@ -62,7 +62,9 @@ def _charts_there(run_dir: Path) -> list[Path]:
     """The charts of a finished run, if they and the page, which is written after them, are no older than the run's
     summary."""
     charts = [
-        path for name in ("chart", "reward", "validation", "signal") for path in sorted(run_dir.glob(f"{name}.???"))
+        path
+        for name in ("frontier", "chart", "reward", "validation", "signal")
+        for path in sorted(run_dir.glob(f"{name}.???"))
     ]
     files = [run_dir / "summary.json", *charts, run_dir / "report.html"]
     if not charts or not all(file.is_file() for file in files):

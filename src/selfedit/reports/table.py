@@ -160,24 +160,30 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None) -> Group
 
 
 def sweep(entries: Sequence[SweepRow]) -> Group:
-    """The recipes that were tried on validation documents, and how each condition did under them."""
-    names = list(dict.fromkeys(name for entry in entries for name in entry.accuracy))
+    """The recipes that were tried: how much each taught, what was forgotten, what it cost."""
     table = _table()
+    table.add_column("", justify="right", no_wrap=True)
     table.add_column("recipe", overflow="fold", min_width=12)
-    for name in names:
-        table.add_column(f"{format.clean(name)}\n%", justify="right", overflow="fold")
-    table.add_column("mean\n%", justify="right", no_wrap=True)
-    for entry in entries:
+    headings = ("accuracy\n%", "95 %\ninterval", "lost\n%", "95 %\ninterval", "tokens per\ndocument", "docu-\nments")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in findings.best_first(entries):
         table.add_row(
-            Text(f"{'* ' if entry.chosen else ''}{format.recipe_line(entry.settings)}"),
-            *(format.percent(entry.accuracy.get(name)) for name in names),
-            format.percent(entry.mean),
+            f"{'* ' if entry.chosen else ''}{entry.number}",
+            Text(format.recipe_line(entry.settings)),
+            f"{format.count(entry.failed_fits)} failed" if entry.failed_fits else format.percent(entry.accuracy),
+            format.interval(None if entry.failed_fits else entry.ci95),
+            format.percent(entry.lost),
+            format.interval(entry.lost_ci95),
+            f"{entry.train_tokens:,.0f}",
+            f"{'' if entry.validated else '('}{entry.documents}{'' if entry.validated else ')'}",
             style="bold" if entry.chosen else "",
         )
-    note = "* chosen for the comparison." if any(entry.chosen for entry in entries) else ""
-    note = f"{note} A dash: no answer was graded (every fit failed)." if any(e.mean is None for e in entries) else note
-    parts: list[RenderableType] = [Text("Recipes tried on validation documents: accuracy"), table]
-    return Group(*parts, *([Text(note.strip(), style="dim")] if note else []))
+    notes = [
+        "* chosen. lost: of the general questions that the model knew. (Documents) in brackets: training documents; the"
+        " recipe was dropped before validation.",
+    ]
+    return Group(Text("Recipes tried"), table, *(Text(note, style="dim") for note in notes))
 
 
 def steps(entries: Sequence[StepSummary]) -> Group:
@@ -256,13 +262,14 @@ def summary_view(run: RunRecords) -> Group:
     parts += [Text(line, style="yellow") for line in findings.missing(run)]
     found = findings.compared(run)
     if found:
-        parts.append(comparison(found, summary.differences, summary.recipe, run.grader))
+        # The conditions of a sweep have a recipe each.
+        parts.append(comparison(found, summary.differences, None if summary.sweep else summary.recipe, run.grader))
     if summary.differences:
         parts += [Text(), differences(summary.differences)]
     if run.rounds:
         parts += [Text(), rounds(findings.rounds(run), summary.selected_round)]
     if summary.sweep:
-        parts += [Text(), sweep(summary.sweep)]
+        parts += [Text(), sweep(summary.sweep), Text(one_line(summary.choice))]
     if summary.steps:
         parts += [Text(), steps(summary.steps)]
     if summary.forgetting:

@@ -188,6 +188,12 @@ class RunDirectory:
         shutil.rmtree(self.path / "unfinished", ignore_errors=True)
         return write_summary(self.summary_path, summary)
 
+    def write_recipe(self, settings: Mapping[str, Any]) -> Path:
+        """Write `recipe.yaml`, a recipe's settings for `--recipe`; its path."""
+        path = self.path / "recipe.yaml"
+        write_atomically(path, yaml.safe_dump(_plain(settings, "recipe"), sort_keys=False, allow_unicode=True))
+        return path
+
     def read_summary(self) -> Summary:
         """The summary of a finished run.  UserError where the run is not finished."""
         return read_summary(self.summary_path)

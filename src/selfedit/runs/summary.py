@@ -138,12 +138,23 @@ class LookSummary(_Part):
 
 
 class SweepRow(_Part):
-    """One recipe that `--sweep` tried on validation documents: accuracy by condition, None where no answer was
-    graded."""
+    """One recipe of a sweep: what it came to on the documents that it was tried on, the validation documents where it
+    got so far (`validated`), else the first training documents.
 
+    `settings` are those in which the recipes differ.  `accuracy` is over all editors, None where nothing was graded;
+    `lost` is the share of general questions, None where none was known before; `train_tokens` are one fit's, which
+    learns one document.  A recipe under which fits failed is out."""
+
+    number: Count
     settings: dict[str, Any]
-    accuracy: dict[str, Fraction | None]
-    mean: Fraction | None = None
+    documents: Count = 0
+    validated: bool = False
+    accuracy: Fraction | None = None
+    ci95: tuple[Fraction, Fraction] | None = None
+    lost: Fraction | None = None
+    lost_ci95: tuple[Fraction, Fraction] | None = None
+    train_tokens: Amount = 0.0
+    failed_fits: Count = 0
     chosen: bool = False
 
 
@@ -152,8 +163,9 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps`
-    continual learning's, `on_the_way` is `learn`'s, `sweep` that of `--sweep`.  `seconds` is how long the run took,
-    over all attempts; `total_seconds` what its devices were busy."""
+    continual learning's, `on_the_way` is `learn`'s.  `sweep` has the recipes of a sweep, `most_lost` is its limit and
+    `choice` says what was chosen and why.  `seconds` is how long the run took, over all attempts; `total_seconds` what
+    its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
@@ -172,6 +184,8 @@ class Summary(_Part):
     steps: tuple[StepSummary, ...] = ()
     on_the_way: tuple[LookSummary, ...] = ()
     sweep: tuple[SweepRow, ...] = ()
+    most_lost: Fraction | None = None
+    choice: str = ""
     differences: tuple[DifferenceSummary, ...] = ()
     forgetting: tuple[ForgettingSummary, ...] = ()
     grader: str = ""

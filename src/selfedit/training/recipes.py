@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Recipe(BaseModel):
-    """One fine-tune's settings.  The defaults were chosen for the bundled model (see benchmarks/recipe_sweep.py)."""
+    """One fine-tune's settings.  The defaults were chosen by benchmarks/results/recipe-sweep.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
