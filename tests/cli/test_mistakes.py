@@ -254,7 +254,7 @@ def test_values_that_are_weapons(compare_words: list[str], mistake: Mistake, val
         (["--grid", "rank=big,4"], "rank = 'big': Input should be a valid integer"),
         (["--grid", "rank=4,4"], "one and the same"),
         (["--recipes", "soup"], "--recipe soup: not known; use default, seal"),
-        (["--recipes", "seal", "--editor", "none"], "--editor none: recipes are tried by learning"),
+        (["--recipes", "seal", "--editor", "none"], "--editor none: there is nothing to learn from"),
         (["--recipes", "seal", "--validation-share", "1"], "--validation-share '1': Input should be less than 1"),
         (["--recipes", "seal"], "at least 6 validation documents (on fewer no difference is larger than noise)"),
     ],

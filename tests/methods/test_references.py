@@ -18,7 +18,8 @@ from selfedit.methods.compare import compare
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.references import REFERENCES
-from selfedit.methods.settings import CompareSettings, LearnSettings
+from selfedit.methods.settings import CompareSettings, LearnSettings, SweepSettings
+from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store
 from tiny_world import rows, write_rows
 
@@ -161,8 +162,8 @@ def test_where_something_must_be_learned_it_is_refused(
     settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="open-book", **quick)
     with pytest.raises(UserError, match="--editor open-book: there is nothing to learn from"):
         learn(settings)
-    sweep = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("open-book",), sweep=("rank=2,4",), **quick
+    swept = SweepSettings(
+        model=chat_model, documents=(documents(2),), editor=("open-book",), grid=("rank=2,4",), **quick
     )
-    with pytest.raises(UserError, match="no editor given that recipes could be tried on"):
-        compare(sweep)
+    with pytest.raises(UserError, match="--editor open-book: there is nothing to learn from"):
+        sweep(swept)

@@ -245,7 +245,7 @@ def test_where_nothing_is_left(settings: SweepSettings) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"editor": ("none",)}, "--editor none: recipes are tried by learning"),
+        ({"editor": ("none",)}, "--editor none: there is nothing to learn from"),
         ({"editor": ("magic",)}, "there is no kind of editor called 'magic'"),
         ({"validation_share": 0.2}, "at least 6 validation documents .* and there are 2; give more, with --validation"),
         ({"grid": ()}, "a sweep tries at least 2 recipes"),

@@ -42,7 +42,7 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
     for spec in specs:
         if not spec.learns:
             raise UserError(
-                f"--editor {spec.name}: recipes are tried by learning; use passage, self, or another writer"
+                f"--editor {spec.name}: there is nothing to learn from; use passage, self, or another writer"
             )
     with Run("sweep", settings, **parts) as run:
         training, validation = _documents(run, settings, specs, len(left))
