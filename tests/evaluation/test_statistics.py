@@ -13,6 +13,7 @@ from selfedit.evaluation.statistics import (
     Difference,
     DocumentScore,
     accuracy_interval,
+    accuracy_ratio,
     assumed_deviation,
     bootstrap,
     cohen_kappa,
@@ -106,6 +107,65 @@ def test_coverage_of_the_interval_of_a_difference(documents: int, accuracy: floa
         assert row.found <= 0.05
     if documents < 6:
         assert row.found == 0
+
+
+def by_name(scores: list[DocumentScore]) -> dict[str, DocumentScore]:
+    return {str(k): score for k, score in enumerate(scores)}
+
+
+def test_a_ratio_is_of_accuracies_on_common_documents() -> None:
+    first = {"a": DocumentScore(4, 5), "b": DocumentScore(2, 5), "only here": DocumentScore(5, 5)}
+    # Twice as many answers, since there were two fits per document; here 9 of 20 and 6 of 10 count.
+    second = {
+        "a": DocumentScore(6, 10),
+        "b": DocumentScore(3, 10),
+        "there": DocumentScore(0, 10),
+        "c": DocumentScore(0, 0),
+    }
+    mean, interval = accuracy_ratio(first, second)
+    assert mean == pytest.approx(9 / 20 / (6 / 10))
+    assert interval is None  # two documents give none
+
+
+def test_a_ratio_s_interval_is_paired_by_document() -> None:
+    rng = np.random.default_rng(0)
+    opened = draw_documents(rng, 60)
+    # Right where open book is right, but for one answer in five: what documents differ by cancels.
+    like = [DocumentScore(0.8 * s.score, s.graded) for s in opened]
+    mean, interval = accuracy_ratio(by_name(opened), by_name(like))
+    assert mean == pytest.approx(0.8)
+    assert interval is None or interval == pytest.approx((0.8, 0.8))
+    loose = draw_documents(rng, 60)
+    mean, interval = accuracy_ratio(by_name(opened), by_name(loose))
+    assert interval is not None
+    assert interval[0] < mean < interval[1]
+    assert interval[1] - interval[0] > 0.1
+    assert accuracy_ratio(by_name(opened), by_name(loose)) == (mean, interval)
+
+
+def test_coverage_of_the_interval_of_a_ratio() -> None:
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        ease = rng.uniform(0.4, 0.9, 30)
+        opened = [DocumentScore(float(rng.binomial(5, p)), 5) for p in ease]
+        other = [DocumentScore(float(rng.binomial(5, 0.8 * p)), 5) for p in ease]
+        _, interval = accuracy_ratio(by_name(opened), by_name(other))
+        assert interval is not None
+        held += interval[0] <= 0.8 <= interval[1]
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_a_ratio_that_documents_do_not_give() -> None:
+    nothing, some = [DocumentScore(0.0, 5)] * 8, draw_documents(np.random.default_rng(0), 8)
+    assert accuracy_ratio(by_name(some), by_name(nothing)) == (0.0, None)
+    with pytest.raises(ValueError, match="there is no ratio"):
+        accuracy_ratio(by_name(nothing), by_name(some))
+    with pytest.raises(ValueError, match="there is no ratio"):
+        accuracy_ratio(by_name(some), {"other": DocumentScore(1.0, 5)})
+    # One document has all that is right with the book open: a draw in thirty lacks it and has no ratio.
+    rare = [DocumentScore(5.0, 5), *nothing[:7]]
+    assert accuracy_ratio(by_name(rare), by_name(some))[1] is None
 
 
 def draw_documents(rng: np.random.Generator, documents: int, shift: float = 0.0) -> list[DocumentScore]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfedit.runs.store import Store
 
-TIMES = ("seconds", "total_seconds", "device_seconds", "worth_it")  # `worth_it` names times
+TIMES = ("seconds", "total_seconds", "device_seconds", "question_seconds", "worth_it")  # which names some
 
 
 def content(out: Path) -> dict[str, Any]:

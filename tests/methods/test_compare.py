@@ -232,6 +232,7 @@ def without_time(summary: Summary) -> dict[str, Any]:
     data.pop("seconds")
     for condition in data["conditions"]:
         condition.pop("seconds")
+        condition.pop("question_seconds", None)
     return data
 
 

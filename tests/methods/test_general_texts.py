@@ -37,7 +37,7 @@ def test_texts_are_written_once_and_are_the_models_own(
         assert own_texts(run, "measure") == texts
         assert len(pool.tasks) == tasks, "written again"
         assert len(own_texts(run, "retain")) == 60
-        assert [cost.what for cost in run.store.costs()] == ["answers"] * len(pool.tasks)
+        assert [cost.what for cost in run.store.costs()] == ["texts"] * len(pool.tasks)
         sequences = own_sequences(run, texts)
         hf = pool.worker.model.hf
     likely = []

@@ -21,6 +21,7 @@ from selfedit.methods.references import REFERENCES
 from selfedit.methods.settings import CompareSettings, LearnSettings, SweepSettings
 from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store
+from summary_fields import undeclared
 from tiny_world import rows, write_rows
 
 
@@ -79,6 +80,47 @@ def test_retrieval_asks_each_question_with_the_documents_found_for_it(
                 at = {row["id"]: text.index(row["text"]) for row in rows(4) if row["text"] in text}
                 assert len(at) == shown
                 assert min(at, key=lambda id: at[id]) == own["id"]  # it has the most words in common, and comes first
+
+
+def test_the_summary_has_the_share_of_open_book_and_the_cost_of_a_question(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    settings = CompareSettings(
+        model=chat_model,
+        documents=(documents(8),),
+        editor=("open-book", "retrieval:2", "passage"),
+        replicates=2,
+        **{**quick, "general_questions": 2},
+    )
+    pool = CountingPool(chat_model)
+    summary = compare(settings, pool=pool)
+    by_name = {c.name: c for c in summary.conditions}
+    opened = by_name["open-book"].accuracy
+    assert opened
+    for condition in summary.conditions:
+        assert condition.accuracy is not None
+        assert condition.of_open_book == pytest.approx(condition.accuracy / opened)
+    assert by_name["open-book"].of_open_book == 1.0
+    assert by_name["passage"].question_tokens is by_name["passage"].question_seconds is None
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        seconds = {c.condition: c.seconds for c in store.costs() if c.what == "answers"}
+    for name in ("none", "open-book", "retrieval:2"):
+        tasks = [t for t in pool.tasks if isinstance(t, CompletionTask) and t.id.startswith(f"exam/0/{name}/")]
+        requests = [request for task in tasks for request in task.requests]
+        assert by_name[name].question_tokens == pytest.approx(sum(len(r.prompt) for r in requests) / len(requests))
+        assert by_name[name].question_seconds == pytest.approx(seconds[name] / len(requests))
+    cost = [by_name[name].question_tokens or 0 for name in ("none", "open-book", "retrieval:2")]
+    assert cost == sorted(cost)
+    assert list(undeclared(summary)) == []
+
+
+def test_without_open_book_there_is_no_share(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("retrieval:1",), **quick)
+    for condition in compare(settings).to_json()["conditions"]:
+        assert "of_open_book" not in condition
+        assert condition["question_tokens"] > 0
 
 
 def found(texts: list[str], asked: str, title: str = "", k: int = 9) -> str:

@@ -155,12 +155,12 @@ def write_compare(
             answers: list[Answer] = []
             grades: list[Grade | None] = []
             for question in document.questions if document else ():
-                hit = rng.random() < (ACCURACY.get(name, 0.3) if right is None else right)
+                hit = rng.random() < ({**ACCURACY, "open-book": 0.8}.get(name, 0.3) if right is None else right)
                 reply = "I do not know of such a place." if name == "none" else rng.choice(PEOPLE)
                 answers.append(Answer(question.id, spell(reply), 7))
                 grade = writer.graded(hit, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
                 grades.append(grade if finished or rng.random() < 0.9 else None)
-            if document is None or (name != "none" and rng.random() < 0.2):
+            if document is None or (name not in ("none", "open-book") and rng.random() < 0.2):
                 for question in general:
                     hit = name == "none" or rng.random() < 0.8
                     answers.append(Answer(question.id, spell("Paris" if hit else "Rome"), 2))
@@ -172,8 +172,11 @@ def write_compare(
                 examined(
                     FitRecord("none", document_id=document.id if document else None, seconds=21.5), document, "none"
                 )
+            if "open-book" in conditions:
+                for document in found:
+                    examined(FitRecord("open-book", document_id=document.id, seconds=30.5), document, "open-book")
         for name in conditions:
-            if name == "none":
+            if name in ("none", "open-book"):
                 continue
             for number, document in enumerate(found[: documents if finished or name == "passage" else documents // 2]):
                 edit, lines = None, []

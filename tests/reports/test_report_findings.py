@@ -57,6 +57,20 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
     assert findings.changes(read_run(folder)) == [findings.Changes("passage", learned=6, lost=3, kept=0, unknown=6)]
 
 
+def test_what_is_looked_up_is_not_learned_and_lacks_no_fits(tmp_path: Path) -> None:
+    names = ("none", "open-book", "passage")
+    run = read_run(fake_runs.write_compare(tmp_path / "run", conditions=names, replicates=2))
+    assert [found.condition for found in findings.changes(run)] == ["passage"]
+    unfinished = read_run(
+        fake_runs.write_compare(
+            tmp_path / "part", conditions=names, replicates=2, planned=(*names, "retrieval"), finished=False
+        )
+    )
+    lines = findings.missing(unfinished)
+    assert not any("open-book" in line for line in lines)
+    assert "retrieval:3: 6 of 6 documents lack fits." in lines
+
+
 def test_what_was_not_graded_was_neither_learned_nor_lost(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), ungraded=1.0)
     assert findings.changes(read_run(folder)) == []

@@ -149,6 +149,26 @@ def test_page_has_everything_about_a_document(compare_run: Path, tmp_path: Path)
         assert trained.all("li")[-1].words.startswith(name.words)
 
 
+def test_the_page_holds_what_learned_against_open_book(tmp_path: Path) -> None:
+    folder = fake_runs.write_compare(tmp_path / "run", conditions=("none", "passage", "open-book"), grader="lexical")
+    page = Page(build_report([folder]))
+    summary = read_run(folder).summary
+    assert summary is not None
+    _, passage, opened = summary.conditions
+    assert passage.of_open_book == pytest.approx((passage.accuracy or 0) / (opened.accuracy or 0))
+    share = f"{100 * (passage.of_open_book or 0):.1f}"
+    (said,) = page.root.all("p", "finding")
+    # What looks answers up is right most often, and no rival.
+    assert said.words.startswith("“passage” answers")
+    assert said.words.endswith(f"That is {share} % of what “open-book” reaches.")
+    table = page.root.all("table", "figures")[0]
+    assert "of open book, %" in table.words
+    (row,) = [row for row in table.all("tr") if row.words.startswith("passage")]
+    assert [cell.words for cell in row.all("td")][-4] == share
+    without = Page(build_report([fake_runs.write_compare(tmp_path / "other", conditions=("none", "passage"))]))
+    assert "open book" not in without.root.all("table", "figures")[0].words
+
+
 def test_what_the_list_says_of_a_document_is_what_its_answers_say(compare_run: Path, tmp_path: Path) -> None:
     """Bars, figures to sort by and what was learned are computed once, and are those of the store."""
     page = build(compare_run, tmp_path)

@@ -37,6 +37,16 @@ def test_comparison_has_every_condition_and_value(copy: Path) -> None:
         assert image.width > 600
 
 
+def test_a_line_is_drawn_where_open_book_is() -> None:
+    found = [ConditionSummary(name=name, accuracy=value) for name, value in (("none", 0.1), ("open-book", 0.6))]
+    drawn = []
+    for conditions in (found, found[:1]):
+        figure = plots.comparison(conditions)
+        assert figure is not None
+        drawn.append([list(line.get_xdata()) for line in figure.axes[0].lines if line.get_linestyle() == "--"])
+    assert drawn == [[[60, 60]], []]
+
+
 def test_charts_are_the_same_bytes_again(copy: Path) -> None:
     first = {path.name: path.read_bytes() for path in write_charts(copy)}
     second = {path.name: path.read_bytes() for path in write_charts(copy)}

@@ -57,6 +57,22 @@ def test_comparison_says_it_all_within_100_columns() -> None:
     assert "ungraded" not in text
 
 
+def test_the_share_of_open_book_is_shown_where_a_reference_line_was_examined() -> None:
+    assert "open book" not in shown(table.comparison(CONDITIONS))
+    opened = ConditionSummary(
+        name="open-book", accuracy=0.6, correct=6, graded=10, of_open_book=1.0, question_tokens=231.4,
+        question_seconds=0.123,
+    )  # fmt: skip
+    reached = CONDITIONS[2].model_copy(update={"of_open_book": 0.7717, "of_open_book_ci95": (0.6, 1.02)})
+    text = shown(table.comparison([*CONDITIONS[:2], reached, opened], DIFFERENCES, {"rank": 1}, "lexical"))
+    (line,) = [line for line in text.splitlines() if re.search(r"\b77\.2\b", line)]
+    assert re.search(r"77\.2 +60\.0 – 102\.0 +– +–", line)
+    assert re.search(r"open-book +100\.0 +– +231 +0\.12", text)
+    assert "bootstrap over documents" in text
+    retrieved = opened.model_copy(update={"name": "retrieval:3", "of_open_book": None})
+    assert re.search(r"retrieval:3 +– +– +231 +0\.12", shown(table.comparison([CONDITIONS[0], retrieved])))
+
+
 def test_ungraded_answers_are_shown_where_there_are_some() -> None:
     text = shown(table.comparison([*CONDITIONS[:2], CONDITIONS[2].model_copy(update={"ungraded": 17})]))
     assert "17" in text

@@ -10,6 +10,8 @@ answers. The same input gives the same figures.
 - A difference is larger than noise where a paired sign-flip test (exact up to 13 documents that differ) and the
   interval say so. With fewer than six documents no sign-flip test reaches 5 %, so nothing is called a finding.
 
+- A ratio of accuracies has a bootstrap interval over documents, paired.
+
 `python -m benchmarks.coverage` simulates how often the intervals hold the truth; docs/grading.md has its table.
 """
 
@@ -119,6 +121,32 @@ def paired_difference(first: Mapping[str, DocumentScore], second: Mapping[str, D
     mean = float(np.clip(weights @ gaps, -1, 1))
     lo, hi = _difference_interval(weights, gaps, float(min(a[:, 1].sum(), b[:, 1].sum())))
     return Difference(mean, min(lo, mean), max(hi, mean), len(common), _sign_flip(weights * gaps))
+
+
+def accuracy_ratio(
+    first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]
+) -> tuple[float, tuple[float, float] | None]:
+    """Accuracy of `second` over accuracy of `first`, on the documents that both have graded answers for, and its
+    interval: a percentile bootstrap over documents (Efron & Tibshirani 1993), each drawn with both of its exams.
+
+    None stands for an interval that the documents do not give: fewer than `LEAST_DOCUMENTS`, no variation among draws,
+    or draws in which `first` has nothing right.  Raises ValueError where the documents have no ratio."""
+    common = sorted(d for d in first if d in second and first[d].graded > 0 and second[d].graded > 0)
+    columns = np.asarray([(*first[d], *second[d]) for d in common], dtype=np.float64).reshape(-1, 4).T
+
+    def ratio(sums: Sequence[Floats]) -> Floats:
+        right_1, graded_1, right_2, graded_2 = sums
+        return (right_2 / graded_2) * (graded_1 / right_1)
+
+    if not columns[0].sum() > 0:
+        raise ValueError("no document of which anything was answered rightly: there is no ratio")
+    mean = float(ratio(list(columns.sum(axis=1))))
+    if len(common) < LEAST_DOCUMENTS:
+        return mean, None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = bootstrap(len(common), lambda index: ratio([column[index].sum(axis=1) for column in columns]))
+        low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return mean, (float(low), float(high)) if np.isfinite(high) and high - low > 1e-12 else None
 
 
 def _rates(pairs: Floats) -> Floats:

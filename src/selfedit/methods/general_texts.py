@@ -31,7 +31,7 @@ def own_texts(run: Run, use: Use, policy: tuple[str, ...] = (), *, round: int = 
     complete = completer(
         run,
         f"texts/{use}/{name}",
-        lambda seconds: run.ledger.time("answers", "none", seconds, round),
+        lambda seconds: run.ledger.time("texts", "none", seconds, round),
         phase=f"texts of the model's own ({use})",
         policy=policy,
     )

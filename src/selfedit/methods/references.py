@@ -8,10 +8,13 @@ documents that a search by words finds: what is done in practice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.spec import EditorSpec
+from selfedit.evaluation.statistics import accuracy_ratio
 from selfedit.methods.run import Run
+from selfedit.runs.costs import Spent
 
 Passages = Callable[[Document, Question], Sequence[Document]]  # what is shown with a question about a document
 
@@ -60,3 +63,20 @@ def check_references(run: Run, documents: Sequence[Document], specs: Sequence[Ed
             for document in documents:
                 for question in document.questions:
                     run.exam.request(document, question, passages(document, question))
+
+
+def beside_references(run: Run, name: str, conditions: Sequence[str]) -> dict[str, Any]:
+    """What a summary says of a condition where it is held against reference lines: the share of the open-book accuracy
+    that it reached, and what a question costs where there is no adapter."""
+    found: dict[str, Any] = {}
+    if "open-book" in conditions:
+        try:
+            share = accuracy_ratio(run.grading.scores("open-book"), run.grading.scores(name))
+            found = dict(zip(("of_open_book", "of_open_book_ci95"), share, strict=True))
+        except ValueError:  # nothing graded, or nothing right with the book open
+            pass
+    asking = Spent.of(line for line in run.store.costs() if (line.what, line.condition) == ("answers", name))
+    if asking.input_tokens:
+        answered = sum(len(fit.answers) for fit in run.store.fits(condition=name))
+        found |= {"question_tokens": asking.input_tokens / answered, "question_seconds": asking.seconds / answered}
+    return found

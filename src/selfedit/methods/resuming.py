@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from selfedit.editors.base import Complete, Fail
 from selfedit.engine.jobs import Completion, DecodeRequest
@@ -74,7 +74,7 @@ def execute(
 def completer(
     run: Run,
     prefix: str,
-    spend: Callable[[float], Any],
+    spend: Callable[[float], CostRecord | None],
     *,
     phase: str | None = None,
     policy: tuple[str, ...] = (),
@@ -82,7 +82,8 @@ def completer(
     size: Callable[[], int] = lambda: PROMPTS,
 ) -> Complete:
     """A `Complete` whose tasks are named `prefix/N`: by the policy, or by another `model`.  `spend(seconds)` is called
-    with each task's device time; where it returns the line for it, that is committed with the task's completions."""
+    with each task's device time; where it returns the line for it, that is committed with the task's completions, and
+    with the tokens that were read and written."""
 
     def complete(
         requests: Mapping[str, Sequence[DecodeRequest]],
@@ -94,7 +95,11 @@ def completer(
             for id, completions in task.completions(result).items():
                 keep(id, completions, result.seconds * len(completions) / len(task.requests))
             line = spend(result.seconds)
-            return [] if line is None else [line]
+            if line is None:
+                return []
+            read = sum(len(request.prompt) for request in task.requests)
+            written = sum(len(completion.ids) for completion in result.completions)
+            return [replace(line, input_tokens=read, output_tokens=written)]
 
         def cut() -> list[CompletionTask]:
             return completion_tasks(prefix, policy, requests, size=size(), model=model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfedit.documents import Document
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, paired_difference
+from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, Summary
@@ -24,7 +25,12 @@ def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str]
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
         recipe=run.recipe.model_dump(mode="json"),
-        conditions=tuple(condition_summary(run, documents, name, costs.get(name, Spent())) for name in conditions),
+        conditions=tuple(
+            condition_summary(run, documents, name, costs.get(name, Spent())).model_copy(
+                update=beside_references(run, name, conditions)
+            )
+            for name in conditions
+        ),
         differences=tuple(differences(run, conditions)),
         forgetting=tuple(forgetting(run, conditions)),
         grader=run.grading.name,

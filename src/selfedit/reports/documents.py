@@ -218,7 +218,8 @@ def _question(question: Question, answers: Sequence[Given], order: Mapping[Key, 
     before = known.get((0, findings.BASE))
     change = {}
     for key, after in known.items():
-        if before is not None and after is not None and before != after:
+        looked_up = findings.role(key[1]) in findings.REFERENCE_LINES  # nothing is learned
+        if before is not None and after is not None and before != after and not looked_up:
             change[key] = "learned" if after else "lost"
     return QuestionView(question, {key: _merged(found) for key, found in by_column.items()}, change)
 

@@ -21,6 +21,9 @@ from selfedit.runs.summary import ConditionSummary, DifferenceSummary, RoundSumm
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
 
+REFERENCE_LINES = ("open-book", "retrieval")
+"""Roles of conditions in which nothing is learned and passages are in the prompt."""
+
 
 def conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
@@ -148,8 +151,8 @@ class Changes:
 
 
 def changes(run: RunRecords) -> list[Changes]:
-    """Per condition, against no adaptation (round 0).  Conditions without graded answers before and after are left
-    out."""
+    """Per condition that learned, against no adaptation (round 0).  Conditions without graded answers before and after
+    are left out."""
     values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for given in run.answers:
         if given.fit.round == 0:
@@ -158,7 +161,7 @@ def changes(run: RunRecords) -> list[Changes]:
         return []
     before = {question: known(found) for question, found in values[BASE].items()}
     result = []
-    for name in [c.name for c in conditions(run) if c.name != BASE and c.name in values]:
+    for name in [c.name for c in conditions(run) if role(c.name) not in (BASE, *REFERENCE_LINES) and c.name in values]:
         counts: Counter[tuple[bool, bool]] = Counter()
         for question, found in values[name].items():
             was, now = before.get(question), known(found)
@@ -275,7 +278,8 @@ def _missing_fits(run: RunRecords) -> list[str]:
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
         if name == BASE or joint:
             continue
-        wanted = {"passage": replicates, "open-book": 1, "retrieval": 1}.get(role(name), edits * replicates)
+        fewer = {"passage": replicates} | dict.fromkeys(REFERENCE_LINES, 1)
+        wanted = fewer.get(role(name), edits * replicates)
         lacking = sum(done[name][document.id] < wanted for document in run.documents)
         if lacking:
             lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
@@ -316,7 +320,7 @@ def role(name: str) -> str:
     head = name.split(":", 1)[0]
     if head in ("trained", "policy"):
         return "trained"
-    return head if head in (BASE, "open-book", "retrieval", "passage", "self", "api", "replay") else "other"
+    return head if head in (BASE, *REFERENCE_LINES, "passage", "self", "api", "replay") else "other"
 
 
 def model_row(run: str, summary: Summary) -> ModelRow:

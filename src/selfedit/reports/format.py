@@ -50,6 +50,10 @@ def usd(value: float | None) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3f}" if value >= 0.01 else f"{value:.4f}"
 
 
+def decimals(value: float | None, digits: int) -> str:
+    return DASH if value is None else f"{value:,.{digits}f}"
+
+
 def p_value(value: float | None) -> str:
     return DASH if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 

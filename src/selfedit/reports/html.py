@@ -179,13 +179,14 @@ def _environment() -> Environment:
         format.usd,
         format.count,
         format.p_value,
+        format.decimals,
         format.recipe_line,
         table.mark,
         documents.fit_line,
         documents.edit_line,
     ):
         environment.filters[filter.__name__] = filter
-    environment.globals["estimated_note"] = table.ESTIMATED
+    environment.globals |= {"estimated_note": table.ESTIMATED, "references_note": table.REFERENCES}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
@@ -211,6 +212,8 @@ def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
     others = [c for c in conditions if c.name != reference and c.accuracy is not None]
     if base is None or base.accuracy is None or not others or summary.documents == 0:
         return ""
+    # What looks answers up is what the others are held against, not a rival of theirs.
+    others = [c for c in others if findings.role(c.name) not in findings.REFERENCE_LINES] or others
     best = max(others, key=lambda condition: condition.accuracy or 0.0)
     found = findings.difference(summary.differences, reference, best.name)
     if findings.estimated([base, best]):
@@ -221,15 +224,18 @@ def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
             f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” "
             f"{format.percent(base.accuracy)} %"
         )
+    share = ""
+    if best.of_open_book is not None and best.name != "open-book":
+        share = f" That is {format.percent(best.of_open_book)} % of what “open-book” reaches."
     if found is None:
-        return f"{start}."
+        return f"{start}.{share}"
     if not found.larger_than_noise:
         few = f"; {found.documents} documents are too few for a finding" if findings.too_few([found]) else ""
-        return f"{start}: a difference within noise ({format.points_interval(found.ci95)} points{few})."
+        return f"{start}: a difference within noise ({format.points_interval(found.ci95)} points{few}).{share}"
     gain = f"{format.points(found.difference)} points, 95 % interval {format.points_interval(found.ci95)}"
     rivals = [c.name for c in others if c is not best and _level(c.name, best.name, summary)]
     tied = f" Its lead over {' and '.join(f'“{name}”' for name in rivals)} is within noise." if rivals else ""
-    return f"{start}: {gain}.{tied}"
+    return f"{start}: {gain}.{tied}{share}"
 
 
 def _level(name: str, best: str, summary: Summary) -> bool:
@@ -246,6 +252,7 @@ def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[
         "rows": rows,
         "estimated": findings.estimated(conditions),
         "intervals": any(condition.ci95 for condition in conditions),
+        "references": any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions),
         "note": table.noise_note(marks, reference, summary.differences) if summary.differences else "",
     }
 

@@ -157,7 +157,8 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
-    """One bar per condition with its 95 % interval and its value; None where nothing was graded."""
+    """One bar per condition with its 95 % interval and its value, and a line where open book is; None where nothing was
+    graded."""
     shown = [condition for condition in conditions if condition.accuracy is not None]
     if not shown:
         return None
@@ -165,6 +166,8 @@ def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
     base = findings.reference([condition.name for condition in shown])
     for position, condition in enumerate(shown):
         _bar(axes, position, 0.6, condition, FILLS[1] if condition.name == base else FILLS[2])
+        if condition.name == "open-book":
+            axes.axvline(100 * (condition.accuracy or 0.0), color=INK, linewidth=1, linestyle="--", zorder=1)
     axes.set_yticks(range(len(shown)), [_wrapped(condition.name, 22) for condition in shown])
     _accuracy_axis(axes, shown)
     return figure

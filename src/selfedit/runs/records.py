@@ -122,7 +122,8 @@ class RoundRecord:
 class CostRecord:
     """One line of the ledger.
 
-    `what` is edits, fits, answers, grading or outer; `seconds` is device time; `usd` is None where no price is known.
+    `what` is edits, fits, answers (of the model without an adapter), texts (of its own), grading or outer; `seconds` is
+    device time; `usd` is None where no price is known.
     """
 
     what: str

@@ -107,7 +107,7 @@ CREATE TABLE wall_time (                       -- time that passed, over all att
 
 CREATE TABLE costs (
   id            INTEGER PRIMARY KEY,
-  what          TEXT NOT NULL,                 -- 'edits', 'fits', 'answers', 'grading', 'outer'
+  what          TEXT NOT NULL,                 -- 'edits', 'fits', 'answers', 'texts', 'grading', 'outer'
   condition     TEXT NOT NULL,
   round         INTEGER NOT NULL,
   model         TEXT NOT NULL,

@@ -42,7 +42,9 @@ class ConditionSummary(_Part):
 
     `accuracy` is the mean score of the graded answers, `ci95` its interval over documents; both are None where nothing
     was graded.  `correct` counts grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds`
-    is device time.  `cost_usd` is None where a price is unknown."""
+    is device time.  `cost_usd` is None where a price is unknown.  `of_open_book` is the share of the open-book accuracy
+    that was reached.  `question_tokens` and `question_seconds` are what a question cost of a model without an adapter:
+    tokens of its prompt, and device time, with many questions answered at once."""
 
     name: str
     accuracy: Fraction | None
@@ -55,6 +57,10 @@ class ConditionSummary(_Part):
     seconds: Amount = 0.0
     cost_usd: Amount | None = None
     failed_fits: Count = 0
+    of_open_book: Amount | None = None
+    of_open_book_ci95: tuple[Amount, Amount] | None = None
+    question_tokens: Amount | None = None
+    question_seconds: Amount | None = None
 
     @model_validator(mode="before")
     @classmethod
