@@ -105,7 +105,7 @@ def test_a_chat_prompt_for_a_base_model(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--editor", "magic"], "there is no kind of editor called 'magic'; the forms are none, passage"),
+        (["--editor", "magic"], "there is no kind of editor called 'magic'; the forms are none, open-book"),
         (["--editor", "passage:x"], "'passage' takes nothing after it"),
         (["--editor", "self", "--editor", "self"], "the condition 'self' is already there"),
         (["--editor", "self:poem"], "no edit prompt 'poem'; there are implications"),

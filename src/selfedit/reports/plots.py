@@ -174,8 +174,8 @@ def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
 
 
 def frontier(summary: Summary) -> Figure | None:
-    """Each recipe of a sweep: what it learned against what was forgotten, a point's area as its training tokens.  None
-    where there is none, or nothing that could be forgotten."""
+    """Each recipe of a sweep: what it learned against what was forgotten, a point's area as its training tokens; with
+    lines for what may be lost and for no adaptation.  None where there is none, or nothing could be forgotten."""
     rows = [row for row in summary.sweep if row.accuracy is not None and row.lost is not None and not row.failed_fits]
     if not rows:
         return None
@@ -192,7 +192,9 @@ def frontier(summary: Summary) -> Figure | None:
         axes.annotate(text, place, (size / 2 + 4, 0), textcoords="offset points", va="center", fontsize=9)
     if summary.most_lost is not None:
         axes.axvline(100 * summary.most_lost, color=QUIET, linewidth=1, linestyle=":")
-    axes.set_xlabel("general questions lost, %")
+    for base in (c.accuracy for c in summary.conditions if c.name == findings.BASE and c.accuracy is not None):
+        axes.axhline(100 * base, color=QUIET, linewidth=1, linestyle="--")
+    axes.set_xlabel("general questions lost, %\n(area: training tokens per document; dark: on validation documents)")
     axes.set_ylabel("accuracy, %")
     axes.margins(x=0.15, y=0.15)
     axes.set_xlim(min(-2.0, axes.get_xlim()[0]), None)
