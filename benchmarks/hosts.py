@@ -48,6 +48,7 @@ SETTINGS = {
     "max_edit_tokens": 48,
     "max_answer_tokens": 12,
     "general_questions": 0,
+    "general_texts": 0,
     "grader": "lexical",
     "task_size": 2,
     "device": "cpu",

@@ -19,7 +19,7 @@ from selfedit import CompareSettings, Document, EditorSpec, Run, inner_loop, loa
 def rewards(document: Document, count: int, **settings: Any) -> list[tuple[str, float | None]]:
     """(text, reward) of `count` edits; None where no answer could be graded.  `settings` are those of `compare`."""
     with tempfile.TemporaryDirectory() as folder:
-        chosen = CompareSettings(out=Path(folder) / "run", general_questions=0, **settings)
+        chosen = CompareSettings(out=Path(folder) / "run", general_questions=0, general_texts=0, **settings)
         with Run("compare", chosen) as run:
             run.store.add_documents([document])
             # K edits, sampled from the model.

@@ -13,7 +13,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     # The same code, with less to write and to train, so that it takes seconds.
     shortened = example.replace(
-        'editor="self"', 'editor="self", max_edit_tokens=32, set={"epochs": 4}, general_questions=0'
+        'editor="self"', 'editor="self", max_edit_tokens=32, set={"epochs": 4}, general_questions=0, general_texts=0'
     )
     assert shortened != example
     monkeypatch.chdir(tmp_path)

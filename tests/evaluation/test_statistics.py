@@ -20,6 +20,7 @@ from selfedit.evaluation.statistics import (
     difference_deviation,
     documents_needed,
     kappa_interval,
+    mean_interval,
     paired_difference,
     spearman,
 )
@@ -339,3 +340,12 @@ def test_the_draws_are_the_seeds_alone() -> None:
     assert not np.array_equal(first, bootstrap(7, lambda i: i.sum(axis=1).astype(float), resamples=100, seed=2))
     with pytest.raises(ValueError, match="at least one"):
         bootstrap(0, lambda i: i.sum(axis=1).astype(float))
+
+
+def test_a_mean_over_documents_has_students_interval() -> None:
+    mean, interval = mean_interval({"a": [1.0, 3.0], "b": [4.0], "c": [6.0], "d": []})
+    assert mean == pytest.approx(4.0)  # each document counts as its own mean: 2, 4, 6
+    assert interval == pytest.approx((4 - 4.302653 * 2 / 3**0.5, 4 + 4.302653 * 2 / 3**0.5), rel=1e-5)
+    assert mean_interval({"a": [1.0, 3.0]}) == (2.0, None)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        mean_interval({"a": []})

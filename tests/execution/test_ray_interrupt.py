@@ -23,6 +23,7 @@ WORDS = [
         "--max-edit-tokens=16",
         "--max-answer-tokens=4",
         "--general-questions=0",
+        "--general-texts=0",
         "--task-size=1",
         "--limit=4",
         "--set=epochs=60",

@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
         compare,
         CompareSettings,
         3,
-        {"editor": ("passage", "self"), "edits": 2, "task_size": 2, "general_questions": 2},
+        {"editor": ("passage", "self"), "edits": 2, "task_size": 2, "general_questions": 2, "general_texts": 3},
     ),
     "compare on an own grader": (
         compare,

@@ -85,7 +85,13 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
 @pytest.mark.parametrize(
     "more",
     [
-        {"editor": ("none", "passage", "self"), "edits": 2, "replicates": 2, "general_questions": 2},
+        {
+            "editor": ("none", "passage", "self"),
+            "edits": 2,
+            "replicates": 2,
+            "general_questions": 2,
+            "general_texts": 2,
+        },
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
         {
             "editor": ("self",),

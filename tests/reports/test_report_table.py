@@ -16,7 +16,7 @@ from rich.console import Console
 from selfedit.errors import UserError
 from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
 from selfedit.reports.records import read_run
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, StepSummary, SweepRow
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, StepSummary, SweepRow
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
@@ -285,3 +285,12 @@ def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> Non
 )
 def test_numbers_are_written_as_people_read_them(function, value, expected: str) -> None:
     assert function(value) == expected
+
+
+def test_forgetting_shows_what_was_measured_and_dashes_for_the_rest() -> None:
+    moved = ForgettingSummary(condition="passage", measured=3, divergence=0.0234, divergence_ci95=(0.0102, 0.0366))
+    lost = ForgettingSummary(condition=LONG, asked=30, kept=27, lost=0.1, ci95=(0.03, 0.21))
+    lines = shown(table.forgetting([moved, lost])).splitlines()
+    rows = [line.split() for line in lines]
+    assert ["passage", "0", "0", "–", "–", "23.4", "10.2", "–", "36.6"] in rows
+    assert any(row[-8:] == ["30", "27", "10.0", "3.0", "–", "21.0", "–", "–"] for row in rows)

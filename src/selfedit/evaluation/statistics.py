@@ -104,6 +104,21 @@ def accuracy_interval(scores_by_document: Mapping[str, DocumentScore] | Sequence
     return Interval(mean, *_wilson(mean, effective, len(pairs)))
 
 
+def mean_interval(values_by_document: Mapping[str, Sequence[float]]) -> tuple[float, tuple[float, float] | None]:
+    """The mean of a measure that has no bounds, each document counting as its own mean, and Student's 95 % interval
+    over documents; None for a single one."""
+    from scipy.special import stdtrit
+
+    means = np.asarray([np.mean(values) for values in values_by_document.values() if values], dtype=np.float64)
+    if not len(means):
+        raise ValueError("nothing was measured: there is no mean")
+    mean = float(means.mean())
+    if len(means) < 2:
+        return mean, None
+    half = float(stdtrit(len(means) - 1, (1 + _LEVEL) / 2)) * float(means.std(ddof=1)) / math.sqrt(len(means))
+    return mean, (mean - half, mean + half)
+
+
 def paired_difference(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> Difference:
     """Accuracy of `second` minus accuracy of `first` on the documents that both have graded answers for.
 

@@ -59,13 +59,15 @@ class Fit:
     """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
 
     A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
-    (`looked_at`)."""
+    (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured.
+    """
 
     id: str
     job: FitJob
     exam: tuple[DecodeRequest, ...] = ()
     keep: bool = False
     looks: int = 0
+    texts: tuple[TokenSequence, ...] = ()
 
     @property
     def looks_at(self) -> list[int]:
@@ -121,7 +123,8 @@ class FitTask:
     def cost(self) -> float:
         """Forward passes in tokens, a training token counted as three; only for comparing tasks."""
         exam = sum(len(r.prompt) + r.max_new_tokens for fit in self.fits for r in fit.sat)
-        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam)
+        texts = sum(len(text.ids) for fit in self.fits for text in fit.texts)
+        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + texts)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -144,7 +147,7 @@ Task = CompletionTask | FitTask
 class FitOutcome:
     """What became of a `Fit`.  `seconds` is its share of the task's time (by tokens); `adapter` holds the files of the
     adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what
-    befell it."""
+    befell it; `divergence` is the mean KL(policy || adapter) per token of its texts, nats."""
 
     id: str
     result: FitResult
@@ -153,6 +156,7 @@ class FitOutcome:
     adapter: dict[str, bytes] = field(default_factory=dict)
     looks: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)

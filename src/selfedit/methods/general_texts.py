@@ -7,9 +7,11 @@ that holds an adapter to the model's own predictions on other such texts keeps i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.general import Use, general_prompts
+from selfedit.methods.learnings import Learning
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.runs.records import OwnText
@@ -18,8 +20,8 @@ _TOKENS = 32  # of a text at the most
 
 
 def own_texts(run: Run, use: Use, policy: tuple[str, ...] = (), *, round: int = 0) -> list[OwnText]:
-    """The texts that the policy wrote to the general prompts of this use, in their order: sampled at temperature 1, so
-    that they are what the model expects.  Those that the store lacks are written now."""
+    """The texts that the policy wrote to the general prompts of this use, in their order: greedily, so that they are
+    what the model says, whatever the run's seed.  Those that the store lacks are written now."""
     name = "/".join(policy)
     prompts = {prompt.id: prompt.prompt for prompt in general_prompts(use)}
     tokenizer = run.workers.tokenizer
@@ -36,16 +38,7 @@ def own_texts(run: Run, use: Use, policy: tuple[str, ...] = (), *, round: int = 
         policy=policy,
     )
     requests = {
-        id: [
-            DecodeRequest(
-                _prompt_ids(run, prompt),
-                _TOKENS,
-                tokenizer.stop_ids,
-                temperature=1.0,
-                seed=run.seed("own text", name, id),
-            )
-        ]
-        for id, prompt in prompts.items()
+        id: [DecodeRequest(_prompt_ids(run, prompt), _TOKENS, tokenizer.stop_ids)] for id, prompt in prompts.items()
     }
     complete(requests, run.store.own_texts(name), keep)
     found = run.store.own_texts(name)
@@ -62,6 +55,28 @@ def own_sequences(run: Run, texts: Sequence[OwnText]) -> list[TokenSequence]:
         prompt = _prompt_ids(run, text.prompt)
         sequences.append(TokenSequence((*prompt, *text.ids, *run.workers.tokenizer.stop_ids[:1]), len(prompt)))
     return [sequence for sequence in sequences if sequence.labelled]
+
+
+def measured_texts(run: Run, learnings: Sequence[Learning]) -> dict[str, tuple[TokenSequence, ...]]:
+    """The texts on which the divergence of each learning's adapter is measured, by the learning's id.
+
+    They are drawn for each document and replicate, so that conditions and edits are compared on the same ones; where
+    there are few adapters, more than the settings say, so that all texts are used.
+    """
+    examined = [learning for learning in learnings if learning.examine]
+    if not run.settings.general_texts or not examined:
+        return {}
+    found: dict[str, tuple[TokenSequence, ...]] = {}
+    for policy in dict.fromkeys(learning.policy for learning in examined):
+        of_policy = [learning for learning in examined if learning.policy == policy]
+        texts = own_sequences(run, own_texts(run, "measure", policy, round=of_policy[0].round))
+        count = max(run.settings.general_texts, len(texts) // len(of_policy))
+        for learning in of_policy:
+            drawn = sorted(
+                range(len(texts)), key=partial(run.seed, "texts", learning.document_id or "", learning.replicate)
+            )
+            found[learning.id] = tuple(texts[k] for k in sorted(drawn[:count]))
+    return found
 
 
 def _prompt_ids(run: Run, prompt: str) -> tuple[int, ...]:

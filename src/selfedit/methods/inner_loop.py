@@ -18,6 +18,7 @@ from selfedit.documents import Question
 from selfedit.engine.jobs import LoraSpec
 from selfedit.execution.tasks import Fit, FitOutcome, FitTask, TaskResult, fit_tasks
 from selfedit.methods.examining import answers, exam_questions, known_general, on_the_way
+from selfedit.methods.general_texts import measured_texts
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
 from selfedit.methods.resuming import execute, stop_at_failure
@@ -48,6 +49,7 @@ def inner_loop(
 
     def cut() -> list[FitTask]:
         known = known_general(run) if any(learning.examine for learning in learnings) else []
+        texts = measured_texts(run, learnings)
         advance = _show_cutting(run, learnings, label)
         groups: dict[tuple[tuple[str, ...], LoraSpec], list[Fit]] = {}  # fits whose adapters can share a bank
         for id, learning in by_id.items():
@@ -57,7 +59,7 @@ def inner_loop(
             questions = exam_questions(run, learning.documents, known, id) if learning.examine else []
             asked[id] = [question for _, question in questions]
             exam = tuple(run.exam.request(document, question) for document, question in questions)
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks)
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts.get(id, ()))
             groups.setdefault((learning.policy, recipe.lora()), []).append(fit)
         return [
             task
@@ -119,6 +121,7 @@ def _record(
         first_loss=result.first_loss,
         last_loss=result.last_loss,
         seconds=outcome.seconds,
+        divergence=outcome.divergence,
         answers=answers(run, asked, outcome.completions),
     )
 

@@ -177,6 +177,12 @@ class _CountingPool:
         # Forward and backward through frozen weights are 4 operations per weight and token, through an adapter 6;
         # writing is 2.
         per_token = 4 * self.shape.weights + 6 * adapter
+        # What the policy expects of their texts is computed once.
+        taught = (
+            2 * self.shape.weights * sum(len(text.ids) for text in {text for fit in task.fits for text in fit.texts})
+        )
+        counts.flops += taught
+        counts.flops_likely += taught
         outcomes = []
         for fit in task.fits:
             most = fit.job.tokens
@@ -185,6 +191,7 @@ class _CountingPool:
             counts.train_tokens += most
             counts.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
+            passed += sum(len(text.ids) for text in fit.texts)
             counts.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)
@@ -192,7 +199,7 @@ class _CountingPool:
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
             answers = self._answered(len(fit.exam))
             looks = tuple(Look(step, self._answered(len(fit.looked_at))) for step in fit.looks_at)
-            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks))
+            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, divergence=0.0))
         return TaskResult(task.id, 0.0, outcomes=tuple(outcomes))
 
 

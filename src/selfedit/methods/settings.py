@@ -45,6 +45,10 @@ AUTO = "auto"  # the editor: chosen by the model's size
 
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
+_TEXTS = (
+    "texts that the model itself wrote to general prompts, on which each adapter is compared with the model, to see "
+    "how far it has moved; 0: none"
+)
 _AUTO_EDITOR = (
     "passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of"
     " less than 1 billion parameters, self for a larger one"
@@ -92,6 +96,7 @@ class Settings(BaseModel):
     general_questions: int = Field(
         3, ge=0, description="general questions asked per adapter, to see what it has forgotten; 0: none"
     )
+    general_texts: int = Field(8, ge=0, description=_TEXTS)
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
@@ -239,6 +244,7 @@ class TrainSettings(Settings):
         None, description="with --reward judge: the API model that rates edits; if left out, the model itself"
     )
     judge_sample: int = Field(8, ge=0, description="with --reward judge: edits that are also fine-tuned on, to compare")
+    general_texts: int = Field(0, ge=0, description=_TEXTS)
     outer_recipe: str = Field("outer", description="how the editor is trained on the kept edits")
     outer_set: dict[str, Any] = Field({}, description="a setting of the outer recipe to change, as name=value")
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, paired_difference
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval, paired_difference
 from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent, cost_by_condition
@@ -111,20 +111,32 @@ def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
 
 
 def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
-    """Of the general questions that the model answered before, how many each condition's adapters still answer.
+    """Of the general questions that the model answered before, how many each condition's adapters still answer, and how
+    far they have moved on texts of the model's own.
 
-    The interval takes adapters for what was sampled; each was asked its own sample of those questions.
+    The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
+    questions; that of the second documents.
     """
     found = []
     for name in conditions:
         if name == "none":
             continue
-        by_fit = general_scores(run, [name])
-        if not by_fit:
-            continue
-        asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
-        mean, low, high = accuracy_interval(by_fit)
-        found.append(ForgettingSummary(condition=name, asked=asked, kept=kept, lost=1 - mean, ci95=(1 - high, 1 - low)))
+        figures: dict[str, Any] = {}
+        if by_fit := general_scores(run, [name]):
+            asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
+            mean, low, high = accuracy_interval(by_fit)
+            figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
+        moved: dict[str, list[float]] = {}
+        for fit in run.store.fits(condition=name):
+            if fit.divergence is not None:
+                moved.setdefault(fit.document_id or fit.id, []).append(fit.divergence)
+        if moved:
+            measured = sum(map(len, moved.values()))
+            mean, interval = mean_interval(moved)
+            ci95 = interval and (max(0.0, interval[0]), interval[1])
+            figures |= {"measured": measured, "divergence": mean, "divergence_ci95": ci95}
+        if figures:
+            found.append(ForgettingSummary(condition=name, **figures))
     return found
 
 

@@ -26,6 +26,15 @@ def points_interval(ci95: tuple[float, float] | None) -> str:
     return DASH if ci95 is None else f"{points(ci95[0])} to {points(ci95[1])}"
 
 
+def nats(value: float | None) -> str:
+    """A divergence in thousandths of a nat."""
+    return DASH if value is None else f"{1000 * value:.1f}"
+
+
+def nats_interval(ci95: tuple[float, float] | None) -> str:
+    return DASH if ci95 is None else f"{nats(ci95[0])} – {nats(ci95[1])}"
+
+
 def seconds(value: float | None) -> str:
     """A duration in the largest task that leaves three figures: 0.4 s, 38 s, 12 min, 3.4 h."""
     if value is None:

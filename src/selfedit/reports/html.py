@@ -173,6 +173,8 @@ def _environment() -> Environment:
     for filter in (
         format.percent,
         format.interval,
+        format.nats,
+        format.nats_interval,
         format.points,
         format.points_interval,
         format.seconds,

@@ -231,11 +231,12 @@ def steps(entries: Sequence[StepSummary]) -> Group:
 
 
 def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
-    """General questions that the model answered before: how many are lost after adaptation."""
+    """General questions that the model answered before, how many are lost after adaptation; and how far the adapters
+    have moved from the model."""
     table = _table()
     table.add_column("condition", overflow="fold", max_width=40)
-    for heading in ("asked", "still right", "lost %", "95 % interval"):
-        table.add_column(heading, justify="right")
+    for column in ("asked", "still right", "lost %", "95 % interval", "moved", "95 % interval"):
+        table.add_column(column, justify="right")
     for entry in entries:
         table.add_row(
             Text(format.clean(entry.condition)),
@@ -243,8 +244,12 @@ def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
             format.count(entry.kept),
             format.percent(entry.lost),
             format.interval(entry.ci95),
+            format.nats(entry.divergence),
+            format.nats_interval(entry.divergence_ci95),
         )
-    return Group(Text("Forgetting: general questions that the model answered before adaptation"), table)
+    heading = Text("Forgetting: general questions that the model answered before adaptation")
+    note = "moved: KL(model || adapter) per token of texts that the model wrote to other prompts, 1/1000 nat."
+    return Group(heading, table, Text(note, style="dim"))
 
 
 def models(rows: Sequence[findings.ModelRow]) -> Group:

@@ -46,7 +46,8 @@ class FitRecord:
     `document_id` is None where the adapter learned all documents or where there is no adapter; `edit_id` (the store's,
     see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
     trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its task's time.
-    `error` says why a fit failed.
+    `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token, nats, on texts that the
+    policy wrote to general prompts; None where it was not measured.
     """
 
     condition: str
@@ -62,6 +63,7 @@ class FitRecord:
     first_loss: float | None = None
     last_loss: float | None = None
     seconds: float = 0.0
+    divergence: float | None = None
     answers: tuple[Answer, ...] = ()
 
     @property
@@ -77,7 +79,7 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class OwnText:
-    """What a policy wrote to a general prompt without any adapter; `ids` are the text's tokens as they were sampled."""
+    """What a policy wrote to a general prompt without any adapter; `ids` are the text's tokens as they were written."""
 
     policy: str
     prompt_id: str

@@ -92,13 +92,18 @@ class DifferenceSummary(_Part):
 
 
 class ForgettingSummary(_Part):
-    """Of `asked` general questions that the model answered before, the share `lost` after adaptation."""
+    """Of `asked` general questions that the model answered before, the share `lost` after adaptation.  `divergence` is
+    how far the condition's adapters have moved: the mean KL(model || adapter) per token of texts that the model wrote
+    to general prompts, nats, over `measured` adapters."""
 
     condition: str
     asked: Count = 0
     kept: Count = 0
     lost: Fraction | None = None
     ci95: tuple[Fraction, Fraction] | None = None
+    measured: Count = 0
+    divergence: Amount | None = None
+    divergence_ci95: tuple[Amount, Amount] | None = None
 
 
 class RoundSummary(_Part):
