@@ -7,6 +7,7 @@ documents that a search by words finds: what is done in practice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def retrieval(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
     something between them."""
     import bm25s
     import numpy as np
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it tells, on the terminal, of each index
 
     def words(texts: list[str]) -> list[list[str]]:
         return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
