@@ -45,6 +45,7 @@ AUTO = "auto"  # the editor: chosen by the model's size
 
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
+_GENERAL = "general questions asked per adapter, of those that the model knows, to see what it forgets; 0: none"
 _TEXTS = (
     "texts that the model itself wrote to general prompts, on which each adapter is compared with the model, to see "
     "how far it has moved; 0: none"
@@ -93,9 +94,7 @@ class Settings(BaseModel):
         le=1,
         description="stop if a larger share of edits cannot be written; up to it, they are left out and named",
     )
-    general_questions: int = Field(
-        3, ge=0, description="general questions asked per adapter, to see what it has forgotten; 0: none"
-    )
+    general_questions: int = Field(10, ge=0, description=_GENERAL)
     general_texts: int = Field(8, ge=0, description=_TEXTS)
     checkpoint_minutes: float = Field(
         5.0,
@@ -191,9 +190,6 @@ class SweepSettings(Settings):
     most_lost: float = Field(
         0.05, ge=0, le=1, description="the largest share of general questions that the chosen recipe may lose"
     )
-    general_questions: int = Field(
-        10, ge=0, description="general questions asked per adapter, to see what it has forgotten; 0: none"
-    )
 
 
 class LearnSettings(Settings):
@@ -244,6 +240,7 @@ class TrainSettings(Settings):
         None, description="with --reward judge: the API model that rates edits; if left out, the model itself"
     )
     judge_sample: int = Field(8, ge=0, description="with --reward judge: edits that are also fine-tuned on, to compare")
+    general_questions: int = Field(3, ge=0, description=_GENERAL)
     general_texts: int = Field(0, ge=0, description=_TEXTS)
     outer_recipe: str = Field("outer", description="how the editor is trained on the kept edits")
     outer_set: dict[str, Any] = Field({}, description="a setting of the outer recipe to change, as name=value")
