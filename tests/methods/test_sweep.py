@@ -117,6 +117,8 @@ def test_the_reason_is_told() -> None:
     )
     assert "within noise.\n" not in reason([best, bad], best, 0.05)
     assert "All lose more: it loses least." in reason([bad], bad, 0.05)
+    assert "It has learned nothing that is larger than noise." in reason([best], best, 0.05, cheap.scores)
+    assert "learned nothing" not in reason([best], best, 0.05, trial(4, [1] * 8, None).scores)
 
 
 @pytest.fixture
@@ -131,6 +133,7 @@ def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model:
             "editor": ("passage", "self"),
             "grid": ("learning_rate=1e30,1e-2,1e-4", "epochs=2,4"),
             "general_questions": 1,
+            "general_texts": 2,
             "grader": "overlap",
             "task_size": 4,
         }
@@ -158,6 +161,7 @@ def test_bad_recipes_are_dropped_and_one_is_chosen_on_validation_documents(
     assert summary.documents == 6
     assert [c.name for c in summary.conditions] == ["none", *(f"{e} [{k}]" for k in left for e in settings.editor)]
     assert summary.most_lost == 0.05
+    assert [row.divergence is None for row in summary.sweep] == [True, True, False, False, False, False]
     of_best = [c for c in summary.conditions if c.name.endswith(f"[{best.number}]")]
     assert sum(c.train_tokens for c in of_best) == best.train_tokens * 12
 

@@ -215,7 +215,7 @@ def test_kept_edits_without_signal_are_told(tmp_path: Path) -> None:
 
 
 def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
-    shared = {"documents": 8, "validated": True, "train_tokens": 1477.4}
+    shared = {"documents": 8, "validated": True, "train_tokens": 1477.4, "divergence": 0.0123}
     rows = (
         SweepRow(number=1, settings={"learning_rate": 1e30}, failed_fits=4, accuracy=0.1, documents=3),
         SweepRow(number=2, settings={"learning_rate": 1e-3}, accuracy=0.375, lost=0.04, chosen=True, **shared),
@@ -229,15 +229,17 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     lines = [line.split() for line in told.splitlines() if "learning_rate=" in line]
     # The validated ones first, the most learned on top; what failed has no accuracy.
     assert lines == [
-        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "–", "1,477", "8"],
-        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "–", "1,477", "8"],
-        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "0", "(3)"],
+        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "–", "12.3", "1,477", "8"],
+        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "–", "12.3", "1,477", "8"],
+        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "–", "0", "(3)"],
     ]
     assert "Recipe 2: it is good. The rule: least harm." in " ".join(told.split())
     assert "All conditions use the same recipe" not in told
     page = build_report([folder]).read_text(encoding="utf-8")
     assert '2 <span class="quiet">learning_rate=0.001</span> <span class="tag">chosen</span>' in page
-    assert re.search(r"<td>37\.5</td><td>–</td><td>4\.0</td><td>–</td>\s*<td>1,477</td><td>8 validation</td>", page)
+    assert re.search(
+        r"<td>37\.5</td><td>–</td><td>4\.0</td><td>–</td><td>12\.3</td>\s*<td>1,477</td><td>8 validation</td>", page
+    )
     assert "<td>4 failed</td>" in page
     assert "least harm." in page
     assert "Learned against forgotten" in page

@@ -12,13 +12,14 @@ from selfedit.methods.candidates import Candidate
 @dataclass(frozen=True)
 class Trial:
     """How a recipe did: scores by document over all editors; of the general questions, by fit; training tokens per fit;
-    how many fits failed."""
+    how many fits failed; how far adapters have moved from the model (KL, nats per token; None: not measured)."""
 
     candidate: Candidate
     scores: Mapping[str, DocumentScore]
     general: Mapping[str, DocumentScore]
     tokens: float
     failed: int = 0
+    moved: float | None = None
 
     @property
     def number(self) -> int:
@@ -70,8 +71,10 @@ def choose(trials: Sequence[Trial], most_lost: float) -> Trial:
     return min(level, key=lambda trial: (trial.tokens, *_most_learned(trial)))
 
 
-def reason(trials: Sequence[Trial], chosen: Trial, most_lost: float) -> str:
-    """The rule and what it came to, for people."""
+def reason(
+    trials: Sequence[Trial], chosen: Trial, most_lost: float, before: Mapping[str, DocumentScore] | None = None
+) -> str:
+    """The rule and what it came to, for people; `before` are the scores without adaptation."""
     best = better_half(trials, most_lost)[0]
     lost = "none was known" if chosen.lost is None else f"{chosen.lost:.1%} lost"
     why = ""
@@ -79,6 +82,8 @@ def reason(trials: Sequence[Trial], chosen: Trial, most_lost: float) -> str:
         why = " All lose more: it loses least."
     elif best is not chosen:
         why = f" Recipe {best.number}, with {best.accuracy:.1%} right for {best.tokens:,.0f} tokens, is within noise."
+    if before and not paired_difference(before, chosen.scores).larger_than_noise:
+        why += " It has learned nothing that is larger than noise."
     return (
         f"Recipe {chosen.number}: {chosen.accuracy:.1%} right, of the general questions {lost},"
         f" {chosen.tokens:,.0f} training tokens per document.{why}\n"

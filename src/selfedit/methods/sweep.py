@@ -64,7 +64,7 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
         run.directory.write_recipe(run.recipe.model_dump(mode="json", exclude={"name"}))
         names = ["none", *(condition(editor, trial.number) for trial in trials for editor in edits)]
         rows = [row(trial, trial in trials, trial is chosen) for _, trial in sorted(tried.items())]
-        told = reason(trials, chosen, settings.most_lost)
+        told = reason(trials, chosen, settings.most_lost, run.grading.scores("none"))
         return summarise(run, validation, names, sweep=rows, most_lost=settings.most_lost, choice=told)
 
 

@@ -65,7 +65,9 @@ def _trial(run: Run, candidate: Candidate, edits: Written, rungs: Sequence[int])
         scores[document] = DocumentScore(before.score + score.score, before.graded + score.graded)
     tokens = sum(fit.train_tokens for fit in fits) / max(1, len(fits))
     failed = sum(fit.status == "failed" for fit in fits)
-    return Trial(candidate, scores, general_scores(run, names), tokens, failed)
+    moved = [fit.divergence for fit in fits if fit.divergence is not None]
+    mean = sum(moved) / len(moved) if moved else None
+    return Trial(candidate, scores, general_scores(run, names), tokens, failed, mean)
 
 
 def row(one: Trial, validated: bool, chosen: bool) -> SweepRow:
@@ -78,6 +80,7 @@ def row(one: Trial, validated: bool, chosen: bool) -> SweepRow:
         **(accuracy(one.scores) or {"accuracy": None}),
         lost=one.lost,
         lost_ci95=(1 - lost.hi, 1 - lost.lo) if lost else None,
+        divergence=one.moved,
         train_tokens=one.tokens,
         failed_fits=one.failed,
         chosen=chosen,

@@ -189,12 +189,12 @@ def frontier(summary: Summary) -> Figure | None:
         if row.chosen:
             axes.plot(*place, "o", markersize=size + 6, markerfacecolor="none", markeredgecolor=INK)
         text = f"{row.number} chosen" if row.chosen else f"{row.number}"
-        axes.annotate(text, place, (size / 2 + 4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(text, place, (size / 2 + 3, 2), textcoords="offset points", fontsize=9)
     if summary.most_lost is not None:
         axes.axvline(100 * summary.most_lost, color=QUIET, linewidth=1, linestyle=":")
     for base in (c.accuracy for c in summary.conditions if c.name == findings.BASE and c.accuracy is not None):
         axes.axhline(100 * base, color=QUIET, linewidth=1, linestyle="--")
-    axes.set_xlabel("general questions lost, %\n(area: training tokens per document; dark: on validation documents)")
+    axes.set_xlabel("general questions lost, %\n(area: training tokens; dark: validation documents)")
     axes.set_ylabel("accuracy, %")
     axes.margins(x=0.15, y=0.15)
     axes.set_xlim(min(-2.0, axes.get_xlim()[0]), None)

@@ -153,8 +153,9 @@ class SweepRow(_Part):
     got so far (`validated`), else the first training documents.
 
     `settings` are those in which the recipes differ.  `accuracy` is over all editors, None where nothing was graded;
-    `lost` is the share of general questions, None where none was known before; `train_tokens` are one fit's, which
-    learns one document.  A recipe under which fits failed is out."""
+    `lost` is the share of general questions, None where none was known before; `divergence` is as in
+    `ForgettingSummary`; `train_tokens` are one fit's, which learns one document.  A recipe under which fits failed is
+    out."""
 
     number: Count
     settings: dict[str, Any]
@@ -164,6 +165,7 @@ class SweepRow(_Part):
     ci95: tuple[Fraction, Fraction] | None = None
     lost: Fraction | None = None
     lost_ci95: tuple[Fraction, Fraction] | None = None
+    divergence: Amount | None = None
     train_tokens: Amount = 0.0
     failed_fits: Count = 0
     chosen: bool = False
