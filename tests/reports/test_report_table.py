@@ -229,9 +229,9 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     lines = [line.split() for line in told.splitlines() if "learning_rate=" in line]
     # The validated ones first, the most learned on top; what failed has no accuracy.
     assert lines == [
-        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "–", "12.3", "1,477", "8"],
-        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "–", "12.3", "1,477", "8"],
-        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "–", "0", "(3)"],
+        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "12.3", "1,477", "8"],
+        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "12.3", "1,477", "8"],
+        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "0", "(3)"],
     ]
     assert "Recipe 2: it is good. The rule: least harm." in " ".join(told.split())
     assert "All conditions use the same recipe" not in told

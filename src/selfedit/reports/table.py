@@ -189,15 +189,7 @@ def sweep(entries: Sequence[SweepRow]) -> Group:
     table = _table()
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("recipe", overflow="fold", min_width=12)
-    headings = (
-        "accuracy\n%",
-        "95 %\ninterval",
-        "lost\n%",
-        "95 %\ninterval",
-        "moved",
-        "tokens/\ndocument",
-        "docu-\nments",
-    )
+    headings = ("accuracy\n%", "95 %\ninterval", "lost\n%", "moved", "tokens per\ndocument", "docu-\nments")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in findings.best_first(entries):
@@ -207,15 +199,14 @@ def sweep(entries: Sequence[SweepRow]) -> Group:
             f"{format.count(entry.failed_fits)} failed" if entry.failed_fits else format.percent(entry.accuracy),
             format.interval(None if entry.failed_fits else entry.ci95),
             format.percent(entry.lost),
-            format.interval(entry.lost_ci95),
             format.nats(entry.divergence),
             f"{entry.train_tokens:,.0f}",
             f"{'' if entry.validated else '('}{entry.documents}{'' if entry.validated else ')'}",
             style="bold" if entry.chosen else "",
         )
     notes = [
-        "* chosen. lost: of the general questions that the model knew; moved: KL(model || adapter), 1/1000 nat per token."
-        " (Documents) in brackets: training documents; the recipe was dropped before validation.",
+        "* chosen. lost: of the general questions that the model knew; moved: KL(model || adapter), 1/1000 nat per"
+        " token. (Documents) in brackets: training documents; the recipe was dropped before validation.",
     ]
     return Group(Text("Recipes tried"), table, *(Text(note, style="dim") for note in notes))
 
