@@ -99,7 +99,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
             "grader": "judge:local",
             "max_ungraded": 1.0,
         },
-        {"editor": ("self:self-qa",), "set": {"questions_as_exam": True, "epochs": 2}, "edits": 2},
+        {"editor": ("self:self-qa",), "set": {"objectives": ("text", "answers"), "epochs": 2}, "edits": 2},
         {"editor": ("self",), "set": {"max_sequence_tokens": 64, "epochs": 1}, "max_edit_tokens": 90},
         {"editor": ("model:{other}:rewrite", "self"), "edits": 2},
     ],
@@ -321,9 +321,10 @@ def test_mistakes_are_told_as_by_the_run(
     [
         {},
         {"cutting": "whole", "with_document": False},
-        {"questions_as_exam": True},
-        {"cutting": "whole", "questions_as_exam": True, "max_sequence_tokens": 16},
+        {"objectives": ("text", "answers")},
+        {"cutting": "whole", "objectives": ("text", "answers"), "max_sequence_tokens": 16},
         {"max_sequence_tokens": 80},
+        {"cutting": "packed", "pack_tokens": 9, "objectives": ("distill", "text")},
     ],
 )
 def test_no_edit_is_more_than_planned(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from selfedit.documents import Document
-from selfedit.training.cutting import TrainingSequence, cut, question_pairs
+from selfedit.training.cutting import cut
+from selfedit.training.objectives import TrainingSequence, question_pairs
 
 DOCUMENT = Document("d", "Kites", "Ada made a kite. It is new.")
 EDIT = "Ada made it.\nQuestion: Who made it?\nAnswer: Ada\nIt is new."
@@ -33,6 +35,22 @@ def test_the_whole_edit_is_one_sequence_if_asked() -> None:
     assert texts(EDIT, cutting="whole") == [EDIT, DOCUMENT.text]
 
 
+def test_neighbouring_lines_are_packed_together() -> None:
+    lines = "one two\nthree\nfour five six\nseven\neight nine ten eleven twelve"
+    packed = ["one two\nthree", "four five six\nseven", "eight nine ten eleven twelve"]
+    assert texts(lines, cutting="packed", pack_tokens=4) == [*packed, DOCUMENT.text]
+
+
+def test_objectives_learn_pairs_once_and_distill_shows_the_passage() -> None:
+    made: dict[str, Any] = {"cutting": "lines", "max_tokens": 1000, "count_tokens": words, "with_document": False}
+    pair = TrainingSequence("Kites", "Ada", "Who made it?")
+    lines = [TrainingSequence("Kites", "Ada made it."), TrainingSequence("Kites", "It is new.")]
+    taught = [replace(one, passage=DOCUMENT.text) for one in (pair, *lines)]
+    assert cut(DOCUMENT, EDIT, objectives=("answers",), **made) == [pair]
+    assert cut(DOCUMENT, EDIT, objectives=("distill",), **made) == taught
+    assert cut(DOCUMENT, EDIT, objectives=("text", "distill"), **made) == [*lines, *taught]
+
+
 def test_without_an_edit_the_document_is_learned() -> None:
     assert texts(None) == [DOCUMENT.text]
     assert texts(None, with_document=False) == [DOCUMENT.text]
@@ -41,7 +59,8 @@ def test_without_an_edit_the_document_is_learned() -> None:
 def test_the_document_can_be_left_out_unless_nothing_else_is_there() -> None:
     assert texts("It is new.", with_document=False) == ["It is new."]
     assert texts(" \n", with_document=False) == [DOCUMENT.text]
-    assert texts("Question: left without an answer?", with_document=False, questions_as_exam=True) == [DOCUMENT.text]
+    unanswered = "Question: left without an answer?"
+    assert texts(unanswered, with_document=False, objectives=("text", "answers")) == [DOCUMENT.text]
 
 
 @pytest.mark.parametrize("cutting", ["lines", "whole"])
@@ -50,14 +69,14 @@ def test_questions_in_the_exams_own_form(cutting: Any) -> None:
         DOCUMENT,
         EDIT,
         cutting=cutting,
-        questions_as_exam=True,
+        objectives=("text", "answers"),
         max_tokens=1000,
         count_tokens=words,
         with_document=False,
     )
     others = ["Ada made it.", "It is new."] if cutting == "lines" else ["Ada made it.\nIt is new."]
-    assert found[0] == TrainingSequence("Kites", "Ada", "Who made it?")
-    assert [sequence.text for sequence in found[1:]] == others
+    assert found[-1] == TrainingSequence("Kites", "Ada", "Who made it?")
+    assert [sequence.text for sequence in found[:-1]] == others
 
 
 @pytest.mark.parametrize(

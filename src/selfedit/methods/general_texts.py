@@ -7,6 +7,7 @@ that holds an adapter to the model's own predictions on other such texts keeps i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
@@ -77,6 +78,12 @@ def measured_texts(run: Run, learnings: Sequence[Learning]) -> dict[str, tuple[T
             )
             found[learning.id] = tuple(texts[k] for k in sorted(drawn[:count]))
     return found
+
+
+def retained(run: Run, policy: tuple[str, ...]) -> list[TokenSequence]:
+    """The texts that a recipe may retain: the teacher reads what the adapter reads, so that it stays as it was."""
+    texts = own_sequences(run, own_texts(run, "retain", policy))
+    return [replace(one, teacher=one.ids[: one.prompt_length]) for one in texts]
 
 
 def _prompt_ids(run: Run, prompt: str) -> tuple[int, ...]:

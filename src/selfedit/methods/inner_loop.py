@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from selfedit.documents import Question
-from selfedit.engine.jobs import LoraSpec
+from selfedit.engine.jobs import LoraSpec, TokenSequence
 from selfedit.execution.tasks import Fit, FitOutcome, FitTask, TaskResult, fit_tasks
 from selfedit.methods.examining import answers, exam_questions, known_general, on_the_way
-from selfedit.methods.general_texts import measured_texts
+from selfedit.methods.general_texts import measured_texts, retained
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
 from selfedit.methods.resuming import execute, stop_at_failure
@@ -51,11 +51,21 @@ def inner_loop(
         known = known_general(run) if any(learning.examine for learning in learnings) else []
         texts = measured_texts(run, learnings)
         advance = _show_cutting(run, learnings, label)
+        own: dict[tuple[str, ...], list[TokenSequence]] = {}
         groups: dict[tuple[tuple[str, ...], LoraSpec], list[Fit]] = {}  # fits whose adapters can share a bank
         for id, learning in by_id.items():
             recipe = (recipes or {}).get(learning.condition, run.recipe)
             seed = run.seed("fit", id)
-            job, shown[id] = run.jobs.job(learning.documents, learning.edits, recipe, seed=seed, advance=advance)
+            if recipe.retain and learning.policy not in own:
+                own[learning.policy] = retained(run, learning.policy)
+            job, shown[id] = run.jobs.job(
+                learning.documents,
+                learning.edits,
+                recipe,
+                seed=seed,
+                own=own.get(learning.policy, ()),
+                advance=advance,
+            )
             questions = exam_questions(run, learning.documents, known, id) if learning.examine else []
             asked[id] = [question for _, question in questions]
             exam = tuple(run.exam.request(document, question) for document, question in questions)

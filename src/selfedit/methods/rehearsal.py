@@ -225,14 +225,17 @@ class _BoundedJobs(Jobs):
         recipe: Recipe,
         *,
         seed: int,
+        own: Sequence[TokenSequence] = (),
         advance: Advance | None = None,
     ) -> tuple[FitJob, tuple[str, ...]]:
         unwritten = [(edit or "").count(_EDIT) for edit in edits]
         if not any(unwritten):
-            return super().job(documents, edits, recipe, seed=seed, advance=advance)
+            return super().job(documents, edits, recipe, seed=seed, own=own, advance=advance)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
-        likely = sum(likely for _, likely in sizes) * recipe.epochs
-        return _UnwrittenJob((_blank(sum(most for most, _ in sizes)),), recipe.settings(), seed, likely=likely), ()
+        retained = sorted(own, key=lambda one: -len(one.ids))[: recipe.retain]
+        likely = sum(likely for _, likely in sizes) + sum(len(one.ids) for one in retained)
+        sequences = (_blank(sum(most for most, _ in sizes)), *retained)
+        return _UnwrittenJob(sequences, recipe.settings(), seed, likely=likely * recipe.epochs), ()
 
     def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
         """Training tokens of one epoch on a document with so many edits that are not written yet: the most, and the
@@ -249,18 +252,19 @@ class _BoundedJobs(Jobs):
 
         alone = tokens(*self.sequences([document], [None], recipe))
         frame = tokens(TrainingSequence(document.title, "x"))
-        exam = tokens(TrainingSequence(document.title, "x", "x")) if recipe.questions_as_exam else 0
+        in_exam_form = not {"answers", "distill"}.isdisjoint(recipe.objectives)
+        exam = tokens(TrainingSequence(document.title, "x", "x")) if in_exam_form else 0
         written = edits * self.most
-        whole = recipe.cutting == "whole"
-        # At the most each token of an edit is a line, whose frame may be an exam question's.
-        own = most_own_tokens(written) + whole * 2 * written
-        pieces = written if not whole or recipe.questions_as_exam else 1
+        whole, joined = recipe.cutting == "whole", recipe.cutting != "lines"
+        # At the most each token of an edit is a line, whose frame may be an exam question's, for each objective.
+        own = most_own_tokens(written) + joined * 2 * written
+        pieces = written if not whole or in_exam_form else 1
         title = len(self.tokenizer.encode(document.title))
         room = part_size(title, min(recipe.max_sequence_tokens, self.context_length))
         if own > room:  # then longer texts are cut into parts, which overlap
             pieces += 8 * own // room + 1
             own *= 3
-        most = pieces * (max(frame, exam) + _SEAM) + own
+        most = len(recipe.objectives) * (pieces * (max(frame, exam) + _SEAM) + own)
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
         if recipe.with_document:
             return most + alone, likely + alone

@@ -6,25 +6,16 @@ Texts are cut here and become token ids in `tokens`; where a length matters, the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 from selfedit.documents import Document, part_spans
-from selfedit.editors.cleaning import ANSWER, QUESTION
+from selfedit.training.objectives import OBJECTIVES, Notes, TrainingSequence
 
-Cutting = Literal["lines", "whole"]
+Cutting = Literal["lines", "packed", "whole"]
 
 _FORM = 48  # tokens that a chat template may put around a text
 _SMALLEST_PART = 32
-
-
-@dataclass(frozen=True)
-class TrainingSequence:
-    """A text to be learned, under its document's title; with `question`, it is the answer to that exam question."""
-
-    title: str
-    text: str
-    question: str | None = None
 
 
 def cut(
@@ -32,34 +23,38 @@ def cut(
     edit: str | None,
     *,
     cutting: Cutting,
+    pack_tokens: int = 128,
+    objectives: Sequence[str] = ("text",),
     with_document: bool = True,
-    questions_as_exam: bool = False,
     max_tokens: int,
     count_tokens: Callable[[str], int],
     advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
-    `lines` makes each line of the edit a sequence of its own, `whole` the edit one sequence.  With
-    `questions_as_exam`, pairs of `Question:` and `Answer:` lines are learned in the exam's own form instead.  A
-    text longer than `max_tokens` is cut into overlapping parts.  An edit of which nothing is left leaves the document.
-    `advance` is called, part by part, with how many characters were cut.
+    `lines` makes each line of the edit a sequence of its own, `packed` as many lines as have `pack_tokens` together,
+    `whole` the edit one sequence.  A text longer than `max_tokens` is cut into overlapping parts.  An edit of which
+    nothing is left leaves the document.  `advance` is called, part by part, with how many characters were cut.
     """
-    sequences: list[TrainingSequence] = []
-    lines = [line for line in (edit or "").splitlines() if line.strip()]
-    if questions_as_exam:
-        pairs, lines = question_pairs(lines)
-        sequences += [TrainingSequence(document.title, answer, question) for question, answer in pairs]
-    else:
-        lines = _join_pairs(lines)
-    texts = lines if cutting == "lines" else ["\n".join(lines)] * bool(lines)
-    if with_document or not (sequences or texts):
-        texts = [*texts, document.text]
+
+    def texts(lines: Sequence[str]) -> list[str]:
+        if cutting == "lines":
+            return list(lines)
+        return _packed(lines, pack_tokens if cutting == "packed" else None, count_tokens)
+
+    notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
+    whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
+    if with_document or not whole:
+        whole.append(TrainingSequence(document.title, document.text))
     room = part_size(count_tokens(document.title), max_tokens)
-    for text in texts:
+    sequences: list[TrainingSequence] = []
+    for one in whole:
+        if one.question is not None:
+            sequences.append(one)
+            continue
         covered = 0
-        for begin, end in part_spans(text, room, overlap=room // 8, length=count_tokens):
-            sequences.append(TrainingSequence(document.title, text[begin:end].strip()))
+        for begin, end in part_spans(one.text, room, overlap=room // 8, length=count_tokens):
+            sequences.append(replace(one, text=one.text[begin:end].strip()))
             if advance is not None:
                 advance(end - covered)
             covered = end
@@ -71,29 +66,15 @@ def part_size(title_tokens: int, max_tokens: int) -> int:
     return max(_SMALLEST_PART, max_tokens - title_tokens - _FORM)
 
 
-def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(question, answer) of each `Question:` line with an `Answer:` line behind it, and the other lines.  A question
-    that got no answer is left out."""
-    pairs: list[tuple[str, str]] = []
-    others: list[str] = []
-    asked: str | None = None
+def _packed(lines: Sequence[str], most: int | None, count_tokens: Callable[[str], int]) -> list[str]:
+    """Neighbouring lines, joined into texts of at most so many tokens (None: all into one)."""
+    if most is None:
+        return ["\n".join(lines)] * bool(lines)
+    texts: list[str] = []
     for line in lines:
-        if question := QUESTION.match(line):
-            asked = question[1].strip()
-        elif (answer := ANSWER.match(line)) and asked is not None:
-            pairs.append((asked, answer[1].strip()))
-            asked = None
+        joined = f"{texts[-1]}\n{line}" if texts else line
+        if count_tokens(joined) <= most:
+            texts[-1:] = [joined]
         else:
-            others.append(line)
-    return pairs, others
-
-
-def _join_pairs(lines: list[str]) -> list[str]:
-    """A question and its answer are learned together: one line, not two."""
-    joined: list[str] = []
-    for line in lines:
-        if joined and ANSWER.match(line) and QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
-            joined[-1] += "\n" + line
-        else:
-            joined.append(line)
-    return joined
+            texts.append(line)
+    return texts

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from selfedit.documents import Document
 from selfedit.editors.base import edit_prompt
 from selfedit.engine.jobs import FitJob, TokenSequence
+from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
-from selfedit.training.cutting import TrainingSequence
+from selfedit.training.objectives import TrainingSequence
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import tokenize, training_sequences
 
@@ -31,13 +34,23 @@ class Jobs:
         recipe: Recipe,
         *,
         seed: int,
+        own: Sequence[TokenSequence] = (),
         advance: Advance | None = None,
     ) -> tuple[FitJob, tuple[str, ...]]:
         """The job that teaches an adapter these documents, each from its edit (None: from its text alone), and its
-        training sequences as a report shows them.  `advance` is called with numbers of characters that were cut."""
+        training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
+        retains some.  `advance` is called with numbers of characters that were cut."""
         sequences = self.sequences(documents, edits, recipe, advance)
-        tokens = tuple(tokenize(sequence, recipe, self.tokenizer, self.prompts) for sequence in sequences)
-        return FitJob(tokens, recipe.settings(), seed), tuple(map(_shown, sequences))
+        tokens = [tokenize(sequence, recipe, self.tokenizer, self.prompts) for sequence in sequences]
+        for sequence, one in zip(sequences, tokens, strict=True):
+            if one.teacher and len(one.teacher) + one.labelled > self.context_length:
+                raise UserError(
+                    f"the objective distill shows the model the document {sequence.title!r} with each text of its edit:"
+                    f" more than the {self.context_length:,} tokens that it reads; cut the document into shorter ones"
+                )
+        drawn = random.Random(seed).sample(own, min(recipe.retain, len(own)))
+        retained = [replace(one, weight=recipe.retain_weight) for one in drawn]
+        return FitJob((*tokens, *retained), recipe.settings(), seed), tuple(map(_shown, sequences))
 
     def sequences(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfedit.errors import UserError
+from selfedit.training.cutting import Cutting
 from selfedit.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -41,14 +42,24 @@ class Recipe(BaseModel):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
-    cutting: Literal["lines", "whole"] = Field(
-        "lines", description="each line of an edit is a sequence, or the whole edit"
+    cutting: Cutting = Field(
+        "lines", description="each line of an edit is a sequence, or lines packed together, or the whole edit"
     )
+    pack_tokens: int = Field(128, ge=1, description="with cutting packed: the tokens of lines that are packed together")
+    objectives: tuple[Literal["text", "answers", "distill"], ...] = Field(
+        ("text",),
+        min_length=1,
+        description="what is learned of an edit: its texts; its question-answer pairs in the exam's form; all of it as"
+        " the model itself, with the document in its prompt, expects it",
+    )
+    retain: int = Field(
+        0, ge=0, description="texts that the model wrote itself to general prompts, held to by divergence"
+    )
+    retain_weight: float = Field(1.0, gt=0, description="weight of these texts in the loss")
     form: Literal["auto", "text", "chat"] = Field(
         "auto", description="learn plain texts headed by the title, or a chat model's replies to it; auto: by the model"
     )
     with_document: bool = Field(True, description="learn the document itself too")
-    questions_as_exam: bool = Field(False, description="learn question-answer pairs in an edit in the exam's own form")
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
 
     def lora(self) -> LoraSpec:

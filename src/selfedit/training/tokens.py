@@ -80,8 +80,9 @@ def training_sequences(
         document,
         edit,
         cutting=recipe.cutting,
+        pack_tokens=recipe.pack_tokens,
+        objectives=recipe.objectives,
         with_document=recipe.with_document,
-        questions_as_exam=recipe.questions_as_exam,
         max_tokens=min(recipe.max_sequence_tokens, context_length),
         count_tokens=lambda text: len(tokenizer.encode(text)),
         advance=advance,
@@ -90,12 +91,18 @@ def training_sequences(
 
 def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
     """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the
-    reply is learned."""
+    reply is learned.  With a passage, what the teacher reads is the passage and the same prompt."""
+    instruct, title = tokenizer.instruct, sequence.title
     if sequence.question is not None:
-        asked = prompts.exam(instruct=tokenizer.instruct, title=sequence.title, question=sequence.question)
-    elif recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
-        asked = prompts.study(title=sequence.title)
+        asked = prompts.exam(instruct=instruct, title=title, question=sequence.question)
+    elif recipe.form == "chat" or (recipe.form == "auto" and instruct):
+        asked = prompts.study(title=title)
+    elif sequence.passage is not None:
+        asked = f"{title}\n"  # the teacher's text goes before it, so that only the text is learned
     else:
-        return TokenSequence(tuple(tokenizer.text_ids(f"{sequence.title}\n{sequence.text}")))
+        return TokenSequence(tuple(tokenizer.text_ids(f"{title}\n{sequence.text}")))
     ids, prompt_length = tokenizer.example(asked, sequence.text)
-    return TokenSequence(tuple(ids), prompt_length)
+    if sequence.passage is None:
+        return TokenSequence(tuple(ids), prompt_length)
+    teacher = tokenizer.prompt_ids(f"{title}\n{sequence.passage}\n\n{asked}")
+    return TokenSequence(tuple(ids), prompt_length, teacher=tuple(teacher))

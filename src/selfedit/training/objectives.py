@@ -1,0 +1,99 @@
+"""What is learned of an edit: objectives, one class each, found by `OBJECTIVES`.  A recipe names one or several, and
+the sequences of all of them are learned together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from selfedit.documents import Document
+from selfedit.editors.cleaning import ANSWER, QUESTION
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """A text to be learned, under its document's title; with `question`, it is the answer to that exam question.
+
+    With `passage`, the loss is the divergence from the frozen model that reads the passage before the same prompt;
+    without, it is the cross-entropy of the next token.
+    """
+
+    title: str
+    text: str
+    question: str | None = None
+    passage: str | None = None
+
+
+@dataclass(frozen=True)
+class Notes:
+    """An edit, taken apart: its lines, and how lines become texts (`cut`)."""
+
+    document: Document
+    lines: Sequence[str]
+    cut: Callable[[Sequence[str]], list[str]]
+
+
+class Objective(Protocol):
+    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+        """What this objective learns of an edit; `beside` are the recipe's objectives by name."""
+
+
+class Text:
+    """The edit's texts, token by token, as published (Zweiger et al. 2025).  Question-answer pairs are texts too, but
+    not where `answers` or `distill` learns them in the exam's form."""
+
+    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+        apart = not {"answers", "distill"}.isdisjoint(beside)
+        lines = question_pairs(notes.lines)[1] if apart else _join_pairs(notes.lines)
+        return [TrainingSequence(notes.document.title, text) for text in notes.cut(lines)]
+
+
+class Answers:
+    """The edit's question-answer pairs in the exam's own form, with the loss on the answer."""
+
+    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+        pairs, _ = question_pairs(notes.lines)
+        return [TrainingSequence(notes.document.title, answer, question) for question, answer in pairs]
+
+
+class Distill:
+    """The edit's pairs in the exam's own form, and its other texts, by the soft targets of the frozen model that has
+    the document in its prompt (Snell et al. 2022, arXiv 2209.15189; Kujanpää et al. 2024, arXiv 2412.14964)."""
+
+    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+        document = notes.document
+        pairs, others = question_pairs(notes.lines)
+        learned = [TrainingSequence(document.title, answer, question, document.text) for question, answer in pairs]
+        return learned + [TrainingSequence(document.title, text, None, document.text) for text in notes.cut(others)]
+
+
+OBJECTIVES: dict[str, Objective] = {"text": Text(), "answers": Answers(), "distill": Distill()}
+
+
+def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(question, answer) of each `Question:` line with an `Answer:` line behind it, and the other lines.  A question
+    that got no answer is left out."""
+    pairs: list[tuple[str, str]] = []
+    others: list[str] = []
+    asked: str | None = None
+    for line in lines:
+        if question := QUESTION.match(line):
+            asked = question[1].strip()
+        elif (answer := ANSWER.match(line)) and asked is not None:
+            pairs.append((asked, answer[1].strip()))
+            asked = None
+        else:
+            others.append(line)
+    return pairs, others
+
+
+def _join_pairs(lines: Sequence[str]) -> list[str]:
+    """A question and its answer are learned together: one line, not two."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and ANSWER.match(line) and QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
+            joined[-1] += "\n" + line
+        else:
+            joined.append(line)
+    return joined
