@@ -10,10 +10,10 @@ import torch
 from counting_pool import CountingPool
 from run_content import content
 
-from selfedit.engine import AdapterBank, LoraSpec
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec
 from selfedit.evaluation.general import general_prompts
-from selfedit.execution.divergence import Divergence
-from selfedit.execution.tasks import FitTask
+from selfedit.execution.measures import Measures
+from selfedit.execution.tasks import Fit, FitTask
 from selfedit.methods.compare import compare
 from selfedit.methods.general_texts import own_sequences, own_texts
 from selfedit.methods.run import Run
@@ -122,8 +122,10 @@ def test_the_divergence_is_that_of_plain_torch(chat_model: str, quick: dict[str,
         for _, b_OR in bank.state(1).values():
             b_OR.fill_(0.02)
         bank.publish([1])
-        found = Divergence(model)(bank, {7: 1, 8: 0}, {7: texts, 8: texts})
-    assert found[8] < 1e-7, "a fresh adapter predicts what the model does"
+        fits = [Fit(name, FitJob((), FitSettings(), 0), texts=tuple(texts)) for name in "abc"]
+        found = {number: one.divergence for number, one in Measures(model)(bank, fits, {2: 1, 1: 0}).items()}
+    assert found.keys() == {1, 2}
+    assert found[1] < 1e-7, "a fresh adapter predicts what the model does"
     for name, (a, b) in bank.state(1).items():
         layer = model.get_submodule(name)
         layer.weight.data += bank.spec.scaling * b @ a
@@ -135,5 +137,5 @@ def test_the_divergence_is_that_of_plain_torch(chat_model: str, quick: dict[str,
             rest_p, rest_q = 1 - p[k, named].exp().sum(), 1 - q[k, named].exp().sum()
             total += float((p[k, named].exp() * (p[k, named] - q[k, named])).sum() + rest_p * (rest_p / rest_q).log())
             tokens += 1
-    assert found[7] == pytest.approx(total / tokens, rel=1e-3)
-    assert found[7] > 1e-3
+    assert found[2] == pytest.approx(total / tokens, rel=1e-3)
+    assert found[2] > 1e-3

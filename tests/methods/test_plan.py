@@ -153,6 +153,7 @@ def test_what_is_there_is_planned_exactly(
         {"general_questions": 1},
         {"select": "top-fraction", "top_fraction": 0.5, "edits": 3, "rounds": 1},
         {"reward": "judge", "judge_sample": 2, "rounds": 1, "validation_share": 0.0},
+        {"reward": "likelihood", "rounds": 1},
     ],
 )
 def test_train_and_its_policy(small_train: dict[str, Any], tmp_path: Path, more: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfedit.documents import Document, Question
-from selfedit.engine.jobs import DecodeRequest
+from selfedit.engine.jobs import DecodeRequest, TokenSequence
 from selfedit.errors import UserError
 from selfedit.evaluation.general import GENERAL_TITLE
 from selfedit.models import Tokenizer
@@ -44,6 +44,15 @@ class Exam:
         except UserError as error:
             raise UserError(f"question {question.id}: {error}; {remedy}") from None
         return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
+
+    def gold(self, document: Document, question: Question) -> TokenSequence:
+        """A question, closed book, and its first accepted answer as the student would write it, without the end behind
+        it: how soon a student ends says nothing of what it knows.  Errors as `request`."""
+        prompt = self.request(document, question).prompt
+        text = self.prompts.exam(instruct=self.tokenizer.instruct, title=document.title, question=question.question)
+        ids, _ = self.tokenizer.example(text, question.answers[0])
+        end = len(ids) - (ids[-1] in self.tokenizer.stop_ids)
+        return TokenSequence(tuple(ids[: min(end, self.context_length)]), len(prompt))
 
     def answer(self, ids: Sequence[int]) -> str:
         """What a student answered."""

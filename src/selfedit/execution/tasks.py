@@ -59,7 +59,8 @@ class Fit:
     """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
 
     A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
-    (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured.
+    (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured;
+    `gold` are questions with their accepted answers, of which the loss is measured.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Fit:
     keep: bool = False
     looks: int = 0
     texts: tuple[TokenSequence, ...] = ()
+    gold: tuple[TokenSequence, ...] = ()
 
     @property
     def looks_at(self) -> list[int]:
@@ -123,8 +125,8 @@ class FitTask:
     def cost(self) -> float:
         """Forward passes in tokens, a training token counted as three; only for comparing tasks."""
         exam = sum(len(r.prompt) + r.max_new_tokens for fit in self.fits for r in fit.sat)
-        texts = sum(len(text.ids) for fit in self.fits for text in fit.texts)
-        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + texts)
+        measured = sum(len(sequence.ids) for fit in self.fits for sequence in (*fit.texts, *fit.gold))
+        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + measured)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -147,7 +149,7 @@ Task = CompletionTask | FitTask
 class FitOutcome:
     """What became of a `Fit`.  `seconds` is its share of the task's time (by tokens); `adapter` holds the files of the
     adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what
-    befell it; `divergence` is the mean KL(policy || adapter) per token of its texts, nats."""
+    befell it; `divergence` and `answer_loss` are as in `measures.Measured`."""
 
     id: str
     result: FitResult
@@ -157,6 +159,7 @@ class FitOutcome:
     looks: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
     divergence: float | None = None
+    answer_loss: float | None = None
 
 
 @dataclass(frozen=True)

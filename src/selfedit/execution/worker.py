@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from selfedit import engine
-from selfedit.execution.divergence import Divergence
+from selfedit.execution.measures import Measured, Measures
 from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Task, TaskResult
 from selfedit.models import BUNDLED_MODELS, Model, Tokenizer, load_model, load_tokenizer, public_name
 
@@ -147,8 +147,8 @@ class Worker:
         results: dict[int, engine.FitResult] = {}
         completions: dict[int, tuple[engine.Completion, ...]] = {}
         adapters: dict[int, dict[str, bytes]] = {}
-        measure = Divergence(self.model.hf)
-        divergences: dict[int, float] = {}
+        measure = Measures(self.model.hf)
+        measured: dict[int, Measured] = {}
 
         def examine(bank: engine.AdapterBank, wave: Mapping[int, tuple[int, engine.FitResult]]) -> None:
             requests, owners = [], []
@@ -171,7 +171,7 @@ class Worker:
                     answers.setdefault(number, []).append(completion)
             completions.update({number: tuple(found) for number, found in answers.items()})
             trained = {number: slot for number, (slot, result) in wave.items() if result.error is None}
-            divergences.update(measure(bank, trained, {number: task.fits[number].texts for number in trained}))
+            measured.update(measure(bank, task.fits, trained))
 
         jobs = engine.teach(self.model.hf, [fit.job for fit in task.fits])
         plan = self._plan(task, jobs)
@@ -197,7 +197,7 @@ class Worker:
                 adapters.get(number, {}),
                 tuple(long.looks) if long else (),
                 tuple(long.notes) if long else (),
-                divergences.get(number),
+                **vars(measured.get(number, Measured())),
             )
             for number, fit in enumerate(task.fits)
         )

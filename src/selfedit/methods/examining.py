@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question
-from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.general import general_questions
 from selfedit.execution.tasks import Fit, FitOutcome
 from selfedit.methods.references import Passages
@@ -72,6 +72,12 @@ def exam_questions(run: Run, documents: Sequence[Document], known: Sequence[Ques
     asked: list[Asked] = [(document, question) for document in documents for question in document.questions]
     chosen = sorted(known, key=lambda question: run.seed("general", id, question.id))
     return asked + [(None, question) for question in chosen[: run.settings.general_questions]]
+
+
+def gold_answers(run: Run, documents: Sequence[Document]) -> tuple[TokenSequence, ...]:
+    """The documents' questions, each with its first accepted answer behind it."""
+    found = [run.exam.gold(document, question) for document in documents for question in document.questions]
+    return tuple(sequence for sequence in found if sequence.labelled)
 
 
 def answers(run: Run, asked: Sequence[Question], completions: Sequence[Completion]) -> tuple[Answer, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from selfedit.documents import Question
 from selfedit.engine.jobs import LoraSpec, TokenSequence
 from selfedit.execution.tasks import Fit, FitOutcome, FitTask, TaskResult, fit_tasks
-from selfedit.methods.examining import answers, exam_questions, known_general, on_the_way
+from selfedit.methods.examining import answers, exam_questions, gold_answers, known_general, on_the_way
 from selfedit.methods.general_texts import measured_texts, retained
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
@@ -69,7 +69,8 @@ def inner_loop(
             questions = exam_questions(run, learning.documents, known, id) if learning.examine else []
             asked[id] = [question for _, question in questions]
             exam = tuple(run.exam.request(document, question) for document, question in questions)
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts.get(id, ()))
+            gold = gold_answers(run, learning.documents) if learning.gold else ()
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts.get(id, ()), gold)
             groups.setdefault((learning.policy, recipe.lora()), []).append(fit)
         return [
             task
@@ -132,6 +133,7 @@ def _record(
         last_loss=result.last_loss,
         seconds=outcome.seconds,
         divergence=outcome.divergence,
+        answer_loss=outcome.answer_loss,
         answers=answers(run, asked, outcome.completions),
     )
 

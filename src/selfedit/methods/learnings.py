@@ -18,7 +18,8 @@ class Learning:
 
     With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
     them.  `edits` are texts in the order of `documents`; None: the passage alone.  The adapter is kept in the folder
-    `keep`.  A fit that is alone in its task sits `looks` exams on the way.
+    `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `gold`, the loss of the accepted
+    answers is measured, whether the exam is taken or not.
     """
 
     condition: str
@@ -31,6 +32,7 @@ class Learning:
     keep: Path | None = None
     examine: bool = True
     looks: int = 0
+    gold: bool = False
 
     @property
     def document_id(self) -> str | None:

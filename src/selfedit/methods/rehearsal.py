@@ -191,7 +191,7 @@ class _CountingPool:
             counts.train_tokens += most
             counts.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
-            passed += sum(len(text.ids) for text in fit.texts)
+            passed += sum(len(sequence.ids) for sequence in (*fit.texts, *fit.gold))
             counts.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)
@@ -199,7 +199,7 @@ class _CountingPool:
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
             answers = self._answered(len(fit.exam))
             looks = tuple(Look(step, self._answered(len(fit.looked_at))) for step in fit.looks_at)
-            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, divergence=0.0))
+            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, divergence=0.0, answer_loss=0.0))
         return TaskResult(task.id, 0.0, outcomes=tuple(outcomes))
 
 

@@ -17,6 +17,7 @@ from typing import Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
@@ -44,6 +45,11 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
     """
     outer = load_recipe(settings.outer_recipe).with_settings(settings.outer_set)
     check_tracker(settings.track)
+    if settings.select == "above-baseline" and settings.reward == "likelihood":
+        raise UserError(
+            "--select above-baseline compares rewards with the exam's scores, and --reward likelihood gives none; "
+            "choose --select best-of-k or top-fraction"
+        )
     with Run("train", settings, **parts) as run:
         if settings.edits == 1 and settings.select == "best-of-k":
             run.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")

@@ -1,4 +1,5 @@
-"""The reward of an edit: the mean score of fits on it; or a judge's opinion of it, where fits are too dear.
+"""The reward of an edit: the mean score of fits on it, or how likely they make the accepted answers; or a judge's
+opinion of it, where fits are too dear.
 
 Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
 """
@@ -35,6 +36,24 @@ def fit_rewards(
     return {}
 
 
+def likelihood_rewards(
+    run: Run, settings: TrainSettings, documents: Sequence[Document], edits: Sequence[Edit], policy: tuple[str, ...]
+) -> dict[str, Any]:
+    """Fits S adapters per edit, and stores how probable a token of the accepted answers is under them, closed book: the
+    geometric mean over tokens, questions and fits, in [0, 1].  Nothing is answered and nothing graded."""
+    round = edits[0].round if edits else 0
+    learnings = one_each(
+        TRAIN, documents, edits, settings.replicates, round=round, policy=policy, examine=False, gold=True
+    )
+    inner_loop(run, learnings, label=f"round {round} rewards")
+    losses: dict[str, list[float]] = {}
+    for fit in run.store.fits(round=round, condition=TRAIN):
+        if fit.answer_loss is not None:
+            losses.setdefault(str(fit.edit_id), []).append(fit.answer_loss)
+    run.store.set_rewards({id: math.exp(-math.fsum(some) / len(some)) for id, some in losses.items()})
+    return {}
+
+
 def judged_rewards(
     run: Run, settings: TrainSettings, documents: Sequence[Document], edits: Sequence[Edit], policy: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -62,7 +81,7 @@ def judged_rewards(
 Reward = Callable[[Run, TrainSettings, Sequence[Document], Sequence[Edit], tuple[str, ...]], dict[str, Any]]
 
 # By `--reward`: each stores the rewards of a round's edits, and returns what the round's record is to say of them.
-REWARDS: dict[str, Reward] = {"fit": fit_rewards, "judge": judged_rewards}
+REWARDS: dict[str, Reward] = {"fit": fit_rewards, "likelihood": likelihood_rewards, "judge": judged_rewards}
 
 
 def _mean_scores(

@@ -233,8 +233,10 @@ class TrainSettings(Settings):
         0.2, gt=0, le=1, description="with --select top-fraction: the share of all edits that is kept"
     )
     keep_ties: bool = Field(True, description="keep one edit of a document whose edits all score alike")
-    reward: Literal["fit", "judge"] = Field(
-        "fit", description="fit: fine-tune on each edit and examine; judge: have a model rate the edits"
+    reward: Literal["fit", "likelihood", "judge"] = Field(
+        "fit",
+        description="fit: fine-tune on each edit and examine; likelihood: fine-tune, and see how probable the accepted "
+        "answers have become, without answers or grades; judge: have a model rate the edits",
     )
     judge: str | None = Field(
         None, description="with --reward judge: the API model that rates edits; if left out, the model itself"

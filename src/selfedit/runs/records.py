@@ -47,7 +47,9 @@ class FitRecord:
     see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
     trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its task's time.
     `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token, nats, on texts that the
-    policy wrote to general prompts; None where it was not measured.
+    policy wrote to general prompts; `answer_loss` is the mean loss
+    per token of the first accepted answers to its documents' questions, each question counting once.  None where they
+    were not measured.
     """
 
     condition: str
@@ -64,6 +66,7 @@ class FitRecord:
     last_loss: float | None = None
     seconds: float = 0.0
     divergence: float | None = None
+    answer_loss: float | None = None
     answers: tuple[Answer, ...] = ()
 
     @property

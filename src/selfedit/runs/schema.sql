@@ -53,6 +53,7 @@ CREATE TABLE fits (
   last_loss    REAL,
   seconds      REAL NOT NULL,                  -- this fit's share of its task's time
   divergence   REAL,                           -- mean KL(policy || adapter) per token of own_texts, nats; NULL: not measured
+  answer_loss  REAL,                           -- mean loss per token of the accepted answers, nats; NULL: not measured
   CHECK (status = 'done' OR error IS NOT NULL)
 );
 CREATE INDEX fits_by_condition ON fits(round, condition);
