@@ -55,6 +55,7 @@ def test_first_weights_are_pefts_distribution_and_follow_the_seed(tiny_model):
     [
         ("all-linear", None, 3 * 7),
         ("all-linear", (1, 2), 2 * 7),
+        ("mlp", None, 3 * 3),
         (("q_proj",), None, 3),
         (("self_attn.q_proj", "v_proj"), (0, 0), 2),
         (("model.layers.2.mlp.up_proj",), None, 1),

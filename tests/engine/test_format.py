@@ -22,6 +22,7 @@ SPECS = {
     "rslora": LoraSpec(rank=4, alpha=8, rslora=True),
     "suffix": LoraSpec(rank=4, alpha=8, targets=("self_attn.q_proj", "down_proj")),
     "layers": LoraSpec(rank=4, alpha=8, layers=(1, 2)),
+    "mlp": LoraSpec(rank=4, alpha=8, targets="mlp"),
 }
 
 

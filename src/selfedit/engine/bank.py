@@ -7,6 +7,7 @@ adapter, however many layers it has.  The layers' own matrices are views into th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -266,8 +267,10 @@ def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
 
 
 def _matches(name: str, module: nn.Module, spec: LoraSpec) -> bool:
-    if spec.targets == "all-linear":
+    if spec.targets in ("all-linear", "mlp"):
         chosen = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        # Attention blocks are called so in every causal model of transformers; what is left is the MLP's.
+        chosen &= spec.targets == "all-linear" or not re.search("attn|attention", name)
     else:
         chosen = any(name == target or name.endswith(f".{target}") for target in spec.targets)
     if not chosen or spec.layers is None:

@@ -35,14 +35,15 @@ class NotEnoughMemoryError(MemoryError):
 class LoraSpec:
     """The shape of the adapters of one bank.
 
-    `targets` is `all-linear` (every linear layer but the output head) or names of layers: a whole dotted name, or its
-    end (`q_proj`).  `layers` keeps only decoder layers first..last, both included, counted from 0.  `dropout` acts on
-    the input of A, from a random stream of the adapter's own.  Updates are scaled by alpha / rank, or alpha /
-    sqrt(rank) with `rslora` (Kalajdzievski 2023, arXiv 2312.03732)."""
+    `targets` is `all-linear` (every linear layer but the output head), `mlp` (those of them that are in no attention
+    block) or names of layers: a whole dotted name, or its end (`q_proj`).  `layers` keeps only decoder layers
+    first..last, both included, counted from 0.  `dropout` acts on the input of A, from a random stream of the adapter's
+    own.  Updates are scaled by alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski 2023, arXiv
+    2312.03732)."""
 
     rank: int = 16
     alpha: float = 32.0
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear", "mlp"] | tuple[str, ...] = "all-linear"
     layers: tuple[int, int] | None = None
     dropout: float = 0.0
     rslora: bool = False

@@ -296,4 +296,7 @@ def merge(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale:
 def _end(name: str, spec: LoraSpec) -> str:
     if spec.targets == "all-linear":
         return name.rsplit(".", 1)[-1]
+    if spec.targets == "mlp":
+        # With the block's name, so that PEFT finds no layer of that name elsewhere.
+        return ".".join(part for part in name.split(".")[-2:] if not part.isdigit())
     return max((t for t in spec.targets if name == t or name.endswith(f".{t}")), key=len)

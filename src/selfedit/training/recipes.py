@@ -26,7 +26,9 @@ class Recipe(BaseModel):
     name: str = "default"
     rank: int = Field(16, ge=1, description="LoRA rank")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; updates are scaled by alpha / rank")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field("all-linear", description="layers with a LoRA")
+    targets: Literal["all-linear", "mlp"] | tuple[str, ...] = Field(
+        "all-linear", description="layers with a LoRA: all linear ones, those of the MLP blocks, or names"
+    )
     layers: tuple[int, int] | None = Field(None, description="first and last decoder layer with a LoRA, from 0")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA's input")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
