@@ -17,10 +17,11 @@ from selfedit.execution.tasks import CompletionTask, FitTask, Task, TaskResult
 from selfedit.methods.candidates import Candidate, list_candidates, parse_grid
 from selfedit.methods.compare import compare
 from selfedit.methods.frontier import Trial, better_half, choose, reason
-from selfedit.methods.settings import CompareSettings, SweepSettings
+from selfedit.methods.settings import CompareSettings, SweepSettings, make_settings
 from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store
 from selfedit.training.recipes import SEAL, load_recipe
+from selfedit.yaml_file import read_yaml
 from summary_fields import undeclared
 
 
@@ -230,15 +231,22 @@ def test_a_sweep_goes_on_where_it_stopped(settings: SweepSettings, chat_model: s
 
 
 def test_few_recipes_are_tried_on_all_documents(settings: SweepSettings, chat_model: str) -> None:
-    few = settings.model_copy(update={"editor": ("passage",), "grid": ("epochs=1,2",)})
+    few = settings.model_copy(update={"editor": ("passage", "open-book"), "grid": ("epochs=1,2",)})
     pool = CountingPool(chat_model)
     summary = sweep(few, pool=pool)
     assert summary.documents == 8
+    assert [c.name for c in summary.conditions] == ["none", "passage [1]", "passage [2]", "open-book"]
     assert len(pool.fits) == 2 * 8
     assert not any(isinstance(task, CompletionTask) and task.id.startswith("edits") for task in pool.tasks)
     # Alike shapes share a bank, whatever the recipe.
     shared = [{id.split("|")[1] for id in task.ids} for task in pool.tasks if isinstance(task, FitTask)]
     assert any(len(names) == 2 for names in shared)
+
+
+def test_the_example_is_a_sweep() -> None:
+    given = read_yaml(Path(__file__).parents[2] / "examples" / "sweep.yaml", "the example")
+    found = list_candidates(make_settings(SweepSettings, given))
+    assert len({one.recipe.model_dump_json() for one in found}) == 8
 
 
 def test_where_nothing_is_left(settings: SweepSettings) -> None:

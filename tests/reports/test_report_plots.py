@@ -106,8 +106,8 @@ def test_the_frontier_shows_what_was_learned_and_lost(tmp_path: Path) -> None:
         SweepRow(number=4, settings={}, accuracy=0.6, lost=0.3, failed_fits=2),
         SweepRow(number=5, settings={}, accuracy=None),
     ]
-    before = ConditionSummary(name="none", accuracy=0.1)
-    summary = empty_summary("m", [before]).model_copy(update={"sweep": tuple(rows), "most_lost": 0.05})
+    lines = [ConditionSummary(name="none", accuracy=0.1), ConditionSummary(name="open-book", accuracy=0.7)]
+    summary = empty_summary("m", lines).model_copy(update={"sweep": tuple(rows), "most_lost": 0.05})
     with plots.style():
         figure = plots.frontier(summary)
         assert figure is not None
@@ -118,11 +118,10 @@ def test_the_frontier_shows_what_was_learned_and_lost(tmp_path: Path) -> None:
     assert [(*line.get_xdata(), *line.get_ydata()) for line in points] == [(30, 60), (4, 50), (0, 20)]
     assert [line.get_markersize() for line in points] == [20, 10, 5]
     assert points[0].get_markerfacecolor() != points[1].get_markerfacecolor() == points[2].get_markerfacecolor()
-    assert [text.get_text() for text in axes.texts] == ["3", "2 chosen", "1"]
+    assert [text.get_text() for text in axes.texts] == ["3", "2 chosen", "1", "no adaptation", "open book"]
     (limit,) = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert list(limit.get_xdata()) == [5, 5]
-    (base,) = [line for line in axes.lines if line.get_linestyle() == "--"]
-    assert list(base.get_ydata()) == [10, 10]
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"] == [[10, 10], [70, 70]]
     assert "general questions lost, %" in text_of(tmp_path / "frontier.svg")
     assert plots.frontier(empty_summary()) is None
     assert plots.frontier(empty_summary().model_copy(update={"sweep": tuple(rows[3:])})) is None

@@ -17,12 +17,11 @@ from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec, parse_editors
 from selfedit.errors import UserError
 from selfedit.methods.edits import write_edits
-from selfedit.methods.examining import examine_untrained
+from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
 from selfedit.methods.learnings import Learning, all_in_one, one_each
 from selfedit.methods.policies import load_policy
-from selfedit.methods.references import REFERENCES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
@@ -44,6 +43,7 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         policy = settings.policy and load_policy(settings.policy, run, documents, settings.policy_round)
 
         examine_untrained(run, documents)
+        lines = examine_references(run, documents, specs)
         learnings = [learning for spec in specs for learning in condition(run, settings, documents, spec)]
         if policy:
             # The policy that `train` made writes the edits and is the student.
@@ -52,7 +52,6 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 
-        lines = [spec.name for spec in specs if spec.kind in REFERENCES]
         names = ["none", *dict.fromkeys(learning.condition for learning in learnings), *lines]
         return summary_of_finished(run) or summarise(run, documents, names)
 
@@ -65,14 +64,10 @@ def condition(
     name: str | None = None,
     policy: tuple[str, ...] = (),
 ) -> list[Learning]:
-    """What the adapters of one condition learn: an adapter per edit, or with `joint` one for all documents.  Where
-    nothing is learned, the model is examined."""
-    name = name or spec.name
-    if spec.kind in REFERENCES:
-        passages = REFERENCES[spec.kind](spec, documents)
-        examine_untrained(run, documents, condition=name, passages=passages, general=False)
+    """What the adapters of one condition learn: an adapter per edit, or with `joint` one for all documents."""
     if not spec.learns:
         return []
+    name = name or spec.name
     edits = None
     if spec.kind != "passage":
         count, prompt = settings.edits, settings.edit_prompt

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question
+from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.general import general_questions
 from selfedit.execution.tasks import Fit, FitOutcome
-from selfedit.methods.references import Passages
+from selfedit.methods.references import REFERENCES, Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.runs.records import Answer, FitRecord
@@ -56,6 +57,15 @@ def examine_untrained(
         return run.exam.request(document, question, passages(document, question) if passages and document else ())
 
     complete({id: [request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()}, done, keep)
+
+
+def examine_references(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec]) -> list[str]:
+    """Examines the model under the reference lines among the editors; their names."""
+    lines = [spec for spec in specs if spec.kind in REFERENCES]
+    for spec in lines:
+        passages = REFERENCES[spec.kind](spec, documents)
+        examine_untrained(run, documents, condition=spec.name, passages=passages, general=False)
+    return [spec.name for spec in lines]
 
 
 def known_general(run: Run) -> list[Question]:

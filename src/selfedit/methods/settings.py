@@ -182,7 +182,7 @@ class SweepSettings(Settings):
     editor: Words = Field(
         ("passage",),
         description="what is learned from: passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or "
-        "api:MODEL; several: each recipe is tried on each",
+        "api:MODEL; several: each recipe is tried on each; open-book and retrieval[:K] are reference lines",
     )
     edits: int = Field(1, ge=1, description="edits per document and editor")
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")

@@ -21,7 +21,7 @@ from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.methods.candidates import list_candidates
 from selfedit.methods.edits import write_edits
-from selfedit.methods.examining import examine_untrained
+from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.frontier import Trial, reason
 from selfedit.methods.inputs import check, load, set_apart
 from selfedit.methods.run import Parts, Run
@@ -39,15 +39,15 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
     Errors: UserError for what the user can mend.  The same settings on the same directory go on where they stopped.
     """
     specs, left = parse_editors(list(settings.editor)), list_candidates(settings)
-    for spec in specs:
-        if not spec.learns:
-            raise UserError(
-                f"--editor {spec.name}: there is nothing to learn from; use passage, self, or another writer"
-            )
+    writers = [spec for spec in specs if spec.learns]
+    if not writers:
+        told = " ".join(f"--editor {spec.name}" for spec in specs)
+        raise UserError(f"{told}: there is nothing to learn from; use passage, self, or another writer")
     with Run("sweep", settings, **parts) as run:
         training, validation = _documents(run, settings, specs, len(left))
-        edits = {spec.name: _edits(run, settings, [*training, *validation], spec) for spec in specs}
+        edits = {spec.name: _edits(run, settings, [*training, *validation], spec) for spec in writers}
         examine_untrained(run, validation)
+        lines = examine_references(run, validation, specs)
 
         tried: dict[int, Trial] = {}
         for rung, documents in enumerate(rungs(run, training, len(left)), 1):
@@ -62,7 +62,7 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
         chosen = run.choices.recipe(trials, settings.most_lost)
         run.recipe = chosen.candidate.recipe
         run.directory.write_recipe(run.recipe.model_dump(mode="json", exclude={"name"}))
-        names = ["none", *(condition(editor, trial.number) for trial in trials for editor in edits)]
+        names = ["none", *(condition(editor, trial.number) for trial in trials for editor in edits), *lines]
         rows = [row(trial, trial in trials, trial is chosen) for _, trial in sorted(tried.items())]
         told = reason(trials, chosen, settings.most_lost, run.grading.scores("none"))
         return summarise(run, validation, names, sweep=rows, most_lost=settings.most_lost, choice=told)

@@ -403,7 +403,9 @@ def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, 
         if question.id in graded
     ]
     asked = {name for by_condition in graded.values() for name in by_condition}
-    names = dict.fromkeys([BASE, *(condition.name for condition in conditions(run)), *sorted(asked)])
+    # Of a sweep, those that were validated; dozens were dropped before.
+    others = [] if run.figures.sweep else sorted(asked)
+    names = dict.fromkeys([BASE, *(condition.name for condition in conditions(run)), *others])
     return [name for name in names if name in asked], rows
 
 

@@ -175,7 +175,7 @@ def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
 
 def frontier(summary: Summary) -> Figure | None:
     """Each recipe of a sweep: what it learned against what was forgotten, a point's area as its training tokens; with
-    lines for what may be lost and for no adaptation.  None where there is none, or nothing could be forgotten."""
+    lines for what may be lost, no adaptation and open book.  None where there is none, or nothing was known."""
     rows = [row for row in summary.sweep if row.accuracy is not None and row.lost is not None and not row.failed_fits]
     if not rows:
         return None
@@ -192,8 +192,11 @@ def frontier(summary: Summary) -> Figure | None:
         axes.annotate(text, place, (size / 2 + 3, 2), textcoords="offset points", fontsize=9)
     if summary.most_lost is not None:
         axes.axvline(100 * summary.most_lost, color=QUIET, linewidth=1, linestyle=":")
-    for base in (c.accuracy for c in summary.conditions if c.name == findings.BASE and c.accuracy is not None):
-        axes.axhline(100 * base, color=QUIET, linewidth=1, linestyle="--")
+    for name, shown in ((findings.BASE, "no adaptation"), ("open-book", "open book")):
+        for base in (c.accuracy for c in summary.conditions if c.name == name and c.accuracy is not None):
+            axes.axhline(100 * base, color=QUIET, linewidth=1, linestyle="--")
+            place = (1.0, 100 * base)
+            axes.annotate(shown, place, xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_xlabel("general questions lost, %\n(area: training tokens; dark: validation documents)")
     axes.set_ylabel("accuracy, %")
     axes.margins(x=0.15, y=0.15)
