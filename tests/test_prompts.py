@@ -11,6 +11,7 @@ from selfedit.errors import UserError
 from selfedit.prompts import Prompts, edit_lead
 
 NAMES = ["implications", "implications-long", "implications-very-long", "rewrite", "self-qa"]
+NAMES += ["sentence-qa", "restate-short", "restate-long", "encyclopaedia", "dialogue"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,7 +24,7 @@ def test_every_edit_prompt_shows_title_and_text(name: str, instruct: bool) -> No
     assert prompt == prompt.rstrip(" ")
 
 
-def test_the_prompts_of_the_published_names_are_there() -> None:
+def test_the_prompts_of_these_names_are_there() -> None:
     assert Prompts().edit_names == NAMES
     texts = {Prompts().edit(name, instruct=True, title="t", text="x") for name in NAMES}
     assert len(texts) == len(NAMES)
@@ -120,7 +121,7 @@ def test_a_prompts_last_newline_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_base_model_writes_on_a_line_of_its_own_or_goes_on_with_a_question(name: str) -> None:
     prompt = Prompts().edit(name, instruct=False, title="Kites", text="Ada.")
-    lead = "Question:" if name == "self-qa" else ""
+    lead = "Question:" if name in ("self-qa", "sentence-qa") else ""
     assert edit_lead(prompt) == lead
     assert prompt.endswith(f"\n{lead}")
 

@@ -108,6 +108,11 @@ def test_a_chat_prompt_for_a_base_model(
         (["--editor", "magic"], "there is no kind of editor called 'magic'; the forms are none, open-book"),
         (["--editor", "passage:x"], "'passage' takes nothing after it"),
         (["--editor", "self", "--editor", "self"], "the condition 'self' is already there"),
+        (["--editor", "self:rewrite,poem", "--edits", "2"], "no edit prompt 'poem'; there are implications"),
+        (
+            ["--editor", "self:rewrite,self-qa"],
+            "edit prompts rewrite,self-qa: each edit is written from one of them; give",
+        ),
         (["--editor", "self:poem"], "no edit prompt 'poem'; there are implications"),
         (["--editor", "model:qwen:poem:x"], "model qwen:poem: not a local folder"),
         (["--editor", "model:smollm9"], "model smollm9: no local folder, not bundled (smollm2-135m, "),

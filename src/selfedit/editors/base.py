@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from selfedit.documents import Document
 from selfedit.editors.cleaning import clean
 from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.progress import Progress
 from selfedit.prompts import Prompts, edit_lead
@@ -102,10 +103,10 @@ class Reader(Protocol):
 class Tools:
     """What editors work with.
 
-    `name` is the condition that the edits belong to and `prompt` the prompt that is used where an editor names none;
-    `student` reads the edits.  `model` gives a model of the engine, by name ("": the student), as what it reads by and
-    what completes prompts; `client` gives the client of an API model and `book` notes what its reply cost.  `seed` is
-    that of a document's edit of this number.
+    `name` is the condition that the edits belong to and `prompt` the prompt that is used where an editor names none,
+    or several (`prompt_of`).  `student` reads the edits.  `model` gives a model of the engine, by name ("": the
+    student), as what it reads by and what completes prompts; `client` gives the client of an API model and `book` notes
+    what its reply cost.  `seed` is that of a document's edit of this number.
     """
 
     name: str
@@ -145,6 +146,21 @@ class Editor(Protocol):
         `keep` is called with edits as they come, in the transaction that commits their cost; `fail(id, reason)` for
         each that could not be written.
         """
+
+
+def prompt_of(names: str, index: int) -> str:
+    """The prompt of a document's edit of this number: of several, with commas between them, the next one each time."""
+    some = names.split(",")
+    return some[index % len(some)].strip()
+
+
+def check_prompts(prompts: Prompts, names: str, count: int) -> None:
+    """Errors: UserError for a prompt that is not there, or of which none of a document's so many edits is written."""
+    number = names.count(",") + 1
+    for index in range(number):
+        prompts.check(prompt_of(names, index))
+    if number > count:
+        raise UserError(f"edit prompts {names}: each edit is written from one of them; give --edits {number} or more")
 
 
 def edit_prompt(prompts: Prompts, name: str, document: Document, *, instruct: bool) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document
-from selfedit.editors.base import Edit, Fail, Reader, Tools, Wanted, edit_prompt
+from selfedit.editors.base import Edit, Fail, Reader, Tools, Wanted, check_prompts, edit_prompt, prompt_of
 from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import UserError
@@ -18,13 +18,14 @@ class ModelEditor:
     def __init__(self, spec: EditorSpec, tools: Tools) -> None:
         other = spec.kind == "model"
         self.name = spec.argument if other else ""
-        self.prompt = (spec.prompt if other else spec.argument) or tools.prompt
+        self.prompts = (spec.prompt if other else spec.argument) or tools.prompt
         self.tools = tools
 
     def check(self, documents: Sequence[Document], count: int) -> None:
-        self.tools.prompts.check(self.prompt)
+        check_prompts(self.tools.prompts, self.prompts, count)
         reader, _ = self.tools.model(self.name)
-        self._prompt(documents[0], reader)
+        for index in range(count):
+            self._prompt(documents[0], index, reader)
 
     def write(
         self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
@@ -32,16 +33,17 @@ class ModelEditor:
         tools = self.tools
         reader, complete = tools.model(self.name)
         tokenizer = reader.tokenizer
-        asked: dict[str, tuple[tuple[int, ...], str] | UserError] = {}  # tokens and lead, by document
+        asked: dict[tuple[str, str], tuple[tuple[int, ...], str] | UserError] = {}  # tokens and lead
         requests: dict[str, Sequence[DecodeRequest]] = {}
         for id, (document, index) in wanted.items():
-            if document.id not in asked:
-                text, lead = self._prompt(document, reader)
+            key = document.id, prompt_of(self.prompts, index)
+            if key not in asked:
+                text, lead = self._prompt(document, index, reader)
                 try:
-                    asked[document.id] = prompt_tokens(tokenizer, text, reader.context_length), lead
+                    asked[key] = prompt_tokens(tokenizer, text, reader.context_length), lead
                 except UserError as error:
-                    asked[document.id] = error
-            found = asked[document.id]
+                    asked[key] = error
+            found = asked[key]
             if isinstance(found, UserError):
                 fail(id, f"{found}; cut the document into shorter ones")
                 continue
@@ -57,12 +59,14 @@ class ModelEditor:
 
         def keep_written(id: str, completions: Sequence[Completion], seconds: float) -> None:
             (completion,), (document, index) = completions, wanted[id]
-            ids, lead = asked[document.id]  # type: ignore[misc]
+            prompt = prompt_of(self.prompts, index)
+            ids, lead = asked[document.id, prompt]  # type: ignore[misc]
             raw = tokenizer.decode([*tokenizer.encode(lead), *completion.ids])
-            edit = tools.edit(document, index, raw, prompt=self.prompt, cut_off=not completion.finished)
+            edit = tools.edit(document, index, raw, prompt=prompt, cut_off=not completion.finished)
             keep([replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids))])
 
         complete(requests, done, keep_written, fail)
 
-    def _prompt(self, document: Document, reader: Reader) -> tuple[str, str]:
-        return edit_prompt(self.tools.prompts, self.prompt, document, instruct=reader.tokenizer.instruct)
+    def _prompt(self, document: Document, index: int, reader: Reader) -> tuple[str, str]:
+        name, instruct = prompt_of(self.prompts, index), reader.tokenizer.instruct
+        return edit_prompt(self.tools.prompts, name, document, instruct=instruct)

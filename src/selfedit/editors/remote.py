@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document
-from selfedit.editors.base import Edit, Fail, Tools, Wanted, edit_prompt
+from selfedit.editors.base import Edit, Fail, Tools, Wanted, check_prompts, edit_prompt, prompt_of
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.editors.spec import EditorSpec
 
@@ -17,14 +17,16 @@ class ApiEditor:
         self.tools = tools
 
     def check(self, documents: Sequence[Document], count: int) -> None:
-        self._prompt(documents[0])
+        check_prompts(self.tools.prompts, self.tools.prompt, count)
+        for index in range(count):
+            self._prompt(documents[0], index)
 
     def write(
         self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
     ) -> None:
         tools = self.tools
         missing = [(id, *one) for id, one in wanted.items() if id not in done]
-        prompts = [self._prompt(document) for _, document, _ in missing]
+        prompts = [self._prompt(document, index) for _, document, index in missing]
         requests = [
             ApiRequest(
                 messages=({"role": "user", "content": text},) if self._chat else (),
@@ -46,7 +48,8 @@ class ApiEditor:
                 fail(id, result.error)
                 return
             raw = lead + result.text
-            edit = tools.edit(document, index, raw, prompt=tools.prompt, cut_off=result.truncated)
+            prompt = prompt_of(tools.prompt, index)
+            edit = tools.edit(document, index, raw, prompt=prompt, cut_off=result.truncated)
             keep([replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)])
 
         tools.progress.begin(f"edits by {self.model}", len(requests))
@@ -56,5 +59,6 @@ class ApiEditor:
     def _chat(self) -> bool:
         return self.tools.client(self.model).endpoint.kind == "chat"
 
-    def _prompt(self, document: Document) -> tuple[str, str]:
-        return edit_prompt(self.tools.prompts, self.tools.prompt, document, instruct=self._chat)
+    def _prompt(self, document: Document, index: int) -> tuple[str, str]:
+        name = prompt_of(self.tools.prompt, index)
+        return edit_prompt(self.tools.prompts, name, document, instruct=self._chat)

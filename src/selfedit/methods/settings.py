@@ -54,7 +54,10 @@ _AUTO_EDITOR = (
     "passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of"
     " less than 1 billion parameters, self for a larger one"
 )
-_EDIT_PROMPT = "the prompt of api editors, and of self and model without one"
+_EDIT_PROMPT = (
+    "the prompt of api editors, and of self and model without one; of several, A,B,C, each edit of a document has the"
+    " next one"
+)
 
 
 class Settings(BaseModel):
@@ -225,7 +228,7 @@ class TrainSettings(Settings):
     )
     edits: int = Field(5, ge=1, description="edits sampled per document and round (K)")
     replicates: int = Field(3, ge=1, description="fits per edit (S)")
-    edit_prompt: str = Field("implications", description="the prompt of the editor that is trained")
+    edit_prompt: str = Field("implications", description="the prompt of the editor that is trained, or several: A,B,C")
     select: Literal["best-of-k", "above-baseline", "top-fraction"] = Field(
         "best-of-k", description="which edits are kept"
     )
