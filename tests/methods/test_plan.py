@@ -122,14 +122,25 @@ def test_compare(
         assert planned.answers == pool.answers
 
 
-@pytest.mark.parametrize("editor", [("self",), ("passage", "self")])
+@pytest.mark.parametrize(
+    ("editor", "grid"),
+    [
+        (("passage", "self"), ("epochs=1,3", "cutting=whole,lines")),
+        (("self:self-qa",), ("steps=2,6", "objectives=[text],[distill]")),
+        (("self",), ("retain=0,2", "rank=4,8")),
+    ],
+)
 def test_sweep(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: tuple[str, ...]
+    quick: dict[str, Any],
+    documents: Callable[[int], str],
+    chat_model: str,
+    editor: tuple[str, ...],
+    grid: tuple[str, ...],
 ) -> None:
     chosen = SweepSettings(
         **quick
         | {"model": chat_model, "documents": (documents(8),), "validation_share": 0.75, "editor": editor}
-        | {"grid": ("epochs=1,3", "cutting=whole,lines"), "general_questions": 1}
+        | {"grid": grid, "general_questions": 1}
     )
     planned, _ = planned_and_run(sweep, chosen)
     assert planned.fits == (4 * 2 + 2 * 6) * len(editor)
