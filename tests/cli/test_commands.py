@@ -501,6 +501,17 @@ def test_grade_by_a_judge(run: Run, answers: Path, server: Any) -> None:
     assert json.loads(result.out)["right"] == 1
 
 
+def test_grade_by_a_model_that_is_loaded_here(
+    run: Run, answers: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", lambda reply: bool(reply) or True)
+    result = run("grade", answers, "--grader", f"judge:model:{chat_model}", "--json")
+    assert json.loads(result.out)["right"] == 4
+    result = run("grade", answers, "--grader", "judge:local")
+    assert result.code == 2
+    assert "here name one: judge:model:NAME" in result.err
+
+
 # How a command ends
 
 

@@ -121,6 +121,8 @@ def test_a_chat_prompt_for_a_base_model(
         (["--editor", "api:gpt-4.1"], "no API key for model 'gpt-4.1'"),
         (["--grader", "guess"], "--grader guess: unknown grader; choose lexical or judge:MODEL"),
         (["--grader", "judge"], "no model named; write judge:MODEL"),
+        (["--grader", "judge:model:"], "no model named; write judge:MODEL"),
+        (["--grader", "judge:model:smollm9"], "model smollm9: no local folder, not bundled (smollm2-135m, "),
         (["--grader", "judge:gpt-4.1"], "no API key for model 'gpt-4.1'"),
         (["--policy", "nowhere"], "nowhere: no such directory; give the directory that --out named"),
     ],

@@ -44,6 +44,12 @@ RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
         2,
         {"editor": ("passage", "self"), "grader": "judge:local", "max_ungraded": 1.0, "task_size": 2},
     ),
+    "compare on another model's grades": (
+        compare,
+        CompareSettings,
+        2,
+        {"editor": ("passage", "self"), "grader": "judge:model:{other}", "max_ungraded": 1.0, "task_size": 2},
+    ),
     "compare on another model's notes": (
         compare,
         CompareSettings,
@@ -110,6 +116,7 @@ def begin(
     common = {**SMALL, "model": chat_model, "documents": (str(file),), **changes}
     if isinstance(editors := changes.get("editor"), tuple):
         common["editor"] = tuple(editor.format(other=base_model) for editor in editors)
+    common["grader"] = changes.get("grader", "lexical").format(other=base_model)
 
     def attempt(name: str, pool: CountingPool | None = None) -> dict[str, Any]:
         settings = kind(**{**common, "out": tmp_path / name})

@@ -103,6 +103,42 @@ def test_a_model_that_is_not_there_is_missed_before_any_work(
     assert not (settings.out / "run.sqlite").exists()
 
 
+def test_it_grades_as_it_would_as_a_student(
+    quick: dict[str, Any],
+    documents: Callable[[int], str],
+    chat_model: str,
+    base_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tiny models' grades are no words: what they reply decides all the same."""
+    replies: dict[str, list[str]] = {"judge:local": [], f"judge:model:{chat_model}": []}
+    for number, (grader, found) in enumerate(replies.items()):
+
+        def parse(reply: str, found: list[str] = found) -> bool:
+            found.append(reply)
+            return len(reply) % 2 == 0
+
+        monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", parse)
+        # The judge of the first run is its student, of the second another model: the same one.
+        student = chat_model if grader == "judge:local" else base_model
+        settings = CompareSettings(
+            **{**quick, "out": quick["out"].with_name(f"run{number}")},
+            model=student,
+            documents=(documents(2),),
+            editor=("none",),
+            grader=grader,
+        )
+        # The answers that are graded are the same.
+        monkeypatch.setattr("selfedit.evaluation.exam.Exam.answer", lambda exam, ids: "42")
+        summary = compare(settings, pool=CountingPool(student))
+        assert summary.grader == grader
+        with Store(settings.out / "run.sqlite", readonly=True) as store:
+            assert {cost.model for cost in store.costs() if cost.what == "grading"} == {chat_model}
+    local, other = replies.values()
+    assert local == other
+    assert any(local)
+
+
 def completions(model: str, count: int = 1) -> CompletionTask:
     return CompletionTask("edits/0", (), (DecodeRequest((5, 6, 7), 4),) * count, ("e",) * count, model=model)
 

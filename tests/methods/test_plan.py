@@ -99,6 +99,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
             "grader": "judge:local",
             "max_ungraded": 1.0,
         },
+        {"editor": ("none", "self"), "grader": "judge:model:{other}", "max_ungraded": 1.0},
         {"editor": ("self:self-qa",), "set": {"objectives": ("text", "answers"), "epochs": 2}, "edits": 2},
         {"editor": ("self",), "set": {"max_sequence_tokens": 64, "epochs": 1}, "max_edit_tokens": 90},
         {"editor": ("model:{other}:rewrite", "self"), "edits": 2},
@@ -116,6 +117,8 @@ def test_compare(
     file = documents(5)
     model, other = (chat_model, base_model) if chat else (base_model, chat_model)
     more = {**more, "editor": tuple(editor.format(file=file, other=other) for editor in more["editor"])}
+    if "grader" in more:
+        more["grader"] = more["grader"].format(other=other)
     chosen = CompareSettings(**{**quick, "model": model, "documents": (file,), "temperature": 1.0, **more})
     planned, pool = planned_and_run(compare, chosen)
     if not chosen.general_questions:

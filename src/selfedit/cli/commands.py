@@ -280,7 +280,11 @@ def _grade_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="+", metavar="[check] FILE", help="rows to grade; with `check`, labelled rows to compare with"
     )
-    parser.add_argument("--grader", default="lexical", help="lexical (by shared words), or judge:MODEL [lexical]")
+    parser.add_argument(
+        "--grader",
+        default="lexical",
+        help="lexical (by shared words), judge:MODEL of an API, or judge:model:NAME, run here [lexical]",
+    )
     parser.add_argument("--api-base", help="for a judge: an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")
     parser.add_argument("--out", metavar="FILE.jsonl", help="where graded rows go; standard output if left out")
 

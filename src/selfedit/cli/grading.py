@@ -13,7 +13,8 @@ from typing import Any
 from selfedit.errors import UserError
 from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
 from selfedit.evaluation.grade import Grader
-from selfedit.evaluation.graders import judge_model, make_grader
+from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
+from selfedit.evaluation.judge import Complete as Ask
 from selfedit.evaluation.judge import JudgeRequest
 
 
@@ -75,6 +76,10 @@ def _grader(arguments: argparse.Namespace) -> Grader:
     model = judge_model(arguments.grader)
     if model is None:
         return make_grader(arguments.grader)
+    if (engine := engine_judge(model)) is not None:
+        if not engine:
+            raise UserError("--grader judge:local is a run's own model; here name one: judge:model:NAME")
+        return make_grader(arguments.grader, complete=_engine(engine))
     from selfedit.editors.api import ApiClient, ApiRequest
     from selfedit.editors.endpoint import Endpoint
 
@@ -90,3 +95,21 @@ def _grader(arguments: argparse.Namespace) -> Grader:
         return [result.text if result.error is None else RuntimeError(result.error) for result in results]
 
     return make_grader(arguments.grader, complete=complete)
+
+
+def _engine(name: str) -> Ask:
+    """Asks a model that is loaded here."""
+    from selfedit.evaluation.judges import local_judge
+    from selfedit.execution.pool import InProcess
+    from selfedit.execution.tasks import completion_tasks
+    from selfedit.execution.worker import ModelSource
+
+    pool = InProcess(ModelSource(name))
+
+    def complete(requests: Any, done: Any, keep: Callable[..., None], fail: Any = None) -> None:
+        for task in completion_tasks("judge", (), requests, size=64):
+            for result in pool.run([task]):
+                for id, completions in task.completions(result).items():
+                    keep(id, completions, result.seconds)
+
+    return local_judge(lambda: pool, complete)

@@ -1,4 +1,4 @@
-"""How a judge's model is reached: the run's own model, or one behind an API."""
+"""How a judge's model is reached: by the engine, or behind an API."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from selfedit.evaluation.judge import Complete as Ask
 from selfedit.evaluation.judge import JudgeRequest, parse_reply
 
 
-def local_judge(model: Reader, complete: Complete) -> Ask:
-    """Asks the run's own model, untrained."""
+def local_judge(model: Callable[[], Reader], complete: Complete) -> Ask:
+    """Asks a model of the engine, untrained."""
 
     def ask(requests: Sequence[JudgeRequest]) -> list[Any]:
-        tokenizer = model.tokenizer
+        tokenizer = model().tokenizer
         prompts = {
             str(number): [
                 DecodeRequest(

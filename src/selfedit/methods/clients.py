@@ -1,4 +1,4 @@
-"""The API clients of a run, and its grading: by a rule, by a judge behind an API, or by the run's own model."""
+"""The API clients of a run, and its grading: by a rule, by a judge behind an API, or by a model of the engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from selfedit.editors.api import ApiClient
 from selfedit.editors.replies import ApiResult
 from selfedit.evaluation.grade import Grader
+from selfedit.evaluation.graders import engine_judge
 from selfedit.evaluation.grading import Grading
 from selfedit.evaluation.judges import api_judge, local_judge
 from selfedit.methods.resuming import completer
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from selfedit.methods.run import Run
 
 Role = Literal["editor", "judge"]
-LOCAL_JUDGE = "local"  # `--grader judge:local`: the run's own model
 
 
 def make_client(run: Run, model: str, role: Role) -> ApiClient:
@@ -38,12 +38,17 @@ def make_grading(run: Run, make_grader: Callable[..., Grader]) -> Grading:
     grading = partial(Grading, run.store, max_ungraded=settings.max_ungraded, begin=run.progress.begin)
     if judge is None:
         return grading(grader=make_grader(settings.grader))
-    if judge == LOCAL_JUDGE:
+    if (model := engine_judge(judge)) is not None:
         # It is asked about one adapter's answers together, whatever else is to be graded, and asked again what it was
         # asked before: so that its neighbours are the same in a resumed run.
         spent: list[CostRecord] = []
-        complete = completer(run, "judge", lambda seconds: spent.append(run.ledger.time("grading", "grading", seconds)))
-        ask = local_judge(run.workers, complete)
+        complete = completer(
+            run,
+            "judge",
+            lambda seconds: spent.append(run.ledger.time("grading", "grading", seconds, model=model)),
+            model=model,
+        )
+        ask = local_judge(lambda: run.reader(model), complete)
         grader = make_grader(settings.grader, complete=ask, prompts=run.prompts, cache=Forgetful())
         return grading(grader=grader, together="fit", spent=spent)
 

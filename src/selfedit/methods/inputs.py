@@ -8,7 +8,7 @@ from selfedit.documents import Document, LeftOut, load_documents, sharing_titles
 from selfedit.editors.spec import EditorSpec
 from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
-from selfedit.methods.clients import LOCAL_JUDGE
+from selfedit.evaluation.graders import engine_judge
 from selfedit.methods.edits import make_editor
 from selfedit.methods.references import check_references
 from selfedit.methods.run import Run
@@ -55,9 +55,10 @@ def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], 
     """Finds what a user got wrong about model, editors or judge before a run does any work.  Errors: UserError."""
     if run.store.documents():
         return
-    run.workers.check(spec.argument for spec in specs if spec.kind == "model")
-    if run.judge not in (None, LOCAL_JUDGE):
-        run.client(str(run.judge), "judge")
+    judge = engine_judge(run.judge)
+    run.workers.check([*(spec.argument for spec in specs if spec.kind == "model"), *([judge] if judge else [])])
+    if run.judge is not None and judge is None:
+        run.client(run.judge, "judge")
     for spec in specs:
         if spec.kind in EDITORS:
             make_editor(run, spec, prompt).check(documents, count)

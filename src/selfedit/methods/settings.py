@@ -89,7 +89,10 @@ class Settings(BaseModel):
     top_p: float = Field(
         0.95, gt=0, le=1, description="sampling of edits: the most likely tokens of this total probability"
     )
-    grader: str = Field("lexical", description="lexical (by shared words), judge:MODEL of an API, or judge:local")
+    grader: str = Field(
+        "lexical",
+        description="lexical (by shared words), judge:MODEL of an API, judge:model:NAME (run here), or judge:local",
+    )
     max_ungraded: float = Field(0.02, ge=0, le=1, description="stop if a larger share of answers stays ungraded")
     max_missing_edits: float = Field(
         0.02,
