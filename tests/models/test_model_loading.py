@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer, load_model, load_tokenizer, parameter_count
-from tiny_world import ASSISTANT, END, USER
+from selfedit.models.kind import is_chat_model
+from tiny_world import ASSISTANT, END, TEMPLATE, USER
 
 
 def text(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -248,3 +249,55 @@ def test_a_folder_with_a_tokenizer_but_no_weights(chat_model: str, tmp_path: Pat
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model .*model: not a local folder with a causal language model"):
         load_model(str(folder), device="cpu")
+
+
+TEXT_END = TEMPLATE.replace("<|end|>", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "name", "chat", "doubt"),
+    [
+        # Qwen2.5's base models: a template whose turns do not end as the model stops.
+        (TEMPLATE, (1,), "Qwen/Qwen2.5-3B", False, ""),
+        (TEMPLATE, (0, 1), "Qwen/Qwen2.5-3B-Instruct", True, ""),
+        (TEMPLATE, (0, 1), "Qwen/Qwen3-0.6B", True, ""),
+        (TEMPLATE, (1,), "Qwen/Qwen3-0.6B-Base", False, ""),
+        (None, (1,), "meta-llama/Llama-3.2-1B", False, ""),
+        # The publisher's word goes before a configuration that lacks a stop token, and is doubted.
+        (
+            TEMPLATE,
+            (1,),
+            "meta-llama/Meta-Llama-3-8B-Instruct",
+            True,
+            "its name says chat model, its configuration base",
+        ),
+        (TEMPLATE, (0,), "someone/model-base", False, "its name says base model, its configuration chat model"),
+        # A turn that ends as any text does says nothing.
+        (TEXT_END, (2,), "mistralai/Mistral-7B-Instruct-v0.3", True, ""),
+        (TEXT_END, (2,), "HuggingFaceH4/zephyr-7b-beta", True, "neither its name nor its configuration"),
+        ("{{ raise_exception('no') }}", (0,), "google/gemma-3-1b-it", True, ""),
+        ("{{ raise_exception('no') }}", (0,), "someone/model", True, "neither its name nor its configuration"),
+    ],
+)
+def test_a_template_does_not_make_a_chat_model(
+    chat_model: str, template: str | None, stops: tuple[int, ...], name: str, chat: bool, doubt: str
+) -> None:
+    hf = AutoTokenizer.from_pretrained(chat_model)
+    hf.add_special_tokens({"additional_special_tokens": ["</s>"]})
+    hf.chat_template = template
+    ids = tuple(hf.convert_tokens_to_ids(("<|end|>", "<|user|>", "</s>")[stop]) for stop in stops)
+    found, said = is_chat_model(name, hf, ids)
+    assert found is chat
+    assert doubt in said
+    assert bool(said) is bool(doubt)
+    assert not said or (said.startswith(f"model {name}: ") and said.endswith("(--instruct or --no-instruct decides)"))
+
+
+def test_a_folders_name_is_its_users(chat_model: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(chat_model, tmp_path / "my-base")
+    found = load_tokenizer(str(folder))
+    assert found.instruct
+    assert "its name says base model, its configuration chat model; it is prompted as a chat" in found.doubt
+    for asked in (True, False):
+        said = load_tokenizer(str(folder), instruct=asked)
+        assert (said.instruct, said.doubt) == (asked, "")

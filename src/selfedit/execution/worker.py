@@ -34,7 +34,7 @@ class ModelSource:
         return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
 
     def of(self, name: str) -> ModelSource:
-        """Another model, loaded alike; it is prompted through a chat template where it has one."""
+        """Another model, loaded alike; it is prompted through its chat template if it is a chat model."""
         return replace(self, name=name, instruct=None)
 
     def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Worker:

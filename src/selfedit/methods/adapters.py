@@ -43,7 +43,7 @@ def find_adapters(source: Path) -> Adapters:
             )
         return Adapters((source,), _model_name(source) or BUNDLED)
     with RunDirectory.read(source) as run:
-        instruct: bool | None = run.config.get("instruct")
+        instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         if procedure == "learn":
             folders = [run.adapter(LEARNED)]

@@ -5,6 +5,7 @@ Which adapters a folder or a run stands for is `adapters`' part.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from selfedit.models import Model, load_model, local_path
 
 if TYPE_CHECKING:
     from selfedit.engine import AdapterBank
+
+logger = logging.getLogger(__name__)
 
 
 class Asker:
@@ -59,6 +62,8 @@ class Asker:
         self.bank: AdapterBank | None = None
         chain = len(found.folders) != 1
         self.model = model if isinstance(model, Model) and not chain else self._load()
+        if self.model.tokenizer.doubt:
+            logger.warning(self.model.tokenizer.doubt)
         if max_tokens >= self.model.context_length:
             raise UserError(
                 f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the question "

@@ -5,6 +5,7 @@ Which adapters a folder or a run stands for is `adapters`' part.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters
 from selfedit.models import load_model, local_path, stored_dtype, torch_dtype
 from selfedit.runs.files import directory_atomically
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ def export(
     loaded = load_model(
         name, device="cpu", dtype="float32", instruct=found.instruct, trust_remote_code=trust_remote_code
     )
+    if loaded.tokenizer.doubt:
+        logger.warning(loaded.tokenizer.doubt)
     for folder in found.folders:
         with adapter_errors(folder, "; name its model with --model"):
             merge_adapter(loaded.hf, folder)

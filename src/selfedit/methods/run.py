@@ -125,6 +125,8 @@ class Run(AbstractContextManager["Run"]):
             reader = make(model, trust_remote_code=self.settings.trust_remote_code)
             template = digest(reader.tokenizer.hf.chat_template)
             self.directory.resolve(f"chat_template of {model}", template, f"model {model}: its chat template")
+            if reader.tokenizer.doubt:
+                self.warn("chat or base model", reader.tokenizer.doubt)
             self._readers[model] = reader
         return self._readers[model]
 

@@ -71,7 +71,9 @@ class Settings(BaseModel):
     device: str | None = Field(None, description="cpu, cuda, ...; if left out, an accelerator where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the frozen model")
     instruct: bool | None = Field(
-        None, description="prompt through the chat template; if left out, where the model has one"
+        None,
+        description="prompt through the chat template; if left out, where name and configuration say that the model "
+        "is tuned for chat",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     documents: Words = Field(("news:test",), description=_DOCUMENTS)

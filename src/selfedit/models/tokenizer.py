@@ -47,12 +47,14 @@ class Tokenizer:
     """A Hugging Face tokenizer, and how its model is prompted.
 
     `instruct` says that prompts go through the chat template; the template of `hf` is then pinned in place.
-    `stop_ids` are the tokens that end an answer.
+    `stop_ids` are the tokens that end an answer.  `doubt` says why `instruct` may be wrong ("": it was asked for, or
+    name and configuration are clear).
     """
 
     hf: PreTrainedTokenizerBase
     instruct: bool
     stop_ids: tuple[int, ...]
+    doubt: str = ""
 
     def __post_init__(self) -> None:
         if self.instruct:

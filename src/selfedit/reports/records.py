@@ -74,6 +74,12 @@ class RunRecords:
         return self.figures.model or str(self.config.get("model") or "")
 
     @property
+    def instruct(self) -> bool | None:
+        """Whether the model was prompted through a chat template; None where the run does not say."""
+        resolved = self.config.get("resolved") or {}
+        return resolved.get("instruct") if self.figures.instruct is None else self.figures.instruct
+
+    @property
     def procedure(self) -> str:
         return self.figures.procedure or str(self.config.get("procedure") or "")
 

@@ -321,11 +321,12 @@ def heading(run: RunRecords) -> str:
 
 
 def facts(run: RunRecords) -> str:
-    """How much was examined, where, how long it took."""
+    """How the model was prompted, how much was examined, where, how long it took."""
     summary = run.figures
     documents = summary.documents or len(run.documents)
     questions = summary.questions or run.questions
     parts = [
+        {True: "chat model", False: "base model", None: ""}[run.instruct],
         f"{documents:,} {'document' if documents == 1 else 'documents'}, {questions:,} questions",
         format.clean(summary.device),
         _duration(summary),
