@@ -82,7 +82,7 @@ TABLES = {
     "api calls": "SELECT key, request, input_tokens, output_tokens FROM api_calls",
     "events": "SELECT kind, subject, message FROM events",
 }
-TIMES = {"seconds", "total_seconds", "device_seconds", "worth_it"}
+TIMES = {"seconds", "total_seconds", "device_seconds", "question_seconds", "worth_it"}
 
 
 # The world
