@@ -52,6 +52,12 @@ def test_every_condition_takes_the_recipes_steps(settings: Callable[..., Compare
     assert plan(compare, settings("planned", steps=3, epochs=2)).train_tokens == sum(fit.job.tokens for fit in fits)
 
 
+def test_one_adapter_for_several_documents_takes_the_steps_of_each(settings: Callable[..., CompareSettings]) -> None:
+    chosen = settings(steps=3, epochs=2).model_copy(update={"regime": "joint"})
+    _, fits = run(chosen)
+    assert {(len(fit.job.sequences), fit.job.steps) for fit in fits} == {(2, 6), (6, 6)}
+
+
 def test_distill_has_the_passage_read_before_the_same_prompt(settings: Callable[..., CompareSettings]) -> None:
     chosen = settings(objectives=("distill",))
     _, fits = run(chosen)

@@ -216,7 +216,7 @@ class _BoundedJobs(Jobs):
     def __init__(self, *student: Any, most: int) -> None:
         super().__init__(*student)
         self.most = most
-        self._sizes: dict[tuple[str, int, str], tuple[int, int]] = {}
+        self._sizes: dict[tuple[str, int, str], tuple[int, int, int]] = {}
 
     def job(
         self,
@@ -233,24 +233,26 @@ class _BoundedJobs(Jobs):
             return super().job(documents, edits, recipe, seed=seed, own=own, advance=advance)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
         retained = sorted(own, key=lambda one: -len(one.ids))[: recipe.retain]
-        likely = sum(likely for _, likely in sizes) + sum(len(one.ids) for one in retained)
-        sequences = (_blank(sum(most for most, _ in sizes)), *retained)
-        return _UnwrittenJob(sequences, recipe.settings(), seed, likely=likely * recipe.epochs), ()
+        likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in retained)
+        blanks = [_blank(-(-most // parts)) for most, _, parts in sizes for _ in range(parts)]
+        settings = recipe.settings(len(blanks))
+        return _UnwrittenJob((*blanks, *retained), settings, seed, likely=likely * recipe.epochs), ()
 
-    def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
-        """Training tokens of one epoch on a document with so many edits that are not written yet: the most, and the
-        likely."""
+    def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int, int]:
+        """Training tokens of one epoch on a document with so many edits that are not written yet, the most and the
+        likely; and in how many parts the document itself is learned."""
         key = document.id, edits, recipe.model_dump_json()
         if key not in self._sizes:
             self._sizes[key] = self._new_size(document, edits, recipe)
         return self._sizes[key]
 
-    def _new_size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int]:
+    def _new_size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int, int]:
 
         def tokens(*sequences: TrainingSequence) -> int:
             return sum(len(tokenize(one, recipe, self.tokenizer, self.prompts).ids) for one in sequences)
 
-        alone = tokens(*self.sequences([document], [None], recipe))
+        texts = self.sequences([document], [None], recipe)
+        alone = tokens(*texts)
         frame = tokens(TrainingSequence(document.title, "x"))
         in_exam_form = not {"answers", "distill"}.isdisjoint(recipe.objectives)
         exam = tokens(TrainingSequence(document.title, "x", "x")) if in_exam_form else 0
@@ -267,8 +269,8 @@ class _BoundedJobs(Jobs):
         most = len(recipe.objectives) * (pieces * (max(frame, exam) + _SEAM) + own)
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
         if recipe.with_document:
-            return most + alone, likely + alone
-        return max(most, alone), likely
+            return most + alone, likely + alone, len(texts)
+        return max(most, alone), likely, 1
 
     def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
         asked = super().lesson(prompt, document, "").prompt_length

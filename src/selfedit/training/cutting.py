@@ -45,7 +45,7 @@ def cut(
     notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
     whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
     if with_document or not whole:
-        whole.append(TrainingSequence(document.title, document.text))
+        whole.append(TrainingSequence(document.title, document.text, of_document=True))
     room = part_size(count_tokens(document.title), max_tokens)
     sequences: list[TrainingSequence] = []
     for one in whole:

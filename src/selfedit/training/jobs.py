@@ -50,7 +50,8 @@ class Jobs:
                 )
         drawn = random.Random(seed).sample(own, min(recipe.retain, len(own)))
         retained = [replace(one, weight=recipe.retain_weight) for one in drawn]
-        return FitJob((*tokens, *retained), recipe.settings(), seed), tuple(map(_shown, sequences))
+        parts = max(len(documents), sum(sequence.of_document for sequence in sequences))
+        return FitJob((*tokens, *retained), recipe.settings(parts), seed), tuple(map(_shown, sequences))
 
     def sequences(
         self,

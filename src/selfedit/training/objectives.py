@@ -16,13 +16,14 @@ class TrainingSequence:
     """A text to be learned, under its document's title; with `question`, it is the answer to that exam question.
 
     With `passage`, the loss is the divergence from the frozen model that reads the passage before the same prompt;
-    without, it is the cross-entropy of the next token.
+    without, it is the cross-entropy of the next token.  `of_document` marks the document's own text, or a part of it.
     """
 
     title: str
     text: str
     question: str | None = None
     passage: str | None = None
+    of_document: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Recipe(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="optimiser steps per fit: all epochs' sequences are dealt out over them, whatever batch_size is",
+        description="optimiser steps per document (or part of a long one), over which all epochs are dealt out",
     )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)
@@ -76,14 +76,15 @@ class Recipe(BaseModel):
             rslora=self.rslora,
         )
 
-    def settings(self) -> FitSettings:
+    def settings(self, documents: int = 1) -> FitSettings:
+        """The engine's settings for a fit on so many documents."""
         from selfedit.engine.jobs import FitSettings
 
         return FitSettings(
             learning_rate=self.learning_rate,
             epochs=self.epochs,
             batch_size=self.batch_size,
-            steps=self.steps,
+            steps=self.steps and self.steps * documents,
             schedule=self.schedule,
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
