@@ -49,6 +49,7 @@ SETTINGS = {
     "max_answer_tokens": 12,
     "general_questions": 0,
     "general_texts": 0,
+    "neighbour_questions": 0,
     "grader": "lexical",
     "task_size": 2,
     "device": "cpu",

@@ -190,7 +190,8 @@ def main(words: Sequence[str] | None = None, **parts: Any) -> dict[str, Any]:
     }
     settings = make_settings(
         CompareSettings,
-        {k: v for k, v in given.items() if k != "record"} | {"general_questions": 0, "general_texts": 0},
+        {k: v for k, v in given.items() if k != "record"}
+        | {"general_questions": 0, "general_texts": 0, "neighbour_questions": 0},
     )
     began = time.time()
     found = figures(*rewards_of(settings, Parts(**parts)))

@@ -141,11 +141,13 @@ SMALL: dict[str, Any] = {
     "max_answer_tokens": 6,
     "general_questions": 0,
     "general_texts": 0,
+    "neighbour_questions": 0,
     "set": {"rank": 4, "epochs": 4, "learning_rate": 1e-2},
 }
 
 # The same as words on the command line, for even shorter runs.
 FEW_WORDS = (
-    "--device=cpu --dtype=float32 --max-edit-tokens=16 --max-answer-tokens=4 --general-questions=0 --general-texts=0"
+    "--device=cpu --dtype=float32 --max-edit-tokens=16 --max-answer-tokens=4 --general-questions=0"
+    " --general-texts=0 --neighbour-questions=0"
     " --set=rank=4 --set=epochs=2 --set=learning_rate=1e-2"
 ).split()

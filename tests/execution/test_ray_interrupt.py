@@ -24,6 +24,7 @@ WORDS = [
         "--max-answer-tokens=4",
         "--general-questions=0",
         "--general-texts=0",
+        "--neighbour-questions=0",
         "--task-size=1",
         "--limit=4",
         "--set=epochs=60",

@@ -36,7 +36,14 @@ RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
         compare,
         CompareSettings,
         3,
-        {"editor": ("passage", "self"), "edits": 2, "task_size": 2, "general_questions": 2, "general_texts": 3},
+        {
+            "editor": ("passage", "self"),
+            "edits": 2,
+            "task_size": 2,
+            "general_questions": 2,
+            "general_texts": 3,
+            "neighbour_questions": 2,
+        },
     ),
     "compare on an own grader": (
         compare,

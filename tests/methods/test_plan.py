@@ -91,6 +91,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
             "replicates": 2,
             "general_questions": 2,
             "general_texts": 2,
+            "neighbour_questions": 2,
         },
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
         {

@@ -16,7 +16,14 @@ from rich.console import Console
 from selfedit.errors import UserError
 from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
 from selfedit.reports.records import read_run
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, StepSummary, SweepRow
+from selfedit.runs.summary import (
+    ConditionSummary,
+    DifferenceSummary,
+    ForgettingSummary,
+    NeighbourSummary,
+    StepSummary,
+    SweepRow,
+)
 
 LONG = "replay:../shared/data/a-folder-with-a-long-name/squad-val200.jsonl#gpt-4.1-2025-04-14"
 CONDITIONS = [
@@ -296,3 +303,13 @@ def test_forgetting_shows_what_was_measured_and_dashes_for_the_rest() -> None:
     rows = [line.split() for line in lines]
     assert ["passage", "0", "0", "–", "–", "23.4", "10.2", "–", "36.6"] in rows
     assert any(row[-8:] == ["30", "27", "10.0", "3.0", "–", "21.0", "–", "–"] for row in rows)
+
+
+def test_neighbours_show_leaks_beside_the_untrained_models() -> None:
+    entries = [
+        NeighbourSummary(condition="passage", asked=40, leaked=0.05, ci95=(0.01, 0.17), before=0.025),
+        NeighbourSummary(condition="self", asked=40, leaked=0.0),
+    ]
+    rows = [line.split() for line in shown(table.neighbours(entries)).splitlines()]
+    assert ["passage", "40", "5.0", "1.0", "–", "17.0", "2.5"] in rows
+    assert ["self", "40", "0.0", "–", "–"] in rows

@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from selfedit.documents import Question
 from selfedit.engine.jobs import LoraSpec, TokenSequence
 from selfedit.execution.tasks import Fit, FitOutcome, FitTask, TaskResult, fit_tasks
-from selfedit.methods.examining import answers, exam_questions, gold_answers, known_general, on_the_way
-from selfedit.methods.general_texts import measured_texts, retained
+from selfedit.methods.examining import on_the_way
+from selfedit.methods.general_texts import retained
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
 from selfedit.methods.resuming import execute, stop_at_failure
 from selfedit.methods.run import Run
+from selfedit.methods.sittings import Sitting, sittings
 from selfedit.runs.records import CostRecord, FitRecord
 from selfedit.training.recipes import Recipe
 
@@ -45,11 +45,10 @@ def inner_loop(
     """
     by_id = {learning.id: learning for learning in learnings}
     shown: dict[str, tuple[str, ...]] = {}
-    asked: dict[str, list[Question]] = {}
+    asked: dict[str, Sitting] = {}
 
     def cut() -> list[FitTask]:
-        known = known_general(run) if any(learning.examine for learning in learnings) else []
-        texts = measured_texts(run, learnings)
+        asked.update(sittings(run, learnings))
         advance = _show_cutting(run, learnings, label)
         own: dict[tuple[str, ...], list[TokenSequence]] = {}
         groups: dict[tuple[tuple[str, ...], LoraSpec], list[Fit]] = {}  # fits whose adapters can share a bank
@@ -66,11 +65,8 @@ def inner_loop(
                 own=own.get(learning.policy, ()),
                 advance=advance,
             )
-            questions = exam_questions(run, learning.documents, known, id) if learning.examine else []
-            asked[id] = [question for _, question in questions]
-            exam = tuple(run.exam.request(document, question) for document, question in questions)
-            gold = gold_answers(run, learning.documents) if learning.gold else ()
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts.get(id, ()), gold)
+            exam, texts, gold = asked[id].requests(run), asked[id].texts, asked[id].gold
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, gold)
             groups.setdefault((learning.policy, recipe.lora()), []).append(fit)
         return [
             task
@@ -85,7 +81,7 @@ def inner_loop(
             if learning.keep is not None and outcome.result.error is None:
                 write_adapter(learning.keep, outcome.adapter, beside)
             record = _record(run, learning, shown[fit.id], asked[fit.id], outcome)
-            run.store.record_fits([record, *on_the_way(run, record, fit, outcome, asked[fit.id])])
+            run.store.record_fits([record, *on_the_way(run, record, fit, outcome, asked[fit.id].questions)])
             if learning.keep is not None:
                 run.store.add_curve(record.id, thinned(outcome.result.losses))
             for note in outcome.notes:
@@ -114,9 +110,7 @@ def inner_loop(
     return run.grading.scores_of_fits(by_id, round=learnings[0].round)
 
 
-def _record(
-    run: Run, learning: Learning, shown: tuple[str, ...], asked: Sequence[Question], outcome: FitOutcome
-) -> FitRecord:
+def _record(run: Run, learning: Learning, shown: tuple[str, ...], asked: Sitting, outcome: FitOutcome) -> FitRecord:
     result = outcome.result
     return FitRecord(
         condition=learning.condition,
@@ -134,7 +128,7 @@ def _record(
         seconds=outcome.seconds,
         divergence=outcome.divergence,
         answer_loss=outcome.answer_loss,
-        answers=answers(run, asked, outcome.completions),
+        **asked.results(run, learning.documents, outcome.completions),
     )
 
 

@@ -46,6 +46,9 @@ AUTO = "auto"  # the editor: chosen by the model's size
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
 _GENERAL = "general questions asked per adapter, of those that the model knows, to see what it forgets; 0: none"
+_NEIGHBOURS = (
+    "questions of other documents asked per adapter of a single document, to see whether it says there what it learned"
+)
 _TEXTS = (
     "texts that the model itself wrote to general prompts, on which each adapter is compared with the model, to see "
     "how far it has moved; 0: none"
@@ -104,6 +107,7 @@ class Settings(BaseModel):
     )
     general_questions: int = Field(10, ge=0, description=_GENERAL)
     general_texts: int = Field(8, ge=0, description=_TEXTS)
+    neighbour_questions: int = Field(2, ge=0, description=_NEIGHBOURS)
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
@@ -252,6 +256,7 @@ class TrainSettings(Settings):
     judge_sample: int = Field(8, ge=0, description="with --reward judge: edits that are also fine-tuned on, to compare")
     general_questions: int = Field(3, ge=0, description=_GENERAL)
     general_texts: int = Field(0, ge=0, description=_TEXTS)
+    neighbour_questions: int = Field(0, ge=0, description=_NEIGHBOURS)
     outer_recipe: str = Field("outer", description="how the editor is trained on the kept edits")
     outer_set: dict[str, Any] = Field({}, description="a setting of the outer recipe to change, as name=value")
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(

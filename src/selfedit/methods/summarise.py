@@ -1,4 +1,4 @@
-"""From a run's store to its summary: accuracies with intervals, paired differences, forgetting, costs."""
+"""From a run's store to its summary: accuracies with intervals, paired differences, what was harmed, costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval, paired_difference
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, paired_difference
+from selfedit.methods.harm import forgetting, neighbours
 from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent, cost_by_condition
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, Summary
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary, Summary
 
 
 def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
@@ -33,6 +34,7 @@ def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str]
         ),
         differences=tuple(differences(run, conditions)),
         forgetting=tuple(forgetting(run, conditions)),
+        neighbours=tuple(neighbours(run, conditions)),
         grader=run.grading.name,
         events=dict(Counter(event.kind for event in run.store.events())) | _edit_counts(run),
         device=run.workers.description,
@@ -108,47 +110,6 @@ def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
                 )
             )
     return found
-
-
-def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
-    """Of the general questions that the model answered before, how many each condition's adapters still answer, and how
-    far they have moved on texts of the model's own.
-
-    The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
-    questions; that of the second documents.
-    """
-    found = []
-    for name in conditions:
-        if name == "none":
-            continue
-        figures: dict[str, Any] = {}
-        if by_fit := general_scores(run, [name]):
-            asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
-            mean, low, high = accuracy_interval(by_fit)
-            figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
-        moved: dict[str, list[float]] = {}
-        for fit in run.store.fits(condition=name):
-            if fit.divergence is not None:
-                moved.setdefault(fit.document_id or fit.id, []).append(fit.divergence)
-        if moved:
-            measured = sum(map(len, moved.values()))
-            mean, interval = mean_interval(moved)
-            ci95 = interval and (max(0.0, interval[0]), interval[1])
-            figures |= {"measured": measured, "divergence": mean, "divergence_ci95": ci95}
-        if figures:
-            found.append(ForgettingSummary(condition=name, **figures))
-    return found
-
-
-def general_scores(run: Run, conditions: Sequence[str]) -> dict[str, DocumentScore]:
-    """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
-    by_fit: dict[str, DocumentScore] = {}
-    for name in conditions:
-        for answer in run.store.scored_answers(run.grading.name, condition=name):
-            if answer.document_id is None and answer.score is not None:
-                before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
-                by_fit[answer.fit_id] = DocumentScore(before.score + (answer.value == "right"), before.graded + 1)
-    return by_fit
 
 
 def _edit_counts(run: Run) -> dict[str, int]:

@@ -11,11 +11,12 @@ from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval
 from selfedit.methods.candidates import Candidate
 from selfedit.methods.frontier import Trial
+from selfedit.methods.harm import general_scores
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.run import Run
 from selfedit.methods.settings import SweepSettings
-from selfedit.methods.summarise import accuracy, general_scores
+from selfedit.methods.summarise import accuracy
 from selfedit.runs.summary import SweepRow
 
 Written = Mapping[str, Sequence[Edit] | None]  # edits by editor; None: the passage alone

@@ -20,6 +20,7 @@ from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
     ForgettingSummary,
+    NeighbourSummary,
     RoundSummary,
     StepSummary,
     Summary,
@@ -252,6 +253,25 @@ def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
     return Group(heading, table, Text(note, style="dim"))
 
 
+def neighbours(entries: Sequence[NeighbourSummary]) -> Group:
+    """How often adapters say of other documents what they learned of their own."""
+    table = _table()
+    table.add_column("condition", overflow="fold", max_width=40)
+    for column in ("asked", "leaked %", "95 % interval", "untrained %"):
+        table.add_column(column, justify="right")
+    for entry in entries:
+        table.add_row(
+            Text(format.clean(entry.condition)),
+            format.count(entry.asked),
+            format.percent(entry.leaked),
+            format.interval(entry.ci95),
+            format.percent(entry.before),
+        )
+    heading = Text("Neighbours: questions of other documents")
+    note = "leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."
+    return Group(heading, table, Text(note, style="dim"))
+
+
 def models(rows: Sequence[findings.ModelRow]) -> Group:
     """The table of several runs: what each model gains from its own edits, a trained editor, an API editor."""
     table = _table()
@@ -304,6 +324,8 @@ def summary_view(run: RunRecords) -> Group:
         parts += [Text(), steps(summary.steps)]
     if summary.forgetting:
         parts += [Text(), forgetting(summary.forgetting)]
+    if summary.neighbours:
+        parts += [Text(), neighbours(summary.neighbours)]
     events = summary.events or _counted(run)
     if events:
         told = ", ".join(f"{format.clean(kind)} {number:,}" for kind, number in sorted(events.items()))

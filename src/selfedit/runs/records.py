@@ -49,7 +49,8 @@ class FitRecord:
     `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token, nats, on texts that the
     policy wrote to general prompts; `answer_loss` is the mean loss
     per token of the first accepted answers to its documents' questions, each question counting once.  None where they
-    were not measured.
+    were not measured.  Of `neighbours` answers to questions of other documents, `leaked` say what this one's answers
+    are (`leaked_before`: those of the untrained model to the same questions; None where it was not asked).
     """
 
     condition: str
@@ -67,6 +68,9 @@ class FitRecord:
     seconds: float = 0.0
     divergence: float | None = None
     answer_loss: float | None = None
+    neighbours: int = 0
+    leaked: int = 0
+    leaked_before: int | None = None
     answers: tuple[Answer, ...] = ()
 
     @property

@@ -106,6 +106,17 @@ class ForgettingSummary(_Part):
     divergence_ci95: tuple[Amount, Amount] | None = None
 
 
+class NeighbourSummary(_Part):
+    """Of `asked` answers of a condition's adapters to questions of other documents, the share `leaked`: wrong, and
+    right about the adapter's own document.  `before`: of the untrained model's answers to the same questions."""
+
+    condition: str
+    asked: Count
+    leaked: Fraction
+    ci95: tuple[Fraction, Fraction] | None = None
+    before: Fraction | None = None
+
+
 class RoundSummary(_Part):
     """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier
     version.
@@ -201,6 +212,7 @@ class Summary(_Part):
     choice: str = ""
     differences: tuple[DifferenceSummary, ...] = ()
     forgetting: tuple[ForgettingSummary, ...] = ()
+    neighbours: tuple[NeighbourSummary, ...] = ()
     grader: str = ""
     events: dict[str, Count] = Field(default_factory=dict)
     device: str = ""

@@ -1,0 +1,71 @@
+"""What learning has harmed: general questions lost, how far adapters have moved, what they say of other documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval
+from selfedit.methods.run import Run
+from selfedit.runs.summary import ForgettingSummary, NeighbourSummary
+
+
+def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
+    """Of the general questions that the model answered before, how many each condition's adapters still answer, and how
+    far they have moved on texts of the model's own.
+
+    The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
+    questions; that of the second documents.
+    """
+    found = []
+    for name in conditions:
+        if name == "none":
+            continue
+        figures: dict[str, Any] = {}
+        if by_fit := general_scores(run, [name]):
+            asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
+            mean, low, high = accuracy_interval(by_fit)
+            figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
+        moved: dict[str, list[float]] = {}
+        for fit in run.store.fits(condition=name):
+            if fit.divergence is not None:
+                moved.setdefault(fit.document_id or fit.id, []).append(fit.divergence)
+        if moved:
+            measured = sum(map(len, moved.values()))
+            mean, interval = mean_interval(moved)
+            ci95 = interval and (max(0.0, interval[0]), interval[1])
+            figures |= {"measured": measured, "divergence": mean, "divergence_ci95": ci95}
+        if figures:
+            found.append(ForgettingSummary(condition=name, **figures))
+    return found
+
+
+def general_scores(run: Run, conditions: Sequence[str]) -> dict[str, DocumentScore]:
+    """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
+    by_fit: dict[str, DocumentScore] = {}
+    for name in conditions:
+        for answer in run.store.scored_answers(run.grading.name, condition=name):
+            if answer.document_id is None and answer.score is not None:
+                before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
+                by_fit[answer.fit_id] = DocumentScore(before.score + (answer.value == "right"), before.graded + 1)
+    return by_fit
+
+
+def neighbours(run: Run, conditions: Sequence[str]) -> list[NeighbourSummary]:
+    """What each condition's adapters say of their own documents when they are asked about others; the interval is over
+    documents."""
+    found = []
+    for name in conditions:
+        fits = [fit for fit in run.store.fits(condition=name) if fit.neighbours]
+        if not fits:
+            continue
+        leaked: dict[str, DocumentScore] = {}
+        for fit in fits:
+            score, asked = leaked.get(str(fit.document_id), (0.0, 0))
+            leaked[str(fit.document_id)] = DocumentScore(score + fit.leaked, asked + fit.neighbours)
+        mean, low, high = accuracy_interval(leaked)
+        asked = sum(fit.neighbours for fit in fits)
+        before = [fit.leaked_before for fit in fits if fit.leaked_before is not None]
+        share = sum(before) / asked if len(before) == len(fits) else None
+        found.append(NeighbourSummary(condition=name, asked=asked, leaked=mean, ci95=(low, high), before=share))
+    return found

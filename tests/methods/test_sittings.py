@@ -1,0 +1,80 @@
+"""Questions of other documents: who is asked which, and what counts as a leak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from counting_pool import CountingPool
+
+from selfedit.documents import Document, Question, load_documents
+from selfedit.execution.tasks import FitTask
+from selfedit.methods.compare import compare
+from selfedit.methods.learnings import all_in_one, one_each
+from selfedit.methods.run import Run
+from selfedit.methods.settings import CompareSettings
+from selfedit.methods.sittings import leaks, sittings
+from selfedit.runs.store import Store
+from tiny_world import rows, write_rows
+
+
+def test_a_leak_is_wrong_and_right_about_the_own_document() -> None:
+    own = Document("a", "A", "", (Question("a1", "Where did Ada make the kite?", ("Oslo", "in Norway")),))
+    asked = [Question(f"b{k}", "Where did Bo make the lamp?", gold) for k, gold in enumerate([("Lima",)] * 4)]
+    both = Question("b4", "Where did Cy make the drum?", ("Oslo",))
+    said = ["In Oslo, of course.", "Lima", "It was made in Norway.", "I do not know.", "Oslo"]
+    assert leaks([own], [*asked, both], said) == 2
+    assert leaks([own], [asked[1], both], ["Lima", "Oslo"]) == 0
+    assert leaks([own], [], []) == 0
+
+
+def test_neighbours_are_of_other_documents_and_of_the_same_title_first(
+    quick: dict[str, Any], tmp_path: Path, chat_model: str
+) -> None:
+    some = rows(6)
+    some[4]["title"] = some[0]["title"]
+    documents = load_documents(str(write_rows(tmp_path / "documents.jsonl", some)))
+    settings = CompareSettings(model=chat_model, **{**quick, "neighbour_questions": 3})
+    with Run("compare", settings, pool=CountingPool(chat_model)) as run:
+        learnings = [*one_each("passage", documents, None, 2), *one_each("other", documents, None, 2)]
+        found = sittings(run, learnings)
+        together = sittings(run, all_in_one("joint", documents, None))
+    assert all(not sitting.neighbours for sitting in together.values())
+    for learning in learnings:
+        (own,) = learning.documents
+        near = found[learning.id].neighbours
+        assert len({question.id for _, question in near}) == 3
+        assert own not in [document for document, _ in near]
+        assert found[learning.id].questions == list(own.questions)
+        if own.id in ("d0", "d4"):
+            other = {"d0": "d4", "d4": "d0"}[own.id]
+            assert sum(document is not None and document.id == other for document, _ in near) == 2
+    passage, other = ([found[one.id].neighbours for one in some] for some in (learnings[:12], learnings[12:]))
+    assert passage == other, "conditions are compared on the same questions"
+    assert len({tuple(question.id for _, question in near) for near in passage}) == 12
+
+
+def test_leaks_are_counted_beside_the_untrained_models_and_in_no_accuracy(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    file = documents(4)
+    common: dict[str, Any] = {"model": chat_model, "documents": (file,), "editor": ("none", "passage")}
+    with_them = CompareSettings(**common, **{**quick, "neighbour_questions": 2, "set": {"rank": 8, "epochs": 40}})
+    summary = compare(with_them, pool=(pool := CountingPool(chat_model)))
+    without = with_them.model_copy(update={"neighbour_questions": 0, "out": quick["out"].with_name("without")})
+    expected = compare(without, pool=CountingPool(chat_model))
+    for one, other in zip(summary.conditions, expected.conditions, strict=True):
+        assert (one.accuracy, one.correct, one.graded) == (other.accuracy, other.correct, other.graded)
+    assert expected.neighbours == ()
+    (entry,) = summary.neighbours
+    with Store(with_them.out / "run.sqlite", readonly=True) as store:
+        fits = store.fits(condition="passage")
+        untrained = {a.question_id: a.text for fit in store.fits(condition="none") for a in fit.answers}
+        asked_by = {fit.id: fit for task in pool.tasks if isinstance(task, FitTask) for fit in task.fits}
+    assert [fit.neighbours for fit in fits] == [2] * 4
+    assert all(len(asked_by[fit.id].exam) == 4 and len(fit.answers) == 2 for fit in fits)
+    assert (entry.condition, entry.asked, entry.leaked) == ("passage", 8, sum(fit.leaked for fit in fits) / 8)
+    assert entry.before == sum(fit.leaked_before or 0 for fit in fits) / 8
+    assert all(fit.leaked_before is not None for fit in fits)
+    assert len(untrained) == 8
