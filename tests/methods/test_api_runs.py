@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,69 @@ def test_editor_and_judge_have_an_effort_each(common: dict[str, Any], server: An
     compare(CompareSettings(**other, judge_reasoning_effort="high"))
     efforts = {(body["model"], body.get("reasoning_effort")) for body in server.completions}
     assert efforts == {("writer", None), ("marker", "high")}
+
+
+@pytest.fixture
+def judges_server() -> Iterator[Any]:
+    from fake_server import FakeServer
+
+    other = FakeServer()
+    other.reply = lambda body: reply(YES)
+    yield other
+    other.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({}, "Bearer of-judges"),
+        ({"judge_api_key_variable": "MARKERS_KEY"}, "Bearer of-markers"),
+    ],
+)
+def test_editor_and_judge_have_a_server_and_a_key_each(
+    common: dict[str, Any],
+    server: Any,
+    judges_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    key: str,
+) -> None:
+    for name, value in (
+        ("OPENAI_API_KEY", "of-openai"),
+        ("WRITERS_KEY", "of-writers"),
+        ("JUDGE_API_KEY", "of-judges"),
+        ("MARKERS_KEY", "of-markers"),
+    ):
+        monkeypatch.setenv(name, value)
+    own = {
+        "api_key_variable": "WRITERS_KEY",
+        "judge_api_base": f"{judges_server.url}?key=hush1",
+        "api_batch": True,
+        "judge_api_batch": False,
+        "api_poll_seconds": 0.01,
+    }
+    settings = CompareSettings(**{**common, "grader": "judge:marker", **own, **given})
+    summary = compare(settings)
+    assert [c.graded for c in summary.conditions] == [4, 4]
+    assert [len(upload) for upload in server.uploads] == [2]
+    assert {body["model"] for body in judges_server.completions} == {"marker"}
+    assert not judges_server.uploads
+    assert set(judges_server.keys) == {key}
+    assert {"of-openai", "of-writers"}.isdisjoint(word for key in judges_server.keys for word in key.split())
+    assert b"hush1" not in (settings.out / "config.yaml").read_bytes()
+    assert "hush1" not in repr(settings)
+
+
+def test_a_judge_without_an_endpoint_of_its_own_shares_the_editors() -> None:
+    editor, judge = (
+        CompareSettings(api_base="http://here/v1", api_key_variable="MINE", api_batch=True).endpoint(role)
+        for role in ("editor", "judge")
+    )
+    assert (judge.base_url, judge.key_variable, judge.batch) == ("http://here/v1", "MINE", True)
+    assert judge == editor
+    assert not CompareSettings(api_batch=True, judge_api_batch=False).endpoint("judge").batch
+    # A judge is asked in messages, however editors are.
+    assert CompareSettings(api_kind="completions").endpoint("judge").kind == "chat"
 
 
 # Secrets

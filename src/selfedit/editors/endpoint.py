@@ -101,7 +101,8 @@ def parse_address(text: str) -> Address:
         parts, port = urlsplit(""), ""
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            "--api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1, not what is given"
+            "--api-base or --judge-api-base (or OPENAI_BASE_URL) must be a web address like http://localhost:8000/v1,"
+            " not what is given"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/")

@@ -60,7 +60,7 @@ def make_grading(run: Run, make_grader: Callable[..., Grader]) -> Grading:
     ask = api_judge(lambda: run.client(judge, "judge"), book)
     grader = make_grader(settings.grader, complete=ask, prompts=run.prompts)
     # A batch takes hours, however many requests are in it.
-    return grading(grader=grader, together="all" if settings.api_batch else "chunk")
+    return grading(grader=grader, together="all" if settings.endpoint("judge").batch else "chunk")
 
 
 class Forgetful(dict[str, str]):

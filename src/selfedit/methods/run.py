@@ -67,6 +67,7 @@ class Run(AbstractContextManager["Run"]):
             "procedure": method,
             **settings.model_dump(mode="json"),
             "api_base": shown_address(settings.api_base),
+            "judge_api_base": shown_address(settings.judge_api_base),
             "recipe_settings": self.recipe.model_dump(),
         }
         self.directory = RunDirectory.open(settings.out, config, free=FREE)

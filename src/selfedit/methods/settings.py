@@ -5,12 +5,13 @@ The command line makes its flags from these, a YAML file sets the same names, an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from selfedit.editors.endpoint import Endpoint
+from selfedit.editors.endpoint import KEY_VARIABLE, Endpoint
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME as BUNDLED
 
@@ -31,6 +32,9 @@ FREE = (
     "api_concurrency",
     "api_batch",
     "api_poll_seconds",
+    "api_key_variable",
+    "judge_api_batch",
+    "judge_api_key_variable",
     "track",
     "checkpoint_minutes",
     "strict",
@@ -41,6 +45,7 @@ FREE = (
 # Several words; a file of settings may give a single one without a list.
 Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 
+JUDGE_KEY_VARIABLE = "JUDGE_API_KEY"
 AUTO = "auto"  # the editor: chosen by the model's size
 
 _OUT = "the run's directory; the same command on it resumes"
@@ -115,8 +120,9 @@ class Settings(BaseModel):
     )
     task_size: int | None = Field(None, ge=1, description="fits trained together; if left out, chosen by the device")
     api_base: str | None = Field(
-        None, repr=False, description="an OpenAI-compatible endpoint; the key is OPENAI_API_KEY"
+        None, repr=False, description="an OpenAI-compatible endpoint, of editors and of a judge"
     )
+    api_key_variable: str = Field(KEY_VARIABLE, description="the environment variable with the endpoint's key")
     api_kind: Literal["chat", "completions"] = Field("chat", description="which interface of the endpoint to use")
     api_batch: bool = Field(False, description="use the endpoint's batch interface, at half price")
     api_concurrency: int = Field(8, ge=1, description="API calls under way at once")
@@ -127,6 +133,11 @@ class Settings(BaseModel):
         None,
         description="reasoning effort of api editors; a reply may then have 8,192 tokens more, for the reasoning",
     )
+    judge_api_base: str | None = Field(None, repr=False, description="an endpoint of the judge's own")
+    judge_api_key_variable: str | None = Field(
+        None, description="the environment variable with the judge's key; with an endpoint of its own JUDGE_API_KEY"
+    )
+    judge_api_batch: bool | None = Field(None, description="the batch interface for a judge; if left out, as editors")
     judge_reasoning_effort: str | None = Field(None, description="reasoning effort of a judge")
     prices: Path | None = Field(None, description="your own prices, in the form of the built-in prices.yaml")
     usd_per_hour: float | None = Field(None, ge=0, description="price of the device in US dollars per hour")
@@ -145,13 +156,26 @@ class Settings(BaseModel):
 
     def endpoint(self, role: Literal["editor", "judge"]) -> Endpoint:
         """How API models in this role are reached."""
-        return Endpoint(
+        editors = Endpoint(
             base_url=self.api_base,
+            key_variable=self.api_key_variable,
             kind=self.api_kind,
-            effort=self.reasoning_effort if role == "editor" else self.judge_reasoning_effort,
+            effort=self.reasoning_effort,
             batch=self.api_batch,
             concurrency=self.api_concurrency,
             poll_seconds=self.api_poll_seconds,
+        )
+        if role == "editor":
+            return editors
+        # The editors' key goes to no other server than theirs.
+        key = JUDGE_KEY_VARIABLE if self.judge_api_base else self.api_key_variable
+        return replace(
+            editors,
+            base_url=self.judge_api_base or self.api_base,
+            key_variable=self.judge_api_key_variable or key,
+            kind="chat",
+            effort=self.judge_reasoning_effort,
+            batch=self.api_batch if self.judge_api_batch is None else self.judge_api_batch,
         )
 
 
