@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.editors.cleaning import clean
+from selfedit.editors.cleaning import about, clean
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,52 @@ def test_what_is_left_is_clean(raw: str, cut_off: bool) -> None:
     assert len(lines) + dropped == len(raw.strip().splitlines())
     assert clean(text, cut_off=False) == (text, 0)
     assert all(line in raw for line in lines)
+
+
+PASSAGE = "The lamp of Lima\nBo made three lamps in Lima in 1988. They are 1,200 grams each."
+
+
+@pytest.mark.parametrize(
+    ("line", "stays"),
+    [
+        ("Bo comes from Lima.", True),
+        ("A lamp gives light.", True),  # another form of a word
+        ("There are 3 of them.", True),  # another form of a number
+        ("Bo lives.", True),
+        ("***", True),  # nothing to judge by
+        ("Certainly! Here is a list of implications:", False),
+        ("Implications:", False),
+        ("It is in the.", True),  # no word of content
+        ("Vera Molt opened a bakery.", False),
+        ("Question: Where?\nAnswer: In Lima", True),
+        ("Question: Who made the lamps?\nAnswer: Yes", True),  # a pair is judged together
+        ("Question: What is the question?\nAnswer: The answer", False),
+        ("Bo made a lamp and then Bo made a lamp and then Bo made a lamp and then Bo made a lamp.", False),
+        ("Bo made one lamp in 1988, and then he made a second lamp and a third one, all of them in Lima.", True),
+    ],
+)
+def test_lines_that_are_not_worth_learning(line: str, stays: bool) -> None:
+    number = len(line.splitlines())
+    assert about(line, PASSAGE) == ((line, 0) if stays else ("", number))
+    assert about(f"Bo is here.\n{line}\nLima is large.", PASSAGE) == (
+        (f"Bo is here.\n{line}\nLima is large.", 0) if stays else ("Bo is here.\nLima is large.", number)
+    )
+
+
+def test_a_line_that_the_prompt_began_stays() -> None:
+    text = "Question: Which cat?\nAnswer: The cat\nQuestion: Which cat?\nAnswer: The dog\nBo is here."
+    assert about(text, PASSAGE, keep_first=True) == ("Question: Which cat?\nAnswer: The cat\nBo is here.", 2)
+
+
+def test_texts_without_blanks_between_words_are_judged_too() -> None:
+    assert about("猫は三匹いる。\nはい", "三匹の猫") == ("猫は三匹いる。", 1)
+
+
+@given(st.lists(st.sampled_from(["Question: a b", "Answer: lamp", "Answer: x", "lamp x", "x y", "***"]), max_size=8))
+def test_what_is_dropped_is_counted_and_the_rest_keeps_its_order(lines: list[str]) -> None:
+    text, dropped = about("\n".join(lines), PASSAGE)
+    kept = text.splitlines()
+    assert len(kept) + dropped == len(lines)
+    rest = iter(lines)
+    assert all(line in rest for line in kept)
+    assert about(text, PASSAGE)[0].count("\n") <= text.count("\n")

@@ -195,7 +195,9 @@ def test_an_api_grader_marks_a_tasks_answers_while_later_tasks_are_under_way(
 def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
 ) -> None:
-    server.reply = lambda body: reply("1. The kite was dear.\n2. The kite was dear.\n3. Ada sold it.")
+    server.reply = lambda body: reply(
+        "Sure, some notes:\n1. It was made.\n2. It was made.\n3. Someone made it in 1990."
+    )
     settings = CompareSettings(
         model=chat_model, documents=(documents(2),), editor=("api:writer",), edits=2, api_base=server.url, **quick
     )
@@ -204,7 +206,9 @@ def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
     assert (summary.conditions[1].edit_tokens, summary.conditions[1].cost_usd) == (20, None)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         edits = store.edits()
-    assert {(e.text, e.dropped_lines, e.input_tokens) for e in edits} == {("The kite was dear.\nAda sold it.", 1, 10)}
+    assert {(e.text, e.dropped_lines, e.input_tokens) for e in edits} == {
+        ("It was made.\nSomeone made it in 1990.", 2, 10)
+    }
     assert len(server.completions) == 4
     compare(settings)
     assert len(server.completions) == 4

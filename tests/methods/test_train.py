@@ -15,7 +15,7 @@ from counting_pool import CountingPool
 from peft import PeftConfig
 
 from overlap_grader import overlap_grader  # noqa: F401
-from selfedit.editors.cleaning import clean
+from selfedit.editors.cleaning import about, clean
 from selfedit.engine import DecodeRequest, decode, merge_adapter
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore
@@ -137,6 +137,7 @@ def test_later_rounds_are_written_by_a_changed_policy(trained: tuple[TrainSettin
         written, _ = clean(
             model.tokenizer.decode(completion.ids), cut_off=len(completion.ids) == settings.max_edit_tokens
         )
+        written, _ = about(written, f"{document.title}\n{document.text}")
         assert edit.text.splitlines()[:1] == written.splitlines()[:1]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from selfedit.documents import Document
-from selfedit.editors.cleaning import clean
+from selfedit.editors.cleaning import about, clean
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
@@ -26,8 +26,9 @@ class Edit:
 
     `writer` is the condition it belongs to (`self:implications`, `replay:notes.jsonl#gpt-4.1`, `api:gpt-5`), `index`
     counts the edits of one document and writer from 0, `prompt` names the prompt it was written from ("" where there
-    was none).  `text` is what is trained on: a last line that was cut off and repeated or empty lines are already gone;
-    `truncated` and `dropped_lines` say so.  `input_tokens` and `output_tokens` are what the writer read and wrote.
+    was none).  `text` is what is trained on: a last line that was cut off, empty and repeated lines, and lines that are
+    not about the document are already gone; `truncated` and `dropped_lines` say so.  `input_tokens` and `output_tokens`
+    are what the writer read and wrote.
 
     `round` is the round of Step B in which it was written (0 outside of it), `reward` the mean score of its fits there,
     and `kept` says whether selection kept it (None: not yet known).
@@ -123,9 +124,16 @@ class Tools:
     temperature: float
     top_p: float
 
-    def edit(self, document: Document, index: int, raw: str, *, prompt: str = "", cut_off: bool = False) -> Edit:
-        """An edit of what was written; one from a prompt is held to its bounds, one from a file is taken as it is."""
+    def edit(
+        self, document: Document, index: int, raw: str, *, prompt: str = "", lead: str = "", cut_off: bool = False
+    ) -> Edit:
+        """An edit of what was written.  One from a prompt is held to its passage and its bounds; one from a file is
+        taken as it is.  `lead` is what `raw` begins with because the prompt ended with it."""
         cleaned, dropped = clean(raw, cut_off=cut_off)
+        if prompt:
+            # A lesson of Step B writes on behind the lead, so that the line that it is in stays.
+            cleaned, others = about(cleaned, f"{document.title}\n{document.text}", keep_first=bool(lead))
+            dropped += others
         text = within_bounds(cleaned, self.max_tokens, self.student.tokenizer) if prompt else cleaned
         cut_off = cut_off or text != cleaned
         return Edit(document.id, self.name, index, text, prompt, cut_off, dropped_lines=dropped, round=self.round)

@@ -62,7 +62,7 @@ class ModelEditor:
             prompt = prompt_of(self.prompts, index)
             ids, lead = asked[document.id, prompt]  # type: ignore[misc]
             raw = tokenizer.decode([*tokenizer.encode(lead), *completion.ids])
-            edit = tools.edit(document, index, raw, prompt=prompt, cut_off=not completion.finished)
+            edit = tools.edit(document, index, raw, prompt=prompt, lead=lead, cut_off=not completion.finished)
             keep([replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids))])
 
         complete(requests, done, keep_written, fail)

@@ -47,9 +47,8 @@ class ApiEditor:
             if result.error is not None:
                 fail(id, result.error)
                 return
-            raw = lead + result.text
-            prompt = prompt_of(tools.prompt, index)
-            edit = tools.edit(document, index, raw, prompt=prompt, cut_off=result.truncated)
+            prompt, cut_off = prompt_of(tools.prompt, index), result.truncated
+            edit = tools.edit(document, index, lead + result.text, prompt=prompt, lead=lead, cut_off=cut_off)
             keep([replace(edit, input_tokens=result.input_tokens, output_tokens=result.output_tokens)])
 
         tools.progress.begin(f"edits by {self.model}", len(requests))

@@ -51,7 +51,7 @@ _LINE_TOKENS = 16  # likely, of a line of an edit
 _VERDICT_TOKENS = 8  # likely, of a judge's reply
 _SEAM = 4  # tokens that two texts can have more as one than each alone, with what stands between them
 # Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
-_EDIT, _ANSWER = "\ue000edit\ue000", "\ue001{}\ue001"
+_EDIT, _ANSWER = "\ue000\ue000", "\ue001{}\ue001"
 _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
 
