@@ -20,7 +20,7 @@ from selfedit.methods.frontier import Trial, better_half, choose, reason
 from selfedit.methods.settings import CompareSettings, SweepSettings, make_settings
 from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store
-from selfedit.training.recipes import SEAL, load_recipe
+from selfedit.training.recipes import RECIPES, load_recipe
 from selfedit.yaml_file import read_yaml
 from summary_fields import undeclared
 
@@ -52,7 +52,7 @@ def test_recipes_are_those_named_with_every_combination(tmp_path: Path) -> None:
     assert [one.settings for one in found] == [
         {"recipe": name, "epochs": epochs} for name in ("seal", str(mine)) for epochs in (1, 2)
     ]
-    assert found[0].recipe == SEAL.with_settings({"batch_size": 3, "epochs": 1})
+    assert found[0].recipe == RECIPES["seal"].with_settings({"batch_size": 3, "epochs": 1})
     assert [one.recipe.rank for one in found] == [32, 32, 2, 2]
     with pytest.raises(UserError, match="a sweep tries at least 2 recipes: add --recipes NAME, or --grid NAME=A,B,C"):
         list_candidates(SweepSettings())
@@ -69,7 +69,7 @@ def trial(number: int, right: list[int], lost: float | None, tokens: float = 100
     """`right` of ten answers of each document."""
     scores = {f"d{k}": DocumentScore(float(score), 10) for k, score in enumerate(right)}
     general = {} if lost is None else {"f": DocumentScore(100 * (1 - lost), 100)}
-    return Trial(Candidate(number, {"rank": number}, SEAL), scores, general, tokens, failed)
+    return Trial(Candidate(number, {"rank": number}, RECIPES["seal"]), scores, general, tokens, failed)
 
 
 def chosen(*trials: Trial) -> int:

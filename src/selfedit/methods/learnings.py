@@ -10,6 +10,7 @@ from typing import Any
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.runs.records import fit_id
+from selfedit.training.jobs import Learned
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,14 @@ class Learning:
     """One pass of the inner loop.
 
     With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
-    them.  `edits` are texts in the order of `documents`; None: the passage alone.  The adapter is kept in the folder
-    `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `gold`, the loss of the accepted
-    answers is measured, whether the exam is taken or not.
+    them.  `edits` are a text, or several, for each of `documents`; None: the passage alone.  The adapter is kept in the
+    folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `gold`, the loss of the
+    accepted answers is measured, whether the exam is taken or not.
     """
 
     condition: str
     documents: tuple[Document, ...]
-    edits: tuple[str | None, ...]
+    edits: tuple[Learned, ...]
     edit_id: str | None = None
     replicate: int = 0
     round: int = 0
@@ -68,12 +69,12 @@ def all_in_one(
 ) -> list[Learning]:
     """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once."""
     if edits is None:
-        learned: dict[str, str | None] = {document.id: None for document in documents}
+        learned: dict[str, Learned] = {document.id: None for document in documents}
     else:
         texts: dict[str, list[str]] = {document.id: [] for document in documents}
         for edit in edits:
             texts[edit.document_id].append(edit.text)
-        learned = {id: "\n".join(some) for id, some in texts.items() if some}
+        learned = {id: tuple(some) for id, some in texts.items() if some}
     chosen = tuple(document for document in documents if document.id in learned)
-    joined = tuple(learned.values())
-    return [Learning(condition, chosen, joined, None, r, **more) for r in range(replicates) if chosen]
+    taught = tuple(learned.values())
+    return [Learning(condition, chosen, taught, None, r, **more) for r in range(replicates) if chosen]

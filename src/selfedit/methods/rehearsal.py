@@ -43,12 +43,13 @@ from selfedit.methods.selection import Choices, Selection, select
 from selfedit.methods.settings import Settings
 from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
-from selfedit.training.jobs import Advance, Jobs
+from selfedit.training.jobs import Advance, Jobs, Learned
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
 
 _LINE_TOKENS = 16  # likely, of a line of an edit
 _VERDICT_TOKENS = 8  # likely, of a judge's reply
+_NUMBER = 16  # tokens of "Question 1: ", before an edit whose prompt ended with it
 _SEAM = 4  # tokens that two texts can have more as one than each alone, with what stands between them
 # Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
 _EDIT, _ANSWER = "\ue000\ue000", "\ue001{}\ue001"
@@ -221,14 +222,14 @@ class _BoundedJobs(Jobs):
     def job(
         self,
         documents: Sequence[Document],
-        edits: Sequence[str | None],
+        edits: Sequence[Learned],
         recipe: Recipe,
         *,
         seed: int,
         own: Sequence[TokenSequence] = (),
         advance: Advance | None = None,
     ) -> tuple[FitJob, tuple[str, ...]]:
-        unwritten = [(edit or "").count(_EDIT) for edit in edits]
+        unwritten = [" ".join([edit] if isinstance(edit, str) else edit or ()).count(_EDIT) for edit in edits]
         if not any(unwritten):
             return super().job(documents, edits, recipe, seed=seed, own=own, advance=advance)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
@@ -257,19 +258,23 @@ class _BoundedJobs(Jobs):
         in_exam_form = not {"answers", "distill"}.isdisjoint(recipe.objectives)
         exam = tokens(TrainingSequence(document.title, "x", "x")) if in_exam_form else 0
         written = edits * self.most
-        whole, joined = recipe.cutting == "whole", recipe.cutting != "lines"
+        whole, joined = recipe.cutting in ("whole", "seal-whole"), recipe.cutting != "lines"
+        published = recipe.cutting.startswith("seal")
         # At the most each token of an edit is a line, whose frame may be an exam question's, for each objective.
         own = most_own_tokens(written) + joined * 2 * written
         pieces = written if not whole or in_exam_form else 1
+        if published:  # an edit that is not cleaned may have line ends of other kinds, which are not counted
+            pieces = most_own_tokens(written)
         title = len(self.tokenizer.encode(document.title))
         room = part_size(title, min(recipe.max_sequence_tokens, self.context_length))
         if own > room:  # then longer texts are cut into parts, which overlap
             pieces += 8 * own // room + 1
             own *= 3
-        most = len(recipe.objectives) * (pieces * (max(frame, exam) + _SEAM) + own)
+        most = len(recipe.objectives) * (pieces * (max(frame, exam) + _SEAM) + own) + published * edits * _NUMBER
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
         if recipe.with_document:
-            return most + alone, likely + alone, len(texts)
+            times = max(1, edits) if recipe.each_edit else 1
+            return most + times * alone, likely + times * alone, times * len(texts)
         return max(most, alone), likely, 1
 
     def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:

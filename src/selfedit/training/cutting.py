@@ -11,8 +11,9 @@ from typing import Literal
 
 from selfedit.documents import Document, part_spans
 from selfedit.training.objectives import OBJECTIVES, Notes, TrainingSequence
+from selfedit.training.seal import seal_texts
 
-Cutting = Literal["lines", "packed", "whole"]
+Cutting = Literal["lines", "packed", "whole", "seal", "seal-whole"]
 
 _FORM = 48  # tokens that a chat template may put around a text
 _SMALLEST_PART = 32
@@ -24,6 +25,7 @@ def cut(
     *,
     cutting: Cutting,
     pack_tokens: int = 128,
+    most_texts: int | None = None,
     objectives: Sequence[str] = ("text",),
     with_document: bool = True,
     max_tokens: int,
@@ -33,8 +35,10 @@ def cut(
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
     `lines` makes each line of the edit a sequence of its own, `packed` as many lines as have `pack_tokens` together,
-    `whole` the edit one sequence.  A text longer than `max_tokens` is cut into overlapping parts.  An edit of which
-    nothing is left leaves the document.  `advance` is called, part by part, with how many characters were cut.
+    `whole` the edit one sequence; `seal` and `seal-whole` cut by lines and as a whole as the published code does
+    (`seal_texts`), and learn at most `most_texts` of an edit's texts.  A text longer than `max_tokens` is cut into
+    overlapping parts.  An edit of which nothing is left leaves the document.  `advance` is called, part by part, with
+    how many characters were cut.
     """
 
     def texts(lines: Sequence[str]) -> list[str]:
@@ -44,13 +48,20 @@ def cut(
 
     notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
     whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
+    published = cutting in ("seal", "seal-whole")
+    if published:
+        found = seal_texts(edit or "", by_line=cutting == "seal", most=most_texts)
+        whole = [TrainingSequence(document.title, text) for text in found]
     if with_document or not whole:
-        whole.append(TrainingSequence(document.title, document.text, of_document=True))
+        text = document.text.strip() if published else document.text
+        whole.append(TrainingSequence(document.title, text, of_document=True))
     room = part_size(count_tokens(document.title), max_tokens)
     sequences: list[TrainingSequence] = []
     for one in whole:
-        if one.question is not None:
+        if one.question is not None or (published and count_tokens(one.text) <= room):
             sequences.append(one)
+            if advance is not None and published:
+                advance(len(one.text))
             continue
         covered = 0
         for begin, end in part_spans(one.text, room, overlap=room // 8, length=count_tokens):

@@ -17,6 +17,7 @@ from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import tokenize, training_sequences
 
 Advance = Callable[[int], None]
+Learned = str | tuple[str, ...] | None  # of a document: its edit, several of them, or none
 
 
 class Jobs:
@@ -30,14 +31,14 @@ class Jobs:
     def job(
         self,
         documents: Sequence[Document],
-        edits: Sequence[str | None],
+        edits: Sequence[Learned],
         recipe: Recipe,
         *,
         seed: int,
         own: Sequence[TokenSequence] = (),
         advance: Advance | None = None,
     ) -> tuple[FitJob, tuple[str, ...]]:
-        """The job that teaches an adapter these documents, each from its edit (None: from its text alone), and its
+        """The job that teaches an adapter these documents, each from its edits (None: from its text alone), and its
         training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
         retains some.  `advance` is called with numbers of characters that were cut."""
         sequences = self.sequences(documents, edits, recipe, advance)
@@ -56,13 +57,14 @@ class Jobs:
     def sequences(
         self,
         documents: Sequence[Document],
-        edits: Sequence[str | None],
+        edits: Sequence[Learned],
         recipe: Recipe,
         advance: Advance | None = None,
     ) -> list[TrainingSequence]:
         return [
             sequence
-            for document, edit in zip(documents, edits, strict=True)
+            for document, learned in zip(documents, edits, strict=True)
+            for edit in _passes(learned, recipe)
             for sequence in training_sequences(
                 document, edit, recipe, self.tokenizer, self.context_length, advance=advance
             )
@@ -73,6 +75,13 @@ class Jobs:
         asked, lead = edit_prompt(self.prompts, prompt, document, instruct=self.tokenizer.instruct)
         ids, prompt_length = self.tokenizer.example(asked, edit, lead=lead)
         return TokenSequence(tuple(ids), prompt_length)
+
+
+def _passes(learned: Learned, recipe: Recipe) -> Sequence[str | None]:
+    """A document's edits, cut together or each by itself."""
+    if learned is None or isinstance(learned, str):
+        return [learned]
+    return learned if recipe.each_edit else ["\n".join(learned)]
 
 
 def _shown(sequence: TrainingSequence) -> str:

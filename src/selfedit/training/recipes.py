@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selfedit.errors import UserError
+from selfedit.presets import read_preset
 from selfedit.training.cutting import Cutting
 from selfedit.yaml_file import read_yaml
 
@@ -45,7 +46,15 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     cutting: Cutting = Field(
-        "lines", description="each line of an edit is a sequence, or lines packed together, or the whole edit"
+        "lines",
+        description="each line of an edit is a sequence, or lines packed together, or the whole edit; seal and"
+        " seal-whole: lines and whole, as the published code cuts edits that are not cleaned",
+    )
+    most_texts: int | None = Field(
+        None, ge=1, description="with cutting seal: texts of an edit that are learned (later published code: 30)"
+    )
+    each_edit: bool = Field(
+        False, description="with several edits of a document: each is cut by itself, and the document learned with each"
     )
     pack_tokens: int = Field(128, ge=1, description="with cutting packed: the tokens of lines that are packed together")
     objectives: tuple[Literal["text", "answers", "distill"], ...] = Field(
@@ -63,6 +72,12 @@ class Recipe(BaseModel):
     )
     with_document: bool = Field(True, description="learn the document itself too")
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if self.cutting in ("seal", "seal-whole") and self.objectives != ("text",):
+            raise ValueError("goes with objectives text alone")
+        return self
 
     def lora(self) -> LoraSpec:
         from selfedit.engine.jobs import LoraSpec
@@ -96,12 +111,11 @@ class Recipe(BaseModel):
         return _validated({**self.model_dump(), **changes}, "recipe")
 
 
-# Zweiger et al. 2025 (arXiv 2506.10943): the inner fine-tune, the one adapter for many documents, the outer fine-tune.
-SEAL = Recipe(name="seal", rank=32, alpha=64, targets=("q_proj", "v_proj"), learning_rate=1e-3, epochs=10, form="text")
-SEAL_JOINT = SEAL.model_copy(update={"name": "seal-joint", "epochs": 3, "batch_size": 8, "cutting": "whole"})
+# Zweiger et al. 2025 (arXiv 2506.10943).
+PUBLISHED = {name: Recipe(name=name, **settings) for name, settings in read_preset("seal")["recipes"].items()}
 OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=10, with_document=False)
 DEFAULT = Recipe()
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, SEAL, SEAL_JOINT, OUTER)}
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, *PUBLISHED.values(), OUTER)}
 
 
 def load_recipe(name: str) -> Recipe:
@@ -122,6 +136,10 @@ def _validated(settings: dict[str, Any], where: str) -> Recipe:
         return Recipe(**settings)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise UserError(
+                f"{where}: cutting = {settings['cutting']!r}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
         setting = ".".join(map(str, first["loc"][:1]))
         known = f"; settings are {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{where}: {setting} = {first['input']!r}: {first['msg']}{known}") from None

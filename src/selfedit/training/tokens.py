@@ -81,6 +81,7 @@ def training_sequences(
         edit,
         cutting=recipe.cutting,
         pack_tokens=recipe.pack_tokens,
+        most_texts=recipe.most_texts,
         objectives=recipe.objectives,
         with_document=recipe.with_document,
         max_tokens=min(recipe.max_sequence_tokens, context_length),
