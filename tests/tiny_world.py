@@ -142,7 +142,14 @@ SMALL: dict[str, Any] = {
     "general_questions": 0,
     "general_texts": 0,
     "neighbour_questions": 0,
-    "set": {"rank": 4, "epochs": 4, "learning_rate": 1e-2},
+    "set": {
+        "rank": 4,
+        "epochs": 4,
+        "learning_rate": 1e-2,
+        "steps": None,
+        "document_copies": 1,
+        "targets": "all-linear",
+    },
 }
 
 # The same as words on the command line, for even shorter runs.

@@ -97,7 +97,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "set": {"each_edit": True, "epochs": 1}},
         {
             "editor": ("self",),
-            "set": {"cutting": "whole", "with_document": False, "epochs": 1},
+            "set": {"cutting": "whole", "document_copies": 0, "epochs": 1},
             "grader": "judge:local",
             "max_ungraded": 1.0,
         },
@@ -337,7 +337,7 @@ def test_mistakes_are_told_as_by_the_run(
     "changes",
     [
         {},
-        {"cutting": "whole", "with_document": False},
+        {"cutting": "whole", "document_copies": 0},
         {"objectives": ("text", "answers")},
         {"cutting": "whole", "objectives": ("text", "answers"), "max_sequence_tokens": 16},
         {"max_sequence_tokens": 80},

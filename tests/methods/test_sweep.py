@@ -32,7 +32,7 @@ def test_a_grid_has_every_combination() -> None:
         {"learning_rate": 2e-3, "cutting": "lines"},
         {"learning_rate": 2e-3, "cutting": "whole"},
     ]
-    assert parse_grid(["rank=4,8", "with_document=true,false"])[-1] == {"rank": 8, "with_document": False}
+    assert parse_grid(["rank=4,8", "document_copies=1,0"])[-1] == {"rank": 8, "document_copies": 0}
     assert parse_grid(["targets=[up_proj, down_proj],all-linear"]) == [
         {"targets": ["up_proj", "down_proj"]},
         {"targets": "all-linear"},

@@ -42,7 +42,7 @@ def test_neighbouring_lines_are_packed_together() -> None:
 
 
 def test_objectives_learn_pairs_once_and_distill_shows_the_passage() -> None:
-    made: dict[str, Any] = {"cutting": "lines", "max_tokens": 1000, "count_tokens": words, "with_document": False}
+    made: dict[str, Any] = {"cutting": "lines", "max_tokens": 1000, "count_tokens": words, "document_copies": 0}
     pair = TrainingSequence("Kites", "Ada", "Who made it?")
     lines = [TrainingSequence("Kites", "Ada made it."), TrainingSequence("Kites", "It is new.")]
     taught = [replace(one, passage=DOCUMENT.text) for one in (pair, *lines)]
@@ -53,14 +53,14 @@ def test_objectives_learn_pairs_once_and_distill_shows_the_passage() -> None:
 
 def test_without_an_edit_the_document_is_learned() -> None:
     assert texts(None) == [DOCUMENT.text]
-    assert texts(None, with_document=False) == [DOCUMENT.text]
+    assert texts(None, document_copies=0) == [DOCUMENT.text]
 
 
 def test_the_document_can_be_left_out_unless_nothing_else_is_there() -> None:
-    assert texts("It is new.", with_document=False) == ["It is new."]
-    assert texts(" \n", with_document=False) == [DOCUMENT.text]
+    assert texts("It is new.", document_copies=0) == ["It is new."]
+    assert texts(" \n", document_copies=0) == [DOCUMENT.text]
     unanswered = "Question: left without an answer?"
-    assert texts(unanswered, with_document=False, objectives=("text", "answers")) == [DOCUMENT.text]
+    assert texts(unanswered, document_copies=0, objectives=("text", "answers")) == [DOCUMENT.text]
 
 
 @pytest.mark.parametrize("cutting", ["lines", "whole"])
@@ -72,7 +72,7 @@ def test_questions_in_the_exams_own_form(cutting: Any) -> None:
         objectives=("text", "answers"),
         max_tokens=1000,
         count_tokens=words,
-        with_document=False,
+        document_copies=0,
     )
     others = ["Ada made it.", "It is new."] if cutting == "lines" else ["Ada made it.\nIt is new."]
     assert found[-1] == TrainingSequence("Kites", "Ada", "Who made it?")

@@ -15,7 +15,7 @@ def test_the_published_settings() -> None:
     inner = load_recipe("seal")
     assert (inner.rank, inner.alpha, inner.dropout, inner.targets) == (32, 64, 0, ("q_proj", "v_proj"))
     assert (inner.learning_rate, inner.epochs, inner.batch_size, inner.cutting) == (1e-3, 10, 1, "seal")
-    assert inner.with_document
+    assert inner.document_copies == 1
     joint = load_recipe("seal-joint")
     assert (joint.epochs, joint.batch_size, joint.cutting, joint.learning_rate) == (3, 8, "seal-whole", 1e-3)
     assert joint.each_edit

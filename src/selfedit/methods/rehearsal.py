@@ -272,9 +272,10 @@ class _BoundedJobs(Jobs):
             own *= 3
         most = len(recipe.objectives) * (pieces * (max(frame, exam) + _SEAM) + own) + published * edits * _NUMBER
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
-        if recipe.with_document:
+        if recipe.document_copies:
             times = max(1, edits) if recipe.each_edit else 1
-            return most + times * alone, likely + times * alone, times * len(texts)
+            parts = times * len(texts) // recipe.document_copies
+            return most + times * alone, likely + times * alone, parts
         return max(most, alone), likely, 1
 
     def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:

@@ -27,18 +27,18 @@ def cut(
     pack_tokens: int = 128,
     most_texts: int | None = None,
     objectives: Sequence[str] = ("text",),
-    with_document: bool = True,
+    document_copies: int = 1,
     max_tokens: int,
     count_tokens: Callable[[str], int],
     advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
-    `lines` makes each line of the edit a sequence of its own, `packed` as many lines as have `pack_tokens` together,
-    `whole` the edit one sequence; `seal` and `seal-whole` cut by lines and as a whole as the published code does
-    (`seal_texts`), and learn at most `most_texts` of an edit's texts.  A text longer than `max_tokens` is cut into
-    overlapping parts.  An edit of which nothing is left leaves the document.  `advance` is called, part by part, with
-    how many characters were cut.
+    `lines` makes each line of the edit a sequence of its own, `packed` joins lines up to `pack_tokens` tokens, `whole`
+    the edit; `seal` and `seal-whole` cut by lines and as a whole as the published code does (`seal_texts`), and learn
+    at most `most_texts` of an edit's texts.  A text longer than `max_tokens` is cut into overlapping parts.  The
+    document is there `document_copies` times; an edit of which nothing is left leaves it in any case.  `advance` is
+    called, part by part, with how many characters were cut.
     """
 
     def texts(lines: Sequence[str]) -> list[str]:
@@ -52,9 +52,10 @@ def cut(
     if published:
         found = seal_texts(edit or "", by_line=cutting == "seal", most=most_texts)
         whole = [TrainingSequence(document.title, text) for text in found]
-    if with_document or not whole:
+    if document_copies or not whole:
         text = document.text.strip() if published else document.text
         whole.append(TrainingSequence(document.title, text, of_document=True))
+    copies = max(1, document_copies)
     room = part_size(count_tokens(document.title), max_tokens)
     sequences: list[TrainingSequence] = []
     for one in whole:
@@ -65,7 +66,8 @@ def cut(
             continue
         covered = 0
         for begin, end in part_spans(one.text, room, overlap=room // 8, length=count_tokens):
-            sequences.append(replace(one, text=one.text[begin:end].strip()))
+            part = replace(one, text=one.text[begin:end].strip())
+            sequences += [part] * (copies if one.of_document else 1)
             if advance is not None:
                 advance(end - covered)
             covered = end

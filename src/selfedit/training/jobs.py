@@ -42,8 +42,9 @@ class Jobs:
         training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
         retains some.  `advance` is called with numbers of characters that were cut."""
         sequences = self.sequences(documents, edits, recipe, advance)
-        tokens = [tokenize(sequence, recipe, self.tokenizer, self.prompts) for sequence in sequences]
-        for sequence, one in zip(sequences, tokens, strict=True):
+        # The copies of a document are one text.
+        tokens = {one: tokenize(one, recipe, self.tokenizer, self.prompts) for one in dict.fromkeys(sequences)}
+        for sequence, one in tokens.items():
             if one.teacher and len(one.teacher) + one.labelled > self.context_length:
                 raise UserError(
                     f"the objective distill shows the model the document {sequence.title!r} with each text of its edit:"
@@ -51,8 +52,10 @@ class Jobs:
                 )
         drawn = random.Random(seed).sample(own, min(recipe.retain, len(own)))
         retained = [replace(one, weight=recipe.retain_weight) for one in drawn]
-        parts = max(len(documents), sum(sequence.of_document for sequence in sequences))
-        return FitJob((*tokens, *retained), recipe.settings(parts), seed), tuple(map(_shown, sequences))
+        copies = max(1, recipe.document_copies)
+        parts = max(len(documents), sum(sequence.of_document for sequence in sequences) // copies)
+        learned = [tokens[sequence] for sequence in sequences]
+        return FitJob((*learned, *retained), recipe.settings(parts), seed), tuple(map(_shown, tokens))
 
     def sequences(
         self,

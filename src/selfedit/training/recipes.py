@@ -70,7 +70,9 @@ class Recipe(BaseModel):
     form: Literal["auto", "text", "chat"] = Field(
         "auto", description="learn plain texts headed by the title, or a chat model's replies to it; auto: by the model"
     )
-    with_document: bool = Field(True, description="learn the document itself too")
+    document_copies: int = Field(
+        1, ge=0, description="times per epoch that the document itself is learned beside its edit; 0: not"
+    )
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
 
     @model_validator(mode="after")
@@ -113,8 +115,8 @@ class Recipe(BaseModel):
 
 # Zweiger et al. 2025 (arXiv 2506.10943).
 PUBLISHED = {name: Recipe(name=name, **settings) for name, settings in read_preset("seal")["recipes"].items()}
-OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=10, with_document=False)
-DEFAULT = Recipe()
+OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=10, document_copies=0)
+DEFAULT = Recipe(targets="mlp", steps=8, epochs=2, document_copies=4)
 RECIPES = {recipe.name: recipe for recipe in (DEFAULT, *PUBLISHED.values(), OUTER)}
 
 

@@ -83,7 +83,7 @@ def training_sequences(
         pack_tokens=recipe.pack_tokens,
         most_texts=recipe.most_texts,
         objectives=recipe.objectives,
-        with_document=recipe.with_document,
+        document_copies=recipe.document_copies,
         max_tokens=min(recipe.max_sequence_tokens, context_length),
         count_tokens=lambda text: len(tokenizer.encode(text)),
         advance=advance,
