@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from selfedit.documents import Document
 from selfedit.editors.base import edit_prompt
@@ -55,7 +56,7 @@ class Jobs:
         copies = max(1, recipe.document_copies)
         parts = max(len(documents), sum(sequence.of_document for sequence in sequences) // copies)
         learned = [tokens[sequence] for sequence in sequences]
-        return FitJob((*learned, *retained), recipe.settings(parts), seed), tuple(map(_shown, tokens))
+        return FitJob((*learned, *retained), recipe.settings(parts), seed), tuple(_shown(one) for one, _ in groupby(sequences))
 
     def sequences(
         self,
