@@ -56,7 +56,8 @@ class Jobs:
         copies = max(1, recipe.document_copies)
         parts = max(len(documents), sum(sequence.of_document for sequence in sequences) // copies)
         learned = [tokens[sequence] for sequence in sequences]
-        return FitJob((*learned, *retained), recipe.settings(parts), seed), tuple(_shown(one) for one, _ in groupby(sequences))
+        shown = tuple(_shown(one) for one, _ in groupby(sequences))
+        return FitJob((*learned, *retained), recipe.settings(parts), seed), shown
 
     def sequences(
         self,
