@@ -64,6 +64,12 @@ def test_ties_go_to_the_shorter_edit_then_to_the_earlier_one() -> None:
     assert select(table(rewards, {"a": [1, 30, 20, 20]})[::-1], rule="best-of-k").kept == ("a2",)
 
 
+def test_ties_go_to_the_edit_sampled_first_if_asked() -> None:
+    rewards: dict[str, list[float | None]] = {"a": [0.5, 0.7, 0.7, 0.7]}
+    tied = table(rewards, {"a": [1, 30, 20, 20]})
+    assert select(tied[::-1], rule="best-of-k", ties="first").kept == ("a1",)
+
+
 def test_above_baseline_keeps_all_that_beat_the_document_unadapted() -> None:
     baseline = {"a": 0.5, "b": 0.5, "c": 0.0}
     selection = select(table(REWARDS), rule="above-baseline", baseline=baseline)

@@ -28,6 +28,7 @@ from selfedit.methods.worth import worth_it
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
 from selfedit.reports import format, table
+from selfedit.reports.findings import model_row
 from selfedit.reports.records import read_run
 from selfedit.runs.records import RoundRecord
 from selfedit.runs.seeds import derive_seed
@@ -267,6 +268,42 @@ def test_a_policy_is_another_rounds_only_where_asked_and_seen_documents_are_told
         assert "the policy is round 1's" in told.message
         (told,) = store.events("documents seen in training")
         assert "1 of 2 documents have titles" in told.message
+
+
+def test_each_rounds_policy_is_a_condition_if_asked(
+    trained: tuple[TrainSettings, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, summary = trained
+    asked = CompareSettings(
+        model=settings.model,
+        documents=(str(write_rows(tmp_path / "test.jsonl", rows(8)[7:])),),
+        editor=("none",),
+        policy=settings.out,
+        policy_round="all",
+        **{**SMALL, "out": tmp_path / "run"},
+    )
+    pretend_selected(monkeypatch, summary, 2)
+    pool = CountingPool(settings.model)
+    compared = compare(asked, pool=pool)
+    names = [condition.name for condition in compared.conditions]
+    assert names == ["none", "trained:implications round 1", "trained:implications round 2 (selected)"]
+    assert {task.policy for task in pool.tasks} == {(), ("round-01",), ("round-01", "round-02")}
+    row = model_row("run", compared)
+    assert row.trained is not None
+    assert row.trained.name == names[2]
+    # The untrained model may be the selected one; then no round is.
+    pretend_selected(monkeypatch, summary, 0)
+    again = compare(asked.model_copy(update={"out": tmp_path / "none"}), pool=pool)
+    assert [condition.name for condition in again.conditions][1:] == [
+        "trained:implications round 1",
+        "trained:implications round 2",
+    ]
+    # What was selected on test documents says so wherever it is named.
+    pretend_selected(monkeypatch, summary.model_copy(update={"selected_on": "test"}), 2)
+    marked = asked.model_copy(update={"policy_round": None, "out": tmp_path / "marked"})
+    assert [condition.name for condition in compare(marked, pool=pool).conditions][1:] == [
+        "trained:implications (selected on test documents)"
+    ]
 
 
 def test_a_policy_of_another_model_is_refused(

@@ -63,6 +63,7 @@ def test_the_passage_is_the_last_and_nothing_is_trimmed() -> None:
     assert [one.text for one in found] == [*seal_texts(PAIRS, by_line=True), KITE.text.strip()]
     assert [one.of_document for one in found] == [False, False, True]
     assert [one.text for one in cut(KITE, "", cutting="seal", **made)] == [KITE.text.strip()]
+    assert [one.text for one in cut(KITE, "", cutting="seal", document_copies=2, **made)] == [KITE.text.strip()] * 2
     assert [one.text for one in cut(KITE, PAIRS, cutting="seal", most_texts=1, **made)][1:] == [KITE.text.strip()]
 
 

@@ -99,7 +99,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _element(annotation: Any) -> tuple[Any, bool]:
     """(type of one value, whether there can be several), optional types unwrapped."""
     if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        annotation = parts[0] if len(parts) == 1 else str
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     return annotation, False

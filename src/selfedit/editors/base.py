@@ -123,14 +123,15 @@ class Tools:
     max_tokens: int
     temperature: float
     top_p: float
+    clean: bool = True
 
     def edit(
         self, document: Document, index: int, raw: str, *, prompt: str = "", lead: str = "", cut_off: bool = False
     ) -> Edit:
         """An edit of what was written.  One from a prompt is held to its passage and its bounds; one from a file is
         taken as it is.  `lead` is what `raw` begins with because the prompt ended with it."""
-        cleaned, dropped = clean(raw, cut_off=cut_off)
-        if prompt:
+        cleaned, dropped = clean(raw, cut_off=cut_off) if self.clean else (raw.strip(), 0)
+        if prompt and self.clean:
             # A lesson of Step B writes on behind the lead, so that the line that it is in stays.
             cleaned, others = about(cleaned, f"{document.title}\n{document.text}", keep_first=bool(lead))
             dropped += others

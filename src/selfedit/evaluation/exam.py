@@ -14,13 +14,17 @@ from selfedit.training.tokens import most_characters, prompt_tokens
 
 
 class Exam:
-    """Asks one student, greedily; an answer has at most `max_tokens` tokens."""
+    """Asks one student, greedily; an answer has at most `max_tokens` tokens.  Of a base model it is the first line
+    unless `whole`."""
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int, prompts: Prompts, *, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context_length: int, prompts: Prompts, *, max_tokens: int, whole: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.prompts = prompts
         self.max_tokens = max_tokens
+        self.whole = whole
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -57,7 +61,7 @@ class Exam:
     def answer(self, ids: Sequence[int]) -> str:
         """What a student answered."""
         text = self.tokenizer.decode(ids).strip()
-        if not self.tokenizer.instruct:
+        if not self.tokenizer.instruct and not self.whole:
             # A base model goes on with questions of its own; the answer is its first line.
             text = text.split("\n", 1)[0].strip()
         return text[: most_characters(self.max_tokens)]

@@ -21,7 +21,7 @@ from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
 from selfedit.methods.learnings import Learning, all_in_one, one_each
-from selfedit.methods.policies import load_policy
+from selfedit.methods.policies import load_policies
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
@@ -40,15 +40,17 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         documents = load(run, settings.documents, limit=settings.limit)
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         run.store.add_documents(documents)
-        policy = settings.policy and load_policy(settings.policy, run, documents, settings.policy_round)
+        policies = []
+        if settings.policy is not None:
+            policies = load_policies(settings.policy, run, documents, settings.policy_round)
 
         examine_untrained(run, documents)
         lines = examine_references(run, documents, specs)
         learnings = [learning for spec in specs for learning in condition(run, settings, documents, spec)]
-        if policy:
-            # The policy that `train` made writes the edits and is the student.
-            chain, prompt = policy
-            learnings += condition(run, settings, documents, EditorSpec("self", prompt), f"trained:{prompt}", chain)
+        for policy in policies:
+            # A policy that `train` made writes the edits and is the student.
+            spec = EditorSpec("self", policy.prompt)
+            learnings += condition(run, settings, documents, spec, policy.condition, policy.chain)
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 

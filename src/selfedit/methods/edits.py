@@ -89,6 +89,7 @@ def make_editor(
         max_tokens=settings.max_edit_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
+        clean=settings.clean,
     )
     return EDITORS[spec.kind](spec, tools)
 

@@ -56,6 +56,12 @@ def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], 
     if run.store.documents():
         return
     judge = engine_judge(run.judge)
+    if run.settings.preset is not None and run.settings.prompt_file is None:
+        run.warn(
+            "prompts of our own",
+            f"--preset {run.settings.preset} without --prompt-file: the prompts are this package's; `selfedit"
+            " import-seal` writes the published ones from a clone of the released code",
+        )
     run.workers.check([*(spec.argument for spec in specs if spec.kind == "model"), *([judge] if judge else [])])
     if run.judge is not None and judge is None:
         run.client(run.judge, "judge")

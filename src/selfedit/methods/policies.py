@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -83,16 +84,26 @@ def selected_round(trained: RunDirectory) -> int:
     return selected
 
 
-def load_policy(
-    path: Path, run: Run, documents: Sequence[Document], round: int | None = None
-) -> tuple[tuple[str, ...], str]:
-    """The policy that a run of `train` selected, or that of `round`, made known to the workers: the names of its deltas
-    in order, and its editing prompt.  Warns of documents that the policy has seen.
+@dataclass(frozen=True)
+class Policy:
+    """`condition` is its name in a comparison, `chain` are the names of its deltas in order, `prompt` that of edits."""
+
+    condition: str
+    chain: tuple[str, ...]
+    prompt: str
+
+
+def load_policies(
+    path: Path, run: Run, documents: Sequence[Document], round: int | Literal["all"] | None = None
+) -> list[Policy]:
+    """The policy that a run of `train` selected, or that of `round`, or each round's, made known to the workers.  Warns
+    of documents that the policy has seen.
 
     Errors: UserError for a run of another method, an unfinished one, one of another model, or one without that round;
     and where the untrained model itself was selected."""
     with RunDirectory.read(path) as trained:
         selected = selected_round(trained)
+        on_test = trained.read_summary().selected_on == "test"
         config, rounds, seen = trained.config, len(trained.store.rounds()), trained.store.documents()
     if (model := config["model"]) != run.settings.model:
         raise UserError(
@@ -103,13 +114,14 @@ def load_policy(
             f"{path}: it selected round 0, the untrained model itself, so there is no policy to compare;"
             " --policy-round N takes another round's"
         )
-    if round is not None and round > rounds:
+    if isinstance(round, int) and round > rounds:
         raise UserError(f"--policy-round {round}: {path} has {rounds} rounds")
-    chosen = round or selected
-    if chosen != selected:
+    chosen = range(1, rounds + 1) if round == "all" else [round or selected]
+    if isinstance(round, int) and round != selected:
         run.warn(
             "policy not selected",
-            f"the policy is round {chosen}'s; on validation documents, {path} selected round {selected}",
+            f"the policy is round {round}'s; on {'test' if on_test else 'validation'} documents, {path} selected round"
+            f" {selected}",
         )
     if shared := sharing_titles(documents, seen):
         run.warn(
@@ -117,4 +129,13 @@ def load_policy(
             f"{len(shared)} of {len(documents)} documents have titles that the policy was trained or selected on"
             f" (first: {shared[0].id}): their figures say nothing about new documents",
         )
-    return publish_chain(run, path, range(1, chosen + 1)), str(config["edit_prompt"])
+    prompt = str(config["edit_prompt"])
+    selection = " (selected on test documents)" if on_test else " (selected)" if round == "all" else ""
+    return [
+        Policy(
+            f"trained:{prompt}" + f" round {number}" * (round == "all") + selection * (number == selected),
+            publish_chain(run, path, range(1, number + 1)),
+            prompt,
+        )
+        for number in chosen
+    ]

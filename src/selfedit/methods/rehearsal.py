@@ -292,7 +292,7 @@ class _Dearest(Choices):
             return Selection(tuple(edit.id for edit in edits), ())
         # All seem equally good, and the one with the longest prompt the shortest.
         longest_first = [replace(edit, reward=1.0, output_tokens=-edit.input_tokens) for edit in edits]
-        return select(longest_first, **{**rule, "keep_ties": True})
+        return select(longest_first, **{**rule, "keep_ties": True, "ties": "shorter"})
 
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         number = len(super().recipes(trials, most_lost))

@@ -21,7 +21,6 @@ from selfedit.errors import UserError
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
-from selfedit.methods.inputs import check, load, set_apart
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
@@ -32,6 +31,7 @@ from selfedit.methods.selection import Selection
 from selfedit.methods.settings import TrainSettings
 from selfedit.methods.summarise import summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
+from selfedit.methods.training_documents import of_round, training_documents
 from selfedit.runs.summary import Summary
 from selfedit.training.recipes import Recipe, load_recipe
 
@@ -45,6 +45,8 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
     """
     outer = load_recipe(settings.outer_recipe).with_settings(settings.outer_set)
     check_tracker(settings.track)
+    if settings.select_on == "test" and not settings.validation:
+        raise UserError("--select-on test: on which documents?  Name the test documents with --validation")
     if settings.select == "above-baseline" and settings.reward == "likelihood":
         raise UserError(
             "--select above-baseline compares rewards with the exam's scores, and --reward likelihood gives none; "
@@ -54,21 +56,23 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
         if settings.edits == 1 and settings.select == "best-of-k":
             run.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
         run.directory.resolve("outer_recipe", outer.model_dump(mode="json"), "the outer recipe (--outer-recipe)")
-        training, validation = _documents(run, settings)
+        training, validation = training_documents(run, settings)
         tracker = make_tracker(settings.track, settings.out, run.directory.config)
         examine_untrained(run, [*training, *validation])
         validate(run, settings, validation, 0, ())
 
         for round in range(1, settings.rounds + 1):
             policy = publish_chain(run, settings.out, range(1, round))
+            documents = of_round(settings, training, round)
             if round not in {record.round for record in run.store.rounds()}:
-                one_round(run, settings, training, validation, round, policy, outer)
+                one_round(run, settings, documents, validation, round, policy, outer)
             elif not is_whole(run.directory.checkpoint(round)):
-                kept = keep(run, settings, training, round, policy).kept
-                train_editor(run, settings, training, kept, round, policy, outer)
+                kept = keep(run, settings, documents, round, policy).kept
+                train_editor(run, settings, documents, kept, round, policy, outer)
             tracker.log(metrics(run, round), step=round)
         tracker.finish()
-        return summary_of_finished(run) or summarise_training(run, training, validation, select_round(run, validation))
+        selected = select_round(run, validation)
+        return summary_of_finished(run) or summarise_training(run, training, validation, selected, settings.select_on)
 
 
 def one_round(
@@ -106,6 +110,7 @@ def keep(
         baseline=_baseline(run, training, round, policy) if settings.select == "above-baseline" else None,
         fraction=settings.top_fraction,
         keep_ties=settings.keep_ties,
+        ties=settings.ties,
     )
     run.store.set_kept({edit.id: edit.id in selection.kept for edit in edits})
     return selection
@@ -131,20 +136,3 @@ def validate(
         )
         learnings = one_each(VALIDATION, validation, edits, settings.replicates, round=round, policy=policy)
         inner_loop(run, learnings, label=f"round {round} validation")
-
-
-def _documents(run: Run, settings: TrainSettings) -> tuple[list[Document], list[Document]]:
-    training = load(run, settings.documents, limit=settings.limit)
-    validation: list[Document] = []
-    if settings.validation or settings.validation_share:
-        share = settings.validation_share
-        training, validation = set_apart(run, training, settings.validation, share, rest="training")
-    else:
-        run.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
-    spec = EditorSpec("self", settings.edit_prompt)
-    check(run, [*training, *validation], [spec], count=settings.edits, prompt=settings.edit_prompt)
-    if settings.reward == "judge" and settings.judge is not None and not run.store.documents():
-        run.client(settings.judge, "judge")
-    run.store.add_documents(training, TRAIN)
-    run.store.add_documents(validation, VALIDATION)
-    return training, validation

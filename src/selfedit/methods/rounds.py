@@ -92,7 +92,11 @@ def select_round(run: Run, validation: Sequence[Document]) -> int:
 
 
 def summarise_training(
-    run: Run, training: Sequence[Document], validation: Sequence[Document], selected: int
+    run: Run,
+    training: Sequence[Document],
+    validation: Sequence[Document],
+    selected: int,
+    selected_on: str = "validation",
 ) -> Summary:
     return summarise(
         run,
@@ -100,6 +104,7 @@ def summarise_training(
         ["none"],
         rounds=tuple(round_summary(record) for record in run.store.rounds()),
         selected_round=selected,
+        selected_on=selected_on,
         untrained_validation=accuracy(run.grading.scores(VALIDATION, round=0)),
         worth_it=worth_it(run, [document.id for document in validation], selected),
     )

@@ -106,8 +106,9 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def exam(self) -> Exam:
-        student, most = self.workers, self.settings.max_answer_tokens
-        return Exam(student.tokenizer, student.context_length, self.prompts, max_tokens=most)
+        student, settings = self.workers, self.settings
+        most, whole = settings.max_answer_tokens, settings.whole_answers
+        return Exam(student.tokenizer, student.context_length, self.prompts, max_tokens=most, whole=whole)
 
     @cached_property
     def grading(self) -> Grading:

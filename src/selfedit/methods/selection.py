@@ -28,13 +28,15 @@ def select(
     baseline: Mapping[str, float] | None = None,
     fraction: float = 0.2,
     keep_ties: bool = True,
+    ties: str = "shorter",
 ) -> Selection:
     """Applies one rule.  Edits without a reward are never kept.
 
     `best-of-k` keeps each document's best edit.  `above-baseline` keeps every edit that beats the document's score
     without adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share
-    of all edits, rounded up.  Ties go to the shorter edit (as much learned from less), then to the one sampled first.
-    Without `keep_ties`, documents without signal keep nothing."""
+    of all edits, rounded up.  Ties go to the shorter edit (as much learned from less) unless `ties` is `first`, then to
+    the one sampled first.  Without `keep_ties`, documents without signal keep nothing."""
+    order = _shorter_first if ties == "shorter" else _sampled_first
     by_document: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.reward is not None:
@@ -43,7 +45,7 @@ def select(
         document for document, group in by_document.items() if len({edit.reward for edit in group}) == 1
     )
     eligible = {
-        document: sorted(group, key=_order)
+        document: sorted(group, key=order)
         for document, group in by_document.items()
         if keep_ties or document not in without_signal
     }
@@ -59,7 +61,7 @@ def select(
             if document in baseline and _reward(edit) > baseline[document]
         ]
     elif rule == "top-fraction":
-        ranked = sorted((edit for group in eligible.values() for edit in group), key=_order)
+        ranked = sorted((edit for group in eligible.values() for edit in group), key=order)
         # 0.07 * 100 is a little more than 7 in floating point, and must not become 8.
         kept = ranked[: math.ceil(round(fraction * sum(map(len, by_document.values())), 9))]
     else:
@@ -68,8 +70,12 @@ def select(
     return Selection(tuple(edit.id for edit in kept), without_signal, sum(edit.document_id in silent for edit in kept))
 
 
-def _order(edit: Edit) -> tuple[float, int, int, str]:
+def _shorter_first(edit: Edit) -> tuple[float, int, int, str]:
     return (-_reward(edit), edit.output_tokens, edit.index, edit.document_id)
+
+
+def _sampled_first(edit: Edit) -> tuple[float, int, int, str]:
+    return (-_reward(edit), 0, edit.index, edit.document_id)
 
 
 def _reward(edit: Edit) -> float:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfedit.editors.endpoint import KEY_VARIABLE, Endpoint
 from selfedit.errors import UserError
 from selfedit.models.bundled import NAME as BUNDLED
+from selfedit.presets import NAMES as PRESETS
+from selfedit.presets import preset_settings
 
 # Settings that change where, how fast or how loudly a run goes, but none of its results: a resumed run may change them.
 # (Other documents than the run began with are refused, however they came to be others.)
@@ -73,6 +75,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    preset: Literal["seal"] | None = Field(
+        None, description="a published experiment's settings for all that is not given; docs/fidelity.md lists them"
+    )
     model: str = Field(BUNDLED, description="hub name, local folder, or the name of a bundled model")
     out: Path = Field(Path("runs/latest"), description=_OUT)
     seed: int = Field(0, description="all randomness derives from this number")
@@ -98,6 +103,12 @@ class Settings(BaseModel):
     temperature: float = Field(1.0, ge=0, description="sampling temperature of edits; answers are greedy")
     top_p: float = Field(
         0.95, gt=0, le=1, description="sampling of edits: the most likely tokens of this total probability"
+    )
+    clean: bool = Field(
+        True, description="strip edits of list marks and of lines that are cut off, repeated or about something else"
+    )
+    whole_answers: bool = Field(
+        False, description="grade all that a base model wrote as an answer, not its first line alone"
     )
     grader: str = Field(
         "lexical",
@@ -147,6 +158,15 @@ class Settings(BaseModel):
     gpus_per_worker: float | None = Field(None, ge=0, description="GPUs per worker; fractions are allowed")
     cpus_per_worker: float | None = Field(None, gt=0, description="CPUs per worker; they are also its threads")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        name = given.get("preset")
+        if name not in PRESETS:
+            return given
+        found = preset_settings(name, cls.__name__.removesuffix("Settings").lower(), given)
+        return {key: value for key, value in found.items() if key in cls.model_fields} | given
+
     @field_validator("*")
     @classmethod
     def _no_null_character(cls, value: Any) -> Any:
@@ -195,8 +215,8 @@ class CompareSettings(Settings):
     )
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     policy: Path | None = Field(None, description="a run of train: its selected policy becomes a further condition")
-    policy_round: int | None = Field(
-        None, ge=1, description="with --policy: the policy of this round instead of the selected one"
+    policy_round: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        None, description="with --policy: the policy of this round instead of the selected one; all: of each round"
     )
 
 
@@ -255,6 +275,13 @@ class TrainSettings(Settings):
     validation_share: float = Field(
         0.2, ge=0, lt=1, description="share of the documents that is set apart for validation"
     )
+    select_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="test: the documents of --validation are those of the test, as published; reports mark the result",
+    )
+    documents_per_round: int | None = Field(
+        None, ge=1, description="train on so many fresh documents in each round; if left out, on all in each"
+    )
     rounds: int = Field(2, ge=1, description="rounds of sampling, rewarding, selecting and training")
     limit: int | None = Field(
         50, ge=1, description="take this many documents, training and validation together, drawn with the seed"
@@ -267,6 +294,9 @@ class TrainSettings(Settings):
     )
     top_fraction: float = Field(
         0.2, gt=0, le=1, description="with --select top-fraction: the share of all edits that is kept"
+    )
+    ties: Literal["shorter", "first"] = Field(
+        "shorter", description="of edits that score alike, prefer the shorter one, or the one that was sampled first"
     )
     keep_ties: bool = Field(True, description="keep one edit of a document whose edits all score alike")
     reward: Literal["fit", "likelihood", "judge"] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from selfedit.documents import Document
@@ -77,6 +78,7 @@ def condition_summary(run: Run, documents: Sequence[Document], name: str, spent:
         name=name,
         accuracy=found.mean if found else None,
         ci95=(found.lo, found.hi) if found else None,
+        document_mean=fmean(one.score / one.graded for one in scores.values()) if scores else None,
         correct=values["right"],
         graded=values["right"] + values["wrong"],
         ungraded=values["ungraded"],

@@ -324,7 +324,8 @@ def role(name: str) -> str:
 
 
 def model_row(run: str, summary: Summary) -> ModelRow:
-    """The row of a run; where several conditions share a role, the most accurate API editor and the first other."""
+    """The row of a run; where several conditions share a role, the most accurate API editor, the selected policy and
+    the first other."""
     found: Mapping[str, list[ConditionSummary]] = defaultdict(list)
     for condition in summary.conditions:
         found[role(condition.name)].append(condition)
@@ -333,6 +334,7 @@ def model_row(run: str, summary: Summary) -> ModelRow:
         return found[kind][0] if found[kind] else None
 
     untrained, trained = first("self"), first("trained")
+    trained = next((one for one in found["trained"] if "(selected" in one.name), trained)
     improvement = None
     if untrained and trained:
         improvement = difference(summary.differences, untrained.name, trained.name)

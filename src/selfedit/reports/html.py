@@ -189,6 +189,7 @@ def _environment() -> Environment:
     ):
         environment.filters[filter.__name__] = filter
     environment.globals |= {"estimated_note": table.ESTIMATED, "references_note": table.REFERENCES}
+    environment.globals |= {"document_mean_note": table.DOCUMENT_MEAN}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
@@ -253,6 +254,7 @@ def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[
     return {
         "rows": rows,
         "estimated": findings.estimated(conditions),
+        "by_document": table.means_differ(conditions),
         "intervals": any(condition.ci95 for condition in conditions),
         "references": any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions),
         "note": table.noise_note(marks, reference, summary.differences) if summary.differences else "",

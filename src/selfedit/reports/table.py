@@ -6,7 +6,7 @@ Without a terminal the same tables come out as plain text of at most 100 columns
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -61,7 +61,10 @@ def comparison(
     table = _table()
     table.add_column("condition", overflow="fold", min_width=12)
     estimated = findings.estimated(conditions)
-    headings = ["estimated\naccuracy\n%" if estimated else "accuracy\n%", "95 %\ninterval", "right/\ngraded"]
+    by_document = means_differ(conditions)
+    headings = ["estimated\naccuracy\n%" if estimated else "accuracy\n%", "95 %\ninterval"]
+    headings += ["mean of\ndocuments"] if by_document else []
+    headings += ["right/\ngraded"]
     headings += ["un-\ngraded"] if ungraded else []
     headings += ["train\ntokens", "edit\ntokens", "time", "cost\nUSD"]
     for heading in headings:
@@ -74,6 +77,7 @@ def comparison(
             Text(format.clean(condition.name), style="bold"),
             f"{sign} {format.percent(condition.accuracy)}".strip(),
             format.interval(condition.ci95),
+            *([format.percent(condition.document_mean)] if by_document else []),
             f"{condition.correct}/{condition.graded}",
             *([format.count(condition.ungraded)] if ungraded else []),
             format.short_count(condition.train_tokens),
@@ -87,6 +91,8 @@ def comparison(
     notes = [noise_note(marks, reference, differences)] if differences else []
     if estimated:
         notes.append(ESTIMATED)
+    if by_document:
+        notes.append(DOCUMENT_MEAN)
     if ungraded:
         notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
     if recipe:
@@ -125,6 +131,21 @@ ESTIMATED = (
 )
 
 
+def means_differ(conditions: Iterable[ConditionSummary]) -> bool:
+    """Whether the mean of documents' means is another figure than the mean of answers, as a table shows them."""
+    return any(
+        None not in (one.document_mean, one.accuracy) and f"{one.document_mean:.3f}" != f"{one.accuracy:.3f}"
+        for one in conditions
+    )
+
+
+DOCUMENT_MEAN = "mean of documents: each document's own mean counts alike, however many questions it has."
+
+SELECTED_ON_TEST = (
+    "* selected on the test documents (--select-on test): its accuracy on them, shown here as validation, is too good."
+)
+
+
 def noise_note(marks: Collection[str], reference: str, entries: Sequence[DifferenceSummary]) -> str:
     """What the marks ▲ and ▼ mean, or why there are none."""
     name = format.clean(reference)
@@ -154,7 +175,7 @@ def differences(entries: Sequence[DifferenceSummary]) -> Group:
     return Group(table)
 
 
-def rounds(entries: Sequence[RoundSummary], selected_round: int | None) -> Group:
+def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Group:
     """Step B: one row a round, the selected one marked."""
     table = _table()
     headings = ("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits", "no\nsignal")
@@ -181,7 +202,7 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None) -> Group
             notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
     notes += [note for entry in entries if (note := findings.kept_without_signal(entry))]
     if any(entry.round == selected_round for entry in entries):
-        notes.insert(0, "* selected on the validation documents.")
+        notes.insert(0, "* selected on the validation documents." if selected_on == "validation" else SELECTED_ON_TEST)
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
@@ -317,7 +338,7 @@ def summary_view(run: RunRecords) -> Group:
     if summary.differences:
         parts += [Text(), differences(summary.differences)]
     if run.rounds:
-        parts += [Text(), rounds(findings.rounds(run), summary.selected_round)]
+        parts += [Text(), rounds(findings.rounds(run), summary.selected_round, summary.selected_on)]
     if summary.sweep:
         parts += [Text(), sweep(summary.sweep), Text(one_line(summary.choice))]
     if summary.steps:

@@ -40,15 +40,17 @@ class Accuracy(_Part):
 class ConditionSummary(_Part):
     """One bar of a comparison.
 
-    `accuracy` is the mean score of the graded answers, `ci95` its interval over documents; both are None where nothing
-    was graded.  `correct` counts grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds`
-    is device time.  `cost_usd` is None where a price is unknown.  `of_open_book` is the share of the open-book accuracy
-    that was reached.  `question_tokens` and `question_seconds` are what a question cost of a model without an adapter:
-    tokens of its prompt, and device time, with many questions answered at once."""
+    `accuracy` is the mean score of the graded answers, `ci95` its interval over documents, `document_mean` the mean
+    of the documents' own means (as published for SEAL); they are None where nothing was graded.  `correct` counts
+    grades `right` among `graded` ones; `ungraded` answers count neither way.  `seconds` is device time.  `cost_usd` is
+    None where a price is unknown.  `of_open_book` is the share of the open-book accuracy that was reached.
+    `question_tokens` and `question_seconds` are what a question cost of a model without an adapter: tokens of its
+    prompt, and device time, with many questions answered at once."""
 
     name: str
     accuracy: Fraction | None
     ci95: tuple[Fraction, Fraction] | None = None
+    document_mean: Fraction | None = None
     correct: Count = 0
     graded: Count = 0
     ungraded: Count = 0
@@ -186,7 +188,8 @@ class Summary(_Part):
     """The whole of `summary.json`, for what writes it and for all that read it.
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
-    `rounds`, `selected_round` (0: the untrained policy), `untrained_validation` and `worth_it` are Step B's, `steps`
+    `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
+    B's, `steps`
     continual learning's, `on_the_way` is `learn`'s.  `sweep` has the recipes of a sweep, `most_lost` is its limit and
     `choice` says what was chosen and why.  `seconds` is how long the run took, over all attempts; `total_seconds` what
     its devices were busy."""
@@ -203,6 +206,7 @@ class Summary(_Part):
     conditions: tuple[ConditionSummary, ...]
     rounds: tuple[RoundSummary, ...] = ()
     selected_round: Count | None = None
+    selected_on: Literal["validation", "test"] = "validation"
     untrained_validation: Accuracy | None = None
     worth_it: str = ""
     steps: tuple[StepSummary, ...] = ()

@@ -60,7 +60,7 @@ def cut(
     sequences: list[TrainingSequence] = []
     for one in whole:
         if one.question is not None or (published and count_tokens(one.text) <= room):
-            sequences.append(one)
+            sequences += [one] * (copies if one.of_document else 1)
             if advance is not None and published:
                 advance(len(one.text))
             continue
