@@ -95,7 +95,7 @@ class Settings(BaseModel):
         False, description="refuse a folder with a file that cannot be read, instead of leaving the file out"
     )
     follow_links: bool = Field(False, description="follow links that lead out of a folder of documents")
-    recipe: str = Field("default", description="how adapters are trained: default, tiny, seal, seal-joint, or a YAML file")
+    recipe: str = Field("default", description="how adapters are trained: default, tiny, seal, seal-joint, or a file")
     set: dict[str, Any] = Field({}, description="a setting of the recipe to change, as name=value")
     prompt_file: Path | None = Field(None, description="your own prompts, in the form of the built-in prompts.yaml")
     max_edit_tokens: int = Field(512, ge=16, description="an edit is cut off after this many tokens")
