@@ -24,10 +24,12 @@ from selfedit.methods.run import Run
 @dataclass(frozen=True)
 class Sitting:
     """What one adapter is asked: about its documents and in general (`asked`), and about other documents
-    (`neighbours`); and the sequences that it is measured on."""
+    (`neighbours`; `before`: what the untrained model answered to these, None where it was not asked); and the sequences
+    that it is measured on."""
 
     asked: tuple[Asked, ...]
     neighbours: tuple[Asked, ...]
+    before: tuple[str | None, ...]
     texts: tuple[TokenSequence, ...]
     gold: tuple[TokenSequence, ...]
 
@@ -44,13 +46,9 @@ class Sitting:
         if self.neighbours and completions:
             asked = [question for _, question in self.neighbours]
             said = [run.exam.answer(completion.ids) for completion in completions[len(self.asked) :]]
-            untrained = {
-                a.question_id: a.text for fit in run.store.fits(round=0, condition="none") for a in fit.answers
-            }
-            before = [untrained.get(question.id) for question in asked]
             found |= {"neighbours": len(asked), "leaked": leaks(own, asked, said)}
-            if None not in before:
-                found["leaked_before"] = leaks(own, asked, [str(text) for text in before])
+            if None not in self.before:
+                found["leaked_before"] = leaks(own, asked, [str(text) for text in self.before])
         return found
 
 
@@ -59,12 +57,17 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
     known = known_general(run) if any(learning.examine for learning in learnings) else []
     texts = measured_texts(run, learnings)
     documents = {document.id: document for learning in learnings for document in learning.documents}
+    untrained: dict[str, str] = {}
+    if run.settings.neighbour_questions:
+        before = run.store.fits(round=0, condition="none")
+        untrained = {answer.question_id: answer.text for fit in before for answer in fit.answers}
     found = {}
     for learning in learnings:
         asked = exam_questions(run, learning.documents, known, learning.id) if learning.examine else []
         gold = gold_answers(run, learning.documents) if learning.gold else ()
         near = _neighbours(run, learning, list(documents.values())) if learning.examine else ()
-        found[learning.id] = Sitting(tuple(asked), near, texts.get(learning.id, ()), gold)
+        said = tuple(untrained.get(question.id) for _, question in near)
+        found[learning.id] = Sitting(tuple(asked), near, said, texts.get(learning.id, ()), gold)
     return found
 
 
