@@ -92,7 +92,19 @@ def test_help_names_every_command_and_setting(capsys: pytest.CaptureFixture[str]
         run("--help")
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for command in ("compare", "sweep", "learn", "ask", "train", "continual", "report", "grade", "cost", "export"):
+    for command in (
+        "compare",
+        "sweep",
+        "learn",
+        "ask",
+        "train",
+        "continual",
+        "report",
+        "grade",
+        "cost",
+        "export",
+        "import-seal",
+    ):
         assert command in text
     with pytest.raises(SystemExit):
         run("train", "--help")

@@ -58,6 +58,7 @@ GOOD = {
     "grade": ["graded.jsonl", "--grader", "lexical"],
     "cost": ["--model", "gpt-4.1", "--input-tokens", "5"],
     "export": ["folder", "merged"],
+    "import-seal": ["folder"],
 }
 
 

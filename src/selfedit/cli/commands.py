@@ -361,6 +361,33 @@ def _export(arguments: argparse.Namespace) -> Any:
     return asdict(exported)
 
 
+def _import_seal_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clone", help="your clone of the code that was released with the paper (arXiv 2506.10943)")
+    parser.add_argument(
+        "--out", default="seal", metavar="FOLDER", help="the new folder for what is read from it [seal]"
+    )
+
+
+def _import_seal(arguments: argparse.Namespace) -> Any:
+    from selfedit.methods.import_seal import import_seal
+
+    found = import_seal(Path(arguments.clone), Path(arguments.out))
+    _say(arguments, f"prompts.yaml: {', '.join(found.prompts)}")
+    for name, number in found.documents.items():
+        _say(arguments, f"{name}: {number:,} documents")
+    for name, number in found.edits.items():
+        _say(arguments, f"{name}: {number:,} edits")
+    for name in found.left_out:
+        _say(arguments, f"left out: {name}: no edits in it")
+    more = "" if found.most_texts is None else f"; this version of it also takes --set most_texts={found.most_texts}"
+    _say(
+        arguments,
+        f"next: selfedit train --preset seal --prompt-file {found.folder / 'prompts.yaml'} --documents"
+        f" {found.folder / 'train.jsonl'}{more}",
+    )
+    return asdict(found)
+
+
 COMMANDS = {
     "compare": Command(
         "compare who should write the notes: the model, an API, a file, nobody",
@@ -390,4 +417,7 @@ COMMANDS = {
     "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
     "cost": Command("price a job", _cost_flags, _cost),
     "export": Command("write a model with its adapters merged in", _export_flags, _export),
+    "import-seal": Command(
+        "read documents, edits and prompts of the published code from a clone of it", _import_seal_flags, _import_seal
+    ),
 }
