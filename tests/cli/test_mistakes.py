@@ -368,7 +368,7 @@ def test_a_policy_of_another_model(
 ) -> None:
     words = [*without(without(compare_words, "--out"), "--documents")[1:], "--documents", str(documents(3))]
     trained = tmp_path / "trained"
-    more = ["--rounds", 1, "--edits", 1, "--replicates", 1, "--validation-share", 0, "--outer-set", "rank=2"]
+    more = ["--rounds", 1, "--edits", 4, "--replicates", 1, "--validation-share", 0, "--outer-set", "rank=2"]
     assert run("train", *words, "--out", trained, *more).code == 0
     other = shutil.copytree(chat_model, tmp_path / "other")
     command = [*without(compare_words, "--model"), "--model", other, "--policy", trained]

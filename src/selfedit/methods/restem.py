@@ -71,8 +71,9 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
                 train_editor(run, settings, documents, kept, round, policy, outer)
             tracker.log(metrics(run, round), step=round)
         tracker.finish()
-        selected = select_round(run, validation)
-        return summary_of_finished(run) or summarise_training(run, training, validation, selected, settings.select_on)
+        if finished := summary_of_finished(run):
+            return finished
+        return summarise_training(run, training, validation, select_round(run, validation), settings.select_on)
 
 
 def one_round(
