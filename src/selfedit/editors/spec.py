@@ -50,18 +50,10 @@ class EditorSpec:
             argument = str(int(argument))
         if kind == "replay":
             # A file's name may hold a '#'; a writer's may not.
-            file, mark, after = argument.rpartition("#")
-            if mark:
-                argument, writer = file.strip(), after.strip()
-                if not writer:
-                    raise _wrong(text, "the writer's name after '#' is empty")
+            argument, writer = _parted(text, argument, "#", "the writer's")
         if kind == "model":
             # A folder's name may hold a ':'; a prompt's may not.
-            name, mark, after = argument.rpartition(":")
-            if mark:
-                argument, prompt = name.strip(), after.strip()
-                if not prompt:
-                    raise _wrong(text, "the prompt's name after ':' is empty")
+            argument, prompt = _parted(text, argument, ":", "the prompt's")
         if (kind == "self" and colon and not argument) or (kind in ("model", "replay", "api") and not argument):
             what = {"self": "the prompt", "replay": "the file"}.get(kind, "the model")
             raise _wrong(text, f"{what} after '{kind}:' is missing")
@@ -105,6 +97,16 @@ def parse_editors(texts: list[str]) -> list[EditorSpec]:
             )
         seen[spec.name] = text
     return specs
+
+
+def _parted(text: str, argument: str, mark: str, whose: str) -> tuple[str, str]:
+    """What stands before the last mark, and the name behind it ("" where there is no mark)."""
+    before, found, after = argument.rpartition(mark)
+    if not found:
+        return argument, ""
+    if not after.strip():
+        raise _wrong(text, f"{whose} name after '{mark}' is empty")
+    return before.strip(), after.strip()
 
 
 def _wrong(text: str, reason: str) -> UserError:

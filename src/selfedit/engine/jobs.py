@@ -120,9 +120,11 @@ class FitSettings:
     A step takes `batch_size` sequences; its loss is the (weighted) mean over all their labelled tokens (Trainer's rule
     with gradient accumulation: `batch_size` here is batch size times accumulation there).  With `steps`, the fit takes
     exactly so many, whatever the number of sequences: those of `epochs` epochs (of more, where they are fewer than the
-    steps) are dealt out evenly over the steps, and `batch_size` is not used.  `schedule` decays the
-    learning rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or keeps it (`constant`).
-    `shuffle` draws a new order each epoch from the job's seed; without it, sequences keep their order."""
+    steps) are dealt out evenly over the steps, and `batch_size` is not used.
+
+    `schedule` decays the learning rate from the end of the warm-up to zero at the last step (`linear`, `cosine`) or
+    keeps it (`constant`).  `shuffle` draws a new order each epoch from the job's seed; without it, sequences keep their
+    order."""
 
     learning_rate: float = 1e-3
     epochs: int = 10

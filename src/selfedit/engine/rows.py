@@ -34,11 +34,11 @@ def in_rows(
     `what`.  `on_tokens` is called with the tokens of each row.
     """
     budget = PREFILL_TOKENS[device_kind(backbone.head_VD.device)] if token_budget is None else token_budget
-    waiting, found = list(items), []
+    lengths, found = [tokens_of(item) for item in items], list[R]()
     with backbone.training(), torch.no_grad():
-        while waiting:
-            row = waiting[next(parts([tokens_of(item) for item in waiting], budget))]
-            tokens = sum(tokens_of(item) for item in row)
+        while (begin := len(found)) < len(items):
+            end = begin + next(parts(lengths[begin:], budget)).stop
+            row, tokens = list(items[begin:end]), sum(lengths[begin:end])
             results = _attempt(compute, row)
             if results is None:
                 if len(row) == 1:
@@ -51,7 +51,6 @@ def in_rows(
                 release_memory()
                 continue
             found += results
-            waiting = waiting[len(row) :]
             if on_tokens is not None:
                 on_tokens(tokens)
     return found

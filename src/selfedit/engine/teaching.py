@@ -68,15 +68,17 @@ def teach(
     model: PreTrainedModel, jobs: Sequence[FitJob], *, top: int = 20, on_tokens: Callable[[int], None] | None = None
 ) -> list[FitJob]:
     """The jobs, with soft targets for each sequence that has a `teacher` and none yet.  Errors as `soft_targets`."""
-    taught = [s for job in jobs for s in job.sequences if s.teacher and s.targets is None]
+
+    def untaught(sequence: TokenSequence) -> bool:
+        return bool(sequence.teacher) and sequence.targets is None
+
+    asked = [sequence for job in jobs for sequence in job.sequences if untaught(sequence)]
     # A text without a prompt has no label at its first token; the teacher reads that too.
-    pairs = [((*s.teacher, *s.ids[:1][s.prompt_length :]), s.ids[max(s.prompt_length, 1) :]) for s in taught]
+    pairs = [((*s.teacher, *s.ids[:1][s.prompt_length :]), s.ids[max(s.prompt_length, 1) :]) for s in asked]
     targets = iter(soft_targets(model, pairs, top=top, on_tokens=on_tokens) if pairs else ())
 
     def with_targets(sequence: TokenSequence) -> TokenSequence:
-        if not sequence.teacher or sequence.targets is not None:
-            return sequence
-        return replace(sequence, targets=next(targets))
+        return replace(sequence, targets=next(targets)) if untaught(sequence) else sequence
 
     return [replace(job, sequences=tuple(map(with_targets, job.sequences))) for job in jobs]
 

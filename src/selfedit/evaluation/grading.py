@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem, Grader
-from selfedit.evaluation.statistics import DocumentScore
+from selfedit.evaluation.statistics import DocumentScore, pooled
 
 GRADE_CHUNK = 64  # grades committed together
 
@@ -100,13 +100,11 @@ class Grading:
 
     def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
         """Scores and numbers of graded answers by document; ungraded answers count neither way."""
-        found: dict[str, DocumentScore] = {}
-        for answer in self.store.scored_answers(self.name, condition=condition, round=round):
-            if answer.document_id is None or answer.score is None:
-                continue
-            before = found.get(answer.document_id, DocumentScore(0.0, 0))
-            found[answer.document_id] = DocumentScore(before.score + answer.score, before.graded + 1)
-        return found
+        return pooled(
+            (answer.document_id, DocumentScore(answer.score, 1))
+            for answer in self.store.scored_answers(self.name, condition=condition, round=round)
+            if answer.document_id is not None and answer.score is not None
+        )
 
     def scores_of_fits(self, ids: Iterable[str], *, round: int | None = None) -> dict[str, list[float]]:
         """Scores of the graded answers of these fits about their own documents, by fit; a failed fit has none."""

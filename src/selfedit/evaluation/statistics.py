@@ -9,7 +9,6 @@ answers. The same input gives the same figures.
   two are combined by the square-and-add rule (Newcombe 1998; Zou & Donner 2008, "MOVER").
 - A difference is larger than noise where a paired sign-flip test (exact up to 13 documents that differ) and the
   interval say so. With fewer than six documents no sign-flip test reaches 5 %, so nothing is called a finding.
-
 - A ratio of accuracies has a bootstrap interval over documents, paired.
 
 `python -m benchmarks.coverage` simulates how often the intervals hold the truth; docs/grading.md has its table.
@@ -18,7 +17,7 @@ answers. The same input gives the same figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
@@ -41,6 +40,15 @@ class DocumentScore(NamedTuple):
 
     score: float
     graded: int
+
+
+def pooled(scores: Iterable[tuple[str, DocumentScore]]) -> dict[str, DocumentScore]:
+    """The scores of each document, or of whatever else they are named after, added up."""
+    found: dict[str, DocumentScore] = {}
+    for name, (score, graded) in scores:
+        before = found.get(name, DocumentScore(0.0, 0))
+        found[name] = DocumentScore(before.score + score, before.graded + graded)
+    return found
 
 
 class Interval(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval, pooled
 from selfedit.methods.run import Run
 from selfedit.runs.summary import ForgettingSummary, NeighbourSummary
 
@@ -42,13 +42,12 @@ def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
 
 def general_scores(run: Run, conditions: Sequence[str]) -> dict[str, DocumentScore]:
     """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
-    by_fit: dict[str, DocumentScore] = {}
-    for name in conditions:
-        for answer in run.store.scored_answers(run.grading.name, condition=name):
-            if answer.document_id is None and answer.score is not None:
-                before = by_fit.get(answer.fit_id, DocumentScore(0.0, 0))
-                by_fit[answer.fit_id] = DocumentScore(before.score + (answer.value == "right"), before.graded + 1)
-    return by_fit
+    return pooled(
+        (answer.fit_id, DocumentScore(answer.value == "right", 1))
+        for name in conditions
+        for answer in run.store.scored_answers(run.grading.name, condition=name)
+        if answer.document_id is None and answer.score is not None
+    )
 
 
 def neighbours(run: Run, conditions: Sequence[str]) -> list[NeighbourSummary]:
@@ -59,10 +58,7 @@ def neighbours(run: Run, conditions: Sequence[str]) -> list[NeighbourSummary]:
         fits = [fit for fit in run.store.fits(condition=name) if fit.neighbours]
         if not fits:
             continue
-        leaked: dict[str, DocumentScore] = {}
-        for fit in fits:
-            score, asked = leaked.get(str(fit.document_id), (0.0, 0))
-            leaked[str(fit.document_id)] = DocumentScore(score + fit.leaked, asked + fit.neighbours)
+        leaked = pooled((str(fit.document_id), DocumentScore(fit.leaked, fit.neighbours)) for fit in fits)
         mean, low, high = accuracy_interval(leaked)
         asked = sum(fit.neighbours for fit in fits)
         before = [fit.leaked_before for fit in fits if fit.leaked_before is not None]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval
+from selfedit.evaluation.statistics import accuracy_interval, pooled
 from selfedit.methods.candidates import Candidate
 from selfedit.methods.frontier import Trial
 from selfedit.methods.harm import general_scores
@@ -60,10 +60,7 @@ def _trial(run: Run, candidate: Candidate, edits: Written, rungs: Sequence[int])
     """What a recipe came to on the documents of these rungs, over all editors."""
     names = [condition(editor, candidate.number, rung) for editor in edits for rung in rungs]
     fits = [fit for name in names for fit in run.store.fits(condition=name)]
-    scores: dict[str, DocumentScore] = {}
-    for document, score in (item for name in names for item in run.grading.scores(name).items()):
-        before = scores.get(document, DocumentScore(0.0, 0))
-        scores[document] = DocumentScore(before.score + score.score, before.graded + score.graded)
+    scores = pooled(item for name in names for item in run.grading.scores(name).items())
     tokens = sum(fit.train_tokens for fit in fits) / max(1, len(fits))
     failed = sum(fit.status == "failed" for fit in fits)
     moved = [fit.divergence for fit in fits if fit.divergence is not None]

@@ -189,10 +189,9 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
-    B's, `steps`
-    continual learning's, `on_the_way` is `learn`'s.  `sweep` has the recipes of a sweep, `most_lost` is its limit and
-    `choice` says what was chosen and why.  `seconds` is how long the run took, over all attempts; `total_seconds` what
-    its devices were busy."""
+    B's, `steps` continual learning's, `on_the_way` is `learn`'s.  `sweep` has the recipes of a sweep,
+    `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the run took, over all
+    attempts; `total_seconds` what its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 

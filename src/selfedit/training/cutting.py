@@ -46,28 +46,28 @@ def cut(
             return list(lines)
         return _packed(lines, pack_tokens if cutting == "packed" else None, count_tokens)
 
-    notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
-    whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
     published = cutting in ("seal", "seal-whole")
     if published:
         found = seal_texts(edit or "", by_line=cutting == "seal", most=most_texts)
         whole = [TrainingSequence(document.title, text) for text in found]
+    else:
+        notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
+        whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
     if document_copies or not whole:
         text = document.text.strip() if published else document.text
         whole.append(TrainingSequence(document.title, text, of_document=True))
-    copies = max(1, document_copies)
     room = part_size(count_tokens(document.title), max_tokens)
     sequences: list[TrainingSequence] = []
     for one in whole:
+        copies = max(1, document_copies) if one.of_document else 1
         if one.question is not None or (published and count_tokens(one.text) <= room):
-            sequences += [one] * (copies if one.of_document else 1)
+            sequences += [one] * copies
             if advance is not None and published:
                 advance(len(one.text))
             continue
         covered = 0
         for begin, end in part_spans(one.text, room, overlap=room // 8, length=count_tokens):
-            part = replace(one, text=one.text[begin:end].strip())
-            sequences += [part] * (copies if one.of_document else 1)
+            sequences += [replace(one, text=one.text[begin:end].strip())] * copies
             if advance is not None:
                 advance(end - covered)
             covered = end

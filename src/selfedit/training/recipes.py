@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class Recipe(BaseModel):
-    """One fine-tune's settings.  The defaults were chosen by benchmarks/results/recipe-sweep.md."""
+    """One fine-tune's settings.  What a file leaves out is as in `tiny`, chosen by benchmarks/results/recipe-sweep.md;
+    docs/recipes.md says how `default` was chosen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
