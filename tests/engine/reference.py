@@ -1,4 +1,4 @@
-"""The plain way to train one adapter, against which the engine is held: PEFT, torch's AdamW, one sequence at a time."""
+"""The plain way to train one adapter, against which the engine is held: PEFT, and the self-test's plain training."""
 
 from __future__ import annotations
 
@@ -10,23 +10,10 @@ from typing import Any
 
 import peft
 import torch
-import transformers
 from torch import Tensor
 
-from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, SoftTargets, TokenSequence
-
-
-def random_job(
-    seed: int, *, sequences: int, shortest: int = 4, longest: int = 24, vocabulary: int = 160, **settings: Any
-) -> FitJob:
-    """A job on random tokens; about a third of the sequences begin with a prompt that is not learned."""
-    generator = random.Random(seed)
-    made = []
-    for _ in range(sequences):
-        length = generator.randint(shortest, longest)
-        ids = tuple(generator.randrange(3, vocabulary) for _ in range(length))
-        made.append(TokenSequence(ids, prompt_length=generator.choice([0, 0, length // 2])))
-    return FitJob(tuple(made), FitSettings(**settings), seed)
+from selfedit.engine import FitJob, LoraSpec, SoftTargets, TokenSequence
+from selfedit.engine.selftest import first_weights, next_token_losses, train_plainly
 
 
 def lora_config(model: Any, spec: LoraSpec) -> peft.LoraConfig:
@@ -43,13 +30,6 @@ def lora_config(model: Any, spec: LoraSpec) -> peft.LoraConfig:
     )
 
 
-def first_weights(model: Any, spec: LoraSpec, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """The weights that a bank gives an adapter of this seed before training."""
-    with AdapterBank(model, spec, 1) as bank:
-        bank.reset(0, seed)
-        return {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
-
-
 def wrapped_in_peft(model: Any, spec: LoraSpec, state: dict[str, tuple[Tensor, Tensor]]) -> Any:
     """A PEFT model on a copy of `model`, with these weights."""
     wrapped = peft.get_peft_model(copy.deepcopy(model), lora_config(model, spec)).eval()
@@ -63,36 +43,16 @@ def wrapped_in_peft(model: Any, spec: LoraSpec, state: dict[str, tuple[Tensor, T
 
 def sequence_losses(wrapped: Any, sequence: TokenSequence) -> Tensor:
     """The losses of a sequence's labelled tokens by plain autograd."""
-    ids = torch.tensor([sequence.ids], device=wrapped.device)
-    logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
-    first = max(sequence.prompt_length, 1)
     if sequence.targets is None:
-        return torch.nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="none")
-    return divergence(logits[first - 1 : -1], *unpacked(sequence.targets))
+        return next_token_losses(wrapped, sequence)
+    logits = wrapped(input_ids=torch.tensor([sequence.ids], device=wrapped.device), use_cache=False).logits[0].float()
+    return divergence(logits[max(sequence.prompt_length, 1) - 1 : -1], *unpacked(sequence.targets))
 
 
 def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
-    """A PEFT model on a copy of `model`, trained on a job: the job's data order, transformers' schedule, torch's
-    clipping and AdamW."""
+    """A PEFT model on a copy of `model`, trained on a job."""
     wrapped = wrapped_in_peft(model, spec, first_weights(model, spec, job.seed))
-    settings = job.settings
-    parameters = [p for p in wrapped.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=settings.weight_decay
-    )
-    schedule = transformers.get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=job.steps
-    )
-    for numbers in job.order():
-        optimizer.zero_grad()
-        batch = [job.sequences[k] for k in numbers]
-        labelled = sum(s.labelled for s in batch)
-        for sequence in batch:
-            (sequence_losses(wrapped, sequence).sum() * sequence.weight / labelled).backward()
-        if settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        schedule.step()
+    train_plainly(wrapped, [p for p in wrapped.parameters() if p.requires_grad], job, sequence_losses)
     return wrapped
 
 
@@ -149,32 +109,3 @@ def peft_state(wrapped: Any, names: list[str]) -> dict[str, tuple[Tensor, Tensor
         name: (layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data)
         for name, layer in layers.items()
     }
-
-
-def difference(own: dict[str, tuple[Tensor, Tensor]], other: dict[str, tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """How far an adapter is from another in norm: relative to all its parameters, and, for the B matrices, which start
-    at zero and are therefore all learned, relative to those.
-
-    One entry in 5,000 is left out: AdamW divides a gradient by its own size, so that an entry whose gradient is nothing
-    but rounding moves by a good part of a step, in PEFT's own run on another machine as here."""
-    assert own.keys() == other.keys()
-
-    def relative(which: tuple[int, ...]) -> float:
-        x, y = (
-            torch.cat([state[name][k].detach().float().flatten() for name in own for k in which])
-            for state in (own, other)
-        )
-        apart = (x - y).abs().sort().values
-        return (apart[: len(apart) - len(apart) // 5000].norm() / y.norm()).item()
-
-    return relative((0, 1)), relative((1,))
-
-
-@torch.no_grad()
-def greedy_alone(wrapped: Any, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
-    """Greedy tokens, without a cache."""
-    ids = list(prompt)
-    for _ in range(new_tokens):
-        logits = wrapped(input_ids=torch.tensor([ids], device=wrapped.device), use_cache=False).logits[0, -1]
-        ids.append(int(logits.argmax()))
-    return tuple(ids[len(prompt) :])

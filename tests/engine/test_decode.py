@@ -8,10 +8,10 @@ import random
 
 import pytest
 import torch
-from reference import greedy_alone, random_job
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
 from selfedit.engine.decoding import PREFILL_TOKENS
+from selfedit.engine.selftest import greedy_alone, random_job
 
 
 @pytest.fixture(scope="module")

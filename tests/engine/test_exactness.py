@@ -6,30 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-from reference import difference, greedy_alone, peft_state, random_job, train_alone
+from reference import peft_state, train_alone
 
-from selfedit.engine import AdapterBank, DecodeRequest, FitJob, LoraSpec, decode, fit
-
-# How far parameters may be apart, in norm: all of them, and those of B alone, which are nothing but what was learned.
-# AdamW makes a whole step out of a gradient that is itself rounding noise, so the second is wider.  bfloat16 keeps 3
-# digits of each product: there the direction of learning is compared, and greedy answers are not.
-TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-3, 0.15)}
+from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
+from selfedit.engine.selftest import TOLERANCE, copied, difference, five_jobs, greedy_alone
 
 
 def assert_equal(own, other, dtype="float32"):
     everything, learned = difference(own, other)
     assert everything < TOLERANCE[dtype][0]
     assert learned < TOLERANCE[dtype][1]
-
-
-def five_jobs() -> list[FitJob]:
-    return [
-        random_job(11, sequences=2, learning_rate=3e-4, epochs=3),
-        random_job(12, sequences=5, learning_rate=2e-4, epochs=1, batch_size=2, schedule="cosine", warmup_steps=1),
-        random_job(13, sequences=3, learning_rate=3e-4, epochs=2, batch_size=3, weight_decay=0.1),
-        random_job(14, sequences=1, longest=60, learning_rate=3e-4, epochs=5, max_grad_norm=None, shuffle=False),
-        random_job(15, sequences=7, learning_rate=3e-4, epochs=2, batch_size=2, schedule="constant", max_grad_norm=0.1),
-    ]
 
 
 _references: dict[tuple[str, str], list] = {}
@@ -81,7 +67,7 @@ def test_options_mean_what_they_mean_in_peft(tiny_model, path, change):
     with AdapterBank(model, spec, 2) as bank:
         bank.grouped = path == "grouped" and model.device.type == "cpu"
         fit(bank, jobs)
-        states = [{name: (a.clone(), b.clone()) for name, (a, b) in bank.state(k).items()} for k in range(2)]
+        states = [copied(bank.state(k)) for k in range(2)]
         names = bank.names
     for job, state in zip(jobs, states, strict=True):
         assert_equal(state, peft_state(train_alone(model, spec, job), names))
@@ -93,7 +79,7 @@ def test_tied_and_untied_heads(tiny_model, tied):
     job, spec = five_jobs()[0], LoraSpec(rank=8, alpha=16)
     with AdapterBank(model, spec, 1) as bank:
         fit(bank, [job])
-        state = {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
+        state = copied(bank.state(0))
         names = bank.names
     assert "lm_head" not in names
     assert_equal(state, peft_state(train_alone(model, spec, job), names))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import random_job
 
 from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit
 from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
+from selfedit.engine.selftest import random_job
 
 
 def loss_of(model, sequences):

@@ -10,11 +10,12 @@ import shutil
 import peft
 import pytest
 import torch
-from reference import lora_config, random_job
+from reference import lora_config
 from safetensors.torch import load_file, save_file
 
 from selfedit.engine import AdapterBank, LoraSpec, fit, load_adapter, merge_adapter
 from selfedit.engine.lora import Routing
+from selfedit.engine.selftest import random_job
 
 IDS = tuple(range(3, 30))
 SPECS = {

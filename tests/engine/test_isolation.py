@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import random_job
 
 from selfedit.engine import AdapterBank, LoraSpec, fit
+from selfedit.engine.selftest import random_job
 
 
 def mine(**settings):

@@ -7,9 +7,10 @@ import random
 
 import pytest
 import torch
-from reference import random_job, random_targets, sequence_losses, taught, wrapped_in_peft
+from reference import random_targets, sequence_losses, taught, wrapped_in_peft
 
 from selfedit.engine import AdapterBank, LoraSpec, SoftTargets, TokenSequence, losses
+from selfedit.engine.selftest import random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
 SEQUENCES = taught(random_job(31, sequences=12)).sequences  # every second one with soft targets and a weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import random_job, taught
+from reference import taught
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +21,7 @@ from selfedit.engine import (
     plan,
     soft_targets,
 )
+from selfedit.engine.selftest import random_job
 
 aten = torch.ops.aten
 # Operations that may read from one device and write to another, or index with what lies on the host.

@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from reference import difference, divergence, peft_state, random_job, random_targets, taught, train_alone, unpacked
+from reference import divergence, peft_state, random_targets, taught, train_alone, unpacked
 
 from selfedit.engine import (
     AdapterBank,
@@ -24,6 +24,7 @@ from selfedit.engine import (
     teach,
 )
 from selfedit.engine.loss import linear_divergence
+from selfedit.engine.selftest import difference, random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
 JOBS = [

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from reference import random_job
 
 from selfedit.engine import (
     AdapterBank,
@@ -20,6 +19,7 @@ from selfedit.engine import (
     fit_all,
     plan,
 )
+from selfedit.engine.selftest import random_job
 from selfedit.engine.state import read_notes
 
 

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from reference import random_job
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfedit.engine import (
@@ -27,6 +26,7 @@ from selfedit.engine.jobs import FitSettings
 from selfedit.engine.lora import Routing
 from selfedit.engine.planning import measure_costs
 from selfedit.engine.schedule import simulate
+from selfedit.engine.selftest import random_job
 
 
 def product_flops(_, left, right, **__):
