@@ -17,8 +17,8 @@ shared memory.  An interrupted life has to end within seconds, with exit code 13
 leave no temporary file.
 
 `compare` has an API's edits among its conditions, from a server on this machine: what is booked must be what came, each
-reply once.  Fits are saved on the way every 30 ms.  Linux only.  With --write the figures go to
-`benchmarks/results/kills.json`.
+reply once.  Fits are saved on the way every 30 ms.  Linux only.  With --write the figures of each command, number of
+workers and signal go to `benchmarks/results/kills.json` as soon as they are there.
 """
 
 from __future__ import annotations
@@ -517,12 +517,23 @@ def difference(expected: Any, found: Any) -> str:
     return f"{lost.total()} lost {list(lost)[:2]!s:.300}, {new.total()} new {list(new)[:2]!s:.300}"
 
 
+def write(tally: Tally, seed: int) -> None:
+    """In the place of what is there of its command, workers and signal."""
+    runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    key = ("command", "workers", "signal")
+    new = {**tally.record(), "processor": processor(), "seed": seed}
+    runs = [old for old in runs if any(old[name] != new[name] for name in key)] + [new]
+    RESULTS.write_text(json.dumps(sorted(runs, key=lambda run: [run[name] for name in key]), indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=WORDS, default=list(WORDS))
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of each command without workers")
     parser.add_argument("--interrupts", type=int, default=20, help="SIGINTs of each command without workers")
-    parser.add_argument("--with-workers", type=int, default=10, help="signals of either kind with two workers")
+    parser.add_argument(
+        "--with-workers", type=int, default=10, help="signals of either kind of each command with two workers"
+    )
     parser.add_argument("--minutes", type=float, default=20.0, help="at the most for a command, workers and signal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
@@ -563,8 +574,8 @@ def main() -> None:
             for workers, number, hits in (
                 (0, signal.SIGKILL, arguments.kills),
                 (0, signal.SIGINT, arguments.interrupts),
-                (2, signal.SIGKILL, min(arguments.kills, arguments.with_workers)),
-                (2, signal.SIGINT, min(arguments.interrupts, arguments.with_workers)),
+                (2, signal.SIGKILL, arguments.with_workers),
+                (2, signal.SIGINT, arguments.with_workers),
             ):
                 if not hits:
                     continue
@@ -580,14 +591,13 @@ def main() -> None:
                 )
                 tallies.append(tally)
                 print(json.dumps(tally.record()), flush=True)
+                if arguments.write:
+                    write(tally, arguments.seed)
         left = sorted(set(os.listdir("/dev/shm")) - shared)
         print(f"shared memory left: {left}", file=sys.stderr)
     finally:
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)
-    if arguments.write:
-        record = {"processor": processor(), "seed": arguments.seed, "runs": [tally.record() for tally in tallies]}
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     if any(tally.problems for tally in tallies):
         sys.exit(f"problems; what is left of their runs is in {folder}")
     shutil.rmtree(folder)

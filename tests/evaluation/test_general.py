@@ -3,14 +3,14 @@
 from selfedit.evaluation.general import general_questions
 from selfedit.evaluation.grade import GradeItem
 from selfedit.evaluation.lexical import LexicalGrader
-from selfedit.evaluation.text import normalise
+from selfedit.evaluation.text import tokens
 
 
 def test_there_are_enough_and_none_twice() -> None:
     questions = general_questions()
     assert len(questions) >= 320
     assert len({q.id for q in questions}) == len(questions)
-    assert len({normalise(q.question) for q in questions}) == len(questions)
+    assert len({tuple(tokens(q.question)) for q in questions}) == len(questions)
     assert all(q.id.startswith("general|") and q.question.endswith(("?", ".")) for q in questions)
     assert general_questions() == questions
     assert general_questions() is not general_questions()

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from selfedit.errors import UserError
-from selfedit.evaluation import GRADERS, JudgeGrader, LexicalGrader, judge_model, make_grader
+from selfedit.evaluation.graders import GRADERS, judge_model, make_grader
+from selfedit.evaluation.judge import JudgeGrader
+from selfedit.evaluation.lexical import LexicalGrader
 
 
 def test_names() -> None:
@@ -34,8 +36,8 @@ def test_a_judge_needs_a_way_to_its_model() -> None:
 
 def test_importing_the_package_imports_no_torch() -> None:
     code = (
-        "import sys, selfedit.evaluation as e; i = e.GradeItem('q', ('g',), 'g'); "
-        "e.make_grader('lexical').grade([i]); "
+        "import sys, selfedit.evaluation.graders as graders; from selfedit.evaluation.grade import GradeItem;"
+        "graders.make_grader('lexical').grade([GradeItem('q', ('g',), 'g')]);"
         "print(sorted({'torch', 'transformers', 'openai'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

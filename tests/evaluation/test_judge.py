@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.errors import UserError
-from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.evaluation.grade import GradeItem
 from selfedit.evaluation.judge import (
     VERDICT_SCHEMA,
     JudgeGrader,
     JudgeRequest,
-    check_ungraded,
     judge_messages,
     parse_reply,
 )
@@ -177,20 +175,3 @@ def test_any_answer_stays_one_fenced_line(question: str, gold: str, answer: str)
 def test_the_marker_depends_on_the_answer() -> None:
     markers = {fenced(GradeItem("q", ("g",), f"answer {i}"))[0] for i in range(50)}
     assert len(markers) == 50
-
-
-def grades(ungraded: int, graded: int) -> list[Grade]:
-    return [Grade("ungraded", None, "judge:m", "the call failed: 503")] * ungraded + [
-        Grade("right", 1.0, "judge:m")
-    ] * graded
-
-
-def test_too_many_ungraded_answers_stop_a_run() -> None:
-    check_ungraded([])
-    check_ungraded(grades(2, 98))
-    with pytest.raises(UserError, match=r"3 of 100 .*503.*--max-ungraded") as error:
-        check_ungraded(grades(3, 97))
-    assert "\n" not in str(error.value)
-    check_ungraded(grades(3, 97), limit=0.03)
-    with pytest.raises(UserError):
-        check_ungraded(grades(1, 0), limit=0.5)

@@ -17,7 +17,6 @@ from selfedit.evaluation.statistics import (
     assumed_deviation,
     bootstrap,
     cohen_kappa,
-    difference_deviation,
     documents_needed,
     kappa_interval,
     mean_interval,
@@ -280,12 +279,6 @@ def test_documents_needed_from_the_assumption() -> None:
     assert documents_needed(0.03, deviation=0.0) == 6
     with pytest.raises(ValueError, match="zero"):
         documents_needed(0)
-
-
-def test_deviation_of_paired_differences() -> None:
-    a = {"x": DocumentScore(0, 2), "y": DocumentScore(1, 2), "z": DocumentScore(0, 0)}
-    b = {"x": DocumentScore(2, 2), "y": DocumentScore(1, 2), "z": DocumentScore(1, 1)}
-    assert difference_deviation(a, b) == pytest.approx(np.std([1.0, 0.0], ddof=1))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True))

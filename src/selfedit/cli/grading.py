@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.judge import Complete as Ask
-from selfedit.evaluation.judge import JudgeRequest
 
 
 def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], None]) -> Any:
@@ -80,21 +79,12 @@ def _grader(arguments: argparse.Namespace) -> Grader:
         if not engine:
             raise UserError("--grader judge:local is a run's own model; here name one: judge:model:NAME")
         return make_grader(arguments.grader, complete=_engine(engine))
-    from selfedit.editors.api import ApiClient, ApiRequest
+    from selfedit.editors.api import ApiClient
     from selfedit.editors.endpoint import Endpoint
+    from selfedit.evaluation.judges import api_judge
 
     client = ApiClient(model, Endpoint(base_url=arguments.api_base))
-
-    def complete(requests: Sequence[JudgeRequest]) -> list[Any]:
-        results = client.complete(
-            [
-                ApiRequest(messages=r.messages, max_tokens=r.max_tokens, temperature=0.0, json_schema=r.json_schema)
-                for r in requests
-            ]
-        )
-        return [result.text if result.error is None else RuntimeError(result.error) for result in results]
-
-    return make_grader(arguments.grader, complete=complete)
+    return make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
 
 
 def _engine(name: str) -> Ask:

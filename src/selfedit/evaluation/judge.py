@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.prompts import Prompts
 
@@ -187,21 +186,3 @@ class JudgeGrader:
         if yes is None:
             return Grade("ungraded", None, self.name, note=f"neither yes nor no: {_reason(reply)}")
         return Grade("right" if yes else "wrong", 1.0 if yes else 0.0, self.name)
-
-
-def check_ungraded(grades: Sequence[Grade], limit: float = 0.02) -> None:
-    """Raises UserError where more than the share `limit` of the grades is ungraded: no figure would be worth
-    reporting."""
-    ungraded = [v for v in grades if v.value == "ungraded"]
-    if len(ungraded) <= limit * len(grades):
-        return
-    counts: dict[str, int] = {}
-    for grade in ungraded:
-        counts[grade.note] = counts.get(grade.note, 0) + 1
-    reason, times = max(counts.items(), key=lambda pair: pair[1])
-    raise UserError(
-        f"{ungraded[0].grader}: {len(ungraded)} of {len(grades)} answers could not be graded "
-        f"({len(ungraded) / len(grades):.1%}, more than the {limit:.1%} of --max-ungraded); most often ({times}): "
-        f"{reason or 'no reason given'}. Mend the cause and run again (graded answers are kept), or raise "
-        "--max-ungraded"
-    )

@@ -247,18 +247,6 @@ def _sign_flip(contributions: Floats) -> float:
     return float(test.pvalue)
 
 
-def difference_deviation(first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]) -> float:
-    """Standard deviation over documents of the difference of their accuracies: what `documents_needed` wants.
-
-    Raises ValueError with fewer than two common documents.
-    """
-    common = [d for d in first if d in second and first[d][1] > 0 and second[d][1] > 0]
-    if len(common) < 2:
-        raise ValueError("a deviation needs at least two documents graded under both conditions")
-    gaps = [second[d][0] / second[d][1] - first[d][0] / first[d][1] for d in common]
-    return float(np.std(gaps, ddof=1))
-
-
 def assumed_deviation(questions: float = 5.0, accuracy: float = 0.45, correlation: float = 0.5) -> float:
     """The deviation of paired document differences where none has been measured yet.
 
@@ -276,9 +264,9 @@ def documents_needed(
 ) -> int:
     """How many documents show a true `difference` of accuracies (0.03 = 3 points) with the given power.
 
-    `deviation` is the standard deviation over documents of paired differences (`difference_deviation` of an earlier
-    run); without it, `assumed_deviation()`.  Normal approximation of a two-sided paired test: n = ((z_(1+level)/2 +
-    z_power) * deviation / difference)^2, rounded up; at least `LEAST_DOCUMENTS`."""
+    `deviation` is the standard deviation over documents of paired differences; without it, `assumed_deviation()`.
+    Normal approximation of a two-sided paired test: n = ((z_(1+level)/2 + z_power) * deviation / difference)^2, rounded
+    up; at least `LEAST_DOCUMENTS`."""
     if difference == 0 or not math.isfinite(difference):
         raise ValueError("no number of documents shows a difference of zero")
     if not 0 < power < 1 or not 0 < level < 1:
@@ -318,15 +306,9 @@ def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def kappa_interval(
-    first: Sequence[bool],
-    second: Sequence[bool],
-    clusters: Sequence[str] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str] | None = None, *, seed: int = 0
 ) -> Interval:
-    """Cohen's kappa with its interval, by bootstrap over clusters (rows of one question, say); over rows without
+    """Cohen's kappa with its 95 % interval, by bootstrap over clusters (rows of one question, say); over rows without
     them."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     point = cohen_kappa(first, second)
@@ -341,6 +323,5 @@ def kappa_interval(
         both, one, other, n = (counts[:, k][index].sum(axis=1) for k in range(4))
         return _kappa(both, one, other, n)
 
-    draws = bootstrap(len(counts), statistic, resamples=resamples, seed=seed)
-    lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    lo, hi = np.quantile(bootstrap(len(counts), statistic, seed=seed), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(point, float(lo), float(hi))

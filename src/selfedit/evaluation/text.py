@@ -103,11 +103,6 @@ def tokens(text: str) -> list[str]:
     return [w for w in words if w not in _ARTICLES and w != "s"] or words
 
 
-def normalise(text: str) -> str:
-    """The normalised tokens, joined by single blanks."""
-    return " ".join(tokens(text))
-
-
 def is_number(token: str) -> bool:
     """Whether a normalised token is a quantity, a year, a decade or an ordinal (`21`, `3.5`, `1990s`, `11th`)."""
     return _NUMERIC.fullmatch(token) is not None
