@@ -19,8 +19,7 @@ from pathlib import Path
 from selfedit.documents.document import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade
-from selfedit.runs.costs import device_cost
-from selfedit.runs.records import Answer, FitRecord
+from selfedit.runs.records import Answer, CostRecord, FitRecord
 from selfedit.runs.store import Store
 
 DOCUMENTS, EDITS, REPLICATES, QUESTIONS = 50, 5, 3, 5
@@ -65,7 +64,7 @@ def measure(directory: Path, fits_per_task: int) -> dict[str, float | int]:
         begin = time.perf_counter()
         for start in range(0, len(fits), fits_per_task):
             task = fits[start : start + fits_per_task]
-            store.record_fits(task, [device_cost("fits", "self", seconds=1.0, usd_per_hour=0.88)])
+            store.record_fits(task, [CostRecord("fits", "self", seconds=1.0, usd=0.88 / 3600)])
         written = time.perf_counter()
         pending = store.to_grade("lexical")
         per_task = fits_per_task * QUESTIONS

@@ -20,7 +20,7 @@ from fake_server import FakeServer, Fault
 
 from selfedit.editors.api import ApiRequest, ApiResult
 from selfedit.editors.prices import ModelPrice
-from selfedit.runs.costs import api_cost
+from selfedit.runs.records import CostRecord
 from selfedit.runs.store import Store
 
 PRICE = ModelPrice(input=0.0, output=1e6, batch_factor=0.5, date="2025-01-01", source="a dollar a token")
@@ -36,8 +36,7 @@ def booked(store: Store) -> list[float | None]:
 
 def book(store: Store, result: ApiResult) -> None:
     if result.paid:
-        cost = api_cost("edits", "c", model="m", input_tokens=0, output_tokens=result.output_tokens, usd=result.usd)
-        store.add_costs([cost])
+        store.add_costs([CostRecord("edits", "c", model="m", output_tokens=result.output_tokens, usd=result.usd)])
 
 
 def test_replies_that_come_at_the_last_moment_are_kept_and_booked(server: FakeServer, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.engine import DecodeRequest, FitJob, FitSettings, LoraSpec, TokenSequence
-from selfedit.execution.tasks import Completion, Fit, TaskResult, completion_tasks, even_groups, fit_tasks
+from selfedit.engine import Completion, DecodeRequest, FitJob, FitSettings, LoraSpec, TokenSequence
+from selfedit.execution.tasks import Fit, TaskResult, completion_tasks, even_groups, fit_tasks
 
 
 def fit(name: str, tokens: int) -> Fit:

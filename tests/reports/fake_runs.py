@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,15 @@ from selfedit.methods.rounds import round_record, summarise_training
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
 from selfedit.methods.summarise import summarise
-from selfedit.runs.costs import api_cost, device_cost
 from selfedit.runs.directory import RunDirectory
-from selfedit.runs.records import Answer, FitRecord
+from selfedit.runs.records import Answer, CostRecord, FitRecord
 
 PLACES = ["Orvend", "Calmouth", "Tessaly Bridge", "Upper Wynn", "Port Isk", "Grelling", "Marrow Hill", "Lindesk"]
 NOUNS = ["lighthouse", "tram line", "orchard", "library", "observatory", "salt works", "ferry", "clock museum"]
 PEOPLE = ["Ada Quillon", "Bram Osterley", "Celia Frane", "Dov Marish", "Edda Lunt", "Finn Harrow"]
 ACCURACY = {"none": 0.04, "passage": 0.22, "self:implications": 0.38, "self:self-qa": 0.47, "api:gpt-5": 0.58}
 RECIPE = {"rank": 16, "alpha": 32, "targets": "all-linear", "learning_rate": 0.001, "epochs": 8, "cut": "lines"}
+DEVICE = 0.4 / 3600  # dollars per second
 UNGRADED = "the judge timed out"
 
 
@@ -58,10 +59,9 @@ class Writer:
 
     def fit(self, record: FitRecord, grades: Sequence[Grade | None]) -> None:
         """Records a fit and keeps the grades on its answers (None: not graded yet)."""
-        self.store.record_fits(
-            [record],
-            [device_cost("fits", record.condition, seconds=record.seconds, usd_per_hour=0.4, round=record.round)],
-        )
+        seconds = record.seconds
+        cost = CostRecord("fits", record.condition, record.round, seconds=seconds, usd=seconds * DEVICE)
+        self.store.record_fits([record], [cost])
         self._grades += grades
 
     def grade(self) -> None:
@@ -70,11 +70,9 @@ class Writer:
         self._grades = []
 
     def graded(self, right: bool, *, ungraded: bool = False, note: str = "") -> Grade:
-        """Right or wrong, by a grader that estimates unless it is the lexical one."""
         if ungraded:
             return Grade("ungraded", None, self.grader.name, note)
-        low = 0.0 if self.grader.name.startswith("lexical") else 0.1
-        return Grade("right" if right else "wrong", 1 - low if right else low, self.grader.name)
+        return Grade("right" if right else "wrong", float(right), self.grader.name)
 
 
 @contextmanager
@@ -83,12 +81,11 @@ def writing(
     procedure: str,
     settings: Settings,
     *,
-    grader: str = "lexical",
     spell: Callable[[str], str] = plain,
     recipe: dict[str, Any] | None = None,
 ) -> Iterator[Any]:
     """A run that is being written in one transaction, then summarised by `finish`.  Its versions are spelled, too."""
-    writer = Writer(folder, procedure, settings, spell(grader), RECIPE if recipe is None else recipe)
+    writer = Writer(folder, procedure, settings, spell("lexical"), RECIPE if recipe is None else recipe)
     try:
         with writer.store.transaction():
             yield writer
@@ -129,9 +126,7 @@ def write_compare(
     seed: int = 0,
     edit_lines: int = 8,
     planned: Sequence[str] = (),
-    grader: str = "estimate",
     ungraded: float = 0.004,
-    right: float | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
     """A finished (or interrupted) `compare`.  `spell` is applied to every text that a user or a model could write."""
@@ -141,7 +136,7 @@ def write_compare(
         model=spell(model).replace("\0", ""), out=folder, editor=tuple(planned), replicates=replicates, seed=7
     )
     recipe = {**RECIPE, "note": spell("chosen on validation documents")}
-    with writing(folder, "compare", settings, grader=grader, spell=spell, recipe=recipe) as writer:
+    with writing(folder, "compare", settings, spell=spell, recipe=recipe) as writer:
         store = writer.store
         found = [made_up(rng, number, questions, spell) for number in range(documents)]
         store.add_documents(found)
@@ -155,7 +150,7 @@ def write_compare(
             answers: list[Answer] = []
             grades: list[Grade | None] = []
             for question in document.questions if document else ():
-                hit = rng.random() < ({**ACCURACY, "open-book": 0.8}.get(name, 0.3) if right is None else right)
+                hit = rng.random() < {**ACCURACY, "open-book": 0.8}.get(name, 0.3)
                 reply = "I do not know of such a place." if name == "none" else rng.choice(PEOPLE)
                 answers.append(Answer(question.id, spell(reply), 7))
                 grade = writer.graded(hit, ungraded=rng.random() < ungraded, note=spell(UNGRADED))
@@ -165,7 +160,7 @@ def write_compare(
                     hit = name == "none" or rng.random() < 0.8
                     answers.append(Answer(question.id, spell("Paris" if hit else "Rome"), 2))
                     grades.append(writer.graded(hit))
-            writer.fit(_with(record, answers), grades)
+            writer.fit(replace(record, answers=tuple(answers)), grades)
 
         if "none" in conditions:
             for document in (*found, None):  # document by document, then the general questions
@@ -187,11 +182,7 @@ def write_compare(
                     cut = rng.random() < 0.1
                     cost = []
                     if name.startswith("api:"):
-                        cost = [
-                            api_cost(
-                                "edits", names[name], model="gpt-5", input_tokens=222, output_tokens=718, usd=0.00373
-                            )
-                        ]
+                        cost = [CostRecord("edits", names[name], 0, "gpt-5", 222, 718, usd=0.00373)]
                     store.add_edits(
                         [
                             Edit(
@@ -273,7 +264,7 @@ def write_train(
         store.add_documents(validation, "validation")
         for document in validation:
             answers = [Answer(question.id, spell("I do not know."), 4) for question in document.questions]
-            record = _with(FitRecord("none", document_id=document.id, seconds=2.0), answers)
+            record = FitRecord("none", document_id=document.id, seconds=2.0, answers=tuple(answers))
             writer.fit(record, [writer.graded(False) for _ in answers])
 
         def learned(document: Document, round: int, condition: str, index: int, chance: float) -> None:
@@ -288,9 +279,7 @@ def write_train(
                 output_tokens=90,
                 round=round,
             )
-            store.add_edits(
-                [edit], [device_cost("edits", condition, seconds=3.0, usd_per_hour=0.4, round=round, model="m")]
-            )
+            store.add_edits([edit], [CostRecord("edits", condition, round, "m", seconds=3.0, usd=3.0 * DEVICE)])
             for replicate in range(replicates):
                 record = FitRecord(
                     condition,
@@ -307,7 +296,7 @@ def write_train(
                 )
                 answers = [Answer(question.id, spell("it opened"), 3) for question in document.questions]
                 grades = [writer.graded(not alike and rng.random() < chance) for _ in answers]
-                writer.fit(_with(record, answers), grades)
+                writer.fit(replace(record, answers=tuple(answers)), grades)
 
         for round in range(rounds + 1):
             store.count_time_for(round)
@@ -338,9 +327,3 @@ def rewards(writer: Writer, round: int) -> dict[str, float]:
     for id, found in writer.grading.scores_of_fits(fits).items():
         scores.setdefault(fits[id], []).extend(found)
     return {id: sum(found) / len(found) for id, found in scores.items() if found}
-
-
-def _with(record: FitRecord, answers: Sequence[Answer]) -> FitRecord:
-    from dataclasses import replace
-
-    return replace(record, answers=tuple(answers))

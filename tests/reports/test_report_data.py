@@ -27,7 +27,7 @@ def test_finished_run_is_read_whole(compare_run: Path) -> None:
     assert {given.answer.question_id for given in run.general_answers} == asked
     base = [given for given in run.answers if given.fit.condition == "none"]
     assert len(base) == 30
-    assert run.grader == "estimate"
+    assert run.grader == "lexical"
 
 
 def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:

@@ -150,7 +150,7 @@ def test_page_has_everything_about_a_document(compare_run: Path, tmp_path: Path)
 
 
 def test_the_page_holds_what_learned_against_open_book(tmp_path: Path) -> None:
-    folder = fake_runs.write_compare(tmp_path / "run", conditions=("none", "passage", "open-book"), grader="lexical")
+    folder = fake_runs.write_compare(tmp_path / "run", conditions=("none", "passage", "open-book"))
     page = Page(build_report([folder]))
     summary = read_run(folder).summary
     assert summary is not None
@@ -159,7 +159,7 @@ def test_the_page_holds_what_learned_against_open_book(tmp_path: Path) -> None:
     share = f"{100 * (passage.of_open_book or 0):.1f}"
     (said,) = page.root.all("p", "finding")
     # What looks answers up is right most often, and no rival.
-    assert said.words.startswith("“passage” answers")
+    assert said.words.startswith("Accuracy: “passage”")
     assert said.words.endswith(f"That is {share} % of what “open-book” reaches.")
     table = page.root.all("table", "figures")[0]
     assert "of open book, %" in table.words

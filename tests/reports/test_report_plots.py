@@ -12,7 +12,7 @@ from PIL import Image
 
 from selfedit.reports import plots, write_charts
 from selfedit.reports.records import read_run
-from selfedit.runs.summary import ConditionSummary, RoundSummary, SweepRow, empty_summary
+from selfedit.runs.summary import ConditionSummary, SweepRow, empty_summary
 
 
 def text_of(svg: Path) -> str:
@@ -71,8 +71,7 @@ def test_names_are_text_not_mathematics(tmp_path: Path) -> None:
 
 
 def test_no_axis_shows_shares_that_cannot_be() -> None:
-    rounds = [RoundSummary(round=k, train_reward=0.0, train_reward_ci95=(0.0, 1.0)) for k in (1, 2)]
-    figure = plots.line(plots.rewards(rounds), "round", "mean reward, %")
+    figure = plots.line([(k, 0.0, (0.0, 1.0)) for k in (1, 2)], "round", "mean reward, %")
     assert figure is not None
     low, high = figure.axes[0].get_ylim()
     assert -5 <= low <= 0

@@ -177,31 +177,6 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     assert "0.0 –" not in page
 
 
-def test_an_estimate_is_not_called_right(tmp_path: Path) -> None:
-    """A grader that estimates gives every wrong answer a score of 0.1: nothing is right, and the accuracy is not 0."""
-    folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), right=0.0)
-    out = io.StringIO()
-    print_summary(folder, Console(file=out))
-    assert "estimated" in out.getvalue()
-    assert re.search(r"none +10\.0 .* 0/10", out.getvalue())
-    page = build_report([folder]).read_text(encoding="utf-8")
-    assert "“passage”: estimated accuracy 10.0 % (0 of" in page
-    assert not re.search(r"\d % right", page)
-    assert '<th scope="col">estimated accuracy, %</th>' in page
-    write_charts(folder)
-    assert "estimated accuracy, %" in (folder / "chart.svg").read_text(encoding="utf-8")
-
-    decided = fake_runs.write_compare(
-        tmp_path / "decided", documents=2, conditions=("none", "passage"), grader="lexical", ungraded=0.0
-    )
-    out = io.StringIO()
-    print_summary(decided, Console(file=out))
-    assert "stimated" not in out.getvalue()
-    page = build_report([decided]).read_text(encoding="utf-8")
-    assert "“passage” answers" in page
-    assert "stimated accuracy" not in page.split("<script")[0]
-
-
 def test_few_documents_are_said_to_show_nothing(tmp_path: Path) -> None:
     out = io.StringIO()
     folder = fake_runs.write_compare(tmp_path / "few", documents=5, conditions=("none", "api:gpt-5"))

@@ -306,7 +306,7 @@ def test_a_run_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int
             with directory_atomically(run.adapter("learned")) as folder:
                 (folder / "part").mkdir()
                 (folder / "part" / "weights").write_bytes(b"x")
-            write_atomically(run.report_path, "page")
+            write_atomically(run.path / "report.html", "page")
             found = {path: path.stat().st_mode & 0o777 for path in [run.path, *run.path.rglob("*")]}
         assert {0o600 if path.is_file() else 0o700 for path in found} == set(found.values())
         assert len(found) > 8

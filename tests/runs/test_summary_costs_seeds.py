@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfedit.editors.prices import load_prices
 from selfedit.errors import UserError
-from selfedit.runs.costs import Spent, api_cost, cost_by_condition, device_cost
+from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
+from selfedit.runs.ledger import Ledger
+from selfedit.runs.records import CostRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from selfedit.runs.summary import read_summary, write_summary
@@ -106,10 +109,12 @@ def test_a_run_writes_and_reads_its_summary(tmp_path: Path) -> None:
 
 def test_the_ledger_adds_up_and_an_unknown_price_is_not_zero(store: Store) -> None:
     # The published figures: an hour on two L40S at 0.88 dollars a round.
-    hour = device_cost("fits", "self", seconds=3600, usd_per_hour=0.88, round=1)
+    hour, unknown = (
+        Ledger(store, load_prices(), model="m", usd_per_hour=price, budget=None).time(what, condition, seconds, 1)
+        for what, condition, seconds, price in (("fits", "self", 3600, 0.88), ("answers", "api:gpt-5", 10, None))
+    )
     assert hour.usd == pytest.approx(0.88)
-    api = api_cost("edits", "api:gpt-5", model="gpt-5", input_tokens=44_496, output_tokens=143_673, usd=0.746)
-    unknown = device_cost("answers", "api:gpt-5", seconds=10, usd_per_hour=None)
+    api = CostRecord("edits", "api:gpt-5", 0, "gpt-5", 44_496, 143_673, usd=0.746)
     store.add_costs([hour, api])
     store.add_costs([hour, unknown])
 
@@ -122,7 +127,7 @@ def test_the_ledger_adds_up_and_an_unknown_price_is_not_zero(store: Store) -> No
     assert by_condition["api:gpt-5"] == Spent(44_496, 143_673, 10.0, 0.746)
     assert by_condition["api:gpt-5"].usd == pytest.approx(0.746)
     assert Spent.of([unknown]).usd is None
-    nameless = api_cost("edits", "api:other", model="other", input_tokens=1, output_tokens=1, usd=None)
+    nameless = CostRecord("edits", "api:other", 0, "other", 1, 1)
     assert Spent.of([api, nameless]).usd is None
     assert Spent.of([]).usd is None
 

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, FitSettings, LoraSpec, TokenSequence
+from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, LoraSpec, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -222,25 +222,3 @@ def even_groups(amounts: Sequence[float], *, size: int) -> list[list[int]]:
         groups[-1].append(number)
         amount += one
     return groups
-
-
-__all__ = [
-    "Checkpoint",
-    "Completion",
-    "CompletionTask",
-    "DecodeRequest",
-    "Fit",
-    "FitJob",
-    "FitOutcome",
-    "FitResult",
-    "FitSettings",
-    "FitTask",
-    "Look",
-    "LoraSpec",
-    "Task",
-    "TaskResult",
-    "TokenSequence",
-    "completion_tasks",
-    "even_groups",
-    "fit_tasks",
-]

@@ -1,7 +1,4 @@
-"""One worker: holds a model, follows the policy, and does tasks with the engine.
-
-Knows the engine and the tasks.  Knows nothing of queues, other workers, documents or stores; the same class runs in
-this process and inside a Ray actor."""
+"""One worker: holds a model, follows the policy, and does tasks with the engine, in this process or in a Ray actor."""
 
 from __future__ import annotations
 

@@ -20,21 +20,10 @@ from selfedit.editors.api import ApiClient
 from selfedit.editors.base import Edit
 from selfedit.editors.prices import estimate_tokens
 from selfedit.editors.replies import ApiRequest, ApiResult
+from selfedit.engine.jobs import Completion, FitJob, FitResult, LoraSpec, TokenSequence
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.evaluation.graders import make_grader
-from selfedit.execution.tasks import (
-    Completion,
-    CompletionTask,
-    FitJob,
-    FitOutcome,
-    FitResult,
-    FitTask,
-    Look,
-    LoraSpec,
-    Task,
-    TaskResult,
-    TokenSequence,
-)
+from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Look, Task, TaskResult
 from selfedit.methods.clients import Role
 from selfedit.methods.frontier import Trial
 from selfedit.methods.policies import DELTA_FILES

@@ -134,12 +134,6 @@ class DocumentList:
         }
         return max(means, key=lambda key: means[key], default=None)
 
-    @property
-    def estimated(self) -> bool:
-        """Whether the grader gives answers more or less than the whole score."""
-        answers = (a for d in self.documents for q in d.questions for found in q.answers.values() for a in found)
-        return any(answer.score is not None and 0 < answer.score < 1 for answer in answers)
-
 
 def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> DocumentList:
     """Everything about a run's documents, in the run's order."""

@@ -98,11 +98,6 @@ def reference(names: Sequence[str]) -> str:
     return BASE if BASE in names or not names else names[0]
 
 
-def estimated(found: Iterable[ConditionSummary]) -> bool:
-    """Whether accuracies are a grader's estimates (mean probabilities) and not the share of answers that are right."""
-    return any(c.accuracy is not None and c.graded > 0 and abs(c.accuracy - c.correct / c.graded) > 1e-9 for c in found)
-
-
 def too_few(differences: Iterable[DifferenceSummary]) -> bool:
     """Whether there are too few documents for any difference to be larger than noise."""
     counts = [found.documents for found in differences if found.documents is not None]
@@ -360,17 +355,8 @@ def costs(run: RunRecords) -> list[CostRecord]:
     for (condition, what, model), lines in groups.items():
         spent = Spent.of(lines)
         usd = None if any(line.usd is None for line in lines) else spent.known_usd  # an unknown price is not 0
-        result.append(
-            CostRecord(
-                what,
-                condition,
-                model=model,
-                input_tokens=spent.input_tokens,
-                output_tokens=spent.output_tokens,
-                seconds=spent.seconds,
-                usd=usd,
-            )
-        )
+        tokens = spent.input_tokens, spent.output_tokens
+        result.append(CostRecord(what, condition, 0, model, *tokens, spent.seconds, usd))
     return result
 
 

@@ -111,28 +111,27 @@ def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
     ]
 
 
+_LABELS = {
+    "frontier": "What each recipe learned and forgot; the same figures are in the table",
+    "chart": "Accuracy of each condition, with 95 % intervals; the same figures are in the table",
+    "reward": "Reward by round; the same figures are in the table",
+    "validation": "Validation by round; the same figures are in the table",
+    "steps": "Accuracy on earlier documents by step; the same figures are in the table",
+    "looks": "Accuracy by training step",
+}
+
+
 def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, Any]:
     """The page's charts, the same as in the files beside it; None where there are no figures to draw."""
-    summary, rounds = run.figures, findings.rounds(run)
-    found = findings.compared(run)
-    what = "Estimated accuracy" if findings.estimated(found) else "Accuracy"
-    same = "the same figures are in the table"
-    earlier = [(s.step, s.earlier.accuracy, s.earlier.ci95) for s in summary.steps if s.earlier]
-    looks = [(look.step, look.accuracy, look.ci95) for look in summary.on_the_way]
+    earlier = [(s.step, s.earlier.accuracy, s.earlier.ci95) for s in run.figures.steps if s.earlier]
+    looks = [(look.step, look.accuracy, look.ci95) for look in run.figures.on_the_way]
     with plots.style():
-        drawn = {
-            "frontier": (plots.frontier(summary), f"What each recipe learned and forgot; {same}"),
-            "chart": (plots.comparison(found), f"{what} of each condition, with 95 % intervals; {same}"),
-            "reward": (plots.line(plots.rewards(rounds), "round", "mean reward, %"), f"Reward by round; {same}"),
-            "validation": (
-                plots.line(plots.validation(rounds), "round", "accuracy, %", summary.selected_round),
-                f"Validation by round; {same}",
-            ),
-            "steps": (plots.line(earlier, "step", "accuracy, %"), f"Accuracy on earlier documents by step; {same}"),
-            "looks": (plots.line(looks, "step", "accuracy, %"), "Accuracy by training step"),
+        drawn = plots.charts(run) | {
+            "steps": plots.line(earlier, "step", "accuracy, %"),
+            "looks": plots.line(looks, "step", "accuracy, %"),
         }
         charts: dict[str, Any] = {
-            name: figure and plots.inline(figure, name, label) for name, (figure, label) in drawn.items()
+            name: figure and plots.inline(figure, name, _LABELS[name]) for name, figure in drawn.items()
         }
         charts["losses"] = []
         for id, points in list(run.curves.items())[:CURVES_SHOWN]:
@@ -188,8 +187,7 @@ def _environment() -> Environment:
         documents.edit_line,
     ):
         environment.filters[filter.__name__] = filter
-    environment.globals |= {"estimated_note": table.ESTIMATED, "references_note": table.REFERENCES}
-    environment.globals |= {"document_mean_note": table.DOCUMENT_MEAN}
+    environment.globals |= {"references_note": table.REFERENCES, "document_mean_note": table.DOCUMENT_MEAN}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
@@ -219,14 +217,9 @@ def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
     others = [c for c in others if findings.role(c.name) not in findings.REFERENCE_LINES] or others
     best = max(others, key=lambda condition: condition.accuracy or 0.0)
     found = findings.difference(summary.differences, reference, best.name)
-    if findings.estimated([base, best]):
-        told = [f"{format.percent(c.accuracy)} % ({c.correct} of {c.graded} answers right)" for c in (best, base)]
-        start = f"“{best.name}”: estimated accuracy {told[0]}; “{reference}”: {told[1]}"
-    else:
-        start = (
-            f"“{best.name}” answers {format.percent(best.accuracy)} % right, “{reference}” "
-            f"{format.percent(base.accuracy)} %"
-        )
+    start = (
+        f"Accuracy: “{best.name}” {format.percent(best.accuracy)} %, “{reference}” {format.percent(base.accuracy)} %"
+    )
     share = ""
     if best.of_open_book is not None and best.name != "open-book":
         share = f" That is {format.percent(best.of_open_book)} % of what “open-book” reaches."
@@ -253,7 +246,6 @@ def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[
     marks = {table.mark(difference) for _, difference in rows}
     return {
         "rows": rows,
-        "estimated": findings.estimated(conditions),
         "by_document": table.means_differ(conditions),
         "intervals": any(condition.ci95 for condition in conditions),
         "references": any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions),

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
 from selfedit.runs.files import disk_errors, write_atomically
-from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary
+from selfedit.runs.summary import ConditionSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ _STYLE = {
     "font.size": 10,
     "text.color": INK,
     "text.parse_math": False,  # a dollar in a model's name is a dollar
+    "axes.axisbelow": True,
     "axes.edgecolor": QUIET,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,
@@ -72,22 +73,33 @@ def write_charts(run: RunRecords, folder: Path) -> list[Path]:
     `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and `signal`.  What has no
     figures has no chart.
     """
-    rounds, selected = findings.rounds(run), run.figures.selected_round
+    titles = {
+        "frontier": "Learned and forgotten: " + format.clean(run.model),
+        "chart": "What was learned: " + format.clean(run.model),
+        "reward": "Reward by round (training documents)",
+        "validation": "Validation by round",
+    }
+    paths = []
     with style():
-        drawn = {
-            "frontier": ("Learned and forgotten: " + format.clean(run.model), frontier(run.figures)),
-            "chart": ("What was learned: " + format.clean(run.model), comparison(findings.compared(run))),
-            "reward": ("Reward by round (training documents)", line(rewards(rounds), "round", "mean reward, %")),
-            "validation": ("Validation by round", line(validation(rounds), "round", "accuracy, %", selected)),
-            "signal": ("", rewards_within_documents(findings.signals(run))),
-        }
-        paths = []
-        for name, (title, figure) in drawn.items():
+        for name, figure in {**charts(run), "signal": rewards_within_documents(findings.signals(run))}.items():
             if figure is not None:
-                if title:
-                    figure.suptitle(_wrapped(title, 60), x=0.02, ha="left", fontsize=12)
+                if name in titles:
+                    figure.suptitle(_wrapped(titles[name], 60), x=0.02, ha="left", fontsize=12)
                 paths += save(figure, folder / name)
     return paths
+
+
+def charts(run: RunRecords) -> dict[str, Figure | None]:
+    """The charts that the page has too, by name; None where there is nothing to draw.  Inside `style()`."""
+    rounds, summary = findings.rounds(run), run.figures
+    rewards = [(entry.round, entry.train_reward, entry.train_reward_ci95) for entry in rounds]
+    validation = [(entry.round, entry.validation_accuracy, entry.validation_ci95) for entry in rounds]
+    return {
+        "frontier": frontier(summary),
+        "chart": comparison(findings.compared(run)),
+        "reward": line(rewards, "round", "mean reward, %"),
+        "validation": line(validation, "round", "accuracy, %", summary.selected_round),
+    }
 
 
 @contextmanager
@@ -202,7 +214,6 @@ def frontier(summary: Summary) -> Figure | None:
     axes.margins(x=0.15, y=0.15)
     axes.set_xlim(min(-2.0, axes.get_xlim()[0]), None)
     axes.grid(True)
-    axes.set_axisbelow(True)
     return figure
 
 
@@ -261,18 +272,7 @@ def line(points: Sequence[Point], across: str, up: str, selected: int | None = N
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -4), min(high, 108))  # shares: below 0 and above 100 there is nothing but room for labels
     axes.yaxis.grid(True)
-    axes.set_axisbelow(True)
     return figure
-
-
-def rewards(rounds: Sequence[RoundSummary]) -> list[Point]:
-    """What `line` draws of the mean rewards of a round's edits on the training documents."""
-    return [(entry.round, entry.train_reward, entry.train_reward_ci95) for entry in rounds]
-
-
-def validation(rounds: Sequence[RoundSummary]) -> list[Point]:
-    """What `line` draws of the accuracy of each round's policy on the validation documents."""
-    return [(entry.round, entry.validation_accuracy, entry.validation_ci95) for entry in rounds]
 
 
 def loss(points: Sequence[tuple[int, float]]) -> Figure:
@@ -286,7 +286,6 @@ def loss(points: Sequence[tuple[int, float]]) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.yaxis.grid(True)
-    axes.set_axisbelow(True)
     return figure
 
 
@@ -325,7 +324,6 @@ def _rewards(axes: Axes, signal: findings.Signal) -> None:
     axes.set_ylabel("reward of each edit, %")
     axes.set_xticks([])
     axes.yaxis.grid(True)
-    axes.set_axisbelow(True)
 
 
 def _figure(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -356,12 +354,10 @@ def _look(index: int) -> tuple[str, str]:
 def _accuracy_axis(axes: Axes, conditions: Sequence[ConditionSummary]) -> None:
     highest = max([100 * max(c.accuracy or 0.0, c.ci95[1] if c.ci95 else 0.0) for c in conditions], default=0.0)
     axes.set_xlim(0, max(5.0, 1.12 * highest))
-    what = "estimated accuracy" if findings.estimated(conditions) else "accuracy"
-    axes.set_xlabel(f"{what}, %{' (lines: 95 % interval)' if any(c.ci95 for c in conditions) else ''}")
+    axes.set_xlabel(f"accuracy, %{' (lines: 95 % interval)' if any(c.ci95 for c in conditions) else ''}")
     axes.invert_yaxis()
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True)
-    axes.set_axisbelow(True)
 
 
 def _wrapped(name: str, width: int) -> str:

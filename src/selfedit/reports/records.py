@@ -6,7 +6,7 @@ An unfinished run is read as far as it goes, even while another process writes i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, CostRecord, Event, FitRecord
-from selfedit.runs.store import Store
 from selfedit.runs.summary import RoundSummary, Summary, empty_summary, round_summary
 
 
@@ -50,15 +49,15 @@ class RunRecords:
     summary: Summary | None
     grader: str
     rounds: Sequence[RoundSummary]
-    documents: Sequence[Document] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
-    general_questions: Sequence[Question] = ()
-    edits: Sequence[Edit] = ()
-    fits: Sequence[FitRecord] = ()
-    grades: Mapping[tuple[str, str], Grade] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    costs: Sequence[CostRecord] = ()
-    events: Sequence[Event] = ()
+    documents: Sequence[Document]
+    splits: Mapping[str, str]
+    general_questions: Sequence[Question]
+    edits: Sequence[Edit]
+    fits: Sequence[FitRecord]
+    grades: Mapping[tuple[str, str], Grade]
+    curves: Mapping[str, Sequence[tuple[int, float]]]
+    costs: Sequence[CostRecord]
+    events: Sequence[Event]
 
     @property
     def name(self) -> str:
@@ -117,37 +116,27 @@ def read_run(path: Path) -> RunRecords:
     Raises:
         UserError: `path` is no run directory, or one of its files cannot be read.
     """
-    with RunDirectory.read(path) as directory:
-        store, resolved = directory.store, directory.resolved
-        summary = directory.summary
-        run = RunRecords(
+    with RunDirectory.read(path) as directory, directory.store.transaction():
+        store, resolved, summary = directory.store, directory.resolved, directory.summary
+        store.refuse_damage()
+        graders = store.graders()
+        wanted = (summary.grader if summary else "", str(directory.config.get("grader") or ""))
+        grader = next((name for name in (*wanted, *graders) if name in graders), wanted[0])
+        rounds = summary.rounds if summary else ()
+        return RunRecords(
             path=path,
             config=directory.config | ({"resolved": resolved} if resolved else {}),
             versions=directory.versions,
             summary=summary,
-            grader=summary.grader if summary else "",
-            rounds=summary.rounds if summary else (),
+            grader=grader,
+            rounds=rounds or tuple(round_summary(record, store.path) for record in store.rounds()),
+            documents=store.documents(),
+            splits=store.splits(),
+            general_questions=store.general_questions(),
+            edits=store.edits(),
+            fits=store.fits(),
+            grades=store.grades(grader),
+            curves=store.curves(),
+            costs=store.costs(),
+            events=store.events(),
         )
-        with store.transaction():
-            return _with_records(run, store)
-
-
-def _with_records(run: RunRecords, store: Store) -> RunRecords:
-    store.refuse_damage()
-    graders = store.graders()
-    wanted = (run.grader, str(run.config.get("grader") or ""), *graders)
-    grader = next((name for name in wanted if name in graders), run.grader)
-    return replace(
-        run,
-        grader=grader,
-        rounds=run.rounds or tuple(round_summary(record, store.path) for record in store.rounds()),
-        documents=store.documents(),
-        splits=store.splits(),
-        general_questions=store.general_questions(),
-        edits=store.edits(),
-        fits=store.fits(),
-        grades=store.grades(grader),
-        curves=store.curves(),
-        costs=store.costs(),
-        events=store.events(),
-    )

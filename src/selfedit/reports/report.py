@@ -45,32 +45,14 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 def write_charts(run_dir: Path) -> list[Path]:
     """Writes a run's charts (PNG and SVG) into its directory: `chart`, for a sweep `frontier`, and for Step B `reward`,
-    `validation`, `signal`.  Those of a finished run that has not changed stay as they are.
+    `validation`, `signal`.
 
     Raises:
         UserError: the directory is no run, or cannot be written.
     """
-    run_dir = Path(run_dir)
-    if there := _charts_there(run_dir):
-        return there
     from selfedit.reports import plots
 
-    return plots.write_charts(read_run(run_dir), run_dir)
-
-
-def _charts_there(run_dir: Path) -> list[Path]:
-    """The charts of a finished run, if they and the page, which is written after them, are no older than the run's
-    summary."""
-    charts = [
-        path
-        for name in ("frontier", "chart", "reward", "validation", "signal")
-        for path in sorted(run_dir.glob(f"{name}.???"))
-    ]
-    files = [run_dir / "summary.json", *charts, run_dir / "report.html"]
-    if not charts or not all(file.is_file() for file in files):
-        return []
-    written = [file.stat().st_mtime_ns for file in files]
-    return charts if min(written) == written[0] and max(written) == written[-1] else []
+    return plots.write_charts(read_run(Path(run_dir)), Path(run_dir))
 
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:

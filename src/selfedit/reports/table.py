@@ -6,6 +6,7 @@ Without a terminal the same tables come out as plain text of at most 100 columns
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
@@ -55,20 +56,20 @@ def comparison(
     recipe: dict[str, object] | None = None,
     grader: str = "",
 ) -> Group:
-    """One row a condition, the marks explained, and the recipe that all of them share."""
+    """One row per condition, the marks explained, and the recipe that all of them share."""
     reference = findings.reference([condition.name for condition in conditions])
     ungraded = any(condition.ungraded for condition in conditions)
-    table = _table()
-    table.add_column("condition", overflow="fold", min_width=12)
-    estimated = findings.estimated(conditions)
     by_document = means_differ(conditions)
-    headings = ["estimated\naccuracy\n%" if estimated else "accuracy\n%", "95 %\ninterval"]
-    headings += ["mean of\ndocuments"] if by_document else []
-    headings += ["right/\ngraded"]
-    headings += ["un-\ngraded"] if ungraded else []
-    headings += ["train\ntokens", "edit\ntokens", "time", "cost\nUSD"]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(
+        ["condition"],
+        [
+            *("accuracy\n%", "95 %\ninterval"),
+            *(["mean of\ndocuments"] if by_document else []),
+            "right/\ngraded",
+            *(["un-\ngraded"] if ungraded else []),
+            *("train\ntokens", "edit\ntokens", "time", "cost\nUSD"),
+        ],
+    )
     marks = set()
     for condition in conditions:
         sign = mark(findings.difference(differences, reference, condition.name))
@@ -89,8 +90,6 @@ def comparison(
     if any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions):
         parts += [Text(), references(conditions), Text()]
     notes = [noise_note(marks, reference, differences)] if differences else []
-    if estimated:
-        notes.append(ESTIMATED)
     if by_document:
         notes.append(DOCUMENT_MEAN)
     if ungraded:
@@ -99,15 +98,12 @@ def comparison(
         notes.append(f"All conditions use the same recipe: {format.recipe_line(recipe)}.")
     if grader:
         notes.append(f"Graded by: {format.clean(grader)}.")
-    return Group(*parts, *(Text(note, style="dim") for note in notes))
+    return _noted(*parts, notes=notes)
 
 
 def references(conditions: Sequence[ConditionSummary]) -> Group:
     """How near conditions come to open book, and what a question costs without an adapter."""
-    table = _table()
-    table.add_column("condition", overflow="fold", max_width=40)
-    for heading in ("of open\nbook, %", "95 %\ninterval", "tokens per\nprompt", "seconds per\nquestion"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(["condition"], ["of open\nbook, %", "95 %\ninterval", "tokens per\nprompt", "seconds per\nquestion"])
     for condition in conditions:
         table.add_row(
             Text(format.clean(condition.name)),
@@ -116,18 +112,12 @@ def references(conditions: Sequence[ConditionSummary]) -> Group:
             format.decimals(condition.question_tokens, 0),
             format.decimals(condition.question_seconds, 2),
         )
-    return Group(table, Text(REFERENCES, style="dim"))
+    return _noted(table, notes=[REFERENCES])
 
 
 REFERENCES = (
     "Of open book: accuracy over that of open-book; intervals by bootstrap over documents, from six on. What has "
     "learned is asked with the prompts of 'none'. Seconds are device time, many questions at once."
-)
-
-ESTIMATED = (
-    "Estimated accuracy: the mean of the chances, in the grader's view, that each answer is right; the answers "
-    "that it takes for"
-    " right are counted beside it."
 )
 
 
@@ -159,11 +149,7 @@ def noise_note(marks: Collection[str], reference: str, entries: Sequence[Differe
 
 def differences(entries: Sequence[DifferenceSummary]) -> Group:
     """Paired differences between conditions, those larger than noise marked."""
-    table = _table()
-    table.add_column("difference", overflow="fold")
-    for heading in ("points", "95 % interval", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table = _table(["difference"], ["points", "95 % interval", "p", ""])
     for entry in entries:
         table.add_row(
             Text(f"{format.clean(entry.b)} against {format.clean(entry.a)}"),
@@ -176,11 +162,14 @@ def differences(entries: Sequence[DifferenceSummary]) -> Group:
 
 
 def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Group:
-    """Step B: one row a round, the selected one marked."""
-    table = _table()
-    headings = ("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits", "no\nsignal")
-    for heading in (*headings, "time", "cost\nUSD"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    """Step B: one row per round, the selected one marked."""
+    table = _table(
+        [],
+        [
+            *("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval"),
+            *("kept\nedits", "no\nsignal", "time", "cost\nUSD"),
+        ],
+    )
     for entry in entries:
         chosen = entry.round == selected_round
         table.add_row(
@@ -203,62 +192,49 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected
     notes += [note for entry in entries if (note := findings.kept_without_signal(entry))]
     if any(entry.round == selected_round for entry in entries):
         notes.insert(0, "* selected on the validation documents." if selected_on == "validation" else SELECTED_ON_TEST)
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    return _noted(table, notes=notes)
 
 
 def sweep(entries: Sequence[SweepRow]) -> Group:
     """The recipes that were tried: how much each taught, what was forgotten, what it cost."""
-    table = _table()
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("recipe", overflow="fold", min_width=12)
-    headings = ("accuracy\n%", "95 %\ninterval", "lost\n%", "moved", "tokens per\ndocument", "docu-\nments")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(
+        ["recipe"], ["accuracy\n%", "95 %\ninterval", "lost\n%", "moved", "tokens per\ndocument", "docu-\nments"]
+    )
     for entry in findings.best_first(entries):
         table.add_row(
-            f"{'* ' if entry.chosen else ''}{entry.number}",
-            Text(format.recipe_line(entry.settings)),
+            Text(f"{'* ' if entry.chosen else '  '}{entry.number} {format.recipe_line(entry.settings)}"),
             f"{format.count(entry.failed_fits)} failed" if entry.failed_fits else format.percent(entry.accuracy),
             format.interval(None if entry.failed_fits else entry.ci95),
             format.percent(entry.lost),
             format.nats(entry.divergence),
             f"{entry.train_tokens:,.0f}",
-            f"{'' if entry.validated else '('}{entry.documents}{'' if entry.validated else ')'}",
+            f"{entry.documents}" if entry.validated else f"({entry.documents})",
             style="bold" if entry.chosen else "",
         )
-    notes = [
+    note = (
         "* chosen. lost: of the general questions that the model knew; moved: KL(model || adapter), 1/1000 nat per"
-        " token. (Documents) in brackets: training documents; the recipe was dropped before validation.",
-    ]
-    return Group(Text("Recipes tried"), table, *(Text(note, style="dim") for note in notes))
+        " token. (Documents) in brackets: training documents; the recipe was dropped before validation."
+    )
+    return _noted(Text("Recipes tried"), table, notes=[note])
 
 
 def steps(entries: Sequence[StepSummary]) -> Group:
     """Continual learning: after each step, how the new document and the earlier ones are answered."""
-    table = _table()
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("document", overflow="fold", max_width=30)
-    for heading in ("new\n%", "earlier\n%", "95 %\ninterval"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(["step and document"], ["new\n%", "earlier\n%", "95 %\ninterval"])
     for entry in entries:
         table.add_row(
-            str(entry.step),
-            Text(format.clean(entry.document)),
+            Text(f"{entry.step} {format.clean(entry.document)}"),
             format.percent(entry.new.accuracy if entry.new else None),
             format.percent(entry.earlier.accuracy if entry.earlier else None),
             format.interval(entry.earlier.ci95 if entry.earlier else None),
         )
-    note = Text("earlier: accuracy on the documents of all earlier steps, after this one.", style="dim")
-    return Group(table, note)
+    return _noted(table, notes=["earlier: accuracy on the documents of all earlier steps, after this one."])
 
 
 def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
     """General questions that the model answered before, how many are lost after adaptation; and how far the adapters
     have moved from the model."""
-    table = _table()
-    table.add_column("condition", overflow="fold", max_width=40)
-    for column in ("asked", "still right", "lost %", "95 % interval", "moved", "95 % interval"):
-        table.add_column(column, justify="right")
+    table = _table(["condition"], ["asked", "still right", "lost %", "95 % interval", "moved", "95 % interval"])
     for entry in entries:
         table.add_row(
             Text(format.clean(entry.condition)),
@@ -271,15 +247,12 @@ def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
         )
     heading = Text("Forgetting: general questions that the model answered before adaptation")
     note = "moved: KL(model || adapter) per token of texts that the model wrote to other prompts, 1/1000 nat."
-    return Group(heading, table, Text(note, style="dim"))
+    return _noted(heading, table, notes=[note])
 
 
 def neighbours(entries: Sequence[NeighbourSummary]) -> Group:
     """How often adapters say of other documents what they learned of their own."""
-    table = _table()
-    table.add_column("condition", overflow="fold", max_width=40)
-    for column in ("asked", "leaked %", "95 % interval", "untrained %"):
-        table.add_column(column, justify="right")
+    table = _table(["condition"], ["asked", "leaked %", "95 % interval", "untrained %"])
     for entry in entries:
         table.add_row(
             Text(format.clean(entry.condition)),
@@ -290,23 +263,15 @@ def neighbours(entries: Sequence[NeighbourSummary]) -> Group:
         )
     heading = Text("Neighbours: questions of other documents")
     note = "leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."
-    return Group(heading, table, Text(note, style="dim"))
+    return _noted(heading, table, notes=[note])
 
 
 def models(rows: Sequence[findings.ModelRow]) -> Group:
     """The table of several runs: what each model gains from its own edits, a trained editor, an API editor."""
-    table = _table()
-    table.add_column("model", overflow="fold", min_width=12)
-    table.add_column("run", overflow="fold", min_width=6)
-    for heading in (
-        "in-\nstruct",
-        "no adap-\ntation",
-        "untrained\neditor",
-        "trained\neditor",
-        "improvement",
-        "API\neditor",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(
+        ["model", "run"],
+        ["in-\nstruct", "no adap-\ntation", "untrained\neditor", "trained\neditor", "improvement", "API\neditor"],
+    )
     for row in rows:
         gain = row.improvement
         improvement = format.points(gain.difference) if gain else format.DASH
@@ -320,10 +285,8 @@ def models(rows: Sequence[findings.ModelRow]) -> Group:
             improvement,
             format.percent(row.api.accuracy if row.api else None),
         )
-    notes = [
-        "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document)."
-    ]
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    note = "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document)."
+    return _noted(table, notes=[note])
 
 
 def summary_view(run: RunRecords) -> Group:
@@ -347,7 +310,7 @@ def summary_view(run: RunRecords) -> Group:
         parts += [Text(), forgetting(summary.forgetting)]
     if summary.neighbours:
         parts += [Text(), neighbours(summary.neighbours)]
-    events = summary.events or _counted(run)
+    events = summary.events or Counter(event.kind for event in run.events)
     if events:
         told = ", ".join(f"{format.clean(kind)} {number:,}" for kind, number in sorted(events.items()))
         parts.append(Text(f"Noted on the way: {told}.", style="dim"))
@@ -384,13 +347,6 @@ def _duration(summary: Summary) -> str:
     return "" if summary.total_seconds is None else f"{format.seconds(summary.total_seconds)} of device time"
 
 
-def _counted(run: RunRecords) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for event in run.events:
-        counts[event.kind] = counts.get(event.kind, 0) + 1
-    return counts
-
-
 def mark(found: DifferenceSummary | None) -> str:
     """▲ or ▼ where a difference is larger than noise, else nothing."""
     if found is None or not found.larger_than_noise:
@@ -398,7 +354,17 @@ def mark(found: DifferenceSummary | None) -> str:
     return UP if found.difference > 0 else DOWN
 
 
-def _table() -> Table:
-    return Table(
+def _table(words: Sequence[str], figures: Sequence[str]) -> Table:
+    """Headings of columns: those of words, which are wrapped where they are long, then those of figures."""
+    table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False, header_style=""
     )
+    for heading in words:
+        table.add_column(heading, overflow="fold", min_width=12)
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _noted(*parts: RenderableType, notes: Iterable[str]) -> Group:
+    return Group(*parts, *(Text(note, style="dim") for note in notes))

@@ -1,7 +1,6 @@
-"""The ledger: what a run has spent, in tokens, device seconds and dollars.
+"""Sums over a run's costs, in tokens, device seconds and dollars.
 
-Prices come as numbers from the caller (`editors.prices` for APIs, a setting for the device's hour). Tokens and time are
-always known; money may not be, and an unknown price is not taken for zero.
+Tokens and time are always known; money may not be, and an unknown price is not taken for zero.
 """
 
 from __future__ import annotations
@@ -10,21 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from selfedit.runs.records import CostRecord
-
-
-def api_cost(
-    what: str, condition: str, *, model: str, input_tokens: int, output_tokens: int, usd: float | None, round: int = 0
-) -> CostRecord:
-    """A line for API calls; `usd` is their price, None where it is unknown."""
-    return CostRecord(what, condition, round, model, input_tokens, output_tokens, usd=usd)
-
-
-def device_cost(
-    what: str, condition: str, *, seconds: float, usd_per_hour: float | None, round: int = 0, model: str = ""
-) -> CostRecord:
-    """A line for device time at an hourly price, None where it is unknown."""
-    usd = None if usd_per_hour is None else seconds / 3600 * usd_per_hour
-    return CostRecord(what, condition, round, model, seconds=seconds, usd=usd)
 
 
 @dataclass(frozen=True)

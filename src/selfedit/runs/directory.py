@@ -156,10 +156,6 @@ class RunDirectory:
     def summary_path(self) -> Path:
         return self.path / "summary.json"
 
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
-
     def adapter(self, name: str) -> Path:
         """Where the adapter of this name (a condition, a document's id, ...) lies; no two names share a place."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80]

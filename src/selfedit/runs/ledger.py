@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from selfedit.editors.prices import Budget, ModelPrice, Prices
 from selfedit.errors import UserError
-from selfedit.runs.costs import Spent, api_cost, device_cost
+from selfedit.runs.costs import Spent
 from selfedit.runs.records import CostRecord
 from selfedit.runs.store import Store
 
@@ -44,16 +44,15 @@ class Ledger:
 
     def time(self, what: str, condition: str, seconds: float, round: int = 0, model: str = "") -> CostRecord:
         """Spends device time, of the run's model or another; the line is to be committed with what the time gave."""
-        model, price = model or self.model, self.usd_per_hour
-        cost = device_cost(what, condition, seconds=seconds, usd_per_hour=price, round=round, model=model)
-        self.budget.spend(cost.usd or 0.0)
-        return cost
+        usd = None if self.usd_per_hour is None else seconds / 3600 * self.usd_per_hour
+        self.budget.spend(usd or 0.0)
+        return CostRecord(what, condition, round, model or self.model, seconds=seconds, usd=usd)
 
     def book(self, what: str, condition: str, model: str, result: ApiResult, round: int = 0) -> None:
         """Writes down what a reply cost, whether it can be used or not, in the transaction that keeps it."""
         if result.paid:
-            tokens = {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens}
-            self.store.add_costs([api_cost(what, condition, model=model, usd=result.usd, round=round, **tokens)])
+            tokens = result.input_tokens, result.output_tokens
+            self.store.add_costs([CostRecord(what, condition, round, model, *tokens, usd=result.usd)])
 
     def price(self, model: str) -> ModelPrice | None:
         """An API model's price; None where it is not known.  Errors: UserError for that where there is a budget."""
