@@ -273,15 +273,17 @@ def test_without_markitdown_the_command_that_installs_it_is_named(tmp_path, monk
         load_documents(path)
 
 
-def test_html_is_read_through_markitdown(tmp_path):
-    pytest.importorskip("markitdown", reason="the extra `files` is not installed")
-    page = "<html><head><title>Grey sea</title></head><body><h1>Waves</h1><p>They roll.</p></body></html>"
-    document = one(write(tmp_path / "a.html", page))
-    assert (document.title, document.text) == ("Grey sea", "# Waves\n\nThey roll.")
+def test_utf16_with_its_mark_is_read(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Wellen: Öl, 海, بحر.".encode("utf-16"))
+    assert one(tmp_path / "a.txt").text == "Wellen: Öl, 海, بحر."
+    (tmp_path / "a.txt").write_bytes("Wellen".encode("utf-16") + b"x")
+    with pytest.raises(UserError, match=r"a\.txt, line 1: not UTF-8 text"):
+        one(tmp_path / "a.txt")
 
 
-def test_a_file_that_markitdown_cannot_convert_is_named(tmp_path):
-    pytest.importorskip("markitdown", reason="the extra `files` is not installed")
-    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04" + bytes(range(256)) * 4)
-    with pytest.raises(UserError, match=r"a\.docx: cannot be converted to text"):
-        load_documents(tmp_path / "a.docx")
+@pytest.mark.parametrize("name", ["a.txt", "a.pdf"])
+def test_a_file_that_is_far_too_large_is_refused_unread(tmp_path, name):
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(200 * 2**20)
+    with pytest.raises(UserError, match=rf"{name}: 200 MiB, more than the 64 of one file; split it"):
+        load_documents(tmp_path / name)

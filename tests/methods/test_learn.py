@@ -271,6 +271,33 @@ def test_documents_without_questions_are_learned_without_an_exam(
     assert any("Bo made a lamp in Lima." in sequence for sequence in fit.sequences)
 
 
+def test_a_folder_is_learned_part_by_part_and_a_text_that_is_there_twice_once(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    chapter = " ".join(f"The kite cost {k} coins." for k in range(30))
+    (folder / "a.md").write_text(f"# Things\n\n## Kite\n\n{chapter}\n\n## Lamp\n\nBo made a lamp in Lima.\n")
+    (folder / "b.txt").write_text("Cy made a drum\nin Rome.")
+    (folder / "c.txt").write_text("Cy made a drum in Rome.")
+    (folder / "d.txt").write_text("")
+    settings = LearnSettings(model=chat_model, documents=(str(folder),), editor="passage", part_tokens=64, **quick)
+    found = learn(settings)
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits()
+        documents = store.documents()
+        said = [event.message for event in store.events()]
+    assert [document.id for document in documents] == ["a.md#1", "a.md#2", "a.md#3", "a.md#4", "b.txt"]
+    assert [document.title for document in documents] == [*["Things / Kite"] * 3, "Things / Lamp", "b"]
+    assert found.documents == 5
+    assert all(any(document.text in sequence for sequence in fit.sequences) for document in documents)
+    assert said == [
+        f"left out: {folder / 'd.txt'}: the file holds no text",
+        "c.txt: has the text of b.txt, which is learned once",
+        "1 of 2 documents are long: cut into 4 parts",
+    ]
+
+
 def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
     quick: dict[str, Any], chat_model: str, tmp_path: Path
 ) -> None:
@@ -288,7 +315,11 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
             notes.append(line)
 
     settings = LearnSettings(
-        model=chat_model, documents=(str(file),), editor="passage", **{**quick, "set": {"rank": 2, "epochs": 1}}
+        model=chat_model,
+        documents=(str(file),),
+        editor="passage",
+        part_tokens=100_000,
+        **{**quick, "set": {"rank": 2, "epochs": 1}},
     )
     learn(settings, progress=Listener())
     with Store(settings.out / "run.sqlite", readonly=True) as store:
@@ -340,7 +371,9 @@ def test_a_long_text_is_never_encoded_whole_and_progress_is_shown(
         raise Stop
 
     monkeypatch.setattr(Workers, "run", stop)
-    settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "long.txt"),), editor="passage", **quick)
+    settings = LearnSettings(
+        part_tokens=100_000, model=chat_model, documents=(str(tmp_path / "long.txt"),), editor="passage", **quick
+    )
     with pytest.raises(Stop):
         learn(settings, progress=Listener())
     assert phases["learning: cutting characters into sequences"] == len(text)

@@ -2,6 +2,7 @@
 
 from selfedit.documents.document import Document, Question
 from selfedit.documents.loading import NEWS_SPLITS, LeftOut, iter_documents, load_documents
+from selfedit.documents.parts import document_parts, without_repeats
 from selfedit.documents.rows import document_from_row, document_to_row
 from selfedit.documents.splitting import part_spans, sharing_titles, split_by_title, split_text
 from selfedit.documents.written_edits import WrittenEdits, load_edits
@@ -13,6 +14,7 @@ __all__ = [
     "Question",
     "WrittenEdits",
     "document_from_row",
+    "document_parts",
     "document_to_row",
     "iter_documents",
     "load_documents",
@@ -21,4 +23,5 @@ __all__ = [
     "sharing_titles",
     "split_by_title",
     "split_text",
+    "without_repeats",
 ]

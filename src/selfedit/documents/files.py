@@ -5,9 +5,14 @@ PDF, Word, HTML and the like are turned into Markdown by markitdown where it is 
 
 from __future__ import annotations
 
+import codecs
+import logging
 import os
 import re
+import warnings
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from selfedit.documents.document import Document
 from selfedit.documents.rows import LONGEST_TITLE, clean_text, clean_title
@@ -21,22 +26,27 @@ TEXT_SUFFIXES = frozenset({".txt", ".text", ".rst"}) | MARKDOWN_SUFFIXES
 CONVERTED_SUFFIXES = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".html", ".htm", ".epub"})
 KNOWN_SUFFIXES = ROW_SUFFIXES | JSON_SUFFIXES | TEXT_SUFFIXES | CONVERTED_SUFFIXES
 
+LARGEST_MIB = 64  # of one file: a text of that size is longer than the Bible fifteen times over
+
 _LEADS_OUT = "a link that leads out of the folder; --follow-links reads it"
-_FENCE = re.compile(r"^ {0,3}(```|~~~)")
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
+FENCE = re.compile(r"^ {0,3}(```|~~~)")
+HEADING = re.compile(r"^ {0,3}(?P<marks>#{1,6})[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
 
 
 def text_document(path: Path, document_id: str) -> Document:
-    """A text or Markdown file as a document; see `_titled` for its title.  Raises UserError unless it is UTF-8 text."""
+    """A text or Markdown file as a document; see `_titled` for its title.  Raises UserError unless it is text in UTF-8,
+    or in UTF-16 with its mark."""
     try:
+        _check_size(path)
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if (nul := data.find(b"\0")) >= 0:
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and (nul := data.find(b"\0")) >= 0:
         line = data.count(b"\n", 0, nul) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text (a NUL byte); save the file as UTF-8 text")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
@@ -46,19 +56,43 @@ def text_document(path: Path, document_id: str) -> Document:
 def converted_document(path: Path, document_id: str) -> Document:
     """A PDF, Word, HTML, ... file as a document, through markitdown (extra `files`)."""
     try:
-        from markitdown import MarkItDown, MarkItDownException
+        from markitdown import MarkItDownException
     except ImportError:
         raise UserError(
             f"{path}: reading {path.suffix} files needs markitdown; run: pip install 'selfedit[files]'"
         ) from None
     try:
-        result = MarkItDown(enable_plugins=False).convert_local(path)
+        _check_size(path)
+        with warnings.catch_warnings(action="ignore"):  # of what a page or a font lacks, on the terminal
+            result = _markitdown().convert_local(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except MarkItDownException as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        attempts = getattr(error, "attempts", None) or []
+        cause = attempts[0].exc_info[1] if attempts and attempts[0].exc_info else error
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise UserError(f"{path}: cannot be converted to text ({reason[0]}); save it as .txt or .md") from error
-    return _titled(result.markdown, path, document_id, title=result.title)
+    if not result.markdown.strip() and path.suffix.lower() == ".pdf":
+        raise UserError(f"{path}: no text in it, only pictures (a scan?); recognise its text first (OCR)")
+    return _titled(result.markdown.replace("\f", "\n\n"), path, document_id, title=result.title)
+
+
+@cache
+def _markitdown() -> Any:
+    """markitdown with these converters alone: its others take a damaged file for text."""
+    from markitdown import MarkItDown, converters
+
+    logging.getLogger("pdfminer").setLevel(logging.ERROR)
+    reader = MarkItDown(enable_builtins=False, enable_plugins=False)
+    for name in ("Pdf", "Docx", "Pptx", "Xlsx", "Epub", "Html"):
+        reader.register_converter(getattr(converters, f"{name}Converter")())
+    return reader
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > LARGEST_MIB * 2**20:
+        raise UserError(f"{path}: {size / 2**20:,.0f} MiB, more than the {LARGEST_MIB} of one file; split it")
 
 
 def _titled(text: str, path: Path, document_id: str, title: str | None = None) -> Document:
@@ -71,7 +105,7 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
     if not text:
         raise UserError(f"{path}: the file holds no text")
     first, _, rest = text.partition("\n")
-    opening = _HEADING.match(first)
+    opening = HEADING.match(first)
     heading = opening["title"].strip() if opening else ""
     if title is not None and not 0 < len(title.strip()) <= LONGEST_TITLE:
         title = None
@@ -89,9 +123,9 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
 def _first_heading(text: str) -> str | None:
     fenced = False
     for line in text.split("\n"):
-        if _FENCE.match(line):
+        if FENCE.match(line):
             fenced = not fenced
-        elif not fenced and (heading := _HEADING.match(line)) and 0 < len(heading["title"].strip()) <= LONGEST_TITLE:
+        elif not fenced and (heading := HEADING.match(line)) and 0 < len(heading["title"].strip()) <= LONGEST_TITLE:
             return heading["title"].strip()
     return None
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfedit.documents import Document, LeftOut, load_documents, sharing_titles, split_by_title
+from selfedit.documents import (
+    Document,
+    LeftOut,
+    document_parts,
+    load_documents,
+    sharing_titles,
+    split_by_title,
+    without_repeats,
+)
 from selfedit.editors.spec import EditorSpec
 from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
@@ -32,6 +40,22 @@ def load(
     for line in left_out.lines():
         run.warn("left out while loading", line)
     return documents
+
+
+def load_parts(run: Run, sources: Sequence[str], *, limit: int | None, part_tokens: int) -> list[Document]:
+    """Documents that may have no questions, the long ones in parts.  Those that repeat another are reported and left
+    out.  A token is taken for 4 bytes of UTF-8, so that parts are the same whatever the model."""
+    documents, repeats = without_repeats(load(run, sources, limit=limit, require_questions=False))
+    for line in repeats:
+        run.warn("the same text twice", line)
+    parts = [document_parts(d, 4 * part_tokens, length=lambda text: len(text.encode())) for d in documents]
+    cut = [some for some in parts if len(some) > 1]
+    if cut:
+        total = sum(map(len, cut))
+        run.warn(
+            "documents in parts", f"{len(cut):,} of {len(documents):,} documents are long: cut into {total:,} parts"
+        )
+    return [part for some in parts for part in some]
 
 
 def set_apart(

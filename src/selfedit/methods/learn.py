@@ -18,7 +18,7 @@ from selfedit.methods.adapters import LEARNED
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import condition_on_the_way, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
-from selfedit.methods.inputs import check, load, warn_of_cuts
+from selfedit.methods.inputs import check, load_parts, warn_of_cuts
 from selfedit.methods.learnings import all_in_one
 from selfedit.methods.model_card import add_tokenizer_and_card
 from selfedit.methods.run import Parts, Run
@@ -57,7 +57,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     settings, spec = editor_of(settings)
     with Run("learn", settings, **parts) as run:
         if documents is None:
-            documents = load(run, settings.documents, limit=settings.limit, require_questions=False)
+            documents = load_parts(run, settings.documents, limit=settings.limit, part_tokens=settings.part_tokens)
         check(run, documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
         run.store.add_documents(documents)

@@ -258,6 +258,12 @@ class LearnSettings(Settings):
     documents: Words = Field((), description=_DOCUMENTS)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
+    part_tokens: int = Field(
+        512,
+        ge=64,
+        description="a document without questions that is longer, at 4 bytes a token, is cut into parts of at most so "
+        "many, before headings where it has some; each part is learned like a document",
+    )
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
         None, description="send the loss curve and the exams on the way there"
