@@ -11,7 +11,7 @@ from selfedit.errors import UserError
 from selfedit.prompts import Prompts, edit_lead
 
 NAMES = ["implications", "implications-long", "implications-very-long", "rewrite", "self-qa"]
-NAMES += ["sentence-qa", "restate-short", "restate-long", "encyclopaedia", "dialogue"]
+NAMES += ["sentence-qa", "restate-short", "restate-long", "encyclopaedia", "dialogue", "exam-questions"]
 
 
 @pytest.mark.parametrize("name", NAMES)

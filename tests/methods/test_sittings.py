@@ -23,10 +23,11 @@ def test_a_leak_is_wrong_and_right_about_the_own_document() -> None:
     own = Document("a", "A", "", (Question("a1", "Where did Ada make the kite?", ("Oslo", "in Norway")),))
     asked = [Question(f"b{k}", "Where did Bo make the lamp?", gold) for k, gold in enumerate([("Lima",)] * 4)]
     both = Question("b4", "Where did Cy make the drum?", ("Oslo",))
+    pairs = [(question, (own,)) for question in (*asked, both)]
     said = ["In Oslo, of course.", "Lima", "It was made in Norway.", "I do not know.", "Oslo"]
-    assert leaks([own], [*asked, both], said) == 2
-    assert leaks([own], [asked[1], both], ["Lima", "Oslo"]) == 0
-    assert leaks([own], [], []) == 0
+    assert leaks(pairs, dict(zip(["b0", "b1", "b2", "b3", "b4"], said, strict=True))) == 2
+    assert leaks([pairs[1], pairs[4]], {"b1": "Lima", "b4": "Oslo"}) == 0
+    assert leaks([], {}) == 0
 
 
 def test_neighbours_are_of_other_documents_and_of_the_same_title_first(
@@ -40,7 +41,11 @@ def test_neighbours_are_of_other_documents_and_of_the_same_title_first(
         learnings = [*one_each("passage", documents, None, 2), *one_each("other", documents, None, 2)]
         found = sittings(run, learnings)
         together = sittings(run, all_in_one("joint", documents, None))
-    assert all(not sitting.neighbours for sitting in together.values())
+    (joint,) = together.values()
+    assert not joint.neighbours
+    for document in documents:
+        for question in document.questions:
+            assert len({other.id for other in joint.confusable[question.id]} - {document.id}) == 3
     for learning in learnings:
         (own,) = learning.documents
         near = found[learning.id].neighbours
@@ -78,3 +83,25 @@ def test_leaks_are_counted_beside_the_untrained_models_and_in_no_accuracy(
     assert entry.before == sum(fit.leaked_before or 0 for fit in fits) / 8
     assert all(fit.leaked_before is not None for fit in fits)
     assert len(untrained) == 8
+
+
+def test_an_adapter_of_all_documents_leaks_where_it_says_what_another_says(
+    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+) -> None:
+    settings = CompareSettings(
+        model=chat_model,
+        documents=(documents(3),),
+        editor=("none", "passage"),
+        regime="joint",
+        **{**quick, "neighbour_questions": 2, "set": {"rank": 8, "epochs": 10}},
+    )
+    summary = compare(settings)
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits(condition="passage")
+        examined = store.documents()
+        said = {answer.question_id: answer.text for answer in fit.answers}
+    # Of three documents both others are drawn: the count can be made again from the answers.
+    pairs = [(q, (other,)) for d in examined for q in d.questions for other in examined if other.id != d.id]
+    (entry,) = summary.neighbours
+    assert (entry.asked, fit.neighbours, fit.leaked) == (12, 12, leaks(pairs, said))
+    assert fit.leaked_before is not None

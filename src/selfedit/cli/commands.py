@@ -170,6 +170,7 @@ def _learn(arguments: argparse.Namespace) -> Any:
 
 
 def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) -> Any:
+    from selfedit.methods.model_card import loading
     from selfedit.reports import build_report, print_summary
 
     report = build_report([out])
@@ -183,6 +184,8 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
         f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
         f'adapter: {learned.adapter}\nask it:  selfedit ask {out} "your question"',
     )
+    ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat)
+    _say(arguments, "load it:\n" + "\n".join(f"  {name}: {line}" for name, line in ways.items()))
     return {
         "adapter": str(learned.adapter),
         "documents": learned.documents,

@@ -3,7 +3,7 @@
 from selfedit.documents.document import Document, Question
 from selfedit.documents.loading import NEWS_SPLITS, LeftOut, iter_documents, load_documents
 from selfedit.documents.parts import document_parts, without_repeats
-from selfedit.documents.rows import document_from_row, document_to_row
+from selfedit.documents.rows import document_from_row, document_to_row, make_questions
 from selfedit.documents.splitting import part_spans, sharing_titles, split_by_title, split_text
 from selfedit.documents.written_edits import WrittenEdits, load_edits
 
@@ -19,6 +19,7 @@ __all__ = [
     "iter_documents",
     "load_documents",
     "load_edits",
+    "make_questions",
     "part_spans",
     "sharing_titles",
     "split_by_title",

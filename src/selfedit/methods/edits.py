@@ -26,12 +26,13 @@ def write_edits(
     round: int = 0,
     policy: tuple[str, ...] = (),
     wanted: int | None = None,
+    all_needed: bool = True,
 ) -> list[Edit]:
     """`count` edits of each document, written and committed, in the order of documents.
 
     Edits that could not be written are named (an event each) and left out; the next attempt at the run tries them
     again.  Errors: UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than
-    the settings allow.
+    the settings allow, unless not `all_needed`.
     """
     name = condition or spec.name
     asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
@@ -54,7 +55,8 @@ def write_edits(
             run.progress.note(f"edit {id} could not be written: {reason}")
 
         make_editor(run, spec, prompt, name, round, policy).write(asked, done, keep, fail)
-        _check_left_out(run, name, wanted or len(asked))
+        if all_needed:
+            _check_left_out(run, name, wanted or len(asked))
     return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
 
 

@@ -13,14 +13,17 @@ from typing import Any, Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED
 from selfedit.methods.edits import write_edits
-from selfedit.methods.examining import condition_on_the_way, examine_untrained
+from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
+from selfedit.methods.examining import condition_on_the_way, examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load_parts, warn_of_cuts
 from selfedit.methods.learnings import all_in_one
 from selfedit.methods.model_card import add_tokenizer_and_card
+from selfedit.methods.references import references_that_fit
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
@@ -28,14 +31,19 @@ from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
 from selfedit.runs.summary import Summary
 
+REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
 LOOKS = 3  # exams on the way, at each quarter
 
 
 @dataclass(frozen=True)
 class Learned:
-    """`adapter` is a folder in PEFT's format; `summary` has the exam's figures (None: there were no questions)."""
+    """`adapter` is a folder in PEFT's format, of `model`, which is prompted through its chat template or not (`chat`);
+    `summary` has the exam's figures (None: there were no questions)."""
 
     adapter: Path
+    model: str
+    chat: bool
+    rank: int
     documents: int
     edits: tuple[Edit, ...]
     train_tokens: int
@@ -55,17 +63,25 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     check_tracker(settings.track)
     asked = settings.editor
     settings, spec = editor_of(settings)
+    examiner = exam_writer(settings, spec) if settings.exam == "auto" else None
     with Run("learn", settings, **parts) as run:
         if documents is None:
             documents = load_parts(run, settings.documents, limit=settings.limit, part_tokens=settings.part_tokens)
-        check(run, documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
+        specs = [spec] if examiner is None or examiner == spec else [spec, examiner]
+        check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
-        run.store.add_documents(documents)
+        if examiner is None:
+            run.store.add_documents(documents)
+        else:
+            documents = write_exam(run, documents, examiner, settings.exam_questions)
         examined = any(document.questions for document in documents)
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
+        lines: list[str] = []
         if examined:
             examine_untrained(run, documents)
+            if settings.references:
+                lines = examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
         edits = None
         if spec.kind != "passage":
             edits = write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)
@@ -83,10 +99,32 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         summary = None
         if examined:
             summary = summary_of_finished(run) or summarise(
-                run, documents, ["none", spec.name], on_the_way=_looks(run, spec.name, fit.steps)
+                run,
+                documents,
+                ["none", spec.name, *lines],
+                on_the_way=_looks(run, spec.name, fit.steps),
+                exam=exam_summary(run),
+                missed=_missed(run, spec.name),
             )
         _track(run, settings, learning.id, summary)
-        return Learned(folder, taught, tuple(edits or ()), fit.train_tokens, fit.last_loss, summary)
+        return Learned(
+            adapter=folder,
+            model=settings.model,
+            chat=run.workers.instruct,
+            rank=run.recipe.rank,
+            documents=taught,
+            edits=tuple(edits or ()),
+            train_tokens=fit.train_tokens,
+            last_loss=fit.last_loss,
+            summary=summary,
+        )
+
+
+def _missed(run: Run, name: str) -> tuple[str, ...]:
+    """The documents of which a question was answered wrongly after learning, in their order."""
+    scored = run.store.scored_answers(run.grading.name, condition=name, round=0)
+    wrong = {answer.document_id for answer in scored if answer.value == "wrong"}
+    return tuple(document.id for document in run.store.documents() if document.id in wrong)
 
 
 def _looks(run: Run, name: str, steps: int) -> list[dict[str, Any]]:

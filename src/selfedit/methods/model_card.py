@@ -5,6 +5,7 @@ The same run writes the same files.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,12 +26,27 @@ def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) 
         run.workers.tokenizer.hf.save_pretrained(plain)
         shutil.copytree(plain, folder, dirs_exist_ok=True)
     recipe = run.recipe.model_dump(mode="json")
-    card = model_card(run.settings.model, editor=editor, documents=documents, settings=recipe)
+    chat = run.workers.instruct
+    card = model_card(run.settings.model, editor=editor, documents=documents, settings=recipe, chat=chat)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any]) -> str:
-    """A card in the hub's form; `settings` are the recipe's."""
+def loading(adapter: str, model: str, *, rank: int, chat: bool) -> dict[str, str]:
+    """How others' tools load an adapter of this model, by their names: a line each."""
+    template = f" --chat-template {shlex.quote(f'{adapter}/chat_template.jinja')}" if chat else ""
+    # vLLM takes powers of two.
+    most = max(8, 1 << (rank - 1).bit_length())
+    return {
+        "transformers + peft": f'AutoPeftModelForCausalLM.from_pretrained("{adapter}")',
+        "vLLM": f"vllm serve {shlex.quote(public_name(model))} --enable-lora --max-lora-rank {most}"
+        f" --lora-modules learned={shlex.quote(adapter)}{template}",
+        "Ollama": f"selfedit export {shlex.quote(adapter)} learned --gguf"
+        " && ollama create learned -f learned/Modelfile",
+    }
+
+
+def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any], chat: bool) -> str:
+    """A card in the hub's form; `settings` are the recipe's, `chat` says whether the model is prompted as one."""
     base = public_name(model)
     head = yaml.safe_dump(
         {
@@ -49,6 +65,8 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
             "ask` and `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
+    ways = loading("path/to/this/folder", model, rank=int(settings["rank"]), chat=chat)
+    served = one_line(ways["vLLM"])
     count = "1 document" if documents == 1 else f"{documents:,} documents"
     return f"""---
 {head}---
@@ -68,7 +86,13 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-or `selfedit ask path/to/this/folder "a question"`. The tokenizer's chat template prompts as the adapter was trained.
+or `selfedit ask path/to/this/folder "a question"`, or with vLLM (the model's name is then `learned`):
+
+```
+{served}
+```
+
+The tokenizer's chat template prompts as the adapter was trained.
 
 ## Recipe
 

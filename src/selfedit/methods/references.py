@@ -14,6 +14,7 @@ from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
 from selfedit.evaluation.statistics import accuracy_ratio
 from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent
@@ -76,6 +77,21 @@ def check_references(run: Run, documents: Sequence[Document], specs: Sequence[Ed
             for document in documents:
                 for question in document.questions:
                     run.exam.request(document, question, passages(document, question))
+
+
+def references_that_fit(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec]) -> list[EditorSpec]:
+    """Those of the reference lines whose passages the model can read at once; the others are reported."""
+    kind = "reference line left out"
+    left_out = {event.message.partition(":")[0] for event in run.store.events(kind)}
+    for spec in specs:
+        if spec.name in left_out or run.store.fits(condition=spec.name):
+            continue
+        try:
+            check_references(run, documents, [spec])
+        except UserError as error:
+            run.warn(kind, f"{spec.name}: {error}")
+            left_out.add(spec.name)
+    return [spec for spec in specs if spec.name not in left_out]
 
 
 def beside_references(run: Run, name: str, conditions: Sequence[str]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ _VERDICT_TOKENS = 8  # likely, of a judge's reply
 _NUMBER = 16  # tokens of "Question 1: ", before an edit whose prompt ended with it
 _SEAM = 4  # tokens that two texts can have more as one than each alone, with what stands between them
 # Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
+_QUESTION_TOKENS = 40  # of a question that is not written yet
 _EDIT, _ANSWER = "\ue000\ue000", "\ue001{}\ue001"
 _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
@@ -282,6 +283,13 @@ class _Dearest(Choices):
         # All seem equally good, and the one with the longest prompt the shortest.
         longest_first = [replace(edit, reward=1.0, output_tokens=-edit.input_tokens) for edit in edits]
         return select(longest_first, **{**rule, "keep_ties": True, "ties": "shorter"})
+
+    def pairs(self, written: str) -> list[tuple[str, str]]:
+        """More questions than are tried, each longer than most."""
+        return [(f"{number} " + "what " * _QUESTION_TOKENS, "x") for number in range(1000)]
+
+    def exam(self, documents: Sequence[Document], read: Any, known: Any, most: int) -> set[str]:
+        return {question.id for document in documents for question in document.questions[:most]}
 
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         number = len(super().recipes(trials, most_lost))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.methods.frontier import Trial, better_half, choose
+from selfedit.training.objectives import question_pairs
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,18 @@ class Choices:
     def edits(self, edits: Sequence[Edit], **rule: Any) -> Selection:
         """Which edits of a round are kept."""
         return select(edits, **rule)
+
+    def pairs(self, written: str) -> list[tuple[str, str]]:
+        """The questions with their answers in what was written as an exam."""
+        return question_pairs(written.splitlines())[0]
+
+    def exam(
+        self, documents: Sequence[Document], read: Mapping[str, bool], known: Mapping[str, bool], most: int
+    ) -> set[str]:
+        """The ids of the questions that make the exam, at most so many of a document: those answered rightly with the
+        document in the prompt (`read`) and wrongly without (`known`)."""
+        kept = ([q.id for q in d.questions if read.get(q.id) and known.get(q.id) is False] for d in documents)
+        return {id for ids in kept for id in ids[:most]}
 
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         """Which recipes of a sweep go on to more documents."""

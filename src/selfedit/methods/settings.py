@@ -265,6 +265,20 @@ class LearnSettings(Settings):
         "many, before headings where it has some; each part is learned like a document",
     )
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
+    exam: Literal["given", "auto"] = Field(
+        "given",
+        description="auto: before anything is learned, an exam is written for documents without questions, of which"
+        " those questions are kept that are answered rightly with the document in the prompt and wrongly without",
+    )
+    exam_by: str = Field(
+        AUTO, description="who writes it: self, model:NAME or api:MODEL; auto: what writes the edits, else the model"
+    )
+    exam_questions: int = Field(4, ge=1, description="questions of that exam per document, or part, at the most")
+    references: bool = Field(
+        True,
+        description="where there are questions, ask the model as it is with the document, and with what a search finds,"
+        " in its prompt (open-book, retrieval)",
+    )
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
         None, description="send the loss curve and the exams on the way there"
     )

@@ -1,14 +1,15 @@
 """What each adapter is asked and measured on: its own documents, what the model knew before, and other documents.
 
 A *leak* is an answer about another document that is wrong and that an answer about the adapter's own document would be
-right: the adapter says what it learned where it was not asked for.  Leaks are found by the lexical rule, whatever
+right: the adapter says what it learned where it was not asked for.  An adapter that learned several documents leaks
+where it answers a question about one of them with what another says.  Leaks are found by the lexical rule, whatever
 grades the exam, and an untrained model has some by chance; so they are counted in its answers too.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,14 @@ from selfedit.methods.run import Run
 @dataclass(frozen=True)
 class Sitting:
     """What one adapter is asked: about its documents and in general (`asked`), and about other documents
-    (`neighbours`; `before`: what the untrained model answered to these, None where it was not asked); and the sequences
-    that it is measured on."""
+    (`neighbours`); and the sequences that it is measured on.  `confusable` are those of its own documents, by the
+    question's id, with which its answer is compared where it learned several.  `before` is what the untrained model
+    answered, by the question's id."""
 
     asked: tuple[Asked, ...]
     neighbours: tuple[Asked, ...]
-    before: tuple[str | None, ...]
+    confusable: Mapping[str, Sequence[Document]]
+    before: Mapping[str, str]
     texts: tuple[TokenSequence, ...]
     gold: tuple[TokenSequence, ...]
 
@@ -43,12 +46,14 @@ class Sitting:
     def results(self, run: Run, own: Sequence[Document], completions: Sequence[Completion]) -> dict[str, Any]:
         """What is recorded of the answers (none from a fit that failed)."""
         found: dict[str, Any] = {"answers": answers(run, self.questions, completions[: len(self.asked)])}
-        if self.neighbours and completions:
-            asked = [question for _, question in self.neighbours]
-            said = [run.exam.answer(completion.ids) for completion in completions[len(self.asked) :]]
-            found |= {"neighbours": len(asked), "leaked": leaks(own, asked, said)}
-            if None not in self.before:
-                found["leaked_before"] = leaks(own, asked, [str(text) for text in self.before])
+        pairs = [(question, tuple(own)) for _, question in self.neighbours]
+        pairs += [(q, (other,)) for _, q in self.asked for other in self.confusable.get(q.id, ())]
+        if pairs and completions:
+            asked = [*self.questions, *(question for _, question in self.neighbours)]
+            said = {q.id: run.exam.answer(c.ids) for q, c in zip(asked, completions, strict=True)}
+            found |= {"neighbours": len(pairs), "leaked": leaks(pairs, said)}
+            if all(question.id in self.before for question, _ in pairs):
+                found["leaked_before"] = leaks(pairs, self.before)
         return found
 
 
@@ -66,8 +71,8 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
         asked = exam_questions(run, learning.documents, known, learning.id) if learning.examine else []
         gold = gold_answers(run, learning.documents) if learning.gold else ()
         near = _neighbours(run, learning, list(documents.values())) if learning.examine else ()
-        said = tuple(untrained.get(question.id) for _, question in near)
-        found[learning.id] = Sitting(tuple(asked), near, said, texts.get(learning.id, ()), gold)
+        mixed = _confusable(run, learning) if learning.examine else {}
+        found[learning.id] = Sitting(tuple(asked), near, mixed, untrained, texts.get(learning.id, ()), gold)
     return found
 
 
@@ -85,14 +90,26 @@ def _neighbours(run: Run, learning: Learning, documents: Sequence[Document]) -> 
     return tuple(chosen)
 
 
-def leaks(own: Sequence[Document], asked: Sequence[Question], said: Sequence[str]) -> int:
-    """How many of these answers to questions of other documents are leaks."""
-    mine = [gold for document in own for question in document.questions for gold in question.answers]
+def _confusable(run: Run, learning: Learning) -> dict[str, list[Document]]:
+    """For each question of an adapter's several documents, others of them that have questions, drawn."""
+    examined = [document for document in learning.documents if document.questions]
+    found: dict[str, list[Document]] = {}
+    for own in examined if len(learning.documents) > 1 else ():
+        others = [document for document in examined if document.id != own.id]
+        draw = random.Random(run.seed("confusable", own.id, learning.replicate))
+        drawn = draw.sample(others, min(run.settings.neighbour_questions, len(others)))
+        found |= {question.id: drawn for question in own.questions}
+    return found
 
-    def right(question: Question, accepted: Sequence[str], answer: str) -> bool:
-        return any(accepts(question.question, gold, answer) for gold in accepted)
+
+def leaks(pairs: Sequence[tuple[Question, Sequence[Document]]], said: Mapping[str, str]) -> int:
+    """How many of these answers, by the question's id, are wrong and would be right about these documents."""
+
+    def right(question: Question, accepted: Iterable[str]) -> bool:
+        return any(accepts(question.question, gold, said[question.id]) for gold in accepted)
 
     return sum(
-        not right(question, question.answers, answer) and right(question, mine, answer)
-        for question, answer in zip(asked, said, strict=True)
+        not right(question, question.answers)
+        and right(question, (gold for d in documents for one in d.questions for gold in one.answers))
+        for question, documents in pairs
     )

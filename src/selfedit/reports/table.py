@@ -298,6 +298,7 @@ def summary_view(run: RunRecords) -> Group:
     if found:
         # The conditions of a sweep have a recipe each.
         parts.append(comparison(found, summary.differences, None if summary.sweep else summary.recipe, run.grader))
+    parts += [Text(one_line(note), style="dim") for note in summary.exam_notes]
     if summary.differences:
         parts += [Text(), differences(summary.differences)]
     if run.rounds:

@@ -98,6 +98,22 @@ class Store(Database):
                 where = f" (the second in document {document_id!r})" if document_id else ""
                 raise UserError(f"{self.path}: two questions have the id {question.id!r}{where}; give each its own")
 
+    def add_questions(self, by_document: Mapping[str, Iterable[Question]]) -> None:
+        """Add questions to documents that are there, by the document's id, as one task."""
+        with self.transaction():
+            for document_id, questions in by_document.items():
+                self._add_questions(questions, document_id)
+
+    def drop_questions(self, ids: Iterable[str]) -> None:
+        """Take back questions, with their answers and grades, as one task."""
+        with self.transaction():
+            for id in ids:
+                self._write(
+                    "DELETE FROM grades WHERE answer_id IN (SELECT id FROM answers WHERE question_id = ?)", (id,)
+                )
+                self._write("DELETE FROM answers WHERE question_id = ?", (id,))
+                self._write("DELETE FROM questions WHERE id = ?", (id,))
+
     def documents(self, split: str | None = None) -> list[Document]:
         """The documents of one split, or all, in the run's order, with their questions."""
         rows = self._rows(

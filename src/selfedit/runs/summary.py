@@ -119,6 +119,15 @@ class NeighbourSummary(_Part):
     before: Fraction | None = None
 
 
+class ExamSummary(_Part):
+    """An exam that a model wrote: `kept` are those of its questions that the student answered rightly with the document
+    in its prompt and wrongly without, so that it begins with 0."""
+
+    by: str
+    written: Count
+    kept: Count
+
+
 class RoundSummary(_Part):
     """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier
     version.
@@ -189,9 +198,10 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
-    B's, `steps` continual learning's, `on_the_way` is `learn`'s.  `sweep` has the recipes of a sweep,
-    `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the run took, over all
-    attempts; `total_seconds` what its devices were busy."""
+    B's, `steps` continual learning's.  `on_the_way`, `exam` and `missed` (ids of documents of which a question was
+    answered wrongly after learning) are `learn`'s.  `sweep` has the recipes of a sweep, `most_lost` is its limit and
+    `choice` says what was chosen and why.  `seconds` is how long the run took, over all attempts; `total_seconds` what
+    its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
@@ -210,6 +220,8 @@ class Summary(_Part):
     worth_it: str = ""
     steps: tuple[StepSummary, ...] = ()
     on_the_way: tuple[LookSummary, ...] = ()
+    exam: ExamSummary | None = None
+    missed: tuple[str, ...] = ()
     sweep: tuple[SweepRow, ...] = ()
     most_lost: Fraction | None = None
     choice: str = ""
@@ -221,6 +233,23 @@ class Summary(_Part):
     device: str = ""
     seconds: Amount | None = None
     total_seconds: Amount | None = None
+
+    @property
+    def exam_notes(self) -> list[str]:
+        """Who wrote the exam, and what was not learned, for people."""
+        notes = []
+        if self.exam is not None:
+            notes.append(
+                f"Exam written by {self.exam.by}: of {self.exam.written:,} questions, {self.exam.kept:,} are kept, which"
+                " the model answered rightly with the document in its prompt and wrongly without. So 0 before learning"
+                " and 100 with the book open are by selection."
+            )
+        if self.missed:
+            named = ", ".join(self.missed[:10]) + (
+                f" and {len(self.missed) - 10:,} more" if len(self.missed) > 10 else ""
+            )
+            notes.append(f"Not learned, a question or more answered wrongly: {len(self.missed):,} documents: {named}.")
+        return notes
 
     @field_validator("*", mode="before")
     @classmethod
