@@ -240,9 +240,9 @@ class Summary(_Part):
         notes = []
         if self.exam is not None:
             notes.append(
-                f"Exam written by {self.exam.by}: of {self.exam.written:,} questions, {self.exam.kept:,} are kept, which"
-                " the model answered rightly with the document in its prompt and wrongly without. So 0 before learning"
-                " and 100 with the book open are by selection."
+                f"Exam written by {self.exam.by}: of {self.exam.written:,} questions, {self.exam.kept:,} are kept,"
+                " which the model answered rightly with the document in its prompt and wrongly without. So 0 before"
+                " learning and 100 with the book open are by selection."
             )
         if self.missed:
             named = ", ".join(self.missed[:10]) + (
