@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Without --no-compile, pip spends a minute or more on byte code of which most is never imported.
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 STAMP := $(VENV)/.setup-stamp
+# Where this is set, Python compiles torch and transformers anew at every start, which takes longer than importing them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup models demo demo-train test lint format bench clean
 

@@ -59,8 +59,9 @@ def test_one_adapter_learns_all_documents_and_is_examined_before_and_after(
     assert found.adapter == settings.out / "adapters" / "learned"
     assert found.summary is not None
     assert list(undeclared(found.summary)) == []
-    assert [c.name for c in found.summary.conditions] == ["none", "replay:documents#expert"]
-    assert [c.graded for c in found.summary.conditions] == [6, 6]
+    names = ["none", "replay:documents#expert", "open-book", "retrieval:3"]
+    assert [c.name for c in found.summary.conditions] == names
+    assert [c.graded for c in found.summary.conditions] == [6, 6, 6, 6]
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         (fit,) = store.fits(condition="replay:documents#expert")
     assert len(fit.sequences) == 3 * (4 + 1)  # four lines of two edits, and the document
