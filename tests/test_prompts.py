@@ -121,7 +121,7 @@ def test_a_prompts_last_newline_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_base_model_writes_on_a_line_of_its_own_or_goes_on_with_a_question(name: str) -> None:
     prompt = Prompts().edit(name, instruct=False, title="Kites", text="Ada.")
-    lead = "Question:" if name in ("self-qa", "sentence-qa") else ""
+    lead = "Question:" if name in ("self-qa", "sentence-qa", "exam-questions") else ""
     assert edit_lead(prompt) == lead
     assert prompt.endswith(f"\n{lead}")
 
