@@ -74,7 +74,7 @@ class Prompts:
                         f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base"
                     )
                 for kind, text in texts.items():
-                    if not text.strip():
+                    if not text.strip() and kind != "system":
                         raise UserError(f"{self._where(purpose, name)} ({kind}): empty")
                     self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
             if purpose == "edit":
@@ -157,7 +157,7 @@ class Prompts:
         return self._render("reward", "", "chat", title=title, text=text, edit=edit, fence=fence)
 
     def judge(self, *, question: str, gold: str, answer: str, fence: str) -> tuple[str, str]:
-        """(system message, user's message) that ask a judge about one answer."""
+        """(system message, user's message) that ask a judge about one answer; the first may be empty."""
         fields = {"question": question, "gold": gold, "answer": answer, "fence": fence}
         return self._render("judge", "", "system", **fields), self._render("judge", "", "chat", **fields)
 

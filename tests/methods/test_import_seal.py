@@ -13,6 +13,8 @@ from benchmarks import check_seal
 from selfedit.cli.main import main
 from selfedit.documents import load_documents, load_edits
 from selfedit.errors import UserError
+from selfedit.evaluation.grade import GradeItem
+from selfedit.evaluation.judge import judge_messages
 from selfedit.methods.import_seal import import_seal
 from selfedit.prompts import Prompts
 
@@ -34,6 +36,7 @@ from nowhere_installed import Something
 
 SQUAD_ANSWER_TEMPLATE_BASE = "Be brief.\\nQuestion: {question}\\nAnswer:\\n"
 SQUAD_ANSWER_TEMPLATE_QWEN_INSTRUCT = "<|im_start|>system\\nBe brief.<|im_end|>\\n<|im_start|>user\\n{question}<|im_end|>\\n"
+SQUAD_GRADE_TEMPLATE = "Is it right?\\n{question} | {gold} | {pred}"
 MAX_TRAIN_SEQS_PER_COMPLETION = 2
 
 
@@ -102,6 +105,8 @@ def test_all_of_it_becomes_ours(clone: Path, tmp_path: Path, capsys: pytest.Capt
     exam = {"title": "Bo", "question": "Who?"}
     assert prompts.exam(instruct=False, **exam) == "Be brief.\nQuestion: Topic: Bo\nWho?\nAnswer:\n"
     assert prompts.exam(instruct=True, **exam) == "Be brief.\n\nTopic: Bo\nWho?"
+    (judged,) = judge_messages(GradeItem("Who?", ("Bo", "Bob"), "Bo!"), prompts)  # and no message of the system's
+    assert judged == {"role": "user", "content": 'Is it right?\n"Who?" | "Bo" or "Bob" | "Bo!"'}
     # Prompts that the clone does not have stay ours.
     assert prompts.edit("rewrite", instruct=True, **asked) == Prompts().edit("rewrite", instruct=True, **asked)
 

@@ -105,6 +105,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings) -> tuple[Pl
         {"editor": ("self:self-qa",), "set": {"objectives": ("text", "answers"), "epochs": 2}, "edits": 2},
         {"editor": ("self",), "set": {"max_sequence_tokens": 64, "epochs": 1}, "max_edit_tokens": 90},
         {"editor": ("model:{other}:rewrite", "self"), "edits": 2},
+        {"editor": ("self", "passage"), "set": {"pad_to": 96, "epochs": 1, "rank": 4}},
     ],
 )
 @pytest.mark.parametrize("chat", [True, False])

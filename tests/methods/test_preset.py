@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from selfedit.cli.flags import Parser, add_settings, read_settings
+from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.exam import Exam
 from selfedit.methods.compare import compare
@@ -31,6 +32,7 @@ from selfedit.reports.records import read_run
 from selfedit.reports.table import plain_text, summary_view
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.store import Store
+from selfedit.training.jobs import Jobs
 from selfedit.training.recipes import load_recipe
 from tiny_world import rows, write_rows
 
@@ -110,6 +112,26 @@ def test_edits_are_learned_as_they_were_written(
         (told,) = store.events("prompts of our own")
     assert "`selfedit import-seal`" in told.message
     assert RunDirectory.read(settings.out).config["preset"] == "seal"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_padding_is_learned_where_it_is_asked_for(chat: bool, chat_model: str, base_model: str) -> None:
+    tokenizer = load_tokenizer(chat_model if chat else base_model)
+    jobs, (row,) = Jobs(tokenizer, 1024, Prompts()), rows(1)
+    document = Document(row["id"], row["title"], row["text"])
+    recipe = load_recipe("seal")
+    for form in ("text", "auto"):
+        plain, padded = (
+            jobs.job([document], [RAW], recipe.with_settings({"form": form, "pad_to": size}), seed=0)[0].sequences
+            for size in (None, 100)
+        )
+        assert len(plain) == len(padded) == 5
+        for one, other in zip(plain, padded, strict=True):
+            missing = 100 - len(one.ids)
+            assert other.ids == (*one.ids, *[tokenizer.hf.eos_token_id] * missing)
+            assert (other.prompt_length, other.labelled) == (one.prompt_length, one.labelled + missing)
+    with pytest.raises(UserError, match="--set pad_to=2048: the model reads 1,024 tokens at the most"):
+        jobs.job([document], [RAW], recipe.with_settings({"pad_to": 2048}), seed=0)
 
 
 def test_all_that_a_base_model_wrote_is_its_answer(base_model: str) -> None:

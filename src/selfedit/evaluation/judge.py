@@ -66,7 +66,8 @@ def judge_messages(item: GradeItem, prompts: Prompts | None = None) -> tuple[Map
         answer=_quote(item.answer),
         fence=_fence(item),
     )
-    return ({"role": "system", "content": system}, {"role": "user", "content": user})
+    asked = {"role": "user", "content": user}
+    return ({"role": "system", "content": system}, asked) if system.strip() else (asked,)
 
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)

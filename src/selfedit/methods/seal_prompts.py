@@ -13,12 +13,13 @@ from selfedit.errors import UserError
 
 WRITING, ASKING = "src/data_generation/make_squad_data.py", "src/utils.py"
 
+_JUDGED = {"question": "{{ question }}", "gold": "{{ gold }}", "pred": "{{ answer }}"}
 _FIELDS = {"title": "{{ title }}", "context": "{{ text }}", "question": "Topic: {{ title }}\n{{ question }}"}
 _TURN = re.compile(r"<\|im_start\|>(?:system|user)\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
 def seal_prompts(home: Path) -> dict[str, Any]:
-    """The prompts for edits and the exam, in the form of `prompts.yaml`.  Errors: UserError."""
+    """The prompts for edits, the exam and a judge, in the form of `prompts.yaml`.  Errors: UserError."""
     writing, asking = constants(home / WRITING), constants(home / ASKING)
 
     def get(found: Mapping[str, Any], place: str, name: str, kind: type) -> Any:
@@ -30,7 +31,11 @@ def seal_prompts(home: Path) -> dict[str, Any]:
     chat = get(writing, WRITING, "MAKE_SQUAD_DATA_TEMPLATE_INSTRUCT", str)
     edit: dict[str, dict[str, str]] = {name: {"base": _template(text)} for name, text in base.items()}
     edit.setdefault("implications", {})["chat"] = _message(chat)
+    # A judge is told all in one message, without one of the system's.
+    judged = asking.get("SQUAD_GRADE_TEMPLATE")
+    judge = {"judge": {"system": "", "chat": _template(judged, _JUDGED)}} if isinstance(judged, str) else {}
     return {
+        **judge,
         "edit": edit,
         "exam": {
             "chat": _message(get(asking, ASKING, "SQUAD_ANSWER_TEMPLATE_QWEN_INSTRUCT", str)),
@@ -56,11 +61,11 @@ def constants(file: Path) -> dict[str, Any]:
     return found
 
 
-def _template(text: str) -> str:
+def _template(text: str, fields: Mapping[str, str] = _FIELDS) -> str:
     """A template of Python's as one of ours."""
     try:
         parts = [(literal, field) for literal, field, _, _ in Formatter().parse(text)]
-        return "".join(literal + (_FIELDS[field] if field else "") for literal, field in parts)
+        return "".join(literal + (fields[field] if field else "") for literal, field in parts)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"a prompt of the clone has a field that none here has ({error}): another version") from None
 

@@ -66,6 +66,8 @@ class Jobs:
         recipe: Recipe,
         advance: Advance | None = None,
     ) -> list[TrainingSequence]:
+        if recipe.pad_to is not None and recipe.pad_to > self.context_length:
+            raise UserError(f"--set pad_to={recipe.pad_to}: the model reads {self.context_length:,} tokens at the most")
         return [
             sequence
             for document, learned in zip(documents, edits, strict=True)

@@ -75,6 +75,11 @@ class Recipe(BaseModel):
         1, ge=0, description="times per epoch that the document itself is learned beside its edit; 0: not"
     )
     max_sequence_tokens: int = Field(2048, ge=16, description="longer texts are cut into overlapping parts")
+    pad_to: int | None = Field(
+        None,
+        ge=16,
+        description="fill up shorter texts with padding that counts in the loss, as published; not with distill",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -92,7 +92,8 @@ def training_sequences(
 
 def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
     """A text as the recipe's form has it: plain and headed by its title, or a chat model's reply, of which only the
-    reply is learned.  With a passage, what the teacher reads is the passage and the same prompt."""
+    reply is learned.  With a passage, what the teacher reads is the passage and the same prompt.  With `pad_to`, the
+    rest of so many tokens is padding, and learned."""
     instruct, title = tokenizer.instruct, sequence.title
     if sequence.question is not None:
         asked = prompts.exam(instruct=instruct, title=title, question=sequence.question)
@@ -101,9 +102,22 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
     elif sequence.passage is not None:
         asked = f"{title}\n"  # the teacher's text goes before it, so that only the text is learned
     else:
-        return TokenSequence(tuple(tokenizer.text_ids(f"{title}\n{sequence.text}")))
+        return TokenSequence(_padded(tokenizer.text_ids(f"{title}\n{sequence.text}"), recipe, tokenizer))
     ids, prompt_length = tokenizer.example(asked, sequence.text)
     if sequence.passage is None:
-        return TokenSequence(tuple(ids), prompt_length)
+        return TokenSequence(_padded(ids, recipe, tokenizer), prompt_length)
     teacher = tokenizer.prompt_ids(f"{title}\n{sequence.passage}\n\n{asked}")
     return TokenSequence(tuple(ids), prompt_length, teacher=tuple(teacher))
+
+
+def _padded(ids: list[int], recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """With the end-of-text token as padding, as the published code has it whatever the model's own is."""
+    hf, missing = tokenizer.hf, (recipe.pad_to or 0) - len(ids)
+    if missing <= 0:
+        return tuple(ids)
+    pad = hf.pad_token_id if hf.eos_token_id is None else hf.eos_token_id
+    if pad is None:
+        raise UserError(
+            f"--set pad_to: the tokenizer of {hf.name_or_path} has neither an end-of-text nor a padding token"
+        )
+    return (*ids, *[pad] * missing)
