@@ -28,6 +28,8 @@ LIGHT = [
     "compare --help",
     "train --help",
     "cost --model gpt-5 --input-tokens 5",
+    "watch nowhere",
+    "reproduce nowhere.yaml",
     "cost --model gpt-99 --input-tokens 5",
     "bake",
     "report nowhere",
@@ -104,6 +106,8 @@ def test_help_names_every_command_and_setting(capsys: pytest.CaptureFixture[str]
         "cost",
         "export",
         "import-seal",
+        "reproduce",
+        "watch",
     ):
         assert command in text
     with pytest.raises(SystemExit):

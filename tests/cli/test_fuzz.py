@@ -55,6 +55,8 @@ GOOD = {
     "continual": ["--documents", "good.jsonl", "--out", "run"],
     "ask": ["folder", "Where?"],
     "report": ["folder"],
+    "reproduce": ["folder"],
+    "watch": ["folder"],
     "grade": ["graded.jsonl", "--grader", "lexical"],
     "cost": ["--model", "gpt-4.1", "--input-tokens", "5"],
     "export": ["folder", "merged"],

@@ -177,8 +177,8 @@ def test_model_row_finds_the_editors() -> None:
     row = findings.model_row("run", summary)
     assert row.untrained is not None
     assert row.untrained.name == "self"
-    assert row.api is not None
-    assert row.api.name == "api:gpt-5"
+    assert row.external is not None
+    assert row.external.name == "api:gpt-5"
     assert row.improvement is not None
     assert row.improvement.difference == pytest.approx(0.08)
     assert row.improvement.ci95 == (0.01, 0.1)

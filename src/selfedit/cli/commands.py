@@ -6,7 +6,6 @@ Everything heavy is imported inside the function that needs it, after what the u
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfedit.cli import reproduce
 from selfedit.errors import UserError
 from selfedit.text import printable
 
@@ -121,13 +121,16 @@ def _compare(arguments: argparse.Namespace) -> Any:
 
 def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     """One run a model, below --out, and one page that compares them."""
+    from selfedit.methods.naming import run_names
     from selfedit.models import local_path
     from selfedit.reports import build_report, print_comparison
     from selfedit.runs.files import begin_privately
 
+    if len(set(models)) < len(models):
+        raise UserError(f"--model {next(m for m in models if models.count(m) > 1)}: given twice")
     arguments.model = models[0]
     out = _settings(arguments, "CompareSettings").out
-    names = _run_names(models)
+    names = run_names(models)
     for model, name in zip(models, names, strict=True):
         if not (out / name / "summary.json").exists():
             local_path(model)
@@ -146,17 +149,6 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
         print_comparison(folders, _console(arguments))
         _say(arguments, f"\nreport: {page}")
     return results
-
-
-def _run_names(models: list[str]) -> list[str]:
-    """A folder's name for each model: the last part of the model's, and where several share it, a hash of the whole."""
-    if len(set(models)) < len(models):
-        raise UserError(f"--model {next(m for m in models if models.count(m) > 1)}: given twice")
-    names = [Path(model).resolve().name if Path(model).is_dir() else Path(model).name for model in models]
-    return [
-        name if names.count(name) == 1 else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-        for model, name in zip(models, names, strict=True)
-    ]
 
 
 def _learn(arguments: argparse.Namespace) -> Any:
@@ -279,6 +271,19 @@ def _report(arguments: argparse.Namespace) -> Any:
     return {"report": str(page), "runs": [str(run) for run in runs]}
 
 
+def _watch_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="the directory of a run, or of a reproduction, under way")
+    parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between two looks [5]")
+
+
+def _watch(arguments: argparse.Namespace) -> Any:
+    from selfedit.reports.watching import watch
+
+    if not arguments.every > 0:
+        raise UserError(f"--every {arguments.every:g}: give seconds, more than 0")
+    watch(Path(arguments.directory), _console(arguments), arguments.every)
+
+
 def _grade_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="+", metavar="[check] FILE", help="rows to grade; with `check`, labelled rows to compare with"
@@ -391,6 +396,10 @@ def _import_seal(arguments: argparse.Namespace) -> Any:
     return asdict(found)
 
 
+def _reproduce(arguments: argparse.Namespace) -> Any:
+    return reproduce.run(arguments, lambda text: _say(arguments, text), _console(arguments))
+
+
 COMMANDS = {
     "compare": Command(
         "compare who should write the notes: the model, an API, a file, nobody",
@@ -416,6 +425,10 @@ COMMANDS = {
         _method_flags("ContinualSettings"),
         lambda arguments: run_method(arguments, _settings(arguments, "ContinualSettings"), "continual.continual"),
     ),
+    "reproduce": Command(
+        "the runs of a plan, several models with several editors, and their table", reproduce.add_flags, _reproduce
+    ),
+    "watch": Command("show a run under way until it ends", _watch_flags, _watch),
     "report": Command("write the report of a run, or compare several", _report_flags, _report),
     "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
     "cost": Command("price a job", _cost_flags, _cost),

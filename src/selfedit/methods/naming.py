@@ -1,4 +1,4 @@
-"""The directory of a run of `learn` that was not named."""
+"""Names of runs' directories that nobody named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfedit.methods.settings import FREE, LearnSettings
@@ -26,3 +27,12 @@ def directory_by_content(settings: LearnSettings) -> Path:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.documents[0]).stem).strip(".-")[:40] or "documents"
     return Path("runs") / f"learn-{name}-{digest.hexdigest()[:8]}"
+
+
+def run_names(models: Sequence[str]) -> list[str]:
+    """A folder's name for each model: the last part of the model's, and where several share it, a hash of the whole."""
+    names = [Path(model).resolve().name if Path(model).is_dir() else Path(model).name for model in models]
+    return [
+        name if names.count(name) == 1 else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+        for model, name in zip(models, names, strict=True)
+    ]

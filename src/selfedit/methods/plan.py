@@ -29,7 +29,7 @@ class Plan:
 
     `fits` has the editor's own too.  Tokens are the whole run's, memory is bytes, operations are multiply-adds counted
     as two; `judge_tokens` are a local judge's; `cost_usd` is the price of `calls` calls of APIs (None: a model's price
-    is not known)."""
+    is not known), and `edits_usd` what of it is for edits."""
 
     documents: int
     questions: int
@@ -46,6 +46,7 @@ class Plan:
     calls: int
     cost_usd: float | None
     cost_usd_likely: float | None
+    edits_usd: float | None
     documents_for_three_points: int
 
     def text(self) -> str:
@@ -84,17 +85,22 @@ class Plan:
 def plan(method: Callable[..., Any], settings: Settings) -> Plan:
     """Counts what a method (`compare`, `sweep`, `learn`, `train`, `continual`) will do.  Errors: UserError, as the run
     would give."""
+    with tempfile.TemporaryDirectory() as folder:
+        return rehearse(method, settings, Path(folder) / "run")
+
+
+def rehearse(method: Callable[..., Any], settings: Settings, out: Path) -> Plan:
+    """`plan`, in a directory that stays, for methods that read a run before them."""
     counts = Counts()
     shape = Shape(
         load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
     )
-    with tempfile.TemporaryDirectory() as folder:
-        # What changes no amount is left out.
-        aside = {"out": Path(folder) / "run", "budget": None, "workers": 0, "ray": None, "track": None}
-        rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
-        method(rehearsed, **stand_ins(settings, shape, counts))
-        with RunDirectory.read(rehearsed.out) as run:
-            documents = run.store.documents()
+    # What changes no amount is left out.
+    aside = {"out": out, "budget": None, "workers": 0, "ray": None, "track": None}
+    rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
+    method(rehearsed, **stand_ins(settings, shape, counts))
+    with RunDirectory.read(rehearsed.out) as run:
+        documents = run.store.documents()
     bytes_each = 2 if settings.dtype == "bfloat16" else 4
     return Plan(
         documents=len(documents),
@@ -113,5 +119,6 @@ def plan(method: Callable[..., Any], settings: Settings) -> Plan:
         calls=counts.calls,
         cost_usd=counts.cost if counts.priced else None,
         cost_usd_likely=counts.cost_likely if counts.priced else None,
+        edits_usd=counts.cost_edits if counts.priced else None,
         documents_for_three_points=documents_needed(_POINTS),
     )

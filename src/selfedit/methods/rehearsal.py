@@ -76,6 +76,7 @@ class Counts:
     calls: int = 0
     cost: float = 0.0
     cost_likely: float = 0.0
+    cost_edits: float = 0.0
     priced: bool = True
 
 
@@ -343,6 +344,7 @@ class _UnsentClient(ApiClient):
 
         most = filled(_most_bytes(settings.max_edit_tokens), _most_bytes(settings.max_answer_tokens))
         counts.cost += self.most(most)
+        counts.cost_edits += self.most(most) * (self.role == "editor")
         likely = filled(4 * settings.max_edit_tokens, 4 * settings.max_answer_tokens)
         text = "".join(message["content"] for message in likely.messages) or request.prompt or ""
         reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS

@@ -24,6 +24,9 @@ BASE = "none"
 REFERENCE_LINES = ("open-book", "retrieval")
 """Roles of conditions in which nothing is learned and passages are in the prompt."""
 
+EXTERNAL = ("api", "model", "replay")
+"""Roles of conditions in which another than the model writes the edits."""
+
 
 def conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
@@ -269,7 +272,7 @@ def _missing_fits(run: RunRecords) -> list[str]:
         done[fit.condition][fit.document_id] += 1
     edits, replicates = (n if isinstance(n, int) else 1 for n in map(run.config.get, ("edits", "replicates")))
     lines = []
-    for name in dict.fromkeys([*_planned(run), *(edit.writer for edit in run.edits), *done]):
+    for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
         if name == BASE or joint:
             continue
@@ -281,7 +284,7 @@ def _missing_fits(run: RunRecords) -> list[str]:
     return lines
 
 
-def _planned(run: RunRecords) -> list[str]:
+def planned(run: RunRecords) -> list[str]:
     """The conditions that the settings ask for, as far as they can be read."""
     editors = run.config.get("editor")
     if not isinstance(editors, list):
@@ -307,20 +310,23 @@ class ModelRow:
     untrained: ConditionSummary | None
     trained: ConditionSummary | None
     improvement: DifferenceSummary | None  # trained minus untrained editor; without interval where it was not paired
-    api: ConditionSummary | None
+    external: ConditionSummary | None
+    trained_usd: float | None = None  # what it cost to train the editor
+    external_usd: float | None = None  # what the external editor's edits cost
+    reported: str = ""  # who reports the figures, where they are no run's
 
 
 def role(name: str) -> str:
-    """What kind of condition a name stands for: a reference line, passage, self, trained, api, replay or other."""
+    """What kind of condition a name stands for: a reference line, passage, self, trained, one of EXTERNAL, or other."""
     head = name.split(":", 1)[0]
     if head in ("trained", "policy"):
         return "trained"
-    return head if head in (BASE, *REFERENCE_LINES, "passage", "self", "api", "replay") else "other"
+    return head if head in (BASE, *REFERENCE_LINES, "passage", "self", *EXTERNAL) else "other"
 
 
 def model_row(run: str, summary: Summary) -> ModelRow:
-    """The row of a run; where several conditions share a role, the most accurate API editor, the selected policy and
-    the first other."""
+    """The row of a run; where several conditions share a role, the most accurate external editor, the selected policy
+    and the first other."""
     found: Mapping[str, list[ConditionSummary]] = defaultdict(list)
     for condition in summary.conditions:
         found[role(condition.name)].append(condition)
@@ -336,8 +342,9 @@ def model_row(run: str, summary: Summary) -> ModelRow:
         if improvement is None and trained.accuracy is not None and untrained.accuracy is not None:
             gain = trained.accuracy - untrained.accuracy
             improvement = DifferenceSummary(a=untrained.name, b=trained.name, difference=gain)
-    api = max(found["api"], key=lambda condition: condition.accuracy or 0.0, default=None)
-    return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, api)
+    others = [condition for kind in EXTERNAL for condition in found[kind]]
+    external = max(others, key=lambda condition: condition.accuracy or 0.0, default=None)
+    return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, external)
 
 
 def selected(rounds: Sequence[RoundSummary], summary: Summary | None) -> RoundSummary | None:

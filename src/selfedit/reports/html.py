@@ -73,8 +73,17 @@ def render_run(run: RunRecords) -> str:
     )
 
 
-def render_runs(runs: Sequence[RunRecords], page: Path) -> str:
-    """The page that compares several runs; `page` is where it will be, for links to the runs' own reports."""
+def render_runs(
+    runs: Sequence[RunRecords],
+    page: Path,
+    *,
+    title: str = "",
+    rows: Sequence[findings.ModelRow] = (),
+    bars: Sequence[tuple[str, Summary]] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The page that compares several runs; `page` is where it will be, for links to the runs' own reports.  A title,
+    rows of models and bars may be given, and notes on the rows."""
     shown = [(run, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs]
     recipes = {json.dumps(summary.recipe, sort_keys=True, default=str) for _, summary in shown if summary.recipe}
     entries = [
@@ -89,12 +98,15 @@ def render_runs(runs: Sequence[RunRecords], page: Path) -> str:
         for run, summary in shown
     ]
     with plots.style():
-        chart = plots.grouped(labelled(runs))
+        chart = plots.grouped(bars or labelled(runs))
         side_by_side = plots.inline(chart, "grouped", "Accuracy of each run's conditions") if chart else ""
     return _render(
         "runs.html.jinja",
-        title=f"{len(runs)} runs compared",
-        rows=[findings.model_row(run.name, summary.model_copy(update={"model": run.model})) for run, summary in shown],
+        title=title or f"{len(runs)} runs compared",
+        rows=rows or [findings.model_row(run.name, s.model_copy(update={"model": run.model})) for run, s in shown],
+        priced=any(row.trained_usd is not None or row.external_usd is not None for row in rows),
+        named=not rows,
+        notes=notes,
         runs=entries,
         side_by_side=side_by_side,
         recipes=len(recipes),

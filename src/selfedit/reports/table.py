@@ -267,23 +267,25 @@ def neighbours(entries: Sequence[NeighbourSummary]) -> Group:
 
 
 def models(rows: Sequence[findings.ModelRow]) -> Group:
-    """The table of several runs: what each model gains from its own edits, a trained editor, an API editor."""
-    table = _table(
-        ["model", "run"],
-        ["in-\nstruct", "no adap-\ntation", "untrained\neditor", "trained\neditor", "improvement", "API\neditor"],
-    )
+    """The table of several runs: what each model gains from its own edits, a trained editor, an external editor."""
+    named = any(row.run for row in rows)
+    priced = any(row.trained_usd is not None or row.external_usd is not None for row in rows)
+    columns = ["in-\nstruct", "no adap-\ntation", "untrained\neditor", "trained\neditor", "improvement"]
+    columns += ["external\neditor"] + (["training\nUSD", "external\nUSD"] if priced else [])
+    table = _table(["model", *(["run"] if named else [])], columns)
     for row in rows:
         gain = row.improvement
         improvement = format.points(gain.difference) if gain else format.DASH
         if gain and gain.ci95:
-            improvement += f" ({format.points_interval(gain.ci95)})"
+            improvement += f"\n({format.points_interval(gain.ci95)})"
         table.add_row(
             Text(format.clean(row.model or format.DASH), style="bold"),
-            Text(format.clean(row.run)),
+            *([Text(format.clean(row.run))] if named else []),
             {True: "yes", False: "no", None: format.DASH}[row.instruct],
             *(format.percent(c.accuracy if c else None) for c in (row.none, row.untrained, row.trained)),
             improvement,
-            format.percent(row.api.accuracy if row.api else None),
+            format.percent(row.external.accuracy if row.external else None),
+            *([format.usd(row.trained_usd), format.usd(row.external_usd)] if priced else []),
         )
     note = "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document)."
     return _noted(table, notes=[note])

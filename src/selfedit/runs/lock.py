@@ -66,3 +66,18 @@ class RunLock:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def is_held(path: str | Path) -> bool:
+    """Whether a process holds this lock now; False where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)  # lets go of it
+    return False

@@ -1,0 +1,119 @@
+"""A run under way, as far as its records go: what `selfedit watch` shows, again and again, until the run has ended."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from selfedit.errors import UserError
+from selfedit.reports import findings, format, table
+from selfedit.reports.records import RunRecords, read_run
+from selfedit.runs.costs import Spent
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.lock import is_held
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 40  # of a curve
+
+
+def watch(path: Path, console: Console, every: float) -> None:
+    """Shows a run, or of a reproduction the run that was written last, until nobody writes it any more.
+
+    On a terminal the view is drawn in place; elsewhere it is printed whenever it has changed.  Errors: UserError.
+    """
+    shown = ""
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            going_on = is_held(path / "lock")  # before the records, which are then whole where it has ended
+            found = _view(_newest(path), going_on)
+            if live is not None:
+                live.update(found, refresh=True)
+            elif (text := table.plain_text(found)) != shown:
+                console.print(Text(text), soft_wrap=True)
+                shown = text
+            if not going_on:
+                return
+            time.sleep(every)
+
+
+def _newest(path: Path) -> Path:
+    if any((path / name).exists() for name in ("config.yaml", "run.sqlite", "summary.json")):
+        return path
+    runs = [run.parent for run in path.glob("*/*/config.yaml")]
+    if not runs:
+        raise UserError(
+            f"{path}: not the directory of a run, and no runs are in it; give the directory that --out named"
+        )
+    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.iterdir()))
+
+
+def _view(path: Path, going_on: bool) -> Group:
+    run = read_run(path)
+    with RunDirectory.read(path) as directory:
+        wall = directory.store.wall_seconds()
+    parts: list[RenderableType] = [Text(f"{path}  {table.heading(run)}", style="bold")]
+    parts += [Text(line) for line in findings.missing(run)[1:]]  # the first says that it has not finished
+    if found := findings.compared(run):
+        parts.append(table.comparison(found, run.figures.differences))
+    if run.rounds:
+        parts.append(table.rounds(findings.rounds(run), run.figures.selected_round, run.figures.selected_on))
+    parts += [Text(f"{name:<9}{told}") for name, told in _facts(run, wall).items() if told]
+    if not going_on:
+        ended = "The run has finished." if run.summary else "Nobody writes this run; its command goes on with it."
+        parts.append(Text(ended))
+    return Group(*parts)
+
+
+def _facts(run: RunRecords, wall: float) -> dict[str, str]:
+    trained = [fit for fit in run.fits if fit.sequences]
+    tokens, seconds = sum(fit.train_tokens for fit in trained), sum(fit.seconds for fit in trained)
+    spent, planned = Spent.of(run.costs), planned_fits(run)
+    left = wall * (planned - len(trained)) / len(trained) if planned and trained and run.summary is None else 0.0
+    curve = [loss for _, loss in list(run.curves.values())[-1]] if run.curves else []
+    return {
+        "fits": f"{len(trained):,}" + (f" of {planned:,}" if planned else ""),
+        "trained": f"{tokens:,} tokens" + (f", {tokens / seconds:,.0f} per device second" if seconds else ""),
+        "written": f"{sum(edit.output_tokens for edit in run.edits):,} tokens of {len(run.edits):,} edits",
+        "loss": f"{_curve(curve)}  {curve[0]:.2f} to {curve[-1]:.2f}" if curve else "",
+        "spent": f"{format.seconds(spent.seconds)} of devices, {format.usd(spent.usd)} US dollars",
+        "time": f"{format.seconds(wall)} so far" + (f", about {format.seconds(left)} left" if left > 0 else ""),
+    }
+
+
+def planned_fits(run: RunRecords) -> int | None:
+    """How many fits of edits `compare` and `train` take in all; None where the settings do not say."""
+    config, splits = run.config, list(run.splits.values())
+    edits, replicates, rounds = (config.get(name) for name in ("edits", "replicates", "rounds"))
+    if not isinstance(edits, int) or not isinstance(replicates, int):
+        return None
+    if run.procedure == "compare" and config.get("regime") == "single":
+        roles = [findings.role(name) for name in findings.planned(run)]
+        learned = sum(
+            0 if role in (findings.BASE, *findings.REFERENCE_LINES) else 1 if role == "passage" else edits
+            for role in roles
+        )
+        if config.get("policy") is not None:
+            learned += 0 if config.get("policy_round") == "all" else edits
+        return learned * replicates * len(splits)
+    if run.procedure == "train" and isinstance(rounds, int) and config.get("reward") != "judge":
+        training = splits.count("train")
+        of_round = min(training, config.get("documents_per_round") or training)
+        return rounds * of_round * edits * replicates + (rounds + 1) * splits.count("validation") * replicates
+    return None
+
+
+def _curve(values: list[float]) -> str:
+    """A line of blocks, the height of each a mean over a share of the values."""
+    known = [value for value in values if math.isfinite(value)]
+    size = max(1, math.ceil(len(known) / _COLUMNS))
+    if not known:
+        return ""
+    means = [sum(part) / len(part) for k in range(0, len(known), size) if (part := known[k : k + size])]
+    low, high = min(means), max(means)
+    return "".join(_BARS[round((value - low) / (high - low or 1.0) * (len(_BARS) - 1))] for value in means)

@@ -1,0 +1,197 @@
+"""`selfedit reproduce`: the runs of a plan, resumed, planned, and their table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api_server import reply
+from selfedit.methods import reproduce as reproducing
+from selfedit.methods.reproduce import Reproduction
+from selfedit.reports.records import read_run
+from selfedit.reports.watching import planned_fits
+from selfedit.runs.costs import Spent
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.lock import RunLock
+from selfedit.runs.records import RoundRecord
+from tiny_world import SMALL, rows, write_rows
+
+Run = Callable[..., Any]
+
+NOTE = "{} made a thing.\nIt cost 3 coins."
+
+
+@pytest.fixture
+def plan(chat_model: str, base_model: str, server: Any, tmp_path: Path) -> dict[str, Any]:
+    """Two models; three documents to train on, two to validate, three for the test; an external editor with a price."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("models:\n  writer: {input: 100, output: 1000, date: 2026-01-01}\n")
+    server.reply = lambda body: reply(NOTE.format(body["messages"][-1]["content"].split()[-1]))
+    return {
+        "settings": {**SMALL, "prices": str(prices), "usd_per_hour": 3, "api_base": server.url},
+        "train": {
+            "documents": str(write_rows(tmp_path / "train.jsonl", rows(5))),
+            "validation_share": 0.4,
+            "rounds": 1,
+            "edits": 2,
+            "replicates": 1,
+            "outer_set": {"rank": 2},
+        },
+        "compare": {"documents": str(write_rows(tmp_path / "test.jsonl", rows(8)[5:]))},
+        "external": "api:writer",
+        "models": [chat_model, {"model": base_model, "name": "Base", "settings": {"instruct": False}}],
+    }
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
+    def write(plan: dict[str, Any]) -> list[str]:
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+        return ["reproduce", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")]
+
+    return write
+
+
+def test_a_plan_is_run_and_its_table_has_every_editor(
+    run: Run, plan: dict[str, Any], words: Callable[..., list[str]], server: Any, tmp_path: Path
+) -> None:
+    out, command = tmp_path / "out", words(plan)
+    planned = json.loads(run(*command, "--plan", "--json").out)
+    assert not out.exists()
+    assert not server.completions
+    # A server that dies in the middle stops it in one line, and the same command goes on.
+    server.refuse = lambda body: {"error": {"message": "out of order"}} if server.completions[1:] else None
+    stopped = run(*command)
+    assert stopped.code == 2
+    assert "Traceback" not in stopped.err
+    assert "out of order" in stopped.err
+    server.refuse = lambda body: None
+    server.completions.clear()
+    result = run(*command, "--json")
+    assert result.code == 0
+    assert result.err.count("round 1 rewards") == 1, "the first model's editor is not trained again"
+    assert len(server.completions) == 2
+    # The external editor is asked once about each document, whatever the number of models.
+    assert yaml.safe_load((out / "Base" / "compare" / "config.yaml").read_text())["editor"] == [
+        "none",
+        "self",
+        f"replay:{out / 'api-writer.jsonl'}",
+    ]
+    found = json.loads(result.out)
+    assert found == json.loads((out / "reproduction.json").read_text())
+    mine = [row for row in found["rows"] if not row["reported"]]
+    assert [(row["model"], row["instruct"]) for row in mine] == [("tiny-chat", True), ("Base", False)]
+    for row in mine:
+        for part in ("none", "untrained", "trained", "external"):
+            assert row[part]["graded"] == 6, part
+        assert len(row["improvement"]["ci95"]) == 2
+        gain = row["trained"]["accuracy"] - row["untrained"]["accuracy"]
+        assert row["improvement"]["difference"] == pytest.approx(gain, abs=0.2)  # of documents, and of answers
+        assert row["external_usd"] == pytest.approx(3 * (10 * 100 + 5 * 1000) / 1e6)
+        assert row["trained_usd"] > 0
+    assert {row["reported"] for row in found["rows"]} == {"", "paper", "reproduction"}
+    for name in ("reproduction.html", "reproduction.png", "reproduction.svg"):
+        assert (out / name).stat().st_size > 0
+        assert (out / name).stat().st_mode & 0o077 == 0
+    page = (out / "reproduction.html").read_text()
+    for text in (page, result.err):
+        for told in ("Base", "[paper]", "trained", "arXiv 2506.10943", "39.7"):
+            assert told in text
+
+    # The plan was the most that it could take.
+    assert set(planned["runs"]) == {
+        f"{model}/{kind}" for model in ("tiny-chat", "Base") for kind in ("train", "compare")
+    }
+    for name, most in planned["runs"].items():
+        with RunDirectory.read(out / name) as done:
+            fits = [fit for fit in done.store.fits() if fit.sequences]
+            assert sum(fit.train_tokens for fit in fits) <= most["train_tokens"]
+            assert len(fits) + len(done.store.rounds()) == most["fits"]  # and one of the editor per round
+            assert planned_fits(read_run(out / name)) == len(fits)
+            spent = [line for line in done.store.costs() if not line.seconds]
+            assert (Spent.of(spent).usd or 0.0) <= most["cost_usd"]
+    assert planned["total"]["fits"] == sum(most["fits"] for most in planned["runs"].values())
+    first = planned["runs"]["tiny-chat/compare"]
+    assert 3 * (10 * 100 + 5 * 1000) / 1e6 <= first["edits_usd"] == first["cost_usd"]
+    assert (planned["runs"]["tiny-chat/compare"]["calls"], planned["runs"]["Base/compare"]["calls"]) == (3, 0)
+
+    # The same command does nothing again.
+    files = {path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".json", ".html", ".png", ".svg")}
+    again = run(*command, "--json")
+    assert json.loads(again.out) == found
+    assert "exam (none)" not in again.err
+    assert {path: path.read_bytes() for path in files} == files
+    assert len(server.completions) == 2
+
+
+@pytest.mark.parametrize(("selected", "compared"), [(0, 2), (1, None)])
+def test_the_selected_round_is_compared_or_the_last_where_it_is_the_untrained_editor(
+    selected: int, compared: int | None, plan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perform(method: Callable[..., Any], settings: Any) -> None:
+        done.append(settings)
+        with RunDirectory.open(settings.out, {"procedure": method.__name__}) as run:
+            for number in (1, 2):
+                run.store.put_round(RoundRecord(number))
+
+    done: list[Any] = []
+    monkeypatch.setattr(reproducing, "selected_round", lambda run: selected)
+    reproduction = Reproduction.model_validate({**plan, "external": None})
+    reproducing.reproduce(reproduction, tmp_path, perform)
+    trained, compares, _, last = done
+    assert (trained.out, compares.policy) == (tmp_path / "tiny-chat" / "train",) * 2
+    assert (compares.policy_round, last.policy_round) == (compared, compared)
+    assert (compares.editor, last.instruct) == (("none", "self"), False)
+
+
+def test_mistakes_are_one_line_before_anything_is_done(
+    plan: dict[str, Any],
+    words: Callable[..., list[str]],
+    mistake: Callable[..., str],
+    chat_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def said(**changes: Any) -> str:
+        line = mistake(*words({**plan, **changes}))
+        assert not (tmp_path / "out").exists()
+        return line
+
+    nowhere = str(tmp_path / "nowhere.jsonl")
+    assert "is named twice; leave one out, or give it a `name` of its own" in said(models=[chat_model, chat_model])
+    assert "no price for model 'poet'" in said(external="api:poet")
+    assert "no price for model 'marker'" in said(settings={**plan["settings"], "grader": "judge:marker"})
+    last = {"model": chat_model, "name": "b", "compare": {"documents": nowhere}}
+    assert "nowhere.jsonl: no such file" in said(models=[chat_model, last])
+    assert "no such file" in said(external=f"replay:{nowhere}")
+    assert "no such setting 'round'" in said(train={"round": 2})
+    assert "--rounds 0" in said(train={"rounds": 0})
+    assert "models: " in said(models=[])
+    assert "edits: Extra inputs are not permitted" in said(edits=3)
+    assert "there is no kind of editor called 'magic'" in said(external="magic")
+    own = {k: v for k, v in plan["settings"].items() if k != "api_base"}
+    assert "no API key for model 'writer'" in said(settings=own)
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "list.yaml: " in mistake("reproduce", tmp_path / "list.yaml")
+    assert "No such file" in mistake("reproduce", tmp_path / "none.yaml")
+
+
+def test_one_directory_is_one_plans(
+    run: Run, plan: dict[str, Any], words: Callable[..., list[str]], mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    plan |= {"models": plan["models"][:1], "external": None, "reported": False}
+    assert run(*words(plan)).code == 0
+    other = {**plan, "models": [{"model": plan["models"][0], "name": "other"}]}
+    assert "holds runs of another plan (tiny-chat is no model of this one)" in mistake(*words(other))
+    changed = {**plan, "compare": {**plan["compare"], "edits": 2}}
+    assert "this run began with edits = 1, now it is 2" in mistake(*words(changed), after_loading=True)
+    lock = RunLock(tmp_path / "out" / "lock")
+    try:
+        assert "in use by process" in mistake(*words(plan))
+    finally:
+        lock.release()

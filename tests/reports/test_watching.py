@@ -1,0 +1,67 @@
+"""`selfedit watch`: what it shows of a run, and when it ends."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfedit.errors import UserError
+from selfedit.reports import watching
+from selfedit.runs.lock import RunLock, is_held
+
+
+def watched(path: Path, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    watching.watch(path, Console(file=out, width=100, force_terminal=terminal), 1.0)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_under_way_is_shown_until_nobody_writes_it(
+    partial_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    run = shutil.copytree(partial_run, tmp_path / "run")
+    lock, looks = RunLock(run / "lock"), []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            lock.release()
+
+    monkeypatch.setattr(watching.time, "sleep", sleep)
+    assert is_held(run / "lock")
+    shown = watched(run, terminal=terminal)
+    assert looks == [1.0, 1.0]
+    assert not is_held(run / "lock")
+    assert shown.count("Nobody writes this run; its command goes on with it.") == 1
+    # Elsewhere than on a terminal, what has not changed is not printed again.
+    assert terminal or shown.count("per device second") == 2
+    for words in ("passage", "tokens", "US dollars", "so far, about", " left"):
+        assert words in shown
+    # Of a reproduction, the run that was written last.
+    (tmp_path / "all" / "model").mkdir(parents=True)
+    shutil.copytree(run, tmp_path / "all" / "model" / "compare")
+    assert "model/compare" in watched(tmp_path / "all")
+
+
+def test_a_finished_run_is_shown_once(train_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching.time, "sleep", lambda _: pytest.fail("it has ended"))
+    shown = watched(train_run)
+    for words in ("The run has finished.", "reward", "validation", "so far\n"):
+        assert words in shown
+
+
+def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="not the directory of a run"):
+            watched(path)
+
+
+def test_a_curve_has_a_block_for_each_share_of_its_values() -> None:
+    assert watching._curve([3.0, 2.0, float("nan"), 1.0]) == "█▅▁"
+    assert watching._curve([1.0]) == "▁"
+    assert len(watching._curve([float(k) for k in range(1000)])) == 40
