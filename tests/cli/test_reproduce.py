@@ -19,10 +19,12 @@ from selfedit.runs.costs import Spent
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.lock import RunLock
 from selfedit.runs.records import RoundRecord
+from selfedit.training.recipes import load_recipe
 from tiny_world import SMALL, rows, write_rows
 
 Run = Callable[..., Any]
 
+SHIPPED = Path(__file__).parents[2] / "examples" / "reproduce"
 NOTE = "{} made a thing.\nIt cost 3 coins."
 
 
@@ -147,6 +149,43 @@ def test_the_selected_round_is_compared_or_the_last_where_it_is_the_untrained_ed
     assert (trained.out, compares.policy) == (tmp_path / "tiny-chat" / "train",) * 2
     assert (compares.policy_round, last.policy_round) == (compared, compared)
     assert (compares.editor, last.instruct) == (("none", "self"), False)
+
+
+def test_the_published_plan_is_bounded_and_shown_beside_what_others_paid(
+    run: Run, words: Callable[[dict[str, Any]], list[str]], base_model: str, tmp_path: Path
+) -> None:
+    plan = yaml.safe_load((SHIPPED / "published.yaml").read_text())
+    assert plan["models"][0]["model"] == "Qwen/Qwen2.5-3B"
+    assert (len(plan["models"]), plan["train"]["rounds"], plan["train"]["documents_per_round"]) == (5, 10, 50)
+    # Tiny models and a few documents stand in for those of the hub and of a clone.
+    del plan["settings"]["prompt_file"]
+    plan["models"] = [{**plan["models"][0], "model": base_model}]
+    few = {"rounds": 1, "documents_per_round": 2, "limit": None, "validation_share": 0.34}
+    plan["train"] |= {"documents": str(write_rows(tmp_path / "train.jsonl", rows(3))), **few}
+    plan["compare"] |= {"documents": str(write_rows(tmp_path / "test.jsonl", rows(5)[3:])), "limit": None}
+    result = run(*words(plan), "--plan", "--json")
+    train, compare = json.loads(result.out)["runs"].values()
+    assert (
+        train["fits"] == 2 * 5 * 3 + 1 + 2 * 1 * 3
+    )  # K = 5, S = 3; the editor's own; before and after, on one document
+    assert compare["fits"] == 2 * 4  # the passage, and edits by the model, the external editor and the policy
+    assert train["edits_usd"] == 0
+    # Two edits by batch, each of 8,192 tokens and as many of reasoning.
+    assert 2 * 16384 * 10 / 1e6 / 2 < compare["edits_usd"] < 2 * 0.1
+    for told in ("8.80 for ten", "0.746", "TFLOPS", "of it for edits"):
+        assert told in result.err
+
+
+def test_the_plans_for_a_laptop_name_settings_and_prices_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SHIPPED.parent.parent)
+    for name in ("laptop.yaml", "laptop-seal.yaml"):
+        plan = reproducing.read_plan(SHIPPED / name)
+        reproducing.check(plan, tmp_path)
+        for student in plan.models:
+            load_recipe(plan.training(student, tmp_path).recipe)
+    assert plan.training(student, tmp_path).recipe == "seal"
 
 
 def test_mistakes_are_one_line_before_anything_is_done(
