@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from selfedit.errors import UserError
 from selfedit.reports import watching
+from selfedit.reports.records import read_run
 from selfedit.runs.lock import RunLock, is_held
 
 
@@ -37,10 +39,10 @@ def test_a_run_under_way_is_shown_until_nobody_writes_it(
     shown = watched(run, terminal=terminal)
     assert looks == [1.0, 1.0]
     assert not is_held(run / "lock")
-    assert shown.count("Nobody writes this run; its command goes on with it.") == 1
+    assert "Nobody writes this run; its command goes on with it." in shown
     # Elsewhere than on a terminal, what has not changed is not printed again.
     assert terminal or shown.count("per device second") == 2
-    for words in ("passage", "tokens", "US dollars", "so far, about", " left"):
+    for words in ("passage", "tokens", "US dollars", "s so far"):
         assert words in shown
     # Of a reproduction, the run that was written last.
     (tmp_path / "all" / "model").mkdir(parents=True)
@@ -53,6 +55,14 @@ def test_a_finished_run_is_shown_once(train_run: Path, monkeypatch: pytest.Monke
     shown = watched(train_run)
     for words in ("The run has finished.", "reward", "validation", "so far\n"):
         assert words in shown
+
+
+def test_the_time_left_is_that_of_the_fits_that_are_planned(partial_run: Path) -> None:
+    run = read_run(partial_run)
+    assert watching.planned_fits(run) == 2 * 2 * 6  # passage and replayed edits, twice, of each document
+    half = replace(run, fits=[fit for fit in run.fits if fit.sequences][:8])
+    told = watching._facts(half, 10.0)
+    assert (told["fits"], told["time"]) == ("8 of 24", "10 s so far, about 20 s left")
 
 
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
