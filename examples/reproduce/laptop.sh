@@ -12,6 +12,7 @@ python=${PYTHON:-.venv/bin/python}
 case $python in /*) ;; *) python=$PWD/$python ;; esac
 
 folder=$(mktemp -d)
+mkdir "$folder/hub"
 stop() {
   kill "$server" 2>/dev/null || true
   wait "$server" 2>/dev/null || true
@@ -20,7 +21,7 @@ stop() {
 # The server knows the model by the name under which it lies in its directory.
 ln -s "$("$python" -c 'import sys; from selfedit.models import local_path; print(local_path(sys.argv[1]))' "$served")" \
   "$folder/$(basename "$served")"
-(cd "$folder" && HF_HUB_OFFLINE=1 exec "$python" -m transformers.cli.transformers serve "$(basename "$served")" \
+(cd "$folder" && HF_HUB_OFFLINE=1 HF_HOME="$folder" exec "$python" -m transformers.cli.transformers serve "$(basename "$served")" \
   --device cpu --host 127.0.0.1 --port "$port") >"$folder/log" 2>&1 &
 server=$!
 trap stop EXIT
