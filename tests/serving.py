@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,16 @@ needs_serving = pytest.mark.skipif(
 )
 
 
-@contextmanager
-def serving(model: str, port: int, folder: Path) -> Iterator[str]:
+def serving(model: str, port: int, folder: Path) -> AbstractContextManager[str]:
     """Serves a model's folder; yields the API's address.  The log and the hub's cache go into `folder`."""
-    log = folder / "log.txt"
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
-    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    return running([*command, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)], port, folder)
+
+
+@contextmanager
+def running(command: list[str], port: int, folder: Path) -> Iterator[str]:
+    """Runs a command that serves on this port."""
+    log = folder / "log.txt"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
         try:

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from api_server import reply
 from selfedit.errors import UserError
+from selfedit.methods.ask import Asker
+from selfedit.prompts import Prompts
 from tiny_world import FEW_WORDS, rows, write_rows
 
 Run = Callable[..., Any]
@@ -405,6 +408,50 @@ def test_a_chat_goes_on_until_an_empty_line(run: Run, learned: Path, monkeypatch
     assert [m["content"] for m in messages[::2]] == ["Where did Ada make the kite?", "And the lamp?"]
     monkeypatch.setattr("sys.stdin", io.StringIO("Where did Ada make the kite?"))  # and until the input ends
     assert run(*words, "--base").out.startswith(f"learned: {messages[1]['content']}\nbase:    ")
+
+
+def test_several_adapters_are_asked_by_name_and_answer_side_by_side(
+    run: Run, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(learned / "adapters" / "learned", tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({name: -value for name, value in weights.items()}, other / "adapter_model.safetensors")
+    common = ["--device", "cpu", "--dtype", "float32", "--max-tokens", 6]
+    asked = "Where did Ada make the kite?"
+    alone = [json.loads(run("ask", folder, asked, "--base", "--json", *common).out) for folder in (learned, other)]
+    found = json.loads(run("ask", learned, asked, "--with", f"mirror={other}", "--compare", "--json", *common).out)
+    answers = [alone[0]["adapter"], alone[1]["adapter"], alone[0]["base"]]
+    assert [found["adapter"], found["mirror"], found["base"]] == answers
+    assert len(set(answers)) > 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{asked}\n/mirror\n/new\n{asked}\n/nobody\n/base\n/new\n{asked}\n"))
+    chat = run("ask", learned, "--with", f"mirror={other}", *common)
+    assert chat.out.splitlines() == answers
+    assert "no adapter nobody: /new, /learned, /mirror, /base" in chat.err
+
+
+def test_adapters_that_do_not_go_together_are_asked_alone(
+    learned: Path, tmp_path: Path, mistake: Callable[..., str]
+) -> None:
+    other = shutil.copytree(learned / "adapters" / "learned", tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    common = ["Why?", "--device", "cpu"]
+    assert "the name is taken" in mistake("ask", learned, *common, "--with", f"base={other}")
+    assert "--with other: write NAME=PATH" in mistake("ask", learned, *common, "--with", "other")
+    (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 3}))
+    line = mistake("ask", learned, *common, "--with", f"other={other}", after_loading=True)
+    assert f"{other}: of another shape (rank, layers, scale) than" in line
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/model"}))
+    assert "other: an adapter of other/model, not of" in mistake("ask", learned, *common, "--with", f"other={other}")
+
+
+def test_an_answer_is_shown_as_it_comes(learned: Path) -> None:
+    row = rows(1)[0]
+    told = Prompts().edit("implications", instruct=True, title=row["title"], text=row["text"])
+    pieces: list[str] = []
+    with Asker(learned, device="cpu", dtype="float32", max_tokens=12) as asker:
+        answer = asker.answer([{"role": "user", "content": told}], base=True, on_text=pieces.append)
+    assert "".join(pieces) == answer
+    assert len([piece for piece in pieces if piece]) > 2
 
 
 def test_export_writes_a_model(run: Run, learned: Path, tmp_path: Path) -> None:

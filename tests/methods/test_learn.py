@@ -387,7 +387,7 @@ def test_a_document_too_long_to_be_read_by_the_editor_is_named(
     (tmp_path / "long.txt").write_text(" ".join(f"Ada made a kite in Oslo for {k} coins." for k in range(200)))
     (tmp_path / "short.txt").write_text("Bo made a lamp in Lima.")
     files = (str(tmp_path / "long.txt"), str(tmp_path / "short.txt"))
-    settings = LearnSettings(model=chat_model, documents=files, editor="self", **quick)
+    settings = LearnSettings(model=chat_model, documents=files, editor="self", part_tokens=100_000, **quick)
     why = r"long\.txt.*: the prompt is longer than the 1,024 tokens that the model reads; cut the document into shorter"
     with pytest.raises(UserError, match=why):
         learn(settings)

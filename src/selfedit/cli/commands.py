@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.cli import reproduce
+from selfedit.cli.asking import ask, ask_flags, serve, serve_flags
 from selfedit.errors import UserError
 from selfedit.text import printable
 
@@ -187,69 +188,6 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
     }
 
 
-# ask
-
-
-def _ask_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
-    parser.add_argument("question", nargs="?", help="without one, a chat begins")
-    parser.add_argument("--base", action="store_true", help="show the unadapted model's answer beside it")
-    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
-    parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument(
-        "--max-tokens", type=int, default=128, metavar="N", help="length of an answer at the most [128]"
-    )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-
-
-def _ask(arguments: argparse.Namespace) -> Any:
-    from selfedit.methods.ask import Asker
-
-    if arguments.max_tokens < 1:
-        raise UserError(f"--max-tokens {arguments.max_tokens}: an answer has at least 1 token")
-    asker = Asker(
-        Path(arguments.adapter),
-        model=arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        max_tokens=arguments.max_tokens,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    if arguments.question is not None:
-        messages = [{"role": "user", "content": arguments.question}]
-        found = {"adapter": asker.answer(messages)}
-        if arguments.base:
-            found["base"] = asker.answer(messages, base=True)
-            _say(arguments, f"learned: {found['adapter']}\nbase:    {found['base']}")
-        else:
-            _say(arguments, found["adapter"])
-        return {"question": arguments.question, **found}
-    return _chat(arguments, asker)
-
-
-def _chat(arguments: argparse.Namespace, asker: Any) -> list[dict[str, str]]:
-    """Question and answer until the input ends; each answer sees what was said before."""
-    messages: list[dict[str, str]] = []
-    if sys.stdin.isatty():
-        print("Ask away; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
-    while True:
-        try:
-            question = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            break
-        if not question:
-            break
-        messages.append({"role": "user", "content": question})
-        answer = asker.answer(messages)
-        if arguments.base:
-            _say(arguments, f"learned: {answer}\nbase:    {asker.answer(messages, base=True)}")
-        else:
-            _say(arguments, answer)
-        messages.append({"role": "assistant", "content": answer})
-    return messages
-
-
 # report, grade, cost, export
 
 
@@ -352,6 +290,16 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="the folder to write the merged model to")
     parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--gguf",
+        nargs="?",
+        const="auto",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        help="write a GGUF file too, and a Modelfile for Ollama, by llama.cpp's converter",
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="with --gguf: model and adapter as a file each, not merged"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
@@ -363,6 +311,8 @@ def _export(arguments: argparse.Namespace) -> Any:
         Path(arguments.out),
         model=arguments.model,
         dtype=arguments.dtype,
+        gguf=arguments.gguf,
+        adapter_only=arguments.adapter_only,
         trust_remote_code=arguments.trust_remote_code,
     )
     _say(arguments, f"model: {exported.folder} ({exported.model} with {exported.merged} adapter(s) merged)")
@@ -414,7 +364,8 @@ COMMANDS = {
     "learn": Command(
         "teach one adapter a set of documents", _method_flags("LearnSettings", positional="documents"), _learn
     ),
-    "ask": Command("ask a learned adapter", _ask_flags, _ask),
+    "ask": Command("ask learned adapters, once or in a chat", ask_flags, ask),
+    "serve": Command("serve a learned adapter, as an OpenAI-compatible API", serve_flags, serve),
     "train": Command(
         "train the model to write better notes (ReST-EM)",
         _method_flags("TrainSettings"),

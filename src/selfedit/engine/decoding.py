@@ -40,13 +40,15 @@ def decode(
     token_budget: int | None = None,
     memory: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Completes all requests, in batches of similar length whose prompts and answers together hold at most
     `token_budget` tokens (by default 16,384 on a CPU; on an accelerator, what half of `memory` holds, bytes, by default
     those that are free).
 
-    Running out of memory halves the budget, with a warning, and repeats the batch.  Errors: ValueError for an empty
-    prompt, for no new tokens, or for an adapter that the bank does not have.
+    `on_tokens` is called with how many tokens were computed, `on_token` with each request's number and token as it
+    comes.  Running out of memory halves the budget, with a warning, and repeats the batch (`on_token` begins again).
+    Errors: ValueError for an empty prompt, for no new tokens, or for an adapter that the bank does not have.
     """
     backbone = Backbone(model)
     _check(requests, bank)
@@ -57,7 +59,8 @@ def decode(
         rows = max(1, budget // _size(requests[waiting[0]]))
         # Rows of one adapter lie together.
         batch = sorted(waiting[:rows], key=lambda k: (requests[k].adapter or 0, requests[k].prompt, k))
-        results = _attempt(backbone, [requests[k] for k in batch], bank, on_tokens)
+        told = None if on_token is None else lambda k, token, batch=batch: on_token(batch[k], token)
+        results = _attempt(backbone, [requests[k] for k in batch], bank, on_tokens, told)
         if results is None:
             line = f"out of memory: answers go on in batches of {budget // 2} tokens instead of {budget}"
             warnings.warn(line, LessMemoryWarning, stacklevel=2)
@@ -104,11 +107,12 @@ def _attempt(
     requests: list[DecodeRequest],
     bank: AdapterBank | None,
     on_tokens: Callable[[int], None] | None,
+    on_token: Callable[[int, int], None] | None,
 ) -> list[Completion] | None:
     """The completions of one batch, or None where memory ran out and a smaller one may fit."""
     try:
         with packed_attention(backbone.model):
-            return _decode_batch(backbone, requests, bank, on_tokens)
+            return _decode_batch(backbone, requests, bank, on_tokens, on_token)
     except RuntimeError as error:
         if len(requests) == 1 or not out_of_memory(error):
             raise
@@ -121,6 +125,7 @@ def _decode_batch(
     requests: list[DecodeRequest],
     bank: AdapterBank | None,
     on_tokens: Callable[[int], None] | None,
+    on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
     device = backbone.head_VD.device
     # Requests with the same adapter and prompt (several samples of one edit) share its prefill.
@@ -157,6 +162,8 @@ def _decode_batch(
                 going.remove(k)
                 continue
             output[k].append(token)
+            if on_token is not None:
+                on_token(k, token)
             if len(output[k]) == requests[k].max_new_tokens:
                 going.remove(k)
         if on_tokens is not None:

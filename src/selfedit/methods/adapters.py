@@ -16,6 +16,7 @@ from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
+RETRIED = "retried"  # of the one that has also learned once more what the first had missed
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def find_adapters(source: Path) -> Adapters:
         instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         if procedure == "learn":
-            folders = [run.adapter(LEARNED)]
+            retried = any(fit.condition.endswith(" twice") for fit in run.store.fits() if fit.steps)
+            folders = [run.adapter(RETRIED if retried else LEARNED)]
         elif procedure == "train":
             folders = [run.checkpoint(round) for round in range(1, selected_round(run) + 1)]
         elif procedure == "continual":

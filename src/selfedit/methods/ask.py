@@ -1,4 +1,4 @@
-"""Asks a learned adapter, or the model without it, one question after another.
+"""Asks learned adapters, or the model without them, one question after another.
 
 Which adapters a folder or a run stands for is `adapters`' part.
 """
@@ -6,26 +6,29 @@ Which adapters a folder or a run stands for is `adapters`' part.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import adapter_errors, find_adapters
+from selfedit.methods.adapters import LEARNED, Adapters, adapter_errors, find_adapters
 from selfedit.models import Model, load_model, local_path
 
 if TYPE_CHECKING:
-    from selfedit.engine import AdapterBank
+    from selfedit.engine import AdapterBank, DecodeRequest
 
 logger = logging.getLogger(__name__)
+
+BASE = "base"  # the name of the model without an adapter
 
 
 class Asker:
     """A model with what it learned.
 
     `adapter` is a folder in PEFT's format, or the run directory of `learn`, `train` or `continual`: one adapter is
-    attached, the deltas of a chain are merged.  The model is the one that they name, unless `model` says otherwise.
+    attached, the deltas of a chain are merged.  `others` are further adapters of the same model and shape, by name; the
+    first one is called `learned`.  The model is the one that they name, unless `model` says otherwise.
 
     Errors: UserError where there is no adapter, or it does not fit.
     """
@@ -34,22 +37,33 @@ class Asker:
         self,
         adapter: Path,
         *,
+        others: Mapping[str, Path] | None = None,
         model: Model | str | None = None,
         device: str | None = None,
         dtype: str = "auto",
         max_tokens: int = 128,
         trust_remote_code: bool = False,
     ) -> None:
-        found = find_adapters(adapter)
+        sources = {LEARNED: find_adapters(adapter)}
+        for other, path in (others or {}).items():
+            if other in (LEARNED, BASE):
+                raise UserError(f"--with {other}=...: the name is taken; choose another")
+            sources[other] = find_adapters(path)
+        found = sources[LEARNED]
+        self.names = tuple(sources)
         name = model.name if isinstance(model, Model) else model or found.model
+        _check_alike(sources, None if model is None else name)
         if not isinstance(model, Model):
             local_path(name)
         # Only now, when all is there, what takes seconds to import.
         from selfedit.engine import AdapterBank, load_adapter, merge_adapter
 
-        for folder in found.folders:
+        folders = [folder for one in sources.values() for folder in one.folders]
+        specs = {}
+        for folder in folders:
             with adapter_errors(folder):
-                load_adapter(folder)  # what is wrong with the files themselves is said before a model is loaded
+                # What is wrong with the files themselves is said before a model is loaded.
+                specs[folder], _ = load_adapter(folder)
         self._load = partial(
             load_model,
             name,
@@ -69,14 +83,19 @@ class Asker:
                 f"--max-tokens {max_tokens}: the model reads {self.model.context_length} tokens at once, the question "
                 "among them; give fewer"
             )
-        for folder in found.folders:
+        for number, folder in enumerate(folders):
             with adapter_errors(folder, "; name its model with --model"):
                 if chain:
                     merge_adapter(self.model.hf, folder)
-                else:
-                    spec, state = load_adapter(folder, self.model.hf)
-                    self.bank = AdapterBank(self.model.hf, spec, 1)
-                    self.bank.load_state(0, state)
+                    continue
+                spec, state = load_adapter(folder, self.model.hf)
+                if self.bank is None:
+                    self.bank = AdapterBank(self.model.hf, spec, len(folders))
+                    first = spec
+                if spec != first:
+                    self.bank.detach()
+                    raise UserError(f"{folder}: of another shape (rank, layers, scale) than {folders[0]}; ask it alone")
+                self.bank.load_state(number, state)
 
     def __enter__(self) -> Asker:
         return self
@@ -90,14 +109,62 @@ class Asker:
         """The model as it was: merged deltas cannot be switched off."""
         return self.model if self.bank is not None else self._load()
 
-    def answer(self, messages: Sequence[dict[str, str]], *, base: bool = False) -> str:
-        """Goes on with a conversation, greedily; with `base` as the model without the adapter would."""
+    def answer(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        name: str = LEARNED,
+        base: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Goes on with a conversation, greedily, by the adapter of this name; with `base`, or as `base`, as the model
+        without any would.  `on_text` is called with the answer piece by piece, as it comes."""
+        (answer,) = self._answers(messages, [BASE if base else name], on_text)
+        return answer
+
+    def compare(self, messages: Sequence[dict[str, str]]) -> dict[str, str]:
+        """What each adapter would say, and the model without any, by name."""
+        names = [*self.names, BASE]
+        return dict(zip(names, [*self._answers(messages, self.names), *self._answers(messages, [BASE])], strict=True))
+
+    def _answers(
+        self, messages: Sequence[dict[str, str]], names: Sequence[str], on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
         from selfedit.engine import DecodeRequest, decode
 
-        model, bank = (self._base, None) if base else (self.model, self.bank)
+        model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
         tokenizer = model.tokenizer
-        room = model.context_length - self.max_tokens
-        ids = tokenizer.chat_ids(messages)[-room:]
-        request = DecodeRequest(tuple(ids), self.max_tokens, tokenizer.stop_ids, adapter=None if bank is None else 0)
-        (completion,) = decode(model.hf, [request], bank=bank)
-        return tokenizer.decode(completion.ids).strip()
+        ids = tuple(tokenizer.chat_ids(messages)[-(model.context_length - self.max_tokens) :])
+        numbers = [None if bank is None else self.names.index(name) for name in names]
+        requests: list[DecodeRequest] = [
+            DecodeRequest(ids, self.max_tokens, tokenizer.stop_ids, adapter=number) for number in numbers
+        ]
+        written: list[int] = []
+        shown = ""
+
+        def show(_: int, token: int) -> None:
+            nonlocal shown
+            written.append(token)
+            text = tokenizer.decode(written).strip()
+            # Half a character is not shown, nor white space that may end the answer.
+            if on_text is not None and text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                on_text(text[len(shown) :])
+                shown = text
+
+        completions = decode(model.hf, requests, bank=bank, on_token=None if on_text is None else show)
+        answers = [tokenizer.decode(completion.ids).strip() for completion in completions]
+        if on_text is not None:
+            on_text(answers[0].removeprefix(shown))
+        return answers
+
+
+def _check_alike(sources: Mapping[str, Adapters], model: str | None) -> None:
+    """Errors: UserError for adapters that cannot be attached to one model side by side."""
+    first = sources[LEARNED]
+    for name, one in sources.items():
+        if len(sources) > 1 and len(one.folders) != 1:
+            raise UserError(f"{name}: a run of several steps, which are merged into the model; ask it alone")
+        if model is None and one.model != first.model:
+            raise UserError(f"{name}: an adapter of {one.model}, not of {first.model}; ask it alone")
+        if one.instruct is not None and first.instruct is not None and one.instruct != first.instruct:
+            raise UserError(f"{name}: learned with other prompts (--instruct) than {LEARNED}; ask it alone")

@@ -43,7 +43,9 @@ def exam_writer(settings: LearnSettings, editor: EditorSpec) -> EditorSpec:
     return EditorSpec("self")
 
 
-def write_exam(run: Run, documents: Sequence[Document], writer: EditorSpec, most: int) -> list[Document]:
+def write_exam(
+    run: Run, documents: Sequence[Document], writer: EditorSpec, most: int, policy: tuple[str, ...] = ()
+) -> list[Document]:
     """The documents, those that had no questions with at most `most` each, as they are now in the run's store.
 
     A document of which no question is kept is named, and is learned all the same."""
@@ -60,7 +62,7 @@ def write_exam(run: Run, documents: Sequence[Document], writer: EditorSpec, most
             store.add_event(_WRITTEN, writer.name, str(sum(map(len, candidates.values()))))
     if not store.events(_CHOSEN):
         asked = [document for document in store.documents() if document.id in set(bare) and document.questions]
-        examine_untrained(run, asked, general=False)
+        examine_untrained(run, asked, general=False, policy=policy)
         examine_untrained(run, asked, condition=OPEN, passages=open_book(writer, asked), general=False)
         run.grading.grade()
         kept = run.choices.exam(asked, _right(run, OPEN), _right(run, "none"), most)

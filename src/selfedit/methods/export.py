@@ -6,13 +6,27 @@ Which adapters a folder or a run stands for is `adapters`' part.
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters
-from selfedit.models import load_model, local_path, stored_dtype, torch_dtype
+from selfedit.methods.gguf_export import (
+    ADAPTER,
+    MODEL,
+    GgufType,
+    convert_adapter,
+    convert_model,
+    find_converter,
+    modelfile,
+)
+from selfedit.models import Model, load_model, local_path, stored_dtype, torch_dtype
 from selfedit.runs.files import directory_atomically
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -27,46 +41,76 @@ class Exported:
 
 
 def export(
-    source: Path, out: Path, *, model: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    source: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    gguf: GgufType | None = None,
+    adapter_only: bool = False,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Merges an adapter, or those of a run of `learn`, `train` (the selected policy) or `continual`, and writes the
     model.
 
     Served elsewhere, the model is prompted as in training and as `ask` does, by the chat template that is written with
     it, and it answers greedily unless a request says otherwise.  It is merged in float32 and written in `dtype`; `auto`
-    is the dtype that the model's own files have.
+    is the dtype that the model's own files have.  With `gguf` there is a GGUF file of that type beside it, with a
+    Modelfile for Ollama; `adapter_only` then leaves model and adapter apart, a GGUF file each, and writes no others.
 
-    Errors: UserError where `source` is none of these, `out` is taken, or an adapter does not fit the model.
+    Errors: UserError where `source` is none of these, `out` is taken, an adapter does not fit the model, or llama.cpp's
+    converter is not there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
+    if adapter_only and gguf is None:
+        raise UserError("--adapter-only: an adapter needs no export but to GGUF; add --gguf")
+    for converter in (MODEL, ADAPTER) if adapter_only else (MODEL,) if gguf else ():
+        find_converter(converter)
     found = find_adapters(source)
+    if adapter_only and len(found.folders) != 1:
+        raise UserError(f"{source}: a run of several steps, which can only be merged; leave out --adapter-only")
     name = model or found.model
     local_path(name)
-    from transformers import GenerationConfig
-
-    from selfedit.engine import merge_adapter
-
     written = torch_dtype(dtype) or stored_dtype(name, trust_remote_code=trust_remote_code)
     loaded = load_model(
         name, device="cpu", dtype="float32", instruct=found.instruct, trust_remote_code=trust_remote_code
     )
     if loaded.tokenizer.doubt:
         logger.warning(loaded.tokenizer.doubt)
-    for folder in found.folders:
-        with adapter_errors(folder, "; name its model with --model"):
-            merge_adapter(loaded.hf, folder)
-    loaded.hf.to(written)  # type: ignore[arg-type]
-    tokenizer = loaded.tokenizer
+    with directory_atomically(out) as scratch:
+        if adapter_only and gguf is not None:
+            with tempfile.TemporaryDirectory(dir=scratch) as base:
+                _write(loaded, Path(base), written)
+                convert_model(Path(base), scratch / "base.gguf", gguf)
+                convert_adapter(found.folders[0], Path(base), scratch / "adapter.gguf", gguf)
+            content = modelfile("base.gguf", loaded.tokenizer, "adapter.gguf")
+            (scratch / "Modelfile").write_text(content, encoding="utf-8")
+            return Exported(out, loaded.name, 0)
+        from selfedit.engine import merge_adapter
+
+        for folder in found.folders:
+            with adapter_errors(folder, "; name its model with --model"):
+                merge_adapter(loaded.hf, folder)
+        _write(loaded, scratch, written)
+        if gguf is not None:
+            convert_model(scratch, scratch / "model.gguf", gguf)
+            (scratch / "Modelfile").write_text(modelfile("model.gguf", loaded.tokenizer), encoding="utf-8")
+    return Exported(out, loaded.name, len(found.folders))
+
+
+def _write(model: Model, folder: Path, dtype: torch.dtype) -> None:
+    from transformers import GenerationConfig
+
+    model.hf.to(dtype)  # type: ignore[arg-type]
+    tokenizer = model.tokenizer
     if not tokenizer.instruct:
         tokenizer.hf.chat_template = None
     # The model's own may sample, or punish repetition, and may not know the token that ends a turn.
-    loaded.hf.generation_config = GenerationConfig(
+    model.hf.generation_config = GenerationConfig(
         bos_token_id=tokenizer.hf.bos_token_id,
         pad_token_id=tokenizer.hf.pad_token_id,
         eos_token_id=list(tokenizer.stop_ids) or None,
     )
-    with directory_atomically(out) as scratch:
-        loaded.hf.save_pretrained(scratch)
-        tokenizer.hf.save_pretrained(scratch)
-    return Exported(out, loaded.name, len(found.folders))
+    model.hf.save_pretrained(folder)
+    tokenizer.hf.save_pretrained(folder)

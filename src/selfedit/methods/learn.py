@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,20 +14,22 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.methods.adapters import LEARNED
+from selfedit.methods.adapters import LEARNED, RETRIED
 from selfedit.methods.edits import write_edits
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import condition_on_the_way, examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load_parts, warn_of_cuts
-from selfedit.methods.learnings import all_in_one
+from selfedit.methods.learnings import Learning, all_in_one
 from selfedit.methods.model_card import add_tokenizer_and_card
 from selfedit.methods.references import references_that_fit
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
+from selfedit.methods.stacking import adapter_rank, earlier_adapters, model_of_earlier, publish, stack
 from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
+from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import Summary
 
 REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
@@ -62,7 +63,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         raise UserError("no documents given: name files, folders, or news")
     check_tracker(settings.track)
     asked = settings.editor
-    settings, spec = editor_of(settings)
+    settings, spec = editor_of(model_of_earlier(settings))
     examiner = exam_writer(settings, spec) if settings.exam == "auto" else None
     with Run("learn", settings, **parts) as run:
         if documents is None:
@@ -70,61 +71,85 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         specs = [spec] if examiner is None or examiner == spec else [spec, examiner]
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
+        earlier, policy = earlier_adapters(run, settings.add)
         if examiner is None:
             run.store.add_documents(documents)
         else:
-            documents = write_exam(run, documents, examiner, settings.exam_questions)
+            documents = write_exam(run, documents, examiner, settings.exam_questions, policy)
         examined = any(document.questions for document in documents)
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
         lines: list[str] = []
         if examined:
-            examine_untrained(run, documents)
+            examine_untrained(run, documents, policy=policy)
             if settings.references:
                 lines = examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
         edits = None
         if spec.kind != "passage":
-            edits = write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)
+            edits = write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt, policy=policy)
             if not edits:
                 raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
+        names = [spec.name]
         folder = run.directory.adapter(LEARNED)
-        (learning,) = all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS)
-        taught = len(learning.documents)
-        inner_loop(run, [learning], label="learning", beside=partial(add_tokenizer_and_card, run, spec.name, taught))
-        (fit,) = run.store.fits(condition=spec.name)
-        if fit.error is not None:
-            raise UserError(
-                f"the fit failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
-            )
+        (learning,) = all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS, policy=policy)
+        fit = _fit(run, learning, spec.name, earlier)
+        if settings.retry_missed and (again := run.choices.missed(documents, _missed(run, names))):
+            # Once more, on top of what was learned, what was not.
+            names.append(f"{spec.name} twice")
+            first, folder = folder, run.directory.adapter(RETRIED)
+            some = None if edits is None else [edit for edit in edits if edit.document_id in again]
+            retried = [document for document in documents if document.id in again]
+            policy = (publish(run, first),)
+            (second,) = all_in_one(names[-1], retried, some, keep=folder, policy=policy)
+            fit = _fit(run, second, spec.name, [first])
+            others = [document for document in documents if document.id not in again]
+            final = (publish(run, folder),)
+            examine_untrained(run, others, condition=names[-1], policy=final, general=False)
+            run.grading.grade()
         summary = None
         if examined:
             summary = summary_of_finished(run) or summarise(
                 run,
                 documents,
-                ["none", spec.name, *lines],
-                on_the_way=_looks(run, spec.name, fit.steps),
+                ["none", *names, *lines],
+                on_the_way=_looks(run, spec.name, run.store.fits(condition=spec.name)[0].steps),
                 exam=exam_summary(run),
-                missed=_missed(run, spec.name),
+                missed=tuple(d.id for d in documents if d.id in _missed(run, names[-1:])),
             )
         _track(run, settings, learning.id, summary)
         return Learned(
             adapter=folder,
             model=settings.model,
             chat=run.workers.instruct,
-            rank=run.recipe.rank,
-            documents=taught,
+            rank=adapter_rank(folder),
+            documents=len(learning.documents),
             edits=tuple(edits or ()),
-            train_tokens=fit.train_tokens,
+            train_tokens=sum(fit.train_tokens for name in names for fit in run.store.fits(condition=name)),
             last_loss=fit.last_loss,
             summary=summary,
         )
 
 
-def _missed(run: Run, name: str) -> tuple[str, ...]:
-    """The documents of which a question was answered wrongly after learning, in their order."""
-    scored = run.store.scored_answers(run.grading.name, condition=name, round=0)
-    wrong = {answer.document_id for answer in scored if answer.value == "wrong"}
-    return tuple(document.id for document in run.store.documents() if document.id in wrong)
+def _fit(run: Run, learning: Learning, editor: str, earlier: Sequence[Path]) -> FitRecord:
+    """Trains an adapter on top of earlier ones, which are then in it."""
+
+    def beside(folder: Path) -> None:
+        stack(earlier, folder)
+        add_tokenizer_and_card(run, editor, len(learning.documents), folder)
+
+    inner_loop(run, [learning], label="learning", beside=beside)
+    fit = next(fit for fit in run.store.fits(condition=learning.condition) if fit.id == learning.id)
+    if fit.error is not None:
+        raise UserError(
+            f"the fit failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
+        )
+    return fit
+
+
+def _missed(run: Run, names: Sequence[str]) -> set[str]:
+    """The documents of which a question was answered wrongly under these conditions."""
+    scored = [a for name in names for a in run.store.scored_answers(run.grading.name, condition=name, round=0)]
+    return {answer.document_id for answer in scored if answer.value == "wrong" and answer.document_id is not None}
 
 
 def _looks(run: Run, name: str, steps: int) -> list[dict[str, Any]]:

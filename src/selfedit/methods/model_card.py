@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from selfedit.methods.run import Run
+from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
 from selfedit.text import one_line
 
@@ -25,9 +26,14 @@ def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) 
     with tempfile.TemporaryDirectory() as plain:
         run.workers.tokenizer.hf.save_pretrained(plain)
         shutil.copytree(plain, folder, dirs_exist_ok=True)
-    recipe = run.recipe.model_dump(mode="json")
-    chat = run.workers.instruct
-    card = model_card(run.settings.model, editor=editor, documents=documents, settings=recipe, chat=chat)
+    card = model_card(
+        run.settings.model,
+        editor=editor,
+        documents=documents,
+        settings=run.recipe.model_dump(mode="json"),
+        rank=adapter_rank(folder),
+        chat=run.workers.instruct,
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -45,8 +51,9 @@ def loading(adapter: str, model: str, *, rank: int, chat: bool) -> dict[str, str
     }
 
 
-def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any], chat: bool) -> str:
-    """A card in the hub's form; `settings` are the recipe's, `chat` says whether the model is prompted as one."""
+def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any], rank: int, chat: bool) -> str:
+    """A card in the hub's form; `settings` are the recipe's, `rank` is the adapter's, and `chat` says whether the model
+    is prompted through its chat template."""
     base = public_name(model)
     head = yaml.safe_dump(
         {
@@ -65,7 +72,7 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
             "ask` and `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
-    ways = loading("path/to/this/folder", model, rank=int(settings["rank"]), chat=chat)
+    ways = loading("path/to/this/folder", model, rank=rank, chat=chat)
     served = one_line(ways["vLLM"])
     count = "1 document" if documents == 1 else f"{documents:,} documents"
     return f"""---

@@ -292,6 +292,9 @@ class _Dearest(Choices):
     def exam(self, documents: Sequence[Document], read: Any, known: Any, most: int) -> set[str]:
         return {question.id for document in documents for question in document.questions[:most]}
 
+    def missed(self, documents: Sequence[Document], wrong: set[str]) -> set[str]:
+        return {document.id for document in documents if document.questions}
+
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         number = len(super().recipes(trials, most_lost))
         return sorted(trials, key=lambda trial: -trial.tokens)[:number]

@@ -104,6 +104,10 @@ class Choices:
         kept = ([q.id for q in d.questions if read.get(q.id) and known.get(q.id) is False] for d in documents)
         return {id for ids in kept for id in ids[:most]}
 
+    def missed(self, documents: Sequence[Document], wrong: set[str]) -> set[str]:
+        """The documents that are learned once more: of which a question was answered wrongly."""
+        return wrong
+
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         """Which recipes of a sweep go on to more documents."""
         return better_half(trials, most_lost)

@@ -274,6 +274,12 @@ class LearnSettings(Settings):
         AUTO, description="who writes it: self, model:NAME or api:MODEL; auto: what writes the edits, else the model"
     )
     exam_questions: int = Field(4, ge=1, description="questions of that exam per document, or part, at the most")
+    add: Path | None = Field(
+        None, description="a run of learn, or an adapter, to go on from: the new adapter is one that has both"
+    )
+    retry_missed: bool = Field(
+        False, description="learn once more, on top, the documents of which a question was answered wrongly"
+    )
     references: bool = Field(
         True,
         description="where there are questions, ask the model as it is with the document, and with what a search finds,"
