@@ -29,7 +29,7 @@ def test_without_a_routing_the_model_is_the_base_model_bit_for_bit(tiny_model, k
                 nn.init.normal_(b)
         bank.publish([0, 1])
         assert torch.equal(logits_of(model), before)
-        with bank.route(Routing.of([1], [IDS.shape[1]], size=2, device=bank.device, grouped=False)):
+        with bank.route(Routing.of([1], [IDS.shape[1]], size=2, grouped=False)):
             assert not torch.equal(logits_of(model), before)
         assert torch.equal(logits_of(model), before)
     assert dict(model.named_modules()) == modules
@@ -123,7 +123,7 @@ def test_specs_that_make_no_sense_are_refused(change):
 def test_rows_that_were_not_routed_are_an_error(tiny_model):
     model = tiny_model("llama")
     with AdapterBank(model, LoraSpec(rank=2), 2) as bank:
-        routing = Routing.of([0], [5], size=2, device=bank.device, grouped=False)
+        routing = Routing.of([0], [5], size=2, grouped=False)
         with bank.route(routing), pytest.raises(RuntimeError, match="22 rows, but 5"):
             logits_of(model)
         with pytest.raises(RuntimeError, match="active already"), bank.route(routing), bank.route(routing):

@@ -47,7 +47,7 @@ def test_a_prompt_is_read_but_not_learned(tiny_model):
         results = fit(bank, jobs)
         losses = []
         for adapter in range(2):
-            with bank.route(Routing.of([adapter], [len(ids)], size=2, device=bank.device, grouped=False)):
+            with bank.route(Routing.of([adapter], [len(ids)], size=2, grouped=False)):
                 losses.append((loss_of(model, [whole]), loss_of(model, [rest])))
     assert results[0].last_loss < 0.5 * loss_of(model, [whole])
     assert losses[0][0] < 0.3 * losses[1][0]

@@ -37,7 +37,7 @@ def trained(model, spec, folder):
     with AdapterBank(model, spec, 2) as bank:
         fit(bank, [random_job(k, sequences=3, epochs=3, learning_rate=5e-3) for k in range(2)])
         bank.save_pretrained(1, folder)
-        routing = Routing.of([1], [len(IDS)], size=2, device=bank.device, grouped=False)
+        routing = Routing.of([1], [len(IDS)], size=2, grouped=False)
         with bank.route(routing):
             return logits_of(model)
 
@@ -100,7 +100,7 @@ def test_an_adapter_comes_back_into_a_bank(tiny_model, tmp_path):
     assert (spec.rank, spec.alpha, spec.rslora) == (4, 8, True)
     with AdapterBank(model, spec, 3) as bank:
         bank.load_state(2, state)
-        with bank.route(Routing.of([2], [len(IDS)], size=3, device=bank.device, grouped=False)):
+        with bank.route(Routing.of([2], [len(IDS)], size=3, grouped=False)):
             torch.testing.assert_close(logits_of(model), own, rtol=1e-5, atol=1e-5)
     with AdapterBank(model, LoraSpec(rank=8), 1) as bank, pytest.raises(ValueError, match="another shape"):
         bank.load_state(0, state)

@@ -70,7 +70,7 @@ def test_gradient_with_dropout_is_the_gradient_of_the_masked_layer(tiny_model):
         x = torch.randn(7, layer.in_features, generator=generator).to(model.device).requires_grad_()
         slope = torch.randn(7, layer.out_features, generator=generator).to(model.device)
         seeds = [101, 202]
-        routing = Routing.of([1, 0], [4, 3], size=2, device=bank.device, grouped=False, dropout_seeds=seeds)
+        routing = Routing.of([1, 0], [4, 3], size=2, grouped=False, dropout_seeds=seeds)
         with bank.route(routing):
             layer(x).backward(slope)
         mine_x, x2 = x.grad.clone(), x.detach().clone().requires_grad_()

@@ -20,6 +20,18 @@ def softmax_backward():
     return torch.allclose(torch._softmax_backward_data(slope, share.detach(), -1, share.dtype), expected, atol=1e-6)
 
 
+def foreach_copy():
+    narrow = [torch.zeros(3, dtype=torch.bfloat16) for _ in range(2)]
+    torch._foreach_copy_(narrow, [torch.ones(3), torch.full((3,), 2.0)])
+    return [x.tolist() for x in narrow] == [[1.0] * 3, [2.0] * 3]
+
+
+def foreach_division_and_norm():
+    numbers = [torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])]
+    torch._foreach_div_(numbers, [1.0, 2.0])
+    return [x.item() for x in torch._foreach_norm(numbers)] == [5.0, 5.0]
+
+
 def attention_implementation():
     config = transformers.LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
@@ -32,6 +44,9 @@ def attention_implementation():
 # Name -> (its file in src/selfedit, the library, whether it does what the file counts on)
 PRIVATE = {
     "torch._softmax_backward_data": ("engine/attention.py", torch, softmax_backward),
+    "torch._foreach_copy_": ("engine/bank.py", torch, foreach_copy),
+    "torch._foreach_div_": ("engine/fitting.py", torch, foreach_division_and_norm),
+    "torch._foreach_norm": ("engine/fitting.py", torch, foreach_division_and_norm),
     "config._attn_implementation": ("engine/attention.py", transformers, attention_implementation),
     "torch.cpu._is_amx_tile_supported": (
         "models/loading.py",

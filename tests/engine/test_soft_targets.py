@@ -23,7 +23,7 @@ from selfedit.engine import (
     soft_targets,
     teach,
 )
-from selfedit.engine.loss import linear_divergence
+from selfedit.engine.loss import left_over, linear_divergence
 from selfedit.engine.selftest import difference, random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
@@ -47,7 +47,8 @@ def test_linear_divergence_equals_plain_torch(device, top, softcap, size, monkey
     head = torch.randn(50, 24, generator=generator).to(device)
     ids, log_probs = (x.to(device) for x in unpacked(random_targets(random.Random(0), 41, top, vocabulary=50)))
     weights = torch.rand(41, generator=generator).to(device)
-    total, losses = linear_divergence(hidden, head, ids, log_probs, weights, softcap)
+    rest = left_over(log_probs.cpu()).to(device)
+    total, losses = linear_divergence(hidden, head, ids, log_probs, rest, weights, softcap)
     (3 * total).backward()
     copied = hidden.detach().cpu().double().requires_grad_()
     logits = copied @ head.cpu().double().t()
@@ -69,10 +70,11 @@ def test_a_teacher_that_names_one_token_is_a_label(device):
     hidden, head = (torch.randn(n, 16, generator=generator).to(device) for n in (9, 40))
     tokens, weights = torch.randint(0, 40, (9,), generator=generator).to(device), torch.ones(9, device=device)
     _, hard = linear_cross_entropy(hidden, head, tokens, weights)
-    _, soft = linear_divergence(hidden, head, tokens[:, None], torch.zeros(9, 1, device=device), weights)
+    zeros = torch.zeros(9, 1, device=device)
+    _, soft = linear_divergence(hidden, head, tokens[:, None], zeros, zeros[:, 0], weights)
     torch.testing.assert_close(soft, hard)
     log_probs, ids = (hidden @ head.t()).log_softmax(-1).topk(6)
-    _, same = linear_divergence(hidden, head, ids, log_probs, weights)
+    _, same = linear_divergence(hidden, head, ids, log_probs, left_over(log_probs.cpu()).to(device), weights)
     assert same.abs().max() < 1e-6
 
 

@@ -243,6 +243,6 @@ def test_the_model_keeps_no_trace(tiny_model):
     assert torch.equal(model(input_ids=ids).logits, before)
     with (
         AdapterBank(model, SPEC, 1) as bank,
-        bank.route(Routing.of([0], [27], size=1, device=bank.device, grouped=False)),
+        bank.route(Routing.of([0], [27], size=1, grouped=False)),
     ):
         assert model(input_ids=ids).logits.shape == before.shape

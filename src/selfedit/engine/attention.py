@@ -11,14 +11,17 @@ T time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+
+from selfedit.engine import paths
+from selfedit.engine.memory import device_kind, move
 
 _NAME = "selfedit_packed"
 # Up to this length, a CPU is faster with whole score matrices than with torch's blockwise kernel.
@@ -30,11 +33,17 @@ _PADDING = {"cpu": 0.1, "accelerator": 0.5}
 
 @dataclass
 class KeyValues:
-    """Keys and values [B, K, width, D] of each layer, and how many positions of each sequence are filled."""
+    """Keys and values [B, K, width, D] of each layer, and how many positions of each sequence are filled: `lengths` on
+    the host, `lengths_B` on the device."""
 
+    lengths: list[int]
     lengths_B: Tensor
     width: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(lengths: list[int], width: int, device: torch.device) -> KeyValues:
+        return KeyValues(list(lengths), torch.tensor(lengths, device=device), width)
 
     def fill(self, layer: int, keys_KPD: Tensor, values_KPD: Tensor, rows_P: Tensor, positions_P: Tensor) -> None:
         """Stores what a packed row of prompts computed."""
@@ -55,8 +64,15 @@ class KeyValues:
         values[rows_B, :, self.lengths_B] = values_KBD.transpose(0, 1)
         return keys, values
 
-    def select(self, rows_B: Tensor) -> None:
+    def advance(self) -> None:
+        """Each sequence has one position more; a full one writes to its last place again and again."""
+        self.lengths = [min(length + 1, self.width - 1) for length in self.lengths]
+        self.lengths_B = (self.lengths_B + 1).clamp_(max=self.width - 1)
+
+    def select(self, rows: list[int]) -> None:
         """Keeps (or repeats) some sequences."""
+        rows_B = torch.tensor(rows, device=self.lengths_B.device)
+        self.lengths = [self.lengths[row] for row in rows]
         self.lengths_B = self.lengths_B[rows_B]
         self.layers = {layer: (keys[rows_B], values[rows_B]) for layer, (keys, values) in self.layers.items()}
 
@@ -66,58 +82,61 @@ class Layout:
     """What a row [1, P] holds: packed sequences of these lengths, or, with `step`, the next token of each stored
     sequence.
 
-    `buckets` (accelerators only) group sequences of similar length: for each, packed positions [B, T] with -1 where a
-    shorter sequence has ended.  `store` keeps keys and values: those of packed prompts are put there, from sequence
-    `first` on, a step's are added.  `masks` and `batched` (CPUs only) are made when a layer first needs them.
+    `ids` and `positions` [P] are each token's id and its position in its own sequence.  `store` keeps keys and values:
+    those of packed prompts are put there, at sequence `places` [P], a step's are added.  `masks` are made when a layer
+    first needs them, and so are `batched` on a CPU; on accelerators they go there with the rest.
     """
 
     lengths: list[int]
     device: torch.device
-    buckets: list[Tensor] | None = None
+    ids: Tensor
+    positions: Tensor
     store: KeyValues | None = None
-    first: int = 0
+    places: Tensor | None = None
     step: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
     batched: dict[int, _Batches] = field(default_factory=dict)
 
     @staticmethod
-    def of(lengths: Sequence[int], device: torch.device, store: KeyValues | None = None, first: int = 0) -> Layout:
-        lengths = list(lengths)
-        return Layout(lengths, device, None if device.type == "cpu" else _buckets(lengths, device), store, first)
+    def of(
+        sequences: Sequence[Sequence[int]],
+        device: torch.device,
+        *,
+        store: KeyValues | None = None,
+        first: int = 0,
+        along: Sequence[object] = (),
+    ) -> Layout:
+        """The layout of these sequences of ids; stored ones are those from `first` on.  The tensors of what goes
+        `along` are moved to the device in the same copy."""
+        lengths = [len(sequence) for sequence in sequences]
+        ids = torch.tensor([token for sequence in sequences for token in sequence])
+        layout = Layout(lengths, device, ids, torch.cat([torch.arange(length) for length in lengths]), store)
+        if store is not None:
+            layout.places = torch.repeat_interleave(torch.arange(first, first + len(lengths)), torch.tensor(lengths))
+        if device.type != "cpu":
+            layout.batches(1)
+        move(device, layout, *layout.batched.values(), *along)
+        return layout
 
     @staticmethod
-    def next_tokens(store: KeyValues) -> Layout:
+    def next_tokens(store: KeyValues, tokens: Sequence[int]) -> Layout:
         """The next token of each sequence of a store whose lengths are those before it."""
-        return Layout([1] * len(store.lengths_B), store.lengths_B.device, store=store, step=True)
-
-    def positions(self) -> Tensor:
-        """Position of each token in its own sequence, [1, P]."""
-        if self.step:
-            assert self.store is not None
-            return self.store.lengths_B[None]
-        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.device)
+        device = store.lengths_B.device
+        layout = Layout([1] * len(tokens), device, torch.tensor(tokens), store.lengths_B, store, step=True)
+        move(device, layout)
+        return layout
 
     def batches(self, heads: int) -> _Batches:
         """The sequences in batches, for this many key-value heads; made once."""
         if heads not in self.batched:
-            self.batched[heads] = _Batches.of(self.lengths, heads)
+            self.batched[heads] = _Batches.of(self.lengths, heads, _PADDING[device_kind(self.device)])
         return self.batched[heads]
 
-    def rows(self) -> Tensor:
-        """The number of each token's sequence in the store, [P]."""
-        numbers = torch.arange(self.first, self.first + len(self.lengths))
-        return torch.repeat_interleave(numbers, torch.tensor(self.lengths)).to(self.device)
-
-
-def _buckets(lengths: list[int], device: torch.device) -> list[Tensor]:
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    buckets = []
-    for members in _similar(lengths, _PADDING["accelerator"]):
-        steps_T = torch.arange(lengths[members[0]])
-        count_B = torch.tensor([lengths[k] for k in members])
-        positions_BT = starts[members][:, None] + steps_T[None]
-        buckets.append(torch.where(steps_T[None] < count_B[:, None], positions_BT, -1).to(device))
-    return buckets
+    def seen(self, length: int, window: int | None) -> Tensor:
+        """`_seen`, made once per length and window."""
+        if ("seen", length, window) not in self.masks:
+            self.masks["seen", length, window] = _seen(length, window, self.device)
+        return self.masks["seen", length, window]
 
 
 def _similar(lengths: list[int], padding: float) -> list[list[int]]:
@@ -177,25 +196,60 @@ def _attention(
         keys, values = store.append(int(module.layer_idx), key[0], value[0])  # type: ignore[arg-type]
         return _attend_to_store(query, keys, values, layout, scale, sliding_window), None
     if store is not None:
-        if "rows" not in layout.masks:
-            layout.masks["rows"], layout.masks["positions"] = layout.rows(), layout.positions()[0]
+        assert layout.places is not None
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        store.fill(layer, key[0], value[0], layout.masks["rows"], layout.masks["positions"])
-    if layout.buckets is not None:
-        return _attend_in_buckets(query, key, value, layout.buckets, scale, sliding_window), None
+        store.fill(layer, key[0], value[0], layout.places, layout.positions)
+    if layout.device.type != "cpu":
+        return _attend_in_batches(query, key, value, layout, scale, sliding_window), None
     if max(layout.lengths) <= _SHORT:
         return _ShortAttention.apply(query, key, value, layout, scale, sliding_window), None
     # split, not slices: its backward is one concatenation
     parts = zip(*(x.split(layout.lengths, 2) for x in (query, key, value)), strict=True)
-    return torch.cat([_attend(q, k, v, scale, sliding_window) for q, k, v in parts], dim=2).transpose(1, 2), None
+    attended = [_attend(q, k, v, layout, scale, sliding_window) for q, k, v in parts]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None) -> Tensor:
     """[B, H, T, D]; padding can only be at the end, where no real query sees it."""
     length = query.shape[2]
-    mask = None
-    if window is not None and length > window:
-        mask = _seen(length, window, query.device)
+    windowed = window is not None and length > window
+    if _fused_works(query, key, value):
+        return _fused(query, key, value, layout.seen(length, window) if windowed else None, scale)
+    return _plain(query, key, value, layout.seen(length, window if windowed else None), scale)
+
+
+def _fused_works(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's attention works with so many heads of such widths, forwards and backwards."""
+    shape = query.shape[1], key.shape[1], query.shape[3], value.shape[3]
+
+    def trial() -> tuple[paths.Way, paths.Way]:
+        generator, (heads, kv_heads, width, width_v) = torch.Generator().manual_seed(0), shape
+        q, k, v, slope = (
+            torch.randn(2, count, 9, wide, generator=generator).to(query.device, query.dtype).requires_grad_()
+            for count, wide in ((heads, width), (kv_heads, width), (kv_heads, width_v), (heads, width_v))
+        )
+        causal, windowed = (_seen(9, window, query.device) for window in (None, 5))
+
+        def way(attend: Callable[..., Tensor], first: Tensor | None) -> paths.Way:
+            def run() -> list[Tensor]:
+                outs = [attend(q, k, v, mask, 1 / math.sqrt(width)) for mask in (first, windowed)]
+                return [*outs, *torch.autograd.grad(outs, (q, k, v), [slope, slope])]
+
+            return run
+
+        return way(_fused, None), way(_plain, causal)
+
+    return paths.works("fused attention", query.device, query.dtype, shape, trial)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """As `_fused`, with whole score matrices."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = (_wide(query) @ _wide(key).transpose(2, 3) * scale).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     return nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -219,18 +273,47 @@ def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend_in_buckets(
-    query: Tensor, key: Tensor, value: Tensor, buckets: list[Tensor], scale: float, window: int | None
+def _attend_in_batches(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
 ) -> Tensor:
-    # [P, H, D]; one row of zeros at the end stands for the padding
-    rows = [torch.cat([x[0].transpose(0, 1), x.new_zeros(1, x.shape[1], x.shape[3])]) for x in (query, key, value)]
-    out_PHD = query.new_zeros(query.shape[2] + 1, query.shape[1], value.shape[3])
-    for positions_BT in buckets:
-        q, k, v = (x[positions_BT].transpose(1, 2) for x in rows)
-        attended = _attend(q, k, v, scale, window).transpose(1, 2)
-        index = torch.where(positions_BT < 0, query.shape[2], positions_BT).flatten()
-        out_PHD = out_PHD.index_copy(0, index, attended.flatten(0, 1))
-    return out_PHD[:-1][None]
+    batches = layout.batches(1)
+    parts = zip(*(_Sorted.apply(x.squeeze(0).transpose(0, 1), batches) for x in (query, key, value)), strict=True)
+    outs = []
+    for q, k, v in parts:
+        attended = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout, scale, window)
+        outs.append(attended.transpose(1, 2).flatten(0, 1))
+    return _Back.apply(torch.cat(outs), batches)[None]
+
+
+class _Sorted(torch.autograd.Function):
+    """Packed rows [P, H, D] in batches [B, T, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PHD: Tensor, batches: _Batches) -> tuple[Tensor, ...]:
+        ctx.batches = batches
+        x_MHD = x_PHD.index_select(0, batches.rows)
+        counts = [sequences * length for sequences, length in batches.shapes]
+        return tuple(
+            part.unflatten(0, shape) for part, shape in zip(x_MHD.split_with_sizes(counts), batches.shapes, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # What padding gets is zero: no real query sees it.
+        return torch.cat([grad.flatten(0, 1) for grad in grads]).index_select(0, ctx.batches.places), None
+
+
+class _Back(torch.autograd.Function):
+    """Rows of batches [M, H, D] as packed ones [P, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MHD: Tensor, batches: _Batches) -> Tensor:
+        ctx.batches = batches
+        return x_MHD.index_select(0, batches.places)
+
+    @staticmethod
+    def backward(ctx: Any, grad_PHD: Tensor) -> tuple[Tensor, None]:
+        return grad_PHD.index_select(0, ctx.batches.rows).index_fill_(0, ctx.batches.padding, 0.0), None
 
 
 def _attend_to_store(
@@ -245,7 +328,7 @@ def _attend_to_store(
         if window is not None:
             hidden_BT |= steps_T[None] <= lengths_B[:, None] - window
         # No position beyond the longest sequence is filled.
-        layout.masks[window] = hidden_BT[:, None, None, : int(lengths_B.max()) + 1]
+        layout.masks[window] = hidden_BT[:, None, None, : max(layout.store.lengths) + 1]
     hidden = layout.masks[window]
     filled, heads = hidden.shape[3], keys.shape[1]
     q_BKGD = query[0].transpose(0, 1).unflatten(1, (heads, -1)) * scale
@@ -272,10 +355,11 @@ class _Batches:
     padding: Tensor
 
     @staticmethod
-    def of(lengths: list[int], heads: int) -> _Batches:
+    def of(lengths: list[int], heads: int, share: float) -> _Batches:
+        """`share`: how much larger padding may make a batch."""
         starts = torch.tensor([0, *lengths]).cumsum(0)
         shapes, rows, real = [], [], []
-        for members in _similar(lengths, _PADDING["cpu"]):
+        for members in _similar(lengths, share):
             length = lengths[members[0]]
             shapes.append((len(members), length))
             last_B11 = torch.tensor([lengths[k] - 1 for k in members])[:, None, None]
@@ -359,9 +443,6 @@ def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: t
     return layout.masks[length, window]
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
+# Without a mask function of the same name, transformers makes no mask; with one, it would look for packed sequences,
+# and the host would wait for the answer.
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, _no_mask)

@@ -54,9 +54,10 @@ class Backbone:
         """Last hidden states [B, T, D]."""
         return self.decoder(**inputs).last_hidden_state
 
-    def packed(self, input_ids: Tensor, layout: Layout) -> Tensor:
+    def packed(self, layout: Layout) -> Tensor:
         """Last hidden states [1, P, D] of packed sequences; inside `packed_attention` only."""
-        return self.hidden(input_ids=input_ids, position_ids=layout.positions(), use_cache=False, packed_layout=layout)
+        where = {"input_ids": layout.ids[None], "position_ids": layout.positions[None]}
+        return self.hidden(**where, use_cache=False, packed_layout=layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], float32."""
@@ -92,16 +93,16 @@ class Backbone:
     @torch.no_grad()
     def _check(self) -> None:
         name, device = type(self.model).__name__, self.head_VD.device
-        ids = (torch.arange(11, device=device) * 7 + 3) % self.head_VD.shape[0]
+        listed = [(7 * k + 3) % self.vocabulary for k in range(11)]
+        ids = torch.tensor(listed, device=device)
         whole = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
         own = self.logits(self.hidden(input_ids=ids[None], use_cache=False)[0])
         if not _close(own, whole):
             raise UnsupportedModelError(f"{name} does not compute its logits as head times hidden state; not supported")
-        layout = Layout.of([4, 7], device)
-        row = torch.cat([ids[:4], ids[:7]])[None]
+        layout = Layout.of([listed[:4], listed[:7]], device)
         try:
             with packed_attention(self.model):
-                together = self.packed(row, layout)[0]
+                together = self.packed(layout)[0]
         except NotImplementedError as error:
             raise UnsupportedModelError(f"{name} is not supported: {error}") from None
         if not _close(self.logits(together[4:]), whole[:7]):

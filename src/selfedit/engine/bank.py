@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from selfedit.engine import peft_format
 from selfedit.engine.jobs import LoraSpec, UnsupportedModelError
-from selfedit.engine.lora import LoraGroup, LoraLinear, Routing, Shared
+from selfedit.engine.lora import LoraGroup, LoraLinear, Routing, Shared, grouped_works
 
 # Each tensor of an adapter starts at a multiple of this many numbers: grouped products need 16-byte strides.
 _ALIGN = 16
@@ -46,13 +46,6 @@ class AdapterBank:
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
-        # Grouped products: for bfloat16 on CUDA, where rows are multiples of 16 bytes.  Elsewhere one product per run
-        # is faster.
-        self.grouped = (
-            self.device.type == "cuda"
-            and self.dtype == torch.bfloat16
-            and all(n % 8 == 0 for m in linears for n in (spec.rank, m.in_features, m.out_features))
-        )
         self._shared = Shared(spec, torch.zeros((), device=self.device, requires_grad=True))
         # Dropout draws a mask for each layer, so that nothing can be shared there.
         together = [[k] for k in range(len(linears))] if spec.dropout else _same_input(model, linears)
@@ -65,6 +58,8 @@ class AdapterBank:
             for place, k in enumerate(members)
         }
         self.layers = [LoraLinear(linear, *places[k]) for k, linear in enumerate(linears)]
+        # On a CPU, one product per run of rows is faster than grouped ones.
+        self.grouped = self.device.type != "cpu" and grouped_works(self.groups)
 
         self._starts: list[list[int]] = []
         offset = 0
@@ -108,9 +103,9 @@ class AdapterBank:
 
     def publish(self, adapters: Sequence[int]) -> None:
         """Copies the float32 parameters of adapters to the buffer that products read, where that is another dtype."""
-        if self._compute_NF is not self.parameters_NF:
-            for adapter in adapters:
-                self._compute_NF[adapter].copy_(self.parameters_NF[adapter])
+        if self._compute_NF is not self.parameters_NF and adapters:
+            there, here = ([buffer[k] for k in adapters] for buffer in (self._compute_NF, self.parameters_NF))
+            torch._foreach_copy_(there, here)
 
     def enable_gradients(self) -> Tensor:
         """The gradient buffer [N, F], float32, made at the first call."""

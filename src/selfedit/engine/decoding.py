@@ -14,17 +14,19 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from selfedit.engine import paths
 from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning
 from selfedit.engine.lora import Routing
-from selfedit.engine.memory import device_kind, free_memory, out_of_memory, release_memory
+from selfedit.engine.memory import device_kind, free_memory, move, out_of_memory, release_memory
 
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
@@ -133,18 +135,19 @@ def _decode_batch(
     source = [unique.setdefault((r.adapter, r.prompt), len(unique)) for r in requests]
     prompts = [prompt for _, prompt in unique]
     lengths = [len(prompt) for prompt in prompts]
-    store = KeyValues(torch.tensor(lengths, device=device), max(map(_size, requests)))
+    store = KeyValues.of(lengths, max(map(_size, requests)), device)
     adapters = [adapter for adapter, _ in unique]
     ends = []
     for part in parts(lengths, PREFILL_TOKENS[device_kind(device)]):
-        row = torch.tensor([token for prompt in prompts[part] for token in prompt], device=device)[None]
-        with route(bank, adapters[part], lengths[part]):
-            hidden_PD = backbone.packed(row, Layout.of(lengths[part], device, store, part.start))[0]
-        ends.append(hidden_PD[torch.tensor(lengths[part], device=device).cumsum(0) - 1])
-    select = torch.tensor(source, device=device)
-    hidden_BD = torch.cat(ends)[select]
+        routing = routing_of(bank, adapters[part], lengths[part])
+        last = SimpleNamespace(rows=torch.tensor(lengths[part]).cumsum(0) - 1)
+        layout = Layout.of(prompts[part], device, store=store, first=part.start, along=[routing, last])
+        with routed(bank, routing):
+            ends.append(backbone.packed(layout)[0][last.rows])
+    hidden_BD = torch.cat(ends)[torch.tensor(source, device=device)]
     if len(unique) < len(requests):
-        store.select(select)
+        store.select(source)
+    going_on: Routing | None = None  # where the next tokens go, until rows leave
 
     output: list[list[int]] = [[] for _ in requests]
     finished = [False] * len(requests)
@@ -173,12 +176,14 @@ def _decode_batch(
         if len(going) <= _LEAVE * len(rows):
             # Finished rows leave the batch.
             keep = [place for place, k in enumerate(rows) if k in going]
-            store.select(torch.tensor(keep, device=device))
-            rows, tokens = [rows[place] for place in keep], [tokens[place] for place in keep]
-        with route(bank, [requests[k].adapter for k in rows], [1] * len(rows)):
-            hidden_BD = backbone.packed(torch.tensor([tokens], device=device), Layout.next_tokens(store))[0]
-        # A finished row that has not left writes to its last place again and again.
-        store.lengths_B = (store.lengths_B + 1).clamp_(max=store.width - 1)
+            store.select(keep)
+            rows, tokens, going_on = [rows[place] for place in keep], [tokens[place] for place in keep], None
+        if going_on is None:
+            going_on = routing_of(bank, [requests[k].adapter for k in rows], [1] * len(rows))
+            move(device, going_on)
+        with routed(bank, going_on):
+            hidden_BD = backbone.packed(Layout.next_tokens(store, tokens))[0]
+        store.advance()
 
 
 def parts(lengths: list[int], most: int) -> Iterator[slice]:
@@ -192,38 +197,58 @@ def parts(lengths: list[int], most: int) -> Iterator[slice]:
     yield slice(first, len(lengths))
 
 
-def route(
-    bank: AdapterBank | None, adapters: Sequence[int | None], lengths: Sequence[int]
-) -> AbstractContextManager[None]:
-    """The bank's routing of so many rows each to these adapters; none where none is named."""
+def routing_of(bank: AdapterBank | None, adapters: Sequence[int | None], lengths: Sequence[int]) -> Routing:
+    """The routing of so many rows each to these adapters; an empty one where none is named."""
     chosen = [adapter for adapter in adapters if adapter is not None]
     if bank is None or not chosen:
-        return nullcontext()
-    return bank.route(Routing.of(chosen, lengths, size=bank.size, device=bank.device, grouped=bank.grouped))
+        return Routing([], [])
+    return Routing.of(chosen, lengths, size=bank.size, grouped=bank.grouped)
+
+
+def routed(bank: AdapterBank | None, routing: Routing) -> AbstractContextManager[None]:
+    """The bank's context of this routing; none where it is empty."""
+    return nullcontext() if bank is None or not routing.segments else bank.route(routing)
 
 
 def _next_tokens(logits_BV: Tensor, requests: list[DecodeRequest], positions: list[int]) -> list[int]:
-    tokens = logits_BV.argmax(-1).tolist()
+    tokens_B = logits_BV.argmax(-1)
     sampled = [row for row, request in enumerate(requests) if request.temperature > 0]
-    if not sampled:
-        return tokens
-    device = logits_BV.device
-    temperature = torch.tensor([requests[row].temperature for row in sampled], device=device)
-    top_p = torch.tensor([requests[row].top_p for row in sampled], device=device, dtype=torch.float64)
-    uniform = torch.tensor(
-        [_uniform(requests[row].seed, positions[row]) for row in sampled], device=device, dtype=torch.float64
-    )
-    scaled = logits_BV[torch.tensor(sampled, device=device)] / temperature[:, None]
-    probabilities, order = torch.sort(scaled.softmax(-1), dim=-1, descending=True, stable=True)
+    if sampled:
+        given = SimpleNamespace(
+            rows=torch.tensor(sampled),
+            temperature=torch.tensor([requests[row].temperature for row in sampled]),
+            top_p=torch.tensor([requests[row].top_p for row in sampled], dtype=torch.float64),
+            uniform=torch.tensor(
+                [_uniform(requests[row].seed, positions[row]) for row in sampled], dtype=torch.float64
+            ),
+        )
+        if not _doubles_work(logits_BV.device):
+            logits_BV, tokens_B = logits_BV.cpu(), tokens_B.cpu()
+        move(logits_BV.device, given)
+        tokens_B[given.rows] = _drawn(logits_BV[given.rows] / given.temperature[:, None], given.top_p, given.uniform)
+    return tokens_B.tolist()
+
+
+def _drawn(scaled_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """The tokens [B] that these numbers in [0, 1) draw from the nuclei of these logits."""
+    probabilities, order = torch.sort(scaled_BV.softmax(-1), dim=-1, descending=True, stable=True)
     cumulative = probabilities.double().cumsum(-1)
     # The nucleus: tokens before which less than top_p has been gathered; the first always.
-    inside = (cumulative - probabilities.double()) < top_p[:, None]
+    inside = (cumulative - probabilities.double()) < top_p_B[:, None]
     mass = (probabilities.double() * inside).sum(-1)
-    drawn = torch.searchsorted(cumulative, (uniform * mass)[:, None], right=True).squeeze(1)
+    drawn = torch.searchsorted(cumulative, (uniform_B * mass)[:, None], right=True).squeeze(1)
     drawn = torch.minimum(drawn, inside.sum(-1) - 1)
-    for row, token in zip(sampled, order.gather(1, drawn[:, None]).squeeze(1).tolist(), strict=True):
-        tokens[row] = token
-    return tokens
+    return order.gather(1, drawn[:, None]).squeeze(1)
+
+
+def _doubles_work(device: torch.device) -> bool:
+    """Whether a device computes in double precision; where not, the host samples."""
+
+    def trial() -> tuple[paths.Way, paths.Way]:
+        ones = torch.ones(3, device=device)
+        return lambda: [ones.double().cumsum(0).float()], lambda: [ones.cumsum(0)]
+
+    return paths.works("double precision", device, torch.float64, None, trial)
 
 
 def _uniform(seed: int, position: int) -> float:

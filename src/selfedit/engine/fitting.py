@@ -12,7 +12,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from selfedit.engine import paths
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, SoftTargets, TokenSequence, check
+from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, TokenSequence, check
 from selfedit.engine.lora import Routing
-from selfedit.engine.loss import linear_cross_entropy, linear_divergence
+from selfedit.engine.loss import left_over, linear_cross_entropy, linear_divergence
 from selfedit.engine.memory import out_of_memory, release_memory
 from selfedit.engine.schedule import Course, Pass, choose, passes
 from selfedit.engine.state import digest, pack, unpack
@@ -43,38 +44,6 @@ class _Running(Course):
         self.count = torch.zeros((), device=bank.device)
         self.losses: list[float] = []
         self.error: str | None = None
-
-    @torch.no_grad()
-    def update(self, bank: AdapterBank, loss: float, gradient_F: Tensor, norm: float) -> None:
-        """Clips the gradient, of which `norm` is the norm, and takes one AdamW step."""
-        settings = self.job.settings
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            self.error = f"step {self.done + 1} of {len(self.order)}: loss {loss}, gradient norm {norm}"
-            return
-        scale = None
-        if settings.max_grad_norm is not None and norm + 1e-6 > settings.max_grad_norm:
-            # The gradient is divided by it, within the same pass over memory as the step.
-            scale = torch.tensor((norm + 1e-6) / settings.max_grad_norm, device=bank.device)
-        adamw(
-            [bank.parameters_NF[self.adapter]],
-            [gradient_F],
-            [self.exp_avg_F],
-            [self.exp_avg_sq_F],
-            [],
-            [self.count],
-            fused=True,
-            lr=settings.rate(self.done, len(self.order)),
-            beta1=ADAM_BETAS[0],
-            beta2=ADAM_BETAS[1],
-            weight_decay=settings.weight_decay,
-            eps=ADAM_EPSILON,
-            amsgrad=False,
-            maximize=False,
-            grad_scale=scale,
-        )
-        bank.publish([self.adapter])
-        self.losses.append(loss)
-        self.advance()
 
     def state(self, bank: AdapterBank) -> dict[str, Any]:
         """What `restore` goes on from."""
@@ -186,8 +155,8 @@ def fit(
         while active := [r for r in running if r.error is None and not r.finished]:
             token_budget = settings["token_budget"]
             chosen = choose(active, token_budget)
-            losses = _gradients(bank, backbone, chosen, token_budget)
-            if losses is None:
+            sums = _gradients(bank, backbone, chosen, token_budget)
+            if sums is None:
                 for r in chosen:
                     bank.gradient(r.adapter)  # begun, and to be written anew
                 smaller = _halve(token_budget, chosen)
@@ -198,9 +167,9 @@ def fit(
                 continue
             tokens = sum(r.batch_tokens for r in chosen)
             gradients = [bank.gradient(r.adapter) for r in chosen]
-            norms = torch.stack([torch.linalg.vector_norm(gradient_F) for gradient_F in gradients]).tolist()
-            for r, loss, gradient_F, norm in zip(chosen, losses, gradients, norms, strict=True):
-                r.update(bank, loss, gradient_F, norm)
+            # The one time in a step that the host waits for the device.
+            *losses, norms = torch.stack([*sums, torch.stack(torch._foreach_norm(gradients))]).tolist()
+            _update(bank, chosen, list(map(sum, zip(*losses, strict=True))), gradients, norms)
             if on_tokens is not None:
                 on_tokens(tokens)
             if (
@@ -212,75 +181,173 @@ def fit(
     return [r.result() for r in running]
 
 
+@torch.no_grad()
+def _update(
+    bank: AdapterBank,
+    stepping: Sequence[_Running],
+    losses: Sequence[float],
+    gradients: Sequence[Tensor],
+    norms: Sequence[float],
+) -> None:
+    """Clips the fits' gradients, which have these norms, and takes an AdamW step for each, those of one learning rate
+    together.  A fit whose loss or norm is not finite stops."""
+    groups: dict[tuple[float, float], list[tuple[_Running, Tensor]]] = {}
+    large, factors, stepped = [], [], []
+    for r, loss, gradient_F, norm in zip(stepping, losses, gradients, norms, strict=True):
+        settings = r.job.settings
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            r.error = f"step {r.done + 1} of {len(r.order)}: loss {loss}, gradient norm {norm}"
+            continue
+        if settings.max_grad_norm is not None and norm + 1e-6 > settings.max_grad_norm:
+            large.append(gradient_F)
+            factors.append((norm + 1e-6) / settings.max_grad_norm)
+        rate = settings.rate(r.done, len(r.order))
+        groups.setdefault((rate, settings.weight_decay), []).append((r, gradient_F))
+        stepped.append((r, loss))
+    if large:
+        torch._foreach_div_(large, factors)
+    fused = _fused_works(bank.device)
+    for (rate, decay), members in groups.items():
+        parameters = [bank.parameters_NF[r.adapter] for r, _ in members]
+        moments = [r.exp_avg_F for r, _ in members], [r.exp_avg_sq_F for r, _ in members]
+        _adamw(parameters, [g for _, g in members], *moments, [r.count for r, _ in members], rate, decay, fused)
+    bank.publish([r.adapter for r, _ in stepped])
+    for r, loss in stepped:
+        r.losses.append(loss)
+        r.advance()
+
+
+def _adamw(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    counts: list[Tensor],
+    rate: float,
+    decay: float,
+    fused: bool,
+) -> None:
+    adamw(
+        parameters,
+        gradients,
+        exp_avg,
+        exp_avg_sq,
+        [],
+        counts,
+        foreach=False,
+        fused=fused,
+        lr=rate,
+        beta1=ADAM_BETAS[0],
+        beta2=ADAM_BETAS[1],
+        weight_decay=decay,
+        eps=ADAM_EPSILON,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def _fused_works(device: torch.device) -> bool:
+    """Whether torch's AdamW in one pass over memory gives what its plain one gives, in two steps of two adapters."""
+
+    def trial() -> tuple[paths.Way, paths.Way]:
+        numbers = torch.randn(4, 2, 37, generator=torch.Generator().manual_seed(0)).to(device)
+        numbers[3].square_()  # the second moments
+
+        def way(fused: bool) -> paths.Way:
+            def run() -> list[Tensor]:
+                own, counts = numbers.clone(), torch.zeros(2, device=device)
+                parameters, gradients, exp_avg, exp_avg_sq = (list(part) for part in own)
+                for _ in range(2):
+                    _adamw(parameters, gradients, exp_avg, exp_avg_sq, list(counts), 1e-2, 0.1, fused)
+                return [own]
+
+            return run
+
+        return way(True), way(False)
+
+    with torch.no_grad():
+        return paths.works("fused AdamW", device, torch.float32, None, trial)
+
+
 @dataclass
 class Labels:
-    """The labelled positions of a packed row: where they are, what is to be predicted there, with which weight in the
-    loss, and which fit they belong to."""
+    """The labelled positions of a packed row: where they are, what is to be predicted there (tokens, or a teacher's
+    tokens, their log-probabilities and what these leave), with which weight in the loss, and which fit they belong
+    to."""
 
-    positions: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    targets: list[SoftTargets] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)
+    positions_L: Tensor
+    weights_L: Tensor
+    owners_L: Tensor
+    tokens_L: Tensor | None = None
+    ids_LK: Tensor | None = None
+    log_probs_LK: Tensor | None = None
+    rest_L: Tensor | None = None
 
     @staticmethod
     def of(
         sequences: Sequence[TokenSequence], lengths: Sequence[int], owners: Sequence[int], weights: Sequence[float]
     ) -> list[Labels]:
         """Those of sequences that take so many places of a row each, apart by how many soft targets a token has (none
-        at all are 0)."""
-        kinds: dict[int, Labels] = {}
+        at all are 0).  The tensors lie on the host."""
+        kinds: dict[int, list[tuple[TokenSequence, int, int, float]]] = {}
         start = 0
         for sequence, length, owner, weight in zip(sequences, lengths, owners, weights, strict=True):
-            labels = kinds.setdefault(sequence.targets.top if sequence.targets else 0, Labels())
-            labels._add(sequence, start, owner, weight)
+            kinds.setdefault(sequence.targets.top if sequence.targets else 0, []).append(
+                (sequence, start, owner, weight)
+            )
             start += length
-        return list(kinds.values())
+        return [Labels._of(top, placed) for top, placed in kinds.items()]
 
-    def _add(self, sequence: TokenSequence, start: int, owner: int, weight: float) -> None:
-        """A sequence that begins at `start`: its position p predicts its token p + 1."""
-        first, last = max(sequence.prompt_length, 1), len(sequence.ids)
-        self.positions += range(start + first - 1, start + last - 1)
-        if sequence.targets is None:
-            self.tokens += sequence.ids[first:last]
+    @staticmethod
+    def _of(top: int, placed: Sequence[tuple[TokenSequence, int, int, float]]) -> Labels:
+        # A sequence that begins at `start`: its position p predicts its token p + 1.
+        spans = [(start, max(s.prompt_length, 1), len(s.ids)) for s, start, _, _ in placed]
+        counts = torch.tensor([last - first for _, first, last in spans])
+        labels = Labels(
+            torch.cat([torch.arange(start + first - 1, start + last - 1) for start, first, last in spans]),
+            torch.tensor([weight for *_, weight in placed]).repeat_interleave(counts),
+            torch.tensor([owner for _, _, owner, _ in placed]).repeat_interleave(counts),
+        )
+        if not top:
+            labels.tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[max(s.prompt_length, 1) :]])
+            return labels
+        targets = [s.targets for s, *_ in placed if s.targets is not None]
+        ids, log_probs = (
+            bytearray(b"".join(bytes_)) for bytes_ in zip(*((t.ids, t.log_probs) for t in targets), strict=True)
+        )
+        labels.ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(-1, top).long()
+        labels.log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(-1, top)
+        labels.rest_L = left_over(labels.log_probs_LK)
+        return labels
+
+    def loss(self, hidden_PD: Tensor, backbone: Backbone, sums: Tensor) -> Tensor:
+        """The weighted sum of the losses; each owner's part is added to its place in `sums`."""
+        hidden_LD, head = hidden_PD.index_select(0, self.positions_L), (backbone.head_VD, backbone.softcap)
+        if self.tokens_L is not None:
+            total, losses_L = linear_cross_entropy(hidden_LD, head[0], self.tokens_L, self.weights_L, head[1])
         else:
-            self.targets.append(sequence.targets)
-        self.weights += [weight] * (last - first)
-        self.owners += [owner] * (last - first)
-
-    def loss(self, hidden_PD: Tensor, backbone: Backbone, weights_L: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses, and the loss of each token [L]."""
-        device = hidden_PD.device
-        hidden_LD = hidden_PD[torch.tensor(self.positions, device=device)]
-        if not self.targets:
-            tokens_L = torch.tensor(self.tokens, device=device)
-            return linear_cross_entropy(hidden_LD, backbone.head_VD, tokens_L, weights_L, backbone.softcap)
-        shape = (-1, self.targets[0].top)
-        ids = bytearray(b"".join(targets.ids for targets in self.targets))
-        log_probs = bytearray(b"".join(targets.log_probs for targets in self.targets))
-        ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(shape).to(device, torch.long)
-        log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(shape)
-        return linear_divergence(hidden_LD, backbone.head_VD, ids_LK, log_probs_LK, weights_L, backbone.softcap)
+            assert self.ids_LK is not None
+            assert self.log_probs_LK is not None
+            assert self.rest_L is not None
+            targets = self.ids_LK, self.log_probs_LK, self.rest_L
+            total, losses_L = linear_divergence(hidden_LD, head[0], *targets, self.weights_L, head[1])
+        sums.index_add_(0, self.owners_L, losses_L * self.weights_L)
+        return total
 
 
-def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], token_budget: int) -> list[float] | None:
-    """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the steps' losses, or None
-    where memory ran out."""
-    totals = [0.0] * len(chosen)
+def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], token_budget: int) -> list[Tensor] | None:
+    """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the fits' losses in each of the
+    step's passes, or None where memory ran out."""
     try:
-        for one in passes(chosen, token_budget):
-            for k, loss in _pass(bank, backbone, chosen, one):
-                totals[k] += loss
+        return [_pass(bank, backbone, chosen, one) for one in passes(chosen, token_budget)]
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         # The error holds the pass's tensors; they go with it, when this function returns.
         return None
-    return totals
 
 
-def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pass) -> list[tuple[int, float]]:
-    device = bank.device
+def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pass) -> Tensor:
     # Dropout has its own path, and its masks must not depend on rows added for alignment.
     grouped = bank.grouped and not bank.spec.dropout
     owners = [k for k, _ in one]
@@ -294,27 +361,15 @@ def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pa
     if bank.spec.dropout:
         # One stream a fit, step and sequence, so that it does not matter how a step is cut into passes.
         seeds = [_mix(chosen[k].job.seed, chosen[k].done, place) for k, place in one]
-    routing = Routing.of(
-        [chosen[k].adapter for k in owners],
-        lengths,
-        size=bank.size,
-        device=device,
-        grouped=grouped,
-        dropout_seeds=seeds,
-    )
-    input_ids = torch.tensor([token for row in rows for token in row], device=device)[None]
-    sums = torch.zeros(len(chosen), device=device)
+    adapters = [chosen[k].adapter for k in owners]
+    routing = Routing.of(adapters, lengths, size=bank.size, grouped=grouped, dropout_seeds=seeds)
+    every = Labels.of(sequences, lengths, owners, weights)
+    layout = Layout.of(rows, bank.device, along=[routing, *every])
+    sums = torch.zeros(len(chosen), device=bank.device)
     with bank.route(routing), torch.enable_grad():
-        hidden_PD = backbone.packed(input_ids, Layout.of(lengths, device))[0]
-        totals = []
-        for labels in Labels.of(sequences, lengths, owners, weights):
-            weights_L = torch.tensor(labels.weights, device=device)
-            total, losses_L = labels.loss(hidden_PD, backbone, weights_L)
-            totals.append(total)
-            sums.index_add_(0, torch.tensor(labels.owners, device=device), losses_L * weights_L)
-        torch.stack(totals).sum().backward()
-    values = sums.tolist()
-    return [(k, values[k]) for k in dict.fromkeys(owners)]
+        hidden_PD = backbone.packed(layout).squeeze(0)
+        torch.stack([labels.loss(hidden_PD, backbone, sums) for labels in every]).sum().backward()
+    return sums
 
 
 def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:

@@ -62,20 +62,19 @@ def linear_divergence(
     head_VD: Tensor,
     ids_LK: Tensor,
     log_probs_LK: Tensor,
+    rest_L: Tensor,
     weights_L: Tensor,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`, with the Kullback-Leibler divergence KL(teacher || model) of each token.
 
-    The teacher gives each token of `ids_LK` (different ones in a row) its log-probability, and the rest of one to all
-    others together, which the model is compared with as one class too.
+    The teacher gives each token of `ids_LK` (different ones in a row) its log-probability, and what is left of one,
+    `rest_L`, to all others together, which the model is compared with as one class too.
     """
-    # Not every accelerator has doubles.  Where no token is left, what is left is rounding.
-    rest_L = (1 - log_probs_LK.cpu().double().exp().sum(-1)).clamp_(min=0).float().to(hidden_LD.device)
-    log_probs_LK = log_probs_LK.to(hidden_LD.device)
     probs_LK = log_probs_LK.exp()
     if ids_LK.shape[1] == head_VD.shape[0]:
-        rest_L.zero_()
+        # Where no token is left, what is left is rounding.
+        rest_L = torch.zeros_like(rest_L)
 
     def turn(block: slice, logits: Tensor) -> Tensor:
         ids, log_p, p, rest_p = ids_LK[block], log_probs_LK[block], probs_LK[block], rest_L[block]
@@ -99,6 +98,11 @@ def linear_divergence(
 
     total, losses_L = _LinearLoss.apply(hidden_LD, head_VD, weights_L, softcap, turn)
     return total, losses_L
+
+
+def left_over(log_probs_LK: Tensor) -> Tensor:
+    """What these leave of one [L], float32, computed in double precision."""
+    return (1 - log_probs_LK.double().exp().sum(-1)).clamp_(min=0).float()
 
 
 def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tuple[int, int]:
@@ -154,14 +158,18 @@ def _losses(
 ) -> Tensor:
     """-log of the targets' probabilities [L], also where these are too small for float32."""
     losses_L = -shares_LV.gather(1, index_L1).squeeze(1).log()
-    small = (losses_L > -math.log(_TINY)).nonzero().squeeze(1)
-    if len(small):
-        # log p(target) = z(target) - z(best) + log p(best), with the best token's logit computed once more.
-        best_p, best = shares_LV[small].max(-1)
-        best_z = (hidden_LD[small].float() * head_VD[best].float()).sum(-1)
-        if softcap is not None:
-            best_z = torch.tanh(best_z / softcap) * softcap
-        losses_L[small] = best_z - best_p.log() - target_L1[small, 0]
+    small_L = losses_L > -math.log(_TINY)
+    rows: Any = slice(None)  # all, on an accelerator: the host would wait for it to say which
+    if small_L.device.type == "cpu":
+        rows = small_L.nonzero().squeeze(1)
+        if not len(rows):
+            return losses_L
+    # log p(target) = z(target) - z(best) + log p(best), with the best token's logit computed once more.
+    best_p, best = shares_LV[rows].max(-1)
+    best_z = (hidden_LD[rows].float() * head_VD[best].float()).sum(-1)
+    if softcap is not None:
+        best_z = torch.tanh(best_z / softcap) * softcap
+    losses_L[rows] = torch.where(small_L[rows], best_z - best_p.log() - target_L1[rows, 0], losses_L[rows])
     return losses_L
 
 

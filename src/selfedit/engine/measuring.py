@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.decoding import route
+from selfedit.engine.decoding import routed, routing_of
 from selfedit.engine.fitting import Labels
 from selfedit.engine.jobs import TokenSequence, check_sequence
 from selfedit.engine.rows import in_rows
@@ -62,13 +62,12 @@ def _means(backbone: Backbone, bank: AdapterBank | None, row: list[Measured]) ->
     device = backbone.head_VD.device
     sequences = [sequence for _, sequence in row]
     lengths = [len(sequence.ids) for sequence in sequences]
-    input_ids = torch.tensor([token for sequence in sequences for token in sequence.ids], device=device)[None]
-    with route(bank, [adapter for adapter, _ in row], lengths):
-        hidden_PD = backbone.packed(input_ids, Layout.of(lengths, device))[0]
+    every = Labels.of(sequences, lengths, range(len(row)), [1 / sequence.labelled for sequence in sequences])
+    routing = routing_of(bank, [adapter for adapter, _ in row], lengths)
+    layout = Layout.of([s.ids for s in sequences], device, along=[*every, routing])
+    with routed(bank, routing):
+        hidden_PD = backbone.packed(layout)[0]
     means = torch.zeros(len(row), device=device)
-    shares = [1 / sequence.labelled for sequence in sequences]
-    for labels in Labels.of(sequences, lengths, range(len(row)), shares):
-        weights_L = torch.tensor(labels.weights, device=device)
-        _, losses_L = labels.loss(hidden_PD, backbone, weights_L)
-        means.index_add_(0, torch.tensor(labels.owners, device=device), losses_L * weights_L)
+    for labels in every:
+        labels.loss(hidden_PD, backbone, means)
     return [float(mean) for mean in means.tolist()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 # The share of free memory that one process may use: others share a CPU's.
 _SHARE = {"cpu": 0.5, "accelerator": 0.9}
@@ -20,6 +21,23 @@ _SHARE = {"cpu": 0.5, "accelerator": 0.9}
 def device_kind(device: torch.device) -> Literal["cpu", "accelerator"]:
     """What sizes and limits go by."""
     return "cpu" if device.type == "cpu" else "accelerator"
+
+
+def move(device: torch.device, *things: object) -> None:
+    """Moves the tensors of the host among the attributes of these objects to a device, in one copy for which the host
+    does not wait."""
+    if device.type == "cpu":
+        return
+    found = [
+        (x, name, t) for x in things for name, t in vars(x).items() if isinstance(t, Tensor) and t.device.type == "cpu"
+    ]
+    sizes = [-(-tensor.nbytes // 16) * 16 for _, _, tensor in found]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for part, (_, _, tensor) in zip(packed.split(sizes), found, strict=True):
+        part[: tensor.nbytes].view(tensor.dtype).copy_(tensor.flatten())
+    there = packed.to(device, non_blocking=True)
+    for part, (x, name, tensor) in zip(there.split(sizes), found, strict=True):
+        setattr(x, name, part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape))
 
 
 def free_memory(device: torch.device) -> int:

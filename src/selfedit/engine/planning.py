@@ -238,8 +238,8 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
         if (isinstance(m, nn.Linear) and id(m) not in wrapped) or isinstance(m, LoraLinear)
     ]
     hooks = [m.register_forward_pre_hook(note) for m in linears]
-    ids = torch.arange(length, device=bank.device)[None] % backbone.head_VD.shape[0]
-    routing = Routing.of([0], [length], size=1, device=bank.device, grouped=False)
+    layout = Layout.of([[k % backbone.vocabulary for k in range(length)]], bank.device)
+    routing = Routing.of([0], [length], size=1, grouped=False)
     try:
         with (
             backbone.training(),
@@ -247,7 +247,7 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            hidden = backbone.packed(ids, Layout.of([length], bank.device))
+            hidden = backbone.packed(layout)
     finally:
         for hook in hooks:
             hook.remove()

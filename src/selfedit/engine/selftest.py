@@ -253,6 +253,16 @@ def form(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     return same and apart < (1e-4 if dtype == torch.float32 else 0.05), f"{apart:.0e}" if same else "not the same"
 
 
+def use_every_path(device: torch.device, dtype: torch.dtype) -> None:
+    """One small fit and one sampled token, so that `paths.chosen` has what this device uses."""
+    model = tiny_model("qwen2", device, dtype)
+    # On a CPU, only a long sequence comes to torch's attention.
+    job = random_job(0, sequences=1, shortest=520, longest=520, epochs=1)
+    with AdapterBank(model, SPEC, 1) as bank:
+        fit(bank, [job])
+        decode(model, [DecodeRequest((5, 6), 1, adapter=0, temperature=0.5)], bank=bank)
+
+
 CHECKS = {"exactness": exactness, "isolation": isolation, "sampling": sampling, "format": form}
 
 

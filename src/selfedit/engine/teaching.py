@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -93,8 +94,9 @@ def _targets(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTarge
         end += length
         # The token before predicts the next one.
         positions += range(end - len(continuation) - 1, end - 1)
-    row = torch.tensor([token for pair in pairs for part in pair for token in part], device=device)[None]
-    hidden_LD = backbone.packed(row, Layout.of(lengths, device))[0, torch.tensor(positions, device=device)]
+    labels = SimpleNamespace(positions=torch.tensor(positions))
+    layout = Layout.of([prefix + continuation for prefix, continuation in pairs], device, along=[labels])
+    hidden_LD = backbone.packed(layout)[0].index_select(0, labels.positions)
     rows = hidden_LD.split(block_rows(backbone.vocabulary, device))
     blocks = [_most_probable(backbone, block_LD, top) for block_LD in rows]
     ids_LK, log_probs_LK = (torch.cat(tensors).cpu() for tensors in zip(*blocks, strict=True))
