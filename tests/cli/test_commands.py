@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_help_names_every_command_and_setting(capsys: pytest.CaptureFixture[str]
         "grade",
         "cost",
         "export",
+        "doctor",
         "import-seal",
         "reproduce",
         "watch",
@@ -594,3 +596,14 @@ def test_a_bug_keeps_its_traceback(run: Run, compare_words: list[str], monkeypat
     monkeypatch.setattr("selfedit.methods.compare.compare", fail)
     with pytest.raises(ZeroDivisionError):
         run(*compare_words)
+
+
+def test_the_doctor_says_what_is_here(run: Run) -> None:
+    shown = run("doctor", "--json")
+    found = json.loads(shown.out)
+    assert found["versions"]["torch"] == version("torch")
+    (cpu,) = (device for device in found["devices"] if device["name"].startswith("cpu"))
+    assert {"fused AdamW", "fused attention", "double precision"} <= cpu["paths"].keys()
+    assert "smollm2-135m" in found["models"]
+    assert "no RAY_ADDRESS" in found["ray"] or os.environ["RAY_ADDRESS"]
+    assert len(shown.err.splitlines()) <= 24

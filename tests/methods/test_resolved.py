@@ -83,10 +83,10 @@ def test_the_precision_is_what_it_was_on_another_processor(
     settings: CompareSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto = settings.model_copy(update={"dtype": "auto"})
-    monkeypatch.setattr(loading, "_best_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(loading, "best_dtype", lambda _: torch.float32)
     assert compare(auto).device == "cpu, float32"
     forget_fits(auto.out)
-    monkeypatch.setattr(loading, "_best_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(loading, "best_dtype", lambda _: torch.bfloat16)
     assert compare(auto).device == "cpu, float32"
     other = auto.model_copy(update={"out": auto.out.with_name("other")})
     assert compare(other).device == "cpu, bfloat16"

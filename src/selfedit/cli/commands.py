@@ -350,6 +350,14 @@ def _reproduce(arguments: argparse.Namespace) -> Any:
     return reproduce.run(arguments, lambda text: _say(arguments, text), _console(arguments))
 
 
+def _doctor(arguments: argparse.Namespace) -> Any:
+    from selfedit.cli.doctor import examine, text
+
+    found = examine()
+    _say(arguments, text(found))
+    return found
+
+
 COMMANDS = {
     "compare": Command(
         "compare who should write the notes: the model, an API, a file, nobody",
@@ -384,6 +392,7 @@ COMMANDS = {
     "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
     "cost": Command("price a job", _cost_flags, _cost),
     "export": Command("write a model with its adapters merged in", _export_flags, _export),
+    "doctor": Command("show versions, devices, models, disk and Ray", lambda _: None, _doctor),
     "import-seal": Command(
         "read documents, edits and prompts of the published code from a clone of it", _import_seal_flags, _import_seal
     ),

@@ -93,11 +93,15 @@ def gguf_parts(name: str) -> list[Path]:
     return parts
 
 
+def converted_folder(name: str) -> Path:
+    """Where the converted model lies, or would."""
+    return cache_folder() / f"{name}-{MODELS[name].sha256[:8]}-{MODELS[name].dtype}"
+
+
 def bundled_folder(name: str = NAME) -> Path:
     """A Hugging Face folder (safetensors, tokenizer, chat template) with a bundled model; converts at the first
     call."""
-    model = MODELS[name]
-    folder = cache_folder() / f"{name}-{model.sha256[:8]}-{model.dtype}"
+    folder = converted_folder(name)
     if not (folder / "config.json").exists():
         _convert(name, gguf_parts(name), folder)
     return folder

@@ -72,7 +72,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     target = _device(device)
-    chosen = torch_dtype(dtype) or _best_dtype(target)
+    chosen = torch_dtype(dtype) or best_dtype(target)
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
     hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
     hf.requires_grad_(False)
@@ -139,7 +139,7 @@ def stored_dtype(name: str, *, trust_remote_code: bool = False) -> torch.dtype:
     return found or torch.float32
 
 
-def _best_dtype(device: torch.device) -> torch.dtype:
+def best_dtype(device: torch.device) -> torch.dtype:
     import torch
 
     # bfloat16 products on a CPU without instructions for them run at a quarter of float32's rate.
