@@ -147,7 +147,7 @@ SMALL: dict[str, Any] = {
         "epochs": 4,
         "learning_rate": 1e-2,
         "steps": None,
-        "document_copies": 1,
+        "cutting": "lines",
         "targets": "all-linear",
     },
 }
