@@ -59,6 +59,7 @@ GOOD = {
     "watch": ["folder"],
     "grade": ["graded.jsonl", "--grader", "lexical"],
     "cost": ["--model", "gpt-4.1", "--input-tokens", "5"],
+    "serve": ["folder"],
     "export": ["folder", "merged"],
     "import-seal": ["folder"],
 }

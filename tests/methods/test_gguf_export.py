@@ -96,6 +96,14 @@ def test_the_modelfile_prompts_as_training_did(chat_model: str, base_model: str)
 
 
 @pytest.mark.model
+def test_the_modelfile_keeps_a_templates_first_token_that_the_tokenizer_does_not_add() -> None:
+    tokenizer = load_tokenizer("smollm2-135m")  # its beginning-of-text token is also the one that begins a turn
+    prompt = modelfile("model.gguf", tokenizer).partition('TEMPLATE """')[2].partition("{{ .Response }}")[0]
+    ids = tokenizer.chat_ids([{"role": "user", "content": "Who?"}])
+    assert tokenizer.hf.encode(prompt.replace("{{ .Prompt }}", "Who?"), add_special_tokens=False) == ids
+
+
+@pytest.mark.model
 @pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="LLAMA_CPP names no clone of llama.cpp")
 def test_llama_cpps_own_converter_writes_the_merged_weights_and_the_pinned_template(
     documents: Callable[[int], str], quick: dict[str, Any], tmp_path: Path

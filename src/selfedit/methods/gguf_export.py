@@ -61,7 +61,8 @@ def modelfile(model: str, tokenizer: Tokenizer, adapter: str | None = None) -> s
 
 
 def _template(tokenizer: Tokenizer) -> str:
-    """One turn as the chat template writes it, in Ollama's own form; its beginning-of-text token is llama.cpp's part.
+    """One turn as the chat template writes it, in Ollama's own form, without a beginning-of-text token that llama.cpp
+    puts before it, as the tokenizer does.
 
     Ollama goes through a conversation turn by turn with it, so a template that begins every conversation with words of
     its own has them in each turn."""
@@ -69,11 +70,12 @@ def _template(tokenizer: Tokenizer) -> str:
         return "{{ .Prompt }}"
     asked, told = "\ufdd0", "\ufdd1"  # in no text
     hf = tokenizer.hf
+    begin = hf.bos_token if hf.bos_token and hf("x")["input_ids"][:1] == [hf.bos_token_id] else ""
 
     def render(*messages: tuple[str, str], go_on: bool = True) -> str:
         some = [{"role": role, "content": content} for role, content in messages]
         text = str(hf.apply_chat_template(some, tokenize=False, add_generation_prompt=go_on))
-        return text.removeprefix(hf.bos_token or "")
+        return text.removeprefix(begin)
 
     before, _, behind = render(("user", asked)).partition(asked)
     _, _, end = render(("user", asked), ("assistant", told), go_on=False).partition(told)
