@@ -155,6 +155,10 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
 def _learn(arguments: argparse.Namespace) -> Any:
 
     settings = _settings(arguments, "LearnSettings")
+    if settings.add is not None:
+        from selfedit.methods.stacking import model_of_earlier
+
+        settings = model_of_earlier(settings)
     if "out" not in settings.model_fields_set and settings.documents and not arguments.plan:
         from selfedit.methods.naming import directory_by_content
 
