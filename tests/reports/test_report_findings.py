@@ -182,6 +182,14 @@ def test_model_row_finds_the_editors() -> None:
     assert row.improvement is not None
     assert row.improvement.difference == pytest.approx(0.08)
     assert row.improvement.ci95 == (0.01, 0.1)
+    for selected, shown in (("trained:p round 1 (selected)", 0.3), ("trained:p round 1", 0.4)):
+        policies = [
+            ConditionSummary(name=selected, accuracy=0.3),
+            ConditionSummary(name="trained:p round 2", accuracy=0.4),
+        ]
+        trained = findings.model_row("run", empty_summary("m", policies)).trained
+        assert trained is not None
+        assert trained.accuracy == shown
     bare = findings.model_row("run", summary.model_copy(update={"differences": ()}))
     assert bare.improvement is not None
     assert bare.improvement.difference == pytest.approx(0.08)

@@ -326,7 +326,7 @@ def role(name: str) -> str:
 
 def model_row(run: str, summary: Summary) -> ModelRow:
     """The row of a run; where several conditions share a role, the most accurate external editor, the selected policy
-    and the first other."""
+    (where none is, the last round's) and the first other."""
     found: Mapping[str, list[ConditionSummary]] = defaultdict(list)
     for condition in summary.conditions:
         found[role(condition.name)].append(condition)
@@ -334,8 +334,8 @@ def model_row(run: str, summary: Summary) -> ModelRow:
     def first(kind: str) -> ConditionSummary | None:
         return found[kind][0] if found[kind] else None
 
-    untrained, trained = first("self"), first("trained")
-    trained = next((one for one in found["trained"] if "(selected" in one.name), trained)
+    untrained, policies = first("self"), found["trained"]
+    trained = next((one for one in policies if "(selected" in one.name), policies[-1] if policies else None)
     improvement = None
     if untrained and trained:
         improvement = difference(summary.differences, untrained.name, trained.name)
