@@ -89,6 +89,7 @@ def test_documents_without_questions_are_examined_by_what_was_written_and_the_re
     assert summary.exam is not None
     assert (summary.exam.by, summary.exam.written, summary.exam.kept) == ("api:writer", 4, 2)
     assert len(writer.completions) == 3, "the document with questions of its own needs none"
+    assert {body["temperature"] for body in writer.completions} == {0.0}
     with Store(asked.out / "run.sqlite", readonly=True) as store:
         documents = store.documents()
         (unasked,) = store.events("no exam")

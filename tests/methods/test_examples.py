@@ -54,7 +54,7 @@ def test_an_edit_is_trained_as_it_is_sampled(family: str, chat: bool, tmp_path: 
     tokenizer = families.tokenizer(family, chat=chat)
     for name, prompt in prompts_of(tokenizer, tmp_path).items():
         lead = "" if chat else edit_lead(prompt)
-        assert bool(lead) == (not chat and name in ("self-qa", "sentence-qa", "lead"))
+        assert bool(lead) == (not chat and name in ("self-qa", "sentence-qa", "exam-questions", "lead"))
         for raw in WRITTEN:
             stored = clean(lead + raw, cut_off=False)[0]
             ids, length = tokenizer.example(prompt, stored, lead=lead)

@@ -5,6 +5,7 @@ A run of `learn` keeps one adapter; runs of `train` and `continual` keep a chain
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ def find_adapters(source: Path) -> Adapters:
 
     Errors: UserError where there is none, where a run is unfinished, and where an adapter of it is gone.
     """
-    if not (source / "config.yaml").is_file() or (source / "adapter_config.json").is_file():
-        if not source.is_dir():
+    if not os.path.isfile(source / "config.yaml") or os.path.isfile(source / "adapter_config.json"):
+        if not os.path.isdir(source):
             raise UserError(
                 f"{source}: no such folder; give an adapter's folder, or the run directory of"
                 " `selfedit learn`, `train` or `continual`"

@@ -26,13 +26,13 @@ def write_edits(
     round: int = 0,
     policy: tuple[str, ...] = (),
     wanted: int | None = None,
-    all_needed: bool = True,
+    exam: bool = False,
 ) -> list[Edit]:
     """`count` edits of each document, written and committed, in the order of documents.
 
     Edits that could not be written are named (an event each) and left out; the next attempt at the run tries them
-    again.  Errors: UserError where they are a larger share of the edits asked for (of the whole run's, `wanted`) than
-    the settings allow, unless not `all_needed`.
+    again.  An `exam` is written like edits, but greedily, and however many are missing.  Errors: UserError where the
+    missing ones are a larger share of the edits asked for (of the whole run's, `wanted`) than the settings allow.
     """
     name = condition or spec.name
     asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
@@ -46,7 +46,7 @@ def write_edits(
                 run.store.add_edits(edits)
                 for edit in edits:
                     run.store.drop_event(NOT_WRITTEN, edit.id)
-                    if not edit.text:
+                    if not edit.text and not exam:
                         note = "nothing was left of this edit; only the document is learned"
                         run.store.add_event("empty edit", edit.id, note)
 
@@ -54,14 +54,21 @@ def write_edits(
             run.store.set_event(NOT_WRITTEN, id, reason)
             run.progress.note(f"edit {id} could not be written: {reason}")
 
-        make_editor(run, spec, prompt, name, round, policy).write(asked, done, keep, fail)
-        if all_needed:
+        temperature = 0.0 if exam else None
+        make_editor(run, spec, prompt, name, round, policy, temperature).write(asked, done, keep, fail)
+        if not exam:
             _check_left_out(run, name, wanted or len(asked))
     return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
 
 
 def make_editor(
-    run: Run, spec: EditorSpec, prompt: str, name: str = "", round: int = 0, policy: tuple[str, ...] = ()
+    run: Run,
+    spec: EditorSpec,
+    prompt: str,
+    name: str = "",
+    round: int = 0,
+    policy: tuple[str, ...] = (),
+    temperature: float | None = None,
 ) -> Editor:
     """The editor that `spec` names, with its tools; its model follows `policy`."""
     settings = run.settings
@@ -89,7 +96,7 @@ def make_editor(
         progress=run.progress,
         seed=lambda document_id, index: run.seed("edit", round, document_id, name, index),
         max_tokens=settings.max_edit_tokens,
-        temperature=settings.temperature,
+        temperature=settings.temperature if temperature is None else temperature,
         top_p=settings.top_p,
         clean=settings.clean,
     )

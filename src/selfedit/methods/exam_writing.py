@@ -55,7 +55,7 @@ def write_exam(
     store.add_documents([d if d.questions else replace(d, questions=known.get(d.id, ())) for d in documents])
     if not store.events(_WRITTEN):
         asked = [document for document in store.documents() if document.id in set(bare)]
-        edits = write_edits(run, asked, writer, count=1, prompt=PROMPT, condition=WRITER, all_needed=False)
+        edits = write_edits(run, asked, writer, count=1, prompt=PROMPT, condition=WRITER, exam=True)
         candidates = {edit.document_id: questions(run, edit, most * _ASKED_PER_KEPT) for edit in edits}
         with store.transaction():
             store.add_questions(candidates)
