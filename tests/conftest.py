@@ -52,6 +52,22 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model that was trained for a moment (see `tiny_world`), with a chat template."""
+    from tiny_world import model_folder
+
+    return model_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same as a base model."""
+    from tiny_world import model_folder
+
+    return model_folder(tmp_path_factory.getbasetemp(), chat=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(device: Any) -> Callable[..., Any]:
     """`tiny_model(kind, dtype="float32", seed=0, **config)`: a fresh frozen causal language model with random
     weights."""

@@ -11,7 +11,7 @@ import pytest
 
 import api_server
 from selfedit.cli.main import main
-from tiny_world import FEW_WORDS, model_folder, rows, write_rows
+from tiny_world import FEW_WORDS, rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,6 @@ def mistake(run: Run) -> Callable[..., str]:
         return lines[-1]
 
     return call
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.getbasetemp(), chat=False)
 
 
 @pytest.fixture

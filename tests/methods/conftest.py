@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import Make, S
 
 import api_server
-from tiny_world import SMALL, model_folder, rows, write_rows
+from tiny_world import SMALL, rows, write_rows
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,16 +19,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.getbasetemp(), chat=False)
 
 
 @pytest.fixture
@@ -44,6 +35,14 @@ def documents(tmp_path: Path) -> Callable[[int], str]:
 def quick(tmp_path: Path) -> dict[str, Any]:
     """Settings that keep a run short; `out` is a new folder."""
     return {**SMALL, "out": tmp_path / "run"}
+
+
+@pytest.fixture
+def make(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> Make:
+    def settings(kind: type[S], count: int, **more: Any) -> S:
+        return kind(**{**quick, "model": chat_model, "documents": (documents(count),), **more})
+
+    return settings
 
 
 @pytest.fixture

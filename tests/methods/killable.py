@@ -21,16 +21,13 @@ from typing import Any
 import scipy.stats
 import torch
 import transformers.models.llama.modeling_llama
+from all_methods import METHODS
 
 import selfedit.engine.decoding
 import selfedit.engine.waves
 from selfedit.errors import UserError
 from selfedit.execution import pool as pool_module
 from selfedit.execution.tasks import FitTask, Task, TaskResult
-from selfedit.methods.continual import continual
-from selfedit.methods.learn import learn
-from selfedit.methods.restem import train
-from selfedit.methods.settings import ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs import store as store_module
 
 # Imported to be there before the fork.
@@ -39,12 +36,6 @@ assert scipy.stats
 assert selfedit.engine.decoding
 assert selfedit.engine.waves
 torch.set_num_threads(1)
-
-PROCEDURES: dict[str, tuple[Callable[..., Any], Any]] = {
-    "train": (train, TrainSettings),
-    "learn": (learn, LearnSettings),
-    "continual": (continual, ContinualSettings),
-}
 
 
 class Events:
@@ -123,7 +114,7 @@ def live(order: dict[str, Any], answer: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], resource.RLIM_INFINITY))
     found: dict[str, Any] = {}
     try:
-        procedure, kind = PROCEDURES[order.get("procedure", "train")]
+        procedure, kind = METHODS[order.get("procedure", "train")]
         procedure(kind(**order["settings"]), progress=Listener(events))
     except UserError as error:
         found["error"] = str(error)

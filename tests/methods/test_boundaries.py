@@ -13,86 +13,54 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from all_methods import METHODS
 from counting_pool import CountingPool
 from run_content import content
 
 from selfedit.execution.tasks import FitTask, Task, TaskResult
 from selfedit.methods import resuming, rewards
 from selfedit.methods.compare import compare
-from selfedit.methods.continual import continual
-from selfedit.methods.learn import learn
 from selfedit.methods.restem import train
-from selfedit.methods.settings import (
-    CompareSettings,
-    ContinualSettings,
-    LearnSettings,
-    TrainSettings,
-)
+from selfedit.methods.settings import CompareSettings, TrainSettings
 from selfedit.runs.store import Store
 from tiny_world import SMALL, rows, write_rows
 
-RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
+# The method, how many documents, and settings.
+GRADED = {"editor": ("passage", "self"), "max_ungraded": 1.0, "task_size": 2}
+STEP_B = {"edits": 2, "replicates": 1, "task_size": 2}
+RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "compare": (
-        compare,
-        CompareSettings,
+        "compare",
         3,
-        {
-            "editor": ("passage", "self"),
-            "edits": 2,
-            "task_size": 2,
-            "general_questions": 2,
-            "general_texts": 3,
-            "neighbour_questions": 2,
-        },
+        {"editor": ("passage", "self"), "edits": 2, "task_size": 2}
+        | {"general_questions": 2, "general_texts": 3, "neighbour_questions": 2},
     ),
-    "compare on an own grader": (
-        compare,
-        CompareSettings,
-        2,
-        {"editor": ("passage", "self"), "grader": "judge:local", "max_ungraded": 1.0, "task_size": 2},
-    ),
-    "compare on another model's grades": (
-        compare,
-        CompareSettings,
-        2,
-        {"editor": ("passage", "self"), "grader": "judge:model:{other}", "max_ungraded": 1.0, "task_size": 2},
-    ),
+    "compare on an own grader": ("compare", 2, {**GRADED, "grader": "judge:local"}),
+    "compare on another model's grades": ("compare", 2, {**GRADED, "grader": "judge:model:{other}"}),
     "compare on another model's notes": (
-        compare,
-        CompareSettings,
+        "compare",
         3,
         {"editor": ("model:{other}:rewrite", "self"), "edits": 2, "task_size": 2},
     ),
     "train": (
-        train,
-        TrainSettings,
+        "train",
         5,
-        {
-            "validation_share": 0.4,
-            "rounds": 2,
-            "edits": 2,
-            "replicates": 1,
-            "task_size": 2,
-            "outer_set": {"rank": 4, "learning_rate": 3e-3},
-        },
+        {**STEP_B, "validation_share": 0.4, "rounds": 2, "outer_set": {"rank": 4, "learning_rate": 3e-3}},
     ),
     "train on opinions": (
-        train,
-        TrainSettings,
+        "train",
         4,
         {
+            **STEP_B,
             "validation_share": 0.3,
             "rounds": 1,
-            "edits": 2,
-            "replicates": 1,
-            "task_size": 2,
+            "outer_set": {"rank": 4},
             "reward": "judge",
             "judge_sample": 2,
-            "outer_set": {"rank": 4},
         },
     ),
-    "learn": (learn, LearnSettings, 3, {"editor": "self", "edits": 2, "task_size": 2}),
-    "continual": (continual, ContinualSettings, 3, {"editor": "self", "task_size": 2, "general_questions": 1}),
+    "learn": ("learn", 3, {"editor": "self", "edits": 2, "task_size": 2}),
+    "continual": ("continual", 3, {"editor": "self", "task_size": 2, "general_questions": 1}),
 }
 
 
@@ -118,7 +86,8 @@ def begin(
     # The tiny model's ratings are no numbers, and its grades no words.
     monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", lambda reply: len(reply) % 2 == 0)
     monkeypatch.setattr(rewards, "read_rating", lambda reply: len(reply) % 11 / 10)
-    procedure, kind, count, changes = RUNS[request.param]
+    name, count, changes = RUNS[request.param]
+    method, kind = METHODS[name]
     file = write_rows(tmp_path / "documents.jsonl", rows(count))
     common = {**SMALL, "model": chat_model, "documents": (str(file),), **changes}
     if isinstance(editors := changes.get("editor"), tuple):
@@ -127,7 +96,7 @@ def begin(
 
     def attempt(name: str, pool: CountingPool | None = None) -> dict[str, Any]:
         settings = kind(**{**common, "out": tmp_path / name})
-        procedure(settings, pool=pool or CountingPool(chat_model))
+        method(settings, pool=pool or CountingPool(chat_model))
         return content(settings.out)
 
     return attempt
@@ -224,7 +193,7 @@ def test_a_checkpoint_counts_with_its_line_in_the_ledger(chat_model: str, tmp_pa
     """One without it, left by a crash between the two, is made again; one that is gone too."""
     file = write_rows(tmp_path / "documents.jsonl", rows(5))
     settings = TrainSettings(
-        **{**SMALL, **RUNS["train"][3], "model": chat_model, "documents": (str(file),), "out": tmp_path / "run"}
+        **{**SMALL, **RUNS["train"][2], "model": chat_model, "documents": (str(file),), "out": tmp_path / "run"}
     )
 
     class AtOuter(CountingPool):

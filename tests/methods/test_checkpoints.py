@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import Make
 from test_resume import Server
 
-from selfedit.errors import UserError
 from selfedit.execution import long_fit
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
@@ -48,15 +48,9 @@ class Stopper:
 
 
 @pytest.fixture
-def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> LearnSettings:
+def settings(make: Make, quick: dict[str, Any]) -> LearnSettings:
     """One fit of 16 steps with dropout and an exam, saved after each."""
-    return LearnSettings(
-        model=chat_model,
-        documents=(documents(4),),
-        editor="passage",
-        checkpoint_minutes=ALWAYS,
-        **{**quick, "set": {**quick["set"], "dropout": 0.1}},
-    )
+    return make(LearnSettings, 4, editor="passage", checkpoint_minutes=ALWAYS, set={**quick["set"], "dropout": 0.1})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -245,19 +239,6 @@ def test_a_fit_without_an_exam_shows_its_losses(quick: dict[str, Any], chat_mode
     settings = LearnSettings(model=chat_model, documents=(str(tmp_path / "kite.txt"),), editor="passage", **quick)
     assert learn(settings).summary is None
     assert 'aria-label="Loss of passage: ' in build_report([settings.out]).read_text()
-
-
-@pytest.mark.parametrize("points", ["[1, 2]", '{"a": 1}', "[[1, [2]]]", "[[1", '[["x", 1]]'])
-def test_a_curve_that_is_none_is_told_in_one_line(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, points: str
-) -> None:
-    settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="passage", **quick)
-    learn(settings)
-    with Store(settings.out / "run.sqlite") as store:
-        store._write("UPDATE curves SET points = ?", (points,))
-    with pytest.raises(UserError, match=r"run\.sqlite: cannot be read as a run's store") as raised:
-        build_report([settings.out])
-    assert "\n" not in str(raised.value)
 
 
 def test_the_exams_on_the_way_change_nothing(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from selfedit.documents import Question
 from selfedit.errors import UserError
@@ -172,10 +173,8 @@ def test_a_changed_setting_is_refused_by_name(finished: Finished, name: str, val
         compare(changed)
 
 
-def test_documents_that_changed_are_refused(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(1),), editor=("none",), **quick)
+def test_documents_that_changed_are_refused(make: Make) -> None:
+    settings = make(CompareSettings, 1, editor=("none",))
     compare(settings)
     changed = rows(1)
     changed[0]["text"] += " It was red."
@@ -184,62 +183,8 @@ def test_documents_that_changed_are_refused(
         compare(settings)
 
 
-def test_a_run_cut_short_after_any_task_ends_like_a_whole_one(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
-) -> None:
-    common = {"model": chat_model, "documents": (documents(3),), "editor": ("passage", "self"), "edits": 2}
-    settings = CompareSettings(**common, **{**quick, "task_size": 2})
-    whole = CompareSettings(**common, **{**quick, "task_size": 2, "out": tmp_path / "whole"})
-    expected = without_time(compare(whole, pool=CountingPool(chat_model)))
-
-    class Stop(Exception):
-        pass
-
-    def stop_after(tasks: int) -> CountingPool:
-        pool = CountingPool(chat_model)
-
-        def alter(task: Task) -> Task:
-            if len(pool.tasks) > tasks:
-                raise Stop
-            return task
-
-        pool.alter = alter
-        return pool
-
-    fits: list[str] = []
-    for _ in range(40):
-        pool = stop_after(2)
-        try:
-            summary = compare(settings, pool=pool)
-        except Stop:
-            fits += [task.id for task in pool.tasks[:-1] if isinstance(task, FitTask) for task in task.fits]
-        else:
-            fits += pool.fits
-            break
-    assert without_time(summary) == expected
-    assert len(fits) == len(set(fits)) == 9, "a committed fit was done again"
-    with (
-        Store(settings.out / "run.sqlite", readonly=True) as one,
-        Store(whole.out / "run.sqlite", readonly=True) as two,
-    ):
-        assert one.edits() == two.edits()
-        assert [replace(f, seconds=0.0) for f in one.fits()] == [replace(f, seconds=0.0) for f in two.fits()]
-
-
-def without_time(summary: Summary) -> dict[str, Any]:
-    data = summary.to_json()
-    data.pop("total_seconds")
-    data.pop("seconds")
-    for condition in data["conditions"]:
-        condition.pop("seconds")
-        condition.pop("question_seconds", None)
-    return data
-
-
-def test_a_fit_that_turns_nan_fails_and_the_others_go_on(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(3),), editor=("passage",), replicates=2, **quick)
+def test_a_fit_that_turns_nan_fails_and_the_others_go_on(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 3, editor=("passage",), replicates=2)
     pool = CountingPool(chat_model)
 
     def blow_up(task: Task) -> Task:
@@ -284,10 +229,8 @@ class Unsure:
         ]
 
 
-def test_ungraded_answers_count_neither_way(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("none",), max_ungraded=0.5, **quick)
+def test_ungraded_answers_count_neither_way(make: Make) -> None:
+    settings = make(CompareSettings, 2, editor=("none",), max_ungraded=0.5)
     (condition,) = compare(settings, grader=lambda *_: Unsure()).conditions
     assert (condition.accuracy, condition.correct, condition.graded, condition.ungraded) == (1.0, 2, 2, 2)
 
@@ -301,12 +244,8 @@ class Silent:
         return [Grade("ungraded", None, self.name, "no idea") for _ in items]
 
 
-def test_where_nothing_was_graded_nothing_is_known(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("none", "passage"), max_ungraded=1.0, **quick
-    )
+def test_where_nothing_was_graded_nothing_is_known(make: Make) -> None:
+    settings = make(CompareSettings, 2, editor=("none", "passage"), max_ungraded=1.0)
     summary = compare(settings, grader=lambda *_: Silent())
     assert [(c.accuracy, c.ci95, c.graded, c.ungraded) for c in summary.conditions] == [(None, None, 0, 4)] * 2
     assert summary.differences == ()
@@ -315,10 +254,8 @@ def test_where_nothing_was_graded_nothing_is_known(
     assert list(undeclared(summary)) == []
 
 
-def test_too_many_ungraded_answers_stop_the_run(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("passage",), **quick)
+def test_too_many_ungraded_answers_stop_the_run(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 2, editor=("passage",))
     with pytest.raises(UserError, match=r"answers could not be graded by lexical, more than --max-ungraded 2%"):
         compare(settings, grader=lambda *_: Unsure())
     assert not (settings.out / "summary.json").exists()

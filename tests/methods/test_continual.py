@@ -7,23 +7,18 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from selfedit.errors import UserError
-from selfedit.execution.tasks import FitTask, Task
+from selfedit.execution.tasks import FitTask
 from selfedit.methods.continual import continual
 from selfedit.methods.settings import ContinualSettings
 from selfedit.runs.store import Store
 from summary_fields import undeclared
 
 
-class Stop(Exception):
-    """An interruption."""
-
-
-def test_each_step_learns_one_document_and_asks_about_all_before_it(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = ContinualSettings(model=chat_model, documents=(documents(3),), editor="self", edits=2, **quick)
+def test_each_step_learns_one_document_and_asks_about_all_before_it(make: Make, chat_model: str) -> None:
+    settings = make(ContinualSettings, 3, editor="self", edits=2)
     pool = CountingPool(chat_model)
     summary = continual(settings, pool=pool)
     fits = [task for task in pool.tasks if isinstance(task, FitTask)]
@@ -50,36 +45,10 @@ def test_each_step_learns_one_document_and_asks_about_all_before_it(
     assert again.tasks == []
 
 
-def test_an_interrupted_run_goes_on_at_its_step_and_ends_alike(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    common = {"model": chat_model, "documents": (documents(3),), "editor": "passage"}
-    whole = ContinualSettings(**common, **{**quick, "out": quick["out"].with_name("whole")})
-    expected = continual(whole)
-    settings = ContinualSettings(**common, **quick)
-    first = CountingPool(chat_model)
-
-    def stop(task: Task) -> Task:
-        if task.policy == ("round-01",) and isinstance(task, FitTask):
-            raise Stop
-        return task
-
-    first.alter = stop
-    with pytest.raises(Stop):
-        continual(settings, pool=first)
-    second = CountingPool(chat_model)
-    summary = continual(settings, pool=second)
-    assert len(second.fits) == 2
-    assert summary.steps == expected.steps
-    for step in (1, 2, 3):
-        name = f"checkpoints/round-{step:02d}/adapter_model.safetensors"
-        assert (settings.out / name).read_bytes() == (whole.out / name).read_bytes()
-
-
 def test_what_cannot_be_learned_from_is_refused(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
+    make: Make, quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
-    settings = ContinualSettings(model=chat_model, documents=(documents(1),), editor="none", **quick)
+    settings = make(ContinualSettings, 1, editor="none")
     with pytest.raises(UserError, match="there is nothing to learn from"):
         continual(settings)
     blown = {**quick, "set": {"rank": 4, "epochs": 4, "learning_rate": 1e30, "schedule": "constant"}}

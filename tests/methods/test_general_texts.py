@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from counting_pool import CountingPool
+from making import Make
 from run_content import content
 
 from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec
@@ -62,16 +62,8 @@ def test_texts_are_written_once_and_are_the_models_own(
         assert own_texts(again, "measure") == texts
 
 
-def test_each_adapter_is_measured_on_texts_of_its_own(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(3),),
-        editor=("none", "passage", "self"),
-        replicates=4,
-        **{**quick, "general_texts": 3},
-    )
+def test_each_adapter_is_measured_on_texts_of_its_own(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 3, editor=("none", "passage", "self"), replicates=4, general_texts=3)
     summary = compare(settings, pool=(pool := CountingPool(chat_model)))
     with RunDirectory.read(settings.out) as run:
         fits = run.store.fits()
@@ -96,12 +88,8 @@ def test_each_adapter_is_measured_on_texts_of_its_own(
     assert content(again.out)["fits"] == content(settings.out)["fits"]
 
 
-def test_few_adapters_are_measured_on_all_texts(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("passage",), **{**quick, "general_texts": 3}
-    )
+def test_few_adapters_are_measured_on_all_texts(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 2, editor=("passage",), general_texts=3)
     compare(settings, pool=(pool := CountingPool(chat_model)))
     assert [len(fit.texts) for task in pool.tasks if isinstance(task, FitTask) for fit in task.fits] == [20, 20]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from counting_pool import REASON, CountingPool
+from making import Make
 
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask, Task
@@ -81,10 +82,8 @@ def test_compare_names_what_was_given_up_and_makes_it_when_it_is_run_again(
     assert events(settings.out, "given up") == events(settings.out, "edit not written") == {}
 
 
-def test_an_exam_that_was_given_up_is_named_and_held_later(
-    quick: dict[str, Any], documents: Documents, chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("none",), **quick)
+def test_an_exam_that_was_given_up_is_named_and_held_later(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 2, editor=("none",))
     pool = CountingPool(chat_model)
     pool.gives_up = lambda task: task.id.startswith("exam/")
     summary = compare(settings, pool=pool)
@@ -94,21 +93,15 @@ def test_an_exam_that_was_given_up_is_named_and_held_later(
     assert events(settings.out, "given up") == {}
 
 
-def test_edits_that_were_given_up_count_as_missing(
-    quick: dict[str, Any], documents: Documents, chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("self",), **quick)
+def test_edits_that_were_given_up_count_as_missing(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 2, editor=("self",))
     pool = CountingPool(chat_model)
     pool.gives_up = lambda task: task.id.startswith("edits/")
     refused(lambda: compare(settings, pool=pool), r"2 of 2 edits by self could not be written, more than --max-missing")
 
 
-def test_answers_whose_local_judge_was_given_up_are_ungraded(
-    quick: dict[str, Any], documents: Documents, chat_model: str
-) -> None:
-    settings = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("none",), grader="judge:local", **quick
-    )
+def test_answers_whose_local_judge_was_given_up_are_ungraded(make: Make, chat_model: str) -> None:
+    settings = make(CompareSettings, 2, editor=("none",), grader="judge:local")
     pool = CountingPool(chat_model)
     pool.gives_up = lambda task: task.id.startswith("judge/")
     with pytest.raises(UserError, match=r"4 of 4 answers could not be graded by judge:local"):

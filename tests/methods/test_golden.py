@@ -16,49 +16,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from all_methods import METHODS
 from counting_pool import CountingPool
 
 from overlap_grader import overlap_grader  # noqa: F401
-from selfedit.methods.compare import compare
-from selfedit.methods.continual import continual
-from selfedit.methods.learn import learn
-from selfedit.methods.restem import train
-from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs.store import Store
 from tiny_world import SMALL, build_model, rows, write_rows
 
 GOLDEN = Path(__file__).with_name("golden")
-RUNS: dict[str, tuple[Callable[..., Any], type, int, dict[str, Any]]] = {
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     "compare": (
-        compare,
-        CompareSettings,
         3,
-        {
-            "editor": ("none", "passage", "self", "self:self-qa"),
-            "edits": 2,
-            "replicates": 2,
-            "general_questions": 1,
-        },
+        {"editor": ("none", "passage", "self", "self:self-qa"), "edits": 2, "replicates": 2, "general_questions": 1},
     ),
     "train": (
-        train,
-        TrainSettings,
         6,
-        {
-            "validation_share": 0.34,
-            "rounds": 2,
-            "edits": 3,
-            "replicates": 1,
-            "outer_set": {"rank": 4, "learning_rate": 3e-3},
-        },
+        {"validation_share": 0.34, "rounds": 2, "edits": 3, "replicates": 1}
+        | {"outer_set": {"rank": 4, "learning_rate": 3e-3}},
     ),
-    "learn": (learn, LearnSettings, 4, {"editor": "self", "edits": 2, "set": {**SMALL["set"], "learning_rate": 3e-3}}),
-    "continual": (continual, ContinualSettings, 3, {"editor": "self"}),
+    "learn": (4, {"editor": "self", "edits": 2, "set": {**SMALL["set"], "learning_rate": 3e-3}}),
+    "continual": (3, {"editor": "self"}),
 }
 
 
@@ -75,14 +56,13 @@ def model() -> str:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_comes_to_what_was_recorded(name: str, model: str, tmp_path: Path) -> None:
-    procedure, kind, count, changes = RUNS[name]
-    file = write_rows(
-        tmp_path / "documents.jsonl", rows(8)[-count:]
-    )  # the model has seen the last answers: some are right
+    (method, kind), (count, changes) = METHODS[name], RUNS[name]
+    # The model has seen the last answers: some are right.
+    file = write_rows(tmp_path / "documents.jsonl", rows(8)[-count:])
     settings = kind(
         **{**SMALL, "model": model, "documents": (str(file),), "grader": "overlap", "out": tmp_path / "run", **changes}
     )
-    procedure(settings, pool=CountingPool(model))
+    method(settings, pool=CountingPool(model))
     found = come_to(settings.out)
     recorded = GOLDEN / f"{name}.json"
     if RECORD:

@@ -4,12 +4,12 @@ answers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from api_server import reply
 from selfedit.errors import UserError
@@ -127,9 +127,7 @@ def test_a_judge_without_a_key_is_missed_before_any_work(
     assert pool.tasks == []
 
 
-def test_an_api_grader_answers_yes_no_or_nothing(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_an_api_grader_answers_yes_no_or_nothing(make: Make, server: Any) -> None:
     """One reply in four is neither yes nor no: that answer is ungraded; the same command asks about it again."""
     calls: list[str] = []
 
@@ -141,13 +139,8 @@ def test_an_api_grader_answers_yes_no_or_nothing(
         return reply(json.dumps({"verdict": "yes" if "Where" in question else "no"}))
 
     server.reply = mark
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(2),),
-        editor=("none",),
-        grader="judge:marker",
-        api_base=server.url,
-        **{**quick, "max_answer_tokens": 2},
+    settings = make(
+        CompareSettings, 2, editor=("none",), grader="judge:marker", api_base=server.url, max_answer_tokens=2
     )
     with pytest.raises(UserError, match=r"1 of 4 answers could not be graded by judge:marker"):
         compare(settings)
@@ -160,9 +153,7 @@ def test_an_api_grader_answers_yes_no_or_nothing(
     assert summary.grader == "judge:marker"
 
 
-def test_an_api_grader_marks_a_tasks_answers_while_later_tasks_are_under_way(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_an_api_grader_marks_a_tasks_answers_while_later_tasks_are_under_way(make: Make, server: Any) -> None:
     happened: list[str] = []
 
     def mark(body: dict[str, Any]) -> dict[str, Any]:
@@ -176,15 +167,7 @@ def test_an_api_grader_marks_a_tasks_answers_while_later_tasks_are_under_way(
                 yield result
 
     server.reply = mark
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(3),),
-        editor=("passage",),
-        grader="judge:marker",
-        api_base=server.url,
-        task_size=1,
-        **quick,
-    )
+    settings = make(CompareSettings, 3, editor=("passage",), grader="judge:marker", api_base=server.url, task_size=1)
     condition = compare(settings, pool=Watched(settings.model)).conditions[-1]
     assert condition.correct == condition.graded > 0
     fits = [k for k, what in enumerate(happened) if what == "task"][-3:]
@@ -192,15 +175,11 @@ def test_an_api_grader_marks_a_tasks_answers_while_later_tasks_are_under_way(
     assert "call" in happened[fits[1] : fits[2]]
 
 
-def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_an_api_editors_edits_are_stored_with_tokens_and_asked_for_once(make: Make, server: Any) -> None:
     server.reply = lambda body: reply(
         "Sure, some notes:\n1. It was made.\n2. It was made.\n3. Someone made it in 1990."
     )
-    settings = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("api:writer",), edits=2, api_base=server.url, **quick
-    )
+    settings = make(CompareSettings, 2, editor=("api:writer",), edits=2, api_base=server.url)
     summary = compare(settings)
     assert [c.name for c in summary.conditions] == ["none", "api:writer"]
     assert (summary.conditions[1].edit_tokens, summary.conditions[1].cost_usd) == (20, None)
@@ -229,13 +208,9 @@ def left_out(out: Path) -> list[tuple[str, str]]:
         return [(event.subject, event.message) for event in store.events("edit not written")]
 
 
-def test_an_api_editor_that_fails_keeps_what_came(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_an_api_editor_that_fails_keeps_what_came(make: Make, server: Any) -> None:
     server.refuse = refuse_lamp
-    settings = CompareSettings(
-        model=chat_model, documents=(documents(2),), editor=("api:writer",), api_base=server.url, **quick
-    )
+    settings = make(CompareSettings, 2, editor=("api:writer",), api_base=server.url)
     with pytest.raises(UserError, match=r"1 of 2 edits by api:writer .*--max-missing-edits 2%.*d1.*the same command"):
         compare(settings)
     assert left_out(settings.out) == [("0|d1|api:writer|0", "400: content refused")]
@@ -248,17 +223,11 @@ def test_an_api_editor_that_fails_keeps_what_came(
 
 @pytest.mark.parametrize("regime", ["single", "joint"])
 def test_documents_without_an_edit_are_named_and_left_out_of_their_condition_alone(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any, regime: str
+    make: Make, server: Any, regime: str
 ) -> None:
     server.refuse = refuse_lamp
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(3),),
-        editor=("api:writer", "passage"),
-        regime=regime,
-        api_base=server.url,
-        max_missing_edits=0.4,
-        **quick,
+    settings = make(
+        CompareSettings, 3, editor=("api:writer", "passage"), regime=regime, api_base=server.url, max_missing_edits=0.4
     )
     summary = compare(settings)
     assert [(c.name, c.graded) for c in summary.conditions] == [("none", 6), ("api:writer", 4), ("passage", 6)]
@@ -276,18 +245,9 @@ def test_documents_without_an_edit_are_named_and_left_out_of_their_condition_alo
         assert again == summary
 
 
-def test_learning_goes_on_without_a_document_that_has_no_edit(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_learning_goes_on_without_a_document_that_has_no_edit(make: Make, server: Any) -> None:
     server.refuse = refuse_lamp
-    settings = LearnSettings(
-        model=chat_model,
-        documents=(documents(3),),
-        editor="api:writer",
-        api_base=server.url,
-        max_missing_edits=0.4,
-        **quick,
-    )
+    settings = make(LearnSettings, 3, editor="api:writer", api_base=server.url, max_missing_edits=0.4)
     learned = learn(settings)
     assert learned.documents == 2
     with Store(settings.out / "run.sqlite", readonly=True) as store:
@@ -299,18 +259,9 @@ def test_learning_goes_on_without_a_document_that_has_no_edit(
     assert len(server.completions) == asked, "the adapter is there; nothing more is asked for"
 
 
-def test_continual_learning_passes_over_a_document_that_has_no_edit(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, server: Any
-) -> None:
+def test_continual_learning_passes_over_a_document_that_has_no_edit(make: Make, server: Any) -> None:
     server.refuse = refuse_lamp
-    settings = ContinualSettings(
-        model=chat_model,
-        documents=(documents(3),),
-        editor="api:writer",
-        api_base=server.url,
-        max_missing_edits=0.4,
-        **quick,
-    )
+    settings = make(ContinualSettings, 3, editor="api:writer", api_base=server.url, max_missing_edits=0.4)
     summary = continual(settings)
     assert [step.new is None for step in summary.steps] == [False, True, False]
     assert [step.earlier and step.earlier.documents for step in summary.steps] == [None, None, 1]

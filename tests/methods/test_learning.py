@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from making import Make
 
 from selfedit.editors.base import Edit
 from selfedit.methods import restem, rewards
@@ -31,21 +32,18 @@ class Planted:
         return {}
 
 
-def test_what_is_rewarded_is_written_more_often(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_rewarded_is_written_more_often(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round's mean reward is how often the policy before it writes the word: 64 samples a round."""
     planted = Planted()
     monkeypatch.setitem(rewards.REWARDS, "fit", planted)
-    settings = TrainSettings(
-        model=chat_model,
-        documents=(documents(8),),
+    settings = make(
+        TrainSettings,
+        8,
         rounds=4,
         edits=8,
         validation_share=0,
         keep_ties=False,
         outer_set={"rank": 8, "alpha": 16, "learning_rate": 3e-3, "epochs": 6, "batch_size": 2},
-        **quick,
     )
     summary = restem.train(settings)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from api_server import reply
 from selfedit.documents import load_documents
@@ -103,24 +104,10 @@ def test_the_editor_is_trained_on_the_prompt_of_each_edit(small_train: dict[str,
 )
 @pytest.mark.parametrize("editor", ["self", "api:writer"])
 def test_mistakes_are_found_before_any_work(
-    quick: dict[str, Any],
-    documents: Callable[[int], str],
-    chat_model: str,
-    server: Any,
-    prompts: str,
-    says: str,
-    editor: str,
+    make: Make, chat_model: str, server: Any, prompts: str, says: str, editor: str
 ) -> None:
     pool = CountingPool(chat_model)
-    settings = CompareSettings(
-        **quick,
-        model=chat_model,
-        documents=(documents(1),),
-        editor=(editor,),
-        edit_prompt=prompts,
-        edits=2,
-        api_base=server.url,
-    )
+    settings = make(CompareSettings, 1, editor=(editor,), edit_prompt=prompts, edits=2, api_base=server.url)
     with pytest.raises(UserError, match=says):
         compare(settings, pool=pool)
     assert pool.tasks == []

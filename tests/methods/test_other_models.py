@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from selfedit.engine import DecodeRequest, FitJob, FitSettings, LoraSpec, TokenSequence, decode
 from selfedit.errors import UserError
@@ -71,14 +72,12 @@ def test_it_writes_for_other_methods_too(
         assert all(fit.train_tokens for fit in store.fits(condition="model:tiny-base"))
 
 
-def test_a_template_that_has_changed_is_refused(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
-) -> None:
+def test_a_template_that_has_changed_is_refused(make: Make, chat_model: str, tmp_path: Path) -> None:
     import shutil
 
     other = tmp_path / "other"
     shutil.copytree(chat_model, other)
-    settings = CompareSettings(**quick, model=chat_model, documents=(documents(2),), editor=(f"model:{other}",))
+    settings = make(CompareSettings, 2, editor=(f"model:{other}",))
     pool = CountingPool(chat_model)
     pool.gives_up = lambda task: isinstance(task, CompletionTask) and bool(task.model)
     with pytest.raises(UserError, match="could not be written"):
@@ -91,11 +90,11 @@ def test_a_template_that_has_changed_is_refused(
 
 @pytest.mark.parametrize("editor", ["model:nowhere/at/all", "model:{empty}"])
 def test_a_model_that_is_not_there_is_missed_before_any_work(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path, editor: str
+    make: Make, chat_model: str, tmp_path: Path, editor: str
 ) -> None:
     editor = editor.format(empty=tmp_path)
     pool = CountingPool(chat_model)
-    settings = CompareSettings(**quick, model=chat_model, documents=(documents(2),), editor=("self", editor))
+    settings = make(CompareSettings, 2, editor=("self", editor))
     with pytest.raises(UserError, match=f"model {editor[6:]}: not a local folder") as caught:
         compare(settings, pool=pool)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 from counting_pool import CountingPool
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import Make
 
 from selfedit.documents import Document
 from selfedit.editors.cleaning import clean
@@ -206,23 +207,21 @@ def test_above_baseline_plans_for_every_edit(small_train: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("editor", ["passage", "self"])
-def test_learn(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: str) -> None:
-    chosen = LearnSettings(**quick, model=chat_model, documents=(documents(3),), editor=editor, edits=2)
+def test_learn(make: Make, editor: str) -> None:
+    chosen = make(LearnSettings, 3, editor=editor, edits=2)
     planned, _ = planned_and_run(learn, chosen)
     assert planned.fits == 1
 
 
 @pytest.mark.parametrize("editor", ["passage", "self"])
-def test_continual(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, editor: str) -> None:
-    chosen = ContinualSettings(**quick, model=chat_model, documents=(documents(3),), editor=editor, edits=2)
+def test_continual(make: Make, editor: str) -> None:
+    chosen = make(ContinualSettings, 3, editor=editor, edits=2)
     planned, pool = planned_and_run(continual, chosen)
     assert planned.fits == 3
     assert planned.answers == pool.answers == 2 * (3 + 1 + 2 + 3)
 
 
-def test_another_model_is_planned_by_its_own_size(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, base_model: str, tmp_path: Path
-) -> None:
+def test_another_model_is_planned_by_its_own_size(make: Make, base_model: str, tmp_path: Path) -> None:
     """A writer of four times the layers, otherwise the same: more operations and memory, the same tokens."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -232,7 +231,7 @@ def test_another_model_is_planned_by_its_own_size(
     large = tmp_path / "large"
     AutoModelForCausalLM.from_config(config).save_pretrained(large)
     AutoTokenizer.from_pretrained(base_model).save_pretrained(large)
-    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(3),), editor=(f"model:{base_model}",))
+    chosen = make(CompareSettings, 3, editor=(f"model:{base_model}",))
     small_plan = plan(compare, chosen)
     large_plan = plan(compare, chosen.model_copy(update={"editor": (f"model:{large}",)}))
     assert large_plan.write_tokens == small_plan.write_tokens
@@ -263,19 +262,12 @@ def greedy(server: Any) -> Any:
 
 
 @pytest.mark.parametrize("effort", [None, "low"])
-def test_money_of_compare(
-    quick: dict[str, Any],
-    documents: Callable[[int], str],
-    chat_model: str,
-    greedy: Any,
-    tmp_path: Path,
-    effort: str | None,
-) -> None:
+def test_money_of_compare(make: Make, greedy: Any, tmp_path: Path, effort: str | None) -> None:
     (tmp_path / "prices.yaml").write_text(PRICES)
-    chosen = CompareSettings(
-        **{**quick, "general_questions": 1},
-        model=chat_model,
-        documents=(documents(3),),
+    chosen = make(
+        CompareSettings,
+        3,
+        general_questions=1,
         editor=("api:writer", "passage"),
         edits=2,
         grader="judge:judge",
@@ -307,11 +299,9 @@ def test_money_of_rewards(small_train: dict[str, Any], greedy: Any, tmp_path: Pa
     assert 0 < len(greedy.completions) <= planned.calls
 
 
-def test_a_plan_needs_no_key_and_says_where_a_price_is_unknown(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_needs_no_key_and_says_where_a_price_is_unknown(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(2),), editor=("api:gpt-4.1",))
+    chosen = make(CompareSettings, 2, editor=("api:gpt-4.1",))
     planned = plan(compare, chosen)
     assert planned.cost_usd is not None
     assert planned.calls == 2
@@ -320,10 +310,8 @@ def test_a_plan_needs_no_key_and_says_where_a_price_is_unknown(
     assert "unknown price" in unknown.text()
 
 
-def test_mistakes_are_told_as_by_the_run(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    chosen = CompareSettings(**quick, model=chat_model, documents=(documents(2),), policy=Path("nowhere"))
+def test_mistakes_are_told_as_by_the_run(make: Make) -> None:
+    chosen = make(CompareSettings, 2, policy=Path("nowhere"))
     with pytest.raises(UserError, match="nowhere: no such directory"):
         plan(compare, chosen)
     with pytest.raises(UserError, match="no layer matches the targets"):

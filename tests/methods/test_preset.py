@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from all_methods import METHODS
 
 from selfedit.cli.flags import Parser, add_settings, read_settings
 from selfedit.documents import Document
@@ -16,15 +17,7 @@ from selfedit.evaluation.exam import Exam
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
-from selfedit.methods.settings import (
-    CompareSettings,
-    ContinualSettings,
-    LearnSettings,
-    Settings,
-    SweepSettings,
-    TrainSettings,
-    make_settings,
-)
+from selfedit.methods.settings import CompareSettings, Settings, TrainSettings, make_settings
 from selfedit.models import load_tokenizer
 from selfedit.presets import NAMES, read_preset
 from selfedit.prompts import Prompts
@@ -36,13 +29,7 @@ from selfedit.training.jobs import Jobs
 from selfedit.training.recipes import load_recipe
 from tiny_world import rows, write_rows
 
-KINDS = {
-    "compare": CompareSettings,
-    "sweep": SweepSettings,
-    "learn": LearnSettings,
-    "train": TrainSettings,
-    "continual": ContinualSettings,
-}
+KINDS = {name: kind for name, (_, kind) in METHODS.items()}
 
 
 def command_line(kind: type[Settings], *words: str) -> Settings:

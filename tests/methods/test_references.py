@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 from run_content import content
 
 from selfedit.documents import Document, Question
@@ -64,11 +65,9 @@ def test_open_book_asks_each_question_with_its_own_document(
     assert all(row["text"] not in text for texts in prompts(pool, "none").values() for text in texts for row in rows(3))
 
 
-def test_retrieval_asks_each_question_with_the_documents_found_for_it(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
+def test_retrieval_asks_each_question_with_the_documents_found_for_it(make: Make, chat_model: str) -> None:
     editors = ("retrieval:1", "retrieval:2", "retrieval:9")
-    settings = CompareSettings(model=chat_model, documents=(documents(4),), editor=editors, **quick)
+    settings = make(CompareSettings, 4, editor=editors)
     pool = CountingPool(chat_model)
     summary = compare(settings, pool=pool)
     assert [c.name for c in summary.conditions] == ["none", *editors]
@@ -82,15 +81,9 @@ def test_retrieval_asks_each_question_with_the_documents_found_for_it(
                 assert min(at, key=lambda id: at[id]) == own["id"]  # it has the most words in common, and comes first
 
 
-def test_the_summary_has_the_share_of_open_book_and_the_cost_of_a_question(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(
-        model=chat_model,
-        documents=(documents(8),),
-        editor=("open-book", "retrieval:2", "passage"),
-        replicates=2,
-        **{**quick, "general_questions": 2},
+def test_the_summary_has_the_share_of_open_book_and_the_cost_of_a_question(make: Make, chat_model: str) -> None:
+    settings = make(
+        CompareSettings, 8, editor=("open-book", "retrieval:2", "passage"), replicates=2, general_questions=2
     )
     pool = CountingPool(chat_model)
     summary = compare(settings, pool=pool)
@@ -114,10 +107,8 @@ def test_the_summary_has_the_share_of_open_book_and_the_cost_of_a_question(
     assert list(undeclared(summary)) == []
 
 
-def test_without_open_book_there_is_no_share(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(2),), editor=("retrieval:1",), **quick)
+def test_without_open_book_there_is_no_share(make: Make) -> None:
+    settings = make(CompareSettings, 2, editor=("retrieval:1",))
     for condition in compare(settings).to_json()["conditions"]:
         assert "of_open_book" not in condition
         assert condition["question_tokens"] > 0
@@ -146,10 +137,8 @@ def test_retrieval_shows_the_first_documents_where_nothing_is_in_common(texts: l
     assert found(texts, asked, k=1) == "a"
 
 
-def test_a_resumed_run_asks_what_is_missing_and_ends_alike(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
-) -> None:
-    settings = CompareSettings(model=chat_model, documents=(documents(3),), editor=("open-book",), **quick)
+def test_a_resumed_run_asks_what_is_missing_and_ends_alike(make: Make, chat_model: str, tmp_path: Path) -> None:
+    settings = make(CompareSettings, 3, editor=("open-book",))
     whole = settings.model_copy(update={"out": tmp_path / "whole"})
     compare(whole)
     pool = CountingPool(chat_model)
@@ -199,14 +188,10 @@ def test_passages_that_do_not_fit_are_refused_before_any_work(
         assert store.documents() == []
 
 
-def test_where_something_must_be_learned_it_is_refused(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="open-book", **quick)
+def test_where_something_must_be_learned_it_is_refused(make: Make) -> None:
+    settings = make(LearnSettings, 1, editor="open-book")
     with pytest.raises(UserError, match="--editor open-book: there is nothing to learn from"):
         learn(settings)
-    swept = SweepSettings(
-        model=chat_model, documents=(documents(2),), editor=("open-book",), grid=("rank=2,4",), **quick
-    )
+    swept = make(SweepSettings, 2, editor=("open-book",), grid=("rank=2,4",))
     with pytest.raises(UserError, match="--editor open-book: there is nothing to learn from"):
         sweep(swept)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from counting_pool import CountingPool
+from making import Make
 
 from selfedit.engine import LoraSpec, memory
 from selfedit.engine.jobs import FitJob, FitSettings, TokenSequence
@@ -27,8 +27,8 @@ from selfedit.runs.store import Store
 
 
 @pytest.fixture
-def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model: str) -> CompareSettings:
-    return CompareSettings(model=chat_model, documents=(documents(2),), editor=("passage",), **quick)
+def settings(make: Make) -> CompareSettings:
+    return make(CompareSettings, 2, editor=("passage",))
 
 
 def resolved(settings: CompareSettings) -> dict[str, Any]:

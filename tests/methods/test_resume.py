@@ -158,12 +158,3 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
     assert "error" not in again
     assert not before & set(again["begun"])
     assert content(out) == whole["content"]
-
-
-@pytest.mark.parametrize(("name", "value"), [("edits", 3), ("select", "top-fraction"), ("outer_set", {"rank": 8})])
-def test_a_changed_setting_is_refused_by_name(
-    settings: dict[str, Any], whole: dict[str, Any], name: str, value: Any
-) -> None:
-    assert whole["content"]["rounds"]
-    with pytest.raises(UserError, match=rf"this run began with {name}"):
-        train(TrainSettings(**{**settings, name: value}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfedit.editors.base import Edit
-from selfedit.evaluation.grade import GradeItem
-from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.methods import selection as module
 from selfedit.methods.selection import Selection
 
@@ -135,36 +132,3 @@ def test_what_every_rule_promises(rewards: dict[str, list[float | None]], keep_t
             assert len(kept) == math.ceil(round(fraction * len(known), 9))
             left_out = [e.reward for e in known if short(e.id) not in selection.kept]
             assert not left_out or min(e.reward for e in kept) >= max(left_out)  # type: ignore[type-var, operator]
-
-
-@pytest.fixture(scope="module")
-def real_table() -> list[Edit]:
-    """Five published edits for each of a hundred passages, rewarded by the share of questions whose answer they
-    contain."""
-    path = DATA / "squad-train100.jsonl"
-    if not path.exists():
-        pytest.skip(f"the data of this workplace are not here ({path.name})")
-    grader = LexicalGrader()
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row: dict[str, Any] = json.loads(line)
-        (edits,) = row["edits"].values()
-        for k, text in enumerate(edits[:5]):
-            items = [GradeItem(q["question"], tuple(q["answers"]), text) for q in row["questions"]]
-            scores = [grade.score or 0.0 for grade in grader.grade(items)]
-            reward = sum(scores) / len(scores) if scores else None
-            found.append(edit(row["id"], k, len(text.split()), reward))
-    return found
-
-
-def test_rules_on_real_edits(real_table: list[Edit]) -> None:
-    by_id = {short(edit.id): edit for edit in real_table}
-    documents = {edit.document_id for edit in real_table if edit.reward is not None}
-    mean = sum(e.reward or 0.0 for e in real_table) / len(real_table)
-    for rule in ("best-of-k", "above-baseline", "top-fraction"):
-        selection = select(real_table, rule=rule, baseline=dict.fromkeys(documents, mean))
-        kept = [by_id[id].reward or 0.0 for id in selection.kept]
-        assert sum(kept) / len(kept) > mean
-        if rule == "best-of-k":
-            assert {by_id[id].document_id for id in selection.kept} == documents
-        assert 0 < len(selection.without_signal) < len(documents)

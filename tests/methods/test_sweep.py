@@ -270,10 +270,3 @@ def test_what_cannot_be_swept_is_refused(settings: SweepSettings, changes: dict[
         sweep(settings.model_copy(update=changes))
     assert "\n" not in str(caught.value)
     assert not (settings.out / "config.yaml").exists()
-
-
-def test_validation_documents_of_the_same_titles_are_refused(
-    settings: SweepSettings, documents: Callable[[int], str]
-) -> None:
-    with pytest.raises(UserError, match="title 'Ada and the kite' is among the training documents too"):
-        sweep(settings.model_copy(update={"validation": (documents(7),)}))

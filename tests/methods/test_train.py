@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 from peft import PeftConfig
 
 from overlap_grader import overlap_grader  # noqa: F401
@@ -320,10 +321,8 @@ def test_a_policy_of_another_model_is_refused(
         compare(chosen)
 
 
-def test_a_policy_must_be_a_finished_run_of_train(
-    quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
-) -> None:
-    first = CompareSettings(model=chat_model, documents=(documents(1),), editor=("none",), **quick)
+def test_a_policy_must_be_a_finished_run_of_train(make: Make) -> None:
+    first = make(CompareSettings, 1, editor=("none",))
     compare(first)
     again = first.model_copy(update={"policy": first.out, "out": first.out.with_name("again")})
     with pytest.raises(UserError, match=r"run: a run of compare, not of train"):

@@ -147,6 +147,10 @@ def _bad_config(folder: Path) -> None:
         (_spoiled("UPDATE questions SET answers = '7'"), "a list in questions.answers is none"),
         (_spoiled("UPDATE fits SET sequences = '{'"), "a list in fits.sequences is none"),
         (_spoiled("UPDATE fits SET sequences = '[1]'"), "a list in fits.sequences holds something else"),
+        *(
+            (_spoiled(f"INSERT INTO curves SELECT id, '{points}' FROM fits LIMIT 1"), "a list in curves.points")
+            for points in ("[1, 2]", '{"a": 1}', "[[1, [2]]]", "[[1", '[["x", 1]]')
+        ),
         (_spoiled("UPDATE fits SET seconds = 9e999"), "fits.seconds holds real"),
         (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
         (_spoiled("DROP TABLE events"), "not the tables of schema 3"),
