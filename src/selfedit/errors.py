@@ -20,4 +20,5 @@ def first_error(error: ValidationError) -> str:
     """The first of a validation's errors in a few words: where it is, and what is expected there."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    what = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from selfedit.errors import UserError
-from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
+from selfedit.evaluation.check import GradedRow, check_grader, grade_rows, read_graded_rows
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.evaluation.lexical import LexicalGrader
 
-ROW = {"title": "Otrar", "question": "Which town?", "gold": "Otrar", "answer": "Otrar", "correct": True, "gradings": 3}
+ROW = {"title": "Otrar", "question": "Which town?", "gold": "Otrar", "answer": "Otrar", "correct": True}
 
 
 def write(path: Path, rows: Sequence[object]) -> Path:
@@ -36,20 +36,14 @@ class Scripted:
         ]
 
 
-def test_rows_are_read_with_their_numbers(tmp_path: Path) -> None:
+def test_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     second = {"question": "Who?", "gold": ["Anna", "Anna Lee"], "answer": "", "correct": False}
     path.write_text(json.dumps(ROW) + "\n\n" + json.dumps(second) + "\n", encoding="utf-8")
-    first, other = read_graded_rows(path)
-    assert (first.number, first.title, first.gold, first.correct, first.gradings) == (1, "Otrar", ("Otrar",), True, 3)
-    assert (other.number, other.title, other.gold, other.correct, other.gradings) == (
-        3,
-        "",
-        ("Anna", "Anna Lee"),
-        False,
-        1,
-    )
-    assert other.item == GradeItem("Who?", ("Anna", "Anna Lee"), "")
+    assert read_graded_rows(path) == [
+        GradedRow("Otrar", GradeItem("Which town?", ("Otrar",), "Otrar"), True),
+        GradedRow("", GradeItem("Who?", ("Anna", "Anna Lee"), ""), False),
+    ]
 
 
 def without(name: str) -> dict[str, object]:
@@ -59,19 +53,17 @@ def without(name: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (without("question"), "no field 'question'"),
-        (without("gold"), "no field 'gold'"),
-        (without("answer"), "no field 'answer'"),
-        (without("correct"), "field 'correct' must be true or false"),
-        ({**ROW, "question": " "}, "field 'question' is empty"),
-        ({**ROW, "gold": []}, "field 'gold' must list"),
-        ({**ROW, "gold": ["a", ""]}, "field 'gold' must list"),
-        ({**ROW, "answer": 7}, "field 'answer' is not text"),
-        ({**ROW, "correct": "yes"}, "field 'correct' must be true or false"),
-        ({**ROW, "gradings": 0}, "field 'gradings' must be a whole number"),
-        ({**ROW, "gradings": 10**400}, "field 'gradings' must be a whole number"),
-        ({**ROW, "answer": "\ud83d"}, "field 'answer' holds half a character"),
-        ({**ROW, "gold": ["a", "\ud83d"]}, "field 'gold' holds half a character"),
+        (without("question"), 'field "question" is missing'),
+        (without("gold"), 'field "gold" is missing'),
+        (without("answer"), 'field "answer" is missing'),
+        (without("correct"), 'field "correct" must be true or false'),
+        ({**ROW, "question": " "}, 'field "question" is empty'),
+        ({**ROW, "gold": []}, 'field "gold" is empty'),
+        ({**ROW, "gold": ["a", ""]}, 'field "gold" is empty'),
+        ({**ROW, "answer": 7}, 'field "answer" must be text'),
+        ({**ROW, "correct": "yes"}, 'field "correct" must be true or false'),
+        ({**ROW, "answer": "\ud83d"}, 'field "answer" holds half a character'),
+        ({**ROW, "gold": ["a", "\ud83d"]}, 'field "gold" holds half a character'),
         ([1], "not a JSON object"),
     ],
 )
@@ -79,28 +71,18 @@ def test_a_bad_row_gets_one_line_with_its_number(tmp_path: Path, row: object, me
     path = write(tmp_path / "rows.jsonl", [ROW, row])
     with pytest.raises(UserError, match=message) as error:
         read_graded_rows(path)
-    assert str(error.value).startswith(f"{path}: row 2: ")
+    assert str(error.value).startswith(f"{path}, row 2: ")
     assert "\n" not in str(error.value)
 
 
-def test_bad_files_get_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read_graded_rows(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_graded_rows(tmp_path)
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="no rows"):
-        read_graded_rows(tmp_path / "empty.jsonl")
-    (tmp_path / "half.jsonl").write_text(json.dumps(ROW) + '\n{"question": "Wh')
-    with pytest.raises(UserError, match="row 2: not JSON"):
-        read_graded_rows(tmp_path / "half.jsonl")
-    for content in ("[" * 200_000, "9" * 5000):
-        (tmp_path / "deep.jsonl").write_text(content)
-        with pytest.raises(UserError, match="row 1: not JSON"):
-            read_graded_rows(tmp_path / "deep.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_graded_rows(tmp_path / "latin.jsonl")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("\n", "the file is empty"), (json.dumps(ROW) + '\n{"question": "Wh', "line 2: not valid JSON")],
+)
+def test_a_file_without_rows_gets_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_graded_rows(tmp_path / "rows.jsonl")
 
 
 def test_rows_to_be_graded_need_no_label(tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
         json.dumps(
             {
                 "title": row.title,
-                "question": row.question,
-                "gold": row.gold[0] if len(row.gold) == 1 else list(row.gold),
-                "answer": row.answer,
+                "question": row.item.question,
+                "gold": row.item.gold[0] if len(row.item.gold) == 1 else list(row.item.gold),
+                "answer": row.item.answer,
                 "value": grade.value,
                 "score": grade.score,
                 **({"note": grade.note} if grade.note else {}),

@@ -5,8 +5,7 @@ Labels come as JSONL rows with `question`, `gold`, `answer` and `correct`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfedit.documents.rows import clean_text, read_rows
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem, Grader
 from selfedit.evaluation.statistics import bootstrap, cohen_kappa, kappa_interval
-from selfedit.text import is_whole
 
 
 @dataclass(frozen=True)
 class GradedRow:
-    """One row of a file of answers: `number` is its line (from 1), `correct` the label, None where it has none."""
+    """One row of a file of answers: `correct` is the label, None where it has none."""
 
-    number: int
     title: str
-    question: str
-    gold: tuple[str, ...]
-    answer: str
+    item: GradeItem
     correct: bool | None
-    gradings: int
-
-    @property
-    def item(self) -> GradeItem:
-        return GradeItem(self.question, self.gold, self.answer)
 
 
 @dataclass(frozen=True)
@@ -62,75 +53,29 @@ class GraderReport:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
-_MOST_GRADINGS = 1_000_000
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        handle = path.open(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSONL file of answers") from error
-    with handle:
-        number = 0
-        try:
-            for number, line in enumerate(handle, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(
-                        f"{path}: row {number}: not JSON ({error}); write one JSON object per line"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}: row {number}: not a JSON object; write one JSON object per line")
-                yield number, row
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: row {number + 1}: not UTF-8 text; save the file as UTF-8") from error
-
-
-def _text(path: Path, number: int, row: dict[str, Any], name: str, *, empty: bool = False) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        problem = f"no field '{name}'" if name not in row else f"field '{name}' is not text"
-        raise UserError(f'{path}: row {number}: {problem}; add "{name}": "..."')
-    if not empty and not value.strip():
-        raise UserError(f"{path}: row {number}: field '{name}' is empty; fill it in or remove the row")
-    if not is_whole(value):
-        raise UserError(f"{path}: row {number}: field '{name}' holds half a character (a lone surrogate); mend it")
-    return value
-
-
 def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedRow]:
-    """Rows of `{"question", "gold", "answer", "correct"}`, with `title` and `gradings` if they like; one JSON object a
-    line.
+    """Rows of `{"question", "gold", "answer", "correct"}`, perhaps with a `title`; one JSON object per line.
 
     `gold` is a text or a list of texts.  `correct` must be there where `labelled`.  An empty `answer` is allowed, blank
     lines are skipped.  Raises UserError naming file and row."""
-    path = Path(path)
     rows = []
-    for number, row in _rows(path):
-        question = _text(path, number, row, "question")
-        answer = _text(path, number, row, "answer", empty=True)
-        gold = row.get("gold")
-        if isinstance(gold, list) and gold and all(isinstance(g, str) and g.strip() for g in gold):
-            golds = tuple(_text(path, number, {"gold": text}, "gold") for text in gold)
-        elif isinstance(gold, list):
-            raise UserError(f"{path}: row {number}: field 'gold' must list at least one text and no empty one; mend it")
-        else:
-            golds = (_text(path, number, row, "gold"),)
+    for where, row in read_rows(Path(path)):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object; write one JSON object per line")
+        for name in ("question", "gold", "answer"):
+            if name not in row:
+                raise UserError(f'{where}: field "{name}" is missing; a row needs "question", "gold" and "answer"')
+        gold = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]
+        if not gold:
+            raise UserError(f'{where}: field "gold" is empty; list at least one accepted answer')
         correct = row.get("correct")
         if not isinstance(correct, bool) and (labelled or correct is not None):
-            raise UserError(f"{path}: row {number}: field 'correct' must be true or false; label the row")
-        title = _text(path, number, row, "title", empty=True) if "title" in row else ""
-        gradings = row.get("gradings", 1)
-        if not isinstance(gradings, int) or isinstance(gradings, bool) or not 0 < gradings <= _MOST_GRADINGS:
-            raise UserError(
-                f"{path}: row {number}: field 'gradings' must be a whole number from 1 to {_MOST_GRADINGS:,}; mend it"
-            )
-        rows.append(GradedRow(number, title, question, golds, answer, correct, gradings))
-    if not rows:
-        raise UserError(f"{path}: no rows; write one JSON object per line")
+            raise UserError(f'{where}: field "correct" must be true or false; label the row')
+        question = clean_text(row["question"], "question", where)
+        answer = clean_text(row["answer"], "answer", where) if row["answer"] != "" else ""
+        title = clean_text(row["title"], "title", where) if row.get("title") else ""
+        item = GradeItem(question, tuple(clean_text(text, "gold", where) for text in gold), answer)
+        rows.append(GradedRow(title, item, correct))
     return rows
 
 
@@ -145,9 +90,8 @@ def grade_rows(grader: Grader, rows: Sequence[GradedRow]) -> list[Grade]:
 def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) -> GraderReport:
     """Grades labelled rows and compares.  Raises UserError where nothing was graded, ValueError on a row without a
     label."""
-    unlabelled = [row.number for row in rows if row.correct is None]
-    if unlabelled:
-        raise ValueError(f"row {unlabelled[0]} has no label: nothing to compare with")
+    if any(row.correct is None for row in rows):
+        raise ValueError("a row has no label: nothing to compare with")
     graded: list[tuple[GradedRow, bool, float]] = []
     grades = grade_rows(grader, rows)
     for row, grade in zip(rows, grades, strict=True):
@@ -160,7 +104,7 @@ def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) ->
         )
     labels = [bool(row.correct) for row, _, _ in graded]
     said = [right for _, right, _ in graded]
-    questions = [f"{row.title}\n{row.question}" for row, _, _ in graded]
+    questions = [f"{row.title}\n{row.item.question}" for row, _, _ in graded]
     names = {True: "right", False: "wrong"}
     confusion = {label: dict.fromkeys(names.values(), 0) for label in names.values()}
     for label, right in zip(labels, said, strict=True):

@@ -259,20 +259,18 @@ def assumed_deviation(questions: float = 5.0, accuracy: float = 0.45, correlatio
     return math.sqrt(2 * accuracy * (1 - accuracy) * (1 - correlation) / questions)
 
 
-def documents_needed(
-    difference: float = 0.03, *, deviation: float | None = None, power: float = 0.8, level: float = 0.95
-) -> int:
+def documents_needed(difference: float = 0.03, *, deviation: float | None = None, power: float = 0.8) -> int:
     """How many documents show a true `difference` of accuracies (0.03 = 3 points) with the given power.
 
     `deviation` is the standard deviation over documents of paired differences; without it, `assumed_deviation()`.
-    Normal approximation of a two-sided paired test: n = ((z_(1+level)/2 + z_power) * deviation / difference)^2, rounded
+    Normal approximation of a two-sided paired test: n = ((z_0.975 + z_power) * deviation / difference)^2, rounded
     up; at least `LEAST_DOCUMENTS`."""
     if difference == 0 or not math.isfinite(difference):
         raise ValueError("no number of documents shows a difference of zero")
-    if not 0 < power < 1 or not 0 < level < 1:
-        raise ValueError("power and level lie between 0 and 1")
+    if not 0 < power < 1:
+        raise ValueError("power lies between 0 and 1")
     spread = assumed_deviation() if deviation is None else deviation
-    z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(power)
+    z = NormalDist().inv_cdf((1 + _LEVEL) / 2) + NormalDist().inv_cdf(power)
     return max(LEAST_DOCUMENTS, math.ceil((z * spread / difference) ** 2))
 
 

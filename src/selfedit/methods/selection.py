@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from selfedit.documents import Document
@@ -38,7 +39,7 @@ def select(
     without adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share
     of all edits, rounded up.  Ties go to the shorter edit (as much learned from less) unless `ties` is `first`, then to
     the one sampled first.  Without `keep_ties`, documents without signal keep nothing."""
-    order = _shorter_first if ties == "shorter" else _sampled_first
+    order = partial(_order, shorter_first=ties == "shorter")
     by_document: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.reward is not None:
@@ -72,12 +73,8 @@ def select(
     return Selection(tuple(edit.id for edit in kept), without_signal, sum(edit.document_id in silent for edit in kept))
 
 
-def _shorter_first(edit: Edit) -> tuple[float, int, int, str]:
-    return (-_reward(edit), edit.output_tokens, edit.index, edit.document_id)
-
-
-def _sampled_first(edit: Edit) -> tuple[float, int, int, str]:
-    return (-_reward(edit), 0, edit.index, edit.document_id)
+def _order(edit: Edit, *, shorter_first: bool) -> tuple[float, int, int, str]:
+    return (-_reward(edit), edit.output_tokens if shorter_first else 0, edit.index, edit.document_id)
 
 
 def _reward(edit: Edit) -> float:

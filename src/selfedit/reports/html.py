@@ -24,6 +24,7 @@ from markupsafe import Markup
 from selfedit.reports import documents, findings, format, plots, table
 from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
+from selfedit.runs.directory import flat
 from selfedit.runs.summary import ConditionSummary, Summary, empty_summary
 
 EXAMPLES = 3
@@ -288,20 +289,15 @@ def _events(run: RunRecords) -> list[tuple[str, int, list[Any]]]:
     return [(kind, number, kinds[kind][:EVENTS_SHOWN]) for kind, number in counted.items()]
 
 
-def _flat(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
+def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) pairs."""
-    if not isinstance(settings, Mapping):
-        return [(prefix, str(settings))]
-    pairs: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            pairs += _flat(value, name)
-        elif isinstance(value, (list, tuple)):
-            pairs.append((name, ", ".join(str(item) for item in value)))
-        else:
-            pairs.append((name, format.DASH if value is None else str(value)))
-    return pairs
+
+    def shown(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return ", ".join(map(str, value))
+        return format.DASH if value is None else str(value)
+
+    return [(name, shown(value)) for name, value in flat(settings).items()]
 
 
 def _link(target: Path, page: Path) -> str:

@@ -244,7 +244,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     for name in sorted(old.keys() | new.keys()):
         if any(name == loose or name.startswith(f"{loose}.") for loose in free):
             continue
@@ -257,15 +257,15 @@ def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any], fre
             )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name; an empty group is a value of its own."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _plain(value: Any, where: str) -> Any:

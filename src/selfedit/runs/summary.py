@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, first_error
 from selfedit.runs.files import write_atomically
 from selfedit.runs.records import RoundRecord
 
@@ -317,11 +317,7 @@ def _checked(model: type[Figures], data: dict[str, Any], mistake: str) -> Figure
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{part}." for part in first["loc"])[:-1]
-        what = first["msg"].removeprefix("Value error, ")
-        message = f"{place}: {what}" if place else what
-        raise UserError(f"{mistake}: {message}; run the command again") from error
+        raise UserError(f"{mistake}: {first_error(error)}; run the command again") from error
 
 
 def write_summary(path: str | Path, summary: Summary | dict[str, Any]) -> Summary:

@@ -5,6 +5,7 @@ It becomes the engine's settings (`lora`, `settings`).
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,29 +91,14 @@ class Recipe(BaseModel):
     def lora(self) -> LoraSpec:
         from selfedit.engine.jobs import LoraSpec
 
-        return LoraSpec(
-            rank=self.rank,
-            alpha=self.alpha,
-            targets=self.targets,
-            layers=self.layers,
-            dropout=self.dropout,
-            rslora=self.rslora,
-        )
+        return LoraSpec(**self.model_dump(include={field.name for field in fields(LoraSpec)}))
 
     def settings(self, documents: int = 1) -> FitSettings:
         """The engine's settings for a fit on so many documents."""
         from selfedit.engine.jobs import FitSettings
 
-        return FitSettings(
-            learning_rate=self.learning_rate,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            steps=self.steps and self.steps * documents,
-            schedule=self.schedule,
-            warmup_steps=self.warmup_steps,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-        )
+        found = self.model_dump(include={field.name for field in fields(FitSettings)})
+        return FitSettings(**found | {"steps": self.steps and self.steps * documents})
 
     def with_settings(self, changes: dict[str, Any]) -> Recipe:
         """A copy with some settings changed.  Errors: UserError for an unknown setting or an impossible value."""
