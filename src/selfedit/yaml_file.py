@@ -10,25 +10,31 @@ from typing import Any
 
 from selfedit.errors import UserError
 
+_DEEPEST = 50
+
 
 def read_yaml(path: str | Path, where: str) -> Any:
     """The file's content as plain data; `where` begins an error's line (`--config mine.yaml`).
 
-    Aliases are refused: a few lines of them can stand for more data than any memory holds.
+    Aliases are refused: a few lines of them can stand for more data than any memory holds.  So is deep nesting, for
+    which PyYAML's time grows with the square of the depth.
     """
     import yaml
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError(f"{where}: aliases (*name) are not read here; write the value out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{where}: aliases (*name) are not read here; write the value out")
+            if depth > _DEEPEST:
+                raise UserError(f"{where}: not YAML that can be read (nested too deeply)")
         return yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
-    except RecursionError:
-        raise UserError(f"{where}: not YAML that can be read (nested too deeply)") from None
     # ValueError: dates and numbers that look right and are none.
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
