@@ -74,18 +74,15 @@ def documents(tmp_path: Path) -> Callable[[int], Path]:
 
 
 @pytest.fixture
-def compare_words(chat_model: str, documents: Callable[[int], Path], tmp_path: Path) -> list[str]:
+def run_words(chat_model: str, tmp_path: Path) -> list[str]:
+    """What a short run of any method takes beside its documents; it goes to `tmp_path / "run"`."""
+    return ["--model", chat_model, "--out", str(tmp_path / "run"), *FEW_WORDS]
+
+
+@pytest.fixture
+def compare_words(run_words: list[str], documents: Callable[[int], Path]) -> list[str]:
     """A command that works, to which a test adds one mistake (the last of a flag's values wins)."""
-    return [
-        "compare",
-        "--model",
-        chat_model,
-        "--documents",
-        str(documents(2)),
-        "--out",
-        str(tmp_path / "run"),
-        *FEW_WORDS,
-    ]
+    return ["compare", "--documents", str(documents(2)), *run_words]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -356,24 +355,6 @@ def test_grading_without_a_key_or_a_server(mistake: Mistake, tmp_path: Path, mon
     file.write_text('{"title": "t", "question": "Who?", "gold": "Ada"}\n')
     assert "row 1" in mistake("grade", file)
     assert "answer" in mistake("grade", file)
-
-
-def test_a_policy_of_another_model(
-    mistake: Mistake,
-    run: Callable[..., Any],
-    compare_words: list[str],
-    documents: Callable[[int], Path],
-    chat_model: str,
-    tmp_path: Path,
-) -> None:
-    words = [*without(without(compare_words, "--out"), "--documents")[1:], "--documents", str(documents(3))]
-    trained = tmp_path / "trained"
-    more = ["--rounds", 1, "--edits", 4, "--replicates", 1, "--validation-share", 0, "--outer-set", "rank=2"]
-    assert run("train", *words, "--out", trained, *more).code == 0
-    other = shutil.copytree(chat_model, tmp_path / "other")
-    command = [*without(compare_words, "--model"), "--model", other, "--policy", trained]
-    line = mistake(*command, after_loading=True)
-    assert f"its checkpoints belong to model {chat_model}, not {other}; give the same --model" in line
 
 
 # Ids and titles that are weapons
