@@ -376,7 +376,7 @@ def test_large_batches_are_split(server: FakeServer, monkeypatch: pytest.MonkeyP
 
 
 def test_batches_are_split_by_size_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_module, "MAX_BYTES", 10)  # less than any line: one request a batch
+    monkeypatch.setattr(batch_module, "MAX_BYTES", 10)  # less than any line: one request per batch
     assert [result.error for result in client(server).complete(asked("ab"))] == [None, None]
     assert len(server.uploads) == 2
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.evaluation.grade import GradeItem
+from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.evaluation.judge import (
-    VERDICT_SCHEMA,
     JudgeGrader,
     JudgeRequest,
     judge_messages,
@@ -65,12 +64,12 @@ def test_any_reply_is_yes_no_or_neither(reply: str) -> None:
     assert parse_reply(reply) in (True, False, None)
 
 
-def test_verdicts_come_in_order_with_the_schema_asked_for() -> None:
+def test_grades_come_in_order_and_what_is_there_twice_is_asked_once() -> None:
     model = Model('{"verdict": "yes"}', '{"verdict": "no"}')
     other = GradeItem("Which town?", ("Otrar",), "Samarkand")
-    grades = JudgeGrader(model, "m").grade([ITEM, other])
-    assert [(v.value, v.score, v.grader) for v in grades] == [("right", 1.0, "judge:m"), ("wrong", 0.0, "judge:m")]
-    assert all(r.json_schema == VERDICT_SCHEMA for r in model.requests)
+    right, wrong = Grade("right", 1.0, "judge:m"), Grade("wrong", 0.0, "judge:m")
+    assert JudgeGrader(model, "m").grade([ITEM, other, ITEM]) == [right, wrong, right]
+    assert len(model.requests) == 2
     shown = model.requests[0].messages[1]["content"]
     assert "Which town?" in shown
     assert '"Otrar" or "the town of Otrar"' in shown
@@ -83,45 +82,11 @@ def test_an_empty_answer_is_wrong_without_a_call() -> None:
     assert model.requests == []
 
 
-def test_understood_replies_are_cached_by_content_and_model() -> None:
-    cache: dict[str, str] = {}
-    model = Model("yes", "what?")
-    puzzling = GradeItem("Which town?", ("Otrar",), "Hm")
-    grader = JudgeGrader(model, "m", cache)
-    first = grader.grade([ITEM, ITEM, puzzling])
-    assert [v.value for v in first] == ["right", "right", "ungraded"]
-    assert len(model.requests) == 2
-    assert list(cache.values()) == ["yes"]
-
-    again = Model("no")
-    assert [v.value for v in JudgeGrader(again, "m", cache).grade([ITEM, puzzling])] == ["right", "wrong"]
-    assert len(again.requests) == 1
-
-    other = Model("no")
-    assert JudgeGrader(other, "another", cache).grade([ITEM])[0].value == "wrong"
-    assert len(other.requests) == 1
-
-
 def test_a_failed_call_is_ungraded_with_its_reason() -> None:
     grade = JudgeGrader(Model(TimeoutError("no reply in 60 s\nafter 3 tries")), "m").grade([ITEM])[0]
     assert (grade.value, grade.score) == ("ungraded", None)
     assert grade.note == "the call failed: no reply in 60 s after 3 tries"
     assert JudgeGrader(Model(None), "m").grade([ITEM])[0].value == "ungraded"
-
-
-def test_a_server_without_structured_output_is_asked_again_without() -> None:
-    refusal = RuntimeError("unsupported parameter: response_format")
-    model = Model(refusal, "yes", "no")
-    grader = JudgeGrader(model, "m")
-    assert grader.grade([ITEM])[0].value == "right"
-    assert grader.grade([GradeItem("q", ("g",), "a")])[0].value == "wrong"
-    assert [r.json_schema for r in model.requests] == [VERDICT_SCHEMA, None, None]
-
-
-def test_an_outage_is_not_taken_for_a_refusal_of_the_schema() -> None:
-    model = Model(ConnectionError("connection refused"))
-    assert JudgeGrader(model, "m").grade([ITEM])[0].value == "ungraded"
-    assert len(model.requests) == 1
 
 
 def test_a_client_that_loses_answers_is_a_bug() -> None:

@@ -180,7 +180,7 @@ def write_compare(
                     person = rng.choice(PEOPLE)
                     lines = [f"{person} said {i + 1} things in {1900 + i}." for i in range(edit_lines)]
                     cut = rng.random() < 0.1
-                    cost = []
+                    cost: list[CostRecord] = []
                     if name.startswith("api:"):
                         cost = [CostRecord("edits", names[name], 0, "gpt-5", 222, 718, usd=0.00373)]
                     store.add_edits(
@@ -197,8 +197,8 @@ def write_compare(
                                 output_tokens=14 * edit_lines,
                             )
                         ],
-                        costs=cost,
                     )
+                    store.add_costs(cost)
                 for replicate in range(replicates):
                     failed = rng.random() < 0.01 or (name, number, replicate) == ("passage", 0, 1)
                     record = FitRecord(

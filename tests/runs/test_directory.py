@@ -78,8 +78,6 @@ def test_the_same_settings_resume(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path, CONFIG) as run:
         assert run.resumed
         assert run.store.events() == [Event("a", "", "")]
-    with pytest.raises(UserError, match="already holds a run"):
-        RunDirectory.open(tmp_path, CONFIG, resume=False)
 
 
 @pytest.mark.parametrize(

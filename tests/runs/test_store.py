@@ -110,10 +110,8 @@ def test_edits_round_trip_with_reward_and_selection(store: Store, documents: tup
         Edit("d0", "self:implications", 1, "", "implications", round=2),
         Edit("d1", "replay:notes.jsonl#gpt-4.1", 0, 'quote " and | bar', round=2),
     ]
-    cost = CostRecord("edits", "self:implications", 2, "gpt", 100, 50, usd=0.5)
-    assert store.add_edits(edits, costs=[cost]) == 3
-    assert store.add_edits(edits, costs=[cost]) == 0
-    assert store.costs() == [cost]
+    assert store.add_edits(edits) == 3
+    assert store.add_edits(edits) == 0
     assert store.edits() == edits
     ids = [stored.id for stored in store.edits()]
     store.set_rewards({ids[0]: 0.25, ids[1]: 0.0})

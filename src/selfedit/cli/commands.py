@@ -112,7 +112,6 @@ def _show_summary(arguments: argparse.Namespace, out: Path, summary: Summary) ->
 
 
 def _compare(arguments: argparse.Namespace) -> Any:
-
     if isinstance(arguments.model, list):
         if len(arguments.model) > 1:
             return _compare_models(arguments, arguments.model)
@@ -121,7 +120,7 @@ def _compare(arguments: argparse.Namespace) -> Any:
 
 
 def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
-    """One run a model, below --out, and one page that compares them."""
+    """One run per model, below --out, and one page that compares them."""
     from selfedit.methods.naming import run_names
     from selfedit.models import local_path
     from selfedit.reports import build_report, print_comparison
@@ -153,7 +152,6 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
 
 
 def _learn(arguments: argparse.Namespace) -> Any:
-
     settings = _settings(arguments, "LearnSettings")
     if settings.add is not None:
         from selfedit.methods.stacking import model_of_earlier

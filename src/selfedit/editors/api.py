@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _DISPENSABLE = ("temperature", "top_p", "seed", "response_format")
 _REFUSAL_WORDS = ("unsupported", "not support", "unexpected", "unrecognized", "unknown", "not permitted", "not allowed")
+_NO_SCHEMA_WORDS = ("response_format", "json_schema", "structured output", "guided", "grammar")
 _UNKNOWN_MODEL_WORDS = ("not found", "not exist", "unknown model", "pinned to", "not available", "invalid model")
 _GRACE = 0.5  # seconds in which replies still come that are under way at an interruption
 # Servers count reasoning towards a reply's bound, so that without more room nothing would be left for the reply.
@@ -247,13 +248,15 @@ class ApiClient:
 
     def leaves_out(self, error: Refused, body: Mapping[str, Any]) -> bool:
         """Whether the server has refused a parameter of `body` that can be left out; it is left out from then on."""
-        if error.status not in (400, 422) or not any(word in error.message.lower() for word in _REFUSAL_WORDS):
-            return False
-        named = [
-            name
-            for name in (*_DISPENSABLE, "max_tokens")
-            if name in body and (name == error.param or name in error.message)
-        ]
+        message, named = error.message.lower(), []
+        if error.status in (400, 422) and any(word in message for word in _REFUSAL_WORDS):
+            named = [
+                name
+                for name in (*_DISPENSABLE, "max_tokens")
+                if name in body and (name == error.param or name in error.message)
+            ]
+        elif error.status in (400, 415, 422, 501) and any(word in message for word in _NO_SCHEMA_WORDS):
+            named = ["response_format"] if "response_format" in body else []
         # The parameter that the error names in its own field, else all that its message names.
         for name in [error.param] if error.param in named else named:
             if name not in self.refused:

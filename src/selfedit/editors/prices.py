@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -49,7 +49,6 @@ class PriceFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: dict[Words, ModelPrice] = {}
-    devices: Any = None  # copies of older built-in files have this section; nothing ever read it
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def grade_rows(grader: Grader, rows: Sequence[GradedRow]) -> list[Grade]:
     return grades
 
 
-def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) -> GraderReport:
+def check_grader(grader: Grader, rows: Sequence[GradedRow]) -> GraderReport:
     """Grades labelled rows and compares.  Raises UserError where nothing was graded, ValueError on a row without a
     label."""
     if any(row.correct is None for row in rows):
@@ -109,7 +109,7 @@ def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) ->
     confusion = {label: dict.fromkeys(names.values(), 0) for label in names.values()}
     for label, right in zip(labels, said, strict=True):
         confusion[names[label]][names[right]] += 1
-    kappa = kappa_interval(labels, said, questions, seed=seed)
+    kappa = kappa_interval(labels, said, questions)
     excess = np.asarray([score - label for (_, _, score), label in zip(graded, labels, strict=True)])
     return GraderReport(
         grader=grader.name,
@@ -120,14 +120,14 @@ def check_grader(grader: Grader, rows: Sequence[GradedRow], *, seed: int = 0) ->
         kappa=cohen_kappa(labels, said),
         kappa_ci95=(kappa.lo, kappa.hi),
         bias=float(excess.mean()),
-        bias_ci95=_mean_interval(excess, questions, seed),
+        bias_ci95=_mean_interval(excess, questions),
         confusion=confusion,
     )
 
 
-def _mean_interval(values: NDArray[np.float64], clusters: Sequence[str], seed: int) -> tuple[float, float]:
+def _mean_interval(values: NDArray[np.float64], clusters: Sequence[str]) -> tuple[float, float]:
     _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse)
-    draws = bootstrap(len(sums), lambda index: sums[index].sum(axis=1) / counts[index].sum(axis=1), seed=seed)
+    draws = bootstrap(len(sums), lambda index: sums[index].sum(axis=1) / counts[index].sum(axis=1))
     lo, hi = np.quantile(draws, [0.025, 0.975])
     return float(lo), float(hi)

@@ -6,7 +6,7 @@ A further grader that needs no model is a class in a file of its own and a line 
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grader
@@ -39,14 +39,9 @@ def engine_judge(judge: str | None) -> str | None:
 
 
 def make_grader(
-    spec: str,
-    *,
-    complete: Complete | None = None,
-    cache: MutableMapping[str, str] | None = None,
-    max_tokens: int = 64,
-    prompts: Prompts | None = None,
+    spec: str, *, complete: Complete | None = None, max_tokens: int = 64, prompts: Prompts | None = None
 ) -> Grader:
-    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `cache`, `max_tokens` and `prompts` (see
+    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `max_tokens` and `prompts` (see
     `JudgeGrader`).
 
     Raises UserError on an unknown name, ValueError for a judge without `complete`.
@@ -56,4 +51,4 @@ def make_grader(
         return GRADERS[spec]()
     if complete is None:
         raise ValueError("a judge needs a callable that reaches its model")
-    return JudgeGrader(complete, model, cache, max_tokens=max_tokens, prompts=prompts)
+    return JudgeGrader(complete, model, max_tokens=max_tokens, prompts=prompts)

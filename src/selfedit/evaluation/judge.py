@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,10 @@ from selfedit.prompts import Prompts
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One chat completion to be made, greedily.  `json_schema` is what the reply must match; None: free text."""
+    """One chat completion to be made, greedily; its reply is to match `VERDICT_SCHEMA` where that can be asked for."""
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
-    json_schema: Mapping[str, Any] | None = None
 
 
 # One result per request, in order: the completion's text, or an error (an exception, not raised; anything whose str()
@@ -97,14 +96,6 @@ def parse_reply(reply: str) -> bool | None:
     return {"yes": True, "no": False}.get(word.strip().strip("\"'`*.!").casefold())
 
 
-# What servers say that do not know structured output.
-_NO_SCHEMA = re.compile(r"response_format|json_schema|structured output|guided|grammar", re.IGNORECASE)
-
-
-def _refuses_schema(error: object) -> bool:
-    return getattr(error, "status_code", None) in (400, 415, 422, 501) or bool(_NO_SCHEMA.search(str(error)))
-
-
 def _reason(error: object) -> str:
     """One line about an error."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -114,73 +105,27 @@ def _reason(error: object) -> str:
 class JudgeGrader:
     """Grades by asking a model; `name` is `judge:MODEL`.
 
-    `cache` is any mutable mapping from text to text (a dict, or a table of the run's store): key a hash of model and
-    request, value the reply; only replies that were understood are kept.  `max_tokens` bounds a reply: raise it for a
-    model that thinks before it answers.  An empty answer is wrong without being asked about.  If the server refuses
-    structured output, the judge asks again without it, and goes on without it."""
+    `max_tokens` bounds a reply: raise it for a model that thinks before it answers.  An empty answer is wrong without
+    being asked about, and what is there twice is asked once."""
 
     def __init__(
-        self,
-        complete: Complete,
-        model_name: str,
-        cache: MutableMapping[str, str] | None = None,
-        *,
-        max_tokens: int = 64,
-        structured: bool = True,
-        prompts: Prompts | None = None,
+        self, complete: Complete, model_name: str, *, max_tokens: int = 64, prompts: Prompts | None = None
     ) -> None:
-        self._prompts = prompts
         self.name = f"judge:{model_name}"
         self._complete = complete
-        self._model = model_name
-        self._cache: MutableMapping[str, str] = {} if cache is None else cache
         self._max_tokens = max_tokens
-        self._structured = structured
-
-    def cache_key(self, item: GradeItem) -> str:
-        """The hash (hex) under which the reply about `item` is cached: of the model, the prompt and the three texts."""
-        content = [self._model, [dict(m) for m in judge_messages(item, self._prompts)]]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self._prompts = prompts
 
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
-        keys = [self.cache_key(item) if item.answer.strip() else "" for item in items]
-        unknown: dict[str, GradeItem] = {}
-        replies: dict[str, object] = {}
-        for key, item in zip(keys, items, strict=True):
-            if not key or key in unknown or key in replies:
-                continue
-            cached = self._cache.get(key)
-            if cached is None:
-                unknown[key] = item
-            else:
-                replies[key] = cached
-        replies.update(self._ask(unknown))
-        return [self._verdict(replies[key]) if key else Grade("wrong", 0.0, self.name) for key in keys]
-
-    def _ask(self, unknown: Mapping[str, GradeItem]) -> dict[str, object]:
-        replies: dict[str, object] = {}
-        asked = dict(unknown)
-        if asked and self._structured:
-            replies = self._send(asked, VERDICT_SCHEMA)
-            asked = {k: i for k, i in asked.items() if not isinstance(replies[k], str) and _refuses_schema(replies[k])}
-            self._structured = not asked
-        if asked:
-            replies.update(self._send(asked, None))
-        for key, reply in replies.items():
-            if isinstance(reply, str) and parse_reply(reply) is not None:
-                self._cache[key] = reply
-        return replies
-
-    def _send(self, items: Mapping[str, GradeItem], schema: Mapping[str, Any] | None) -> dict[str, object]:
-        requests = [
-            JudgeRequest(judge_messages(item, self._prompts), self._max_tokens, schema) for item in items.values()
-        ]
-        results = self._complete(requests)
+        asked = list(dict.fromkeys(item for item in items if item.answer.strip()))
+        requests = [JudgeRequest(judge_messages(item, self._prompts), self._max_tokens) for item in asked]
+        results = self._complete(requests) if requests else []
         if len(results) != len(requests):
             raise RuntimeError(f"the judge's client returned {len(results)} results for {len(requests)} requests")
-        return dict(zip(items, results, strict=True))
+        grades = {item: self._grade(reply) for item, reply in zip(asked, results, strict=True)}
+        return [grades.get(item) or Grade("wrong", 0.0, self.name) for item in items]
 
-    def _verdict(self, reply: object) -> Grade:
+    def _grade(self, reply: object) -> Grade:
         if not isinstance(reply, str):
             return Grade("ungraded", None, self.name, note=f"the call failed: {_reason(reply)}")
         yes = parse_reply(reply)

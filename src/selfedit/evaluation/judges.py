@@ -9,8 +9,8 @@ from selfedit.editors.api import ApiClient
 from selfedit.editors.base import Complete, Reader
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.evaluation.judge import VERDICT_SCHEMA, JudgeRequest, parse_reply
 from selfedit.evaluation.judge import Complete as Ask
-from selfedit.evaluation.judge import JudgeRequest, parse_reply
 
 
 def local_judge(model: Callable[[], Reader], complete: Complete) -> Ask:
@@ -52,7 +52,7 @@ def api_judge(client: Callable[[], ApiClient], book: Callable[[ApiResult], None]
                     messages=request.messages,
                     max_tokens=request.max_tokens,
                     temperature=0.0,
-                    json_schema=request.json_schema,
+                    json_schema=VERDICT_SCHEMA,
                 )
                 for request in requests
             ],

@@ -247,31 +247,19 @@ def _sign_flip(contributions: Floats) -> float:
     return float(test.pvalue)
 
 
-def assumed_deviation(questions: float = 5.0, accuracy: float = 0.45, correlation: float = 0.5) -> float:
-    """The deviation of paired document differences where none has been measured yet.
-
-    Assumes that each document has `questions` questions, that both conditions answer about `accuracy` of them, that a
-    question's two answers correlate by `correlation` (an easy question is easy for both), and that given a document its
-    questions are independent.  The variance of one document's difference is then 2 p (1 - p) (1 - rho) / questions.
-    """
-    if questions <= 0 or not 0 < accuracy < 1 or not 0 <= correlation < 1:
-        raise ValueError("questions must be positive, accuracy between 0 and 1, correlation at least 0 and under 1")
-    return math.sqrt(2 * accuracy * (1 - accuracy) * (1 - correlation) / questions)
+# Where nothing has been measured: the standard deviation over documents of paired differences, if each document has 5
+# questions, both conditions answer about 45 % of them, a question's two answers correlate by 0.5 (an easy question is
+# easy for both), and a document's questions are independent: sqrt(2 p (1 - p) (1 - rho) / questions).
+ASSUMED_DEVIATION = math.sqrt(2 * 0.45 * 0.55 * (1 - 0.5) / 5)
 
 
-def documents_needed(difference: float = 0.03, *, deviation: float | None = None, power: float = 0.8) -> int:
-    """How many documents show a true `difference` of accuracies (0.03 = 3 points) with the given power.
+def documents_needed(difference: float, deviation: float = ASSUMED_DEVIATION) -> int:
+    """How many documents show a true `difference` of accuracies (0.03 = 3 points) with 80 % power.
 
-    `deviation` is the standard deviation over documents of paired differences; without it, `assumed_deviation()`.
-    Normal approximation of a two-sided paired test: n = ((z_0.975 + z_power) * deviation / difference)^2, rounded
-    up; at least `LEAST_DOCUMENTS`."""
-    if difference == 0 or not math.isfinite(difference):
-        raise ValueError("no number of documents shows a difference of zero")
-    if not 0 < power < 1:
-        raise ValueError("power lies between 0 and 1")
-    spread = assumed_deviation() if deviation is None else deviation
-    z = NormalDist().inv_cdf((1 + _LEVEL) / 2) + NormalDist().inv_cdf(power)
-    return max(LEAST_DOCUMENTS, math.ceil((z * spread / difference) ** 2))
+    Normal approximation of a two-sided paired test: n = ((z_0.975 + z_0.8) * deviation / difference)^2, rounded up; at
+    least `LEAST_DOCUMENTS`."""
+    z = NormalDist().inv_cdf((1 + _LEVEL) / 2) + NormalDist().inv_cdf(0.8)
+    return max(LEAST_DOCUMENTS, math.ceil((z * deviation / difference) ** 2))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -303,16 +291,14 @@ def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(_kappa(*(np.asarray(v, dtype=np.float64) for v in (a @ b, a.sum(), b.sum(), a.size))))
 
 
-def kappa_interval(
-    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str] | None = None, *, seed: int = 0
-) -> Interval:
+def kappa_interval(first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str] | None = None) -> Interval:
     """Cohen's kappa with its 95 % interval, by bootstrap over clusters (rows of one question, say); over rows without
     them."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     point = cohen_kappa(first, second)
     names = range(len(a)) if clusters is None else clusters
     if len(names) != len(a):
-        raise ValueError(f"one cluster a row: {len(names)} for {len(a)}")
+        raise ValueError(f"one cluster per row: {len(names)} for {len(a)}")
     _, inverse = np.unique(np.asarray(names), return_inverse=True)
     counts = np.zeros((int(inverse.max()) + 1, 4))
     np.add.at(counts, inverse, np.stack([a * b, a, b, np.ones_like(a)], axis=1))
@@ -321,5 +307,5 @@ def kappa_interval(
         both, one, other, n = (counts[:, k][index].sum(axis=1) for k in range(4))
         return _kappa(both, one, other, n)
 
-    lo, hi = np.quantile(bootstrap(len(counts), statistic, seed=seed), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    lo, hi = np.quantile(bootstrap(len(counts), statistic), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(point, float(lo), float(hi))

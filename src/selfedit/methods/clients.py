@@ -39,8 +39,8 @@ def make_grading(run: Run, make_grader: Callable[..., Grader]) -> Grading:
     if judge is None:
         return grading(grader=make_grader(settings.grader))
     if (model := engine_judge(judge)) is not None:
-        # It is asked about one adapter's answers together, whatever else is to be graded, and asked again what it was
-        # asked before: so that its neighbours are the same in a resumed run.
+        # It is asked about one adapter's answers together, whatever else is to be graded, so that a request's
+        # neighbours are the same in a resumed run.
         spent: list[CostRecord] = []
         complete = completer(
             run,
@@ -49,7 +49,7 @@ def make_grading(run: Run, make_grader: Callable[..., Grader]) -> Grading:
             model=model,
         )
         ask = local_judge(lambda: run.reader(model), complete)
-        grader = make_grader(settings.grader, complete=ask, prompts=run.prompts, cache=Forgetful())
+        grader = make_grader(settings.grader, complete=ask, prompts=run.prompts)
         return grading(grader=grader, together="fit", spent=spent)
 
     def book(result: ApiResult) -> None:
@@ -61,10 +61,3 @@ def make_grading(run: Run, make_grader: Callable[..., Grader]) -> Grading:
     grader = make_grader(settings.grader, complete=ask, prompts=run.prompts)
     # A batch takes hours, however many requests are in it.
     return grading(grader=grader, together="all" if settings.endpoint("judge").batch else "chunk")
-
-
-class Forgetful(dict[str, str]):
-    """A cache that keeps nothing."""
-
-    def __setitem__(self, key: str, value: str) -> None:
-        del key, value

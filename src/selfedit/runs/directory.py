@@ -69,16 +69,14 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def open(
-        cls, path: str | Path, config: Mapping[str, Any], *, resume: bool = True, free: Collection[str] = ()
-    ) -> RunDirectory:
+    def open(cls, path: str | Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> RunDirectory:
         """Begin a run, or go on with the one that is there, and hold its lock until `close`.
 
         `config` is every setting, defaults filled in (plain data, paths and tuples allowed).  On resume each must be
         what it was, but for those named in `free` (they change no result; of a group, "group" or "group.key"):
         UserError names the setting, the old and the new value.  UserError also for a directory that holds something
-        else, for a run that another process is writing, and, without `resume`, for any run.  Other versions of
-        libraries than when the run began are noted as events of kind "versions".
+        else, and for a run that another process is writing.  Other versions of libraries than when the run began are
+        noted as events of kind "versions".
         """
         path = Path(path)
         settings = _plain(config, "config")
@@ -96,8 +94,6 @@ class RunDirectory:
             resumed = config_path.exists()
             resolved: dict[str, Any] = {}
             if resumed:
-                if not resume:
-                    raise UserError(f"{path}: already holds a run; name another directory, or let this one resume")
                 before, began_with, resolved = read_recorded(config_path)
                 _refuse_changes(path, before, settings, free)
                 if before != settings:

@@ -140,11 +140,10 @@ class Store(Database):
 
     # Edits
 
-    def add_edits(self, edits: Iterable[Edit], costs: Iterable[CostRecord] = ()) -> int:
-        """Add edits, and what they cost, as one task; how many were new.
+    def add_edits(self, edits: Iterable[Edit]) -> int:
+        """Add edits as one task; how many were new.
 
-        Those already there must be the same, whatever their reward (UserError); the costs count only where an edit was
-        new.
+        Those already there must be the same, whatever their reward (UserError).
         """
         new = 0
         with self.transaction():
@@ -157,8 +156,6 @@ class Store(Database):
                         )
                 else:
                     new += self._insert("edits", {"id": edit.id, **vars(edit)})
-            if new:
-                self.add_costs(costs)
         return new
 
     def edits(
@@ -269,19 +266,17 @@ class Store(Database):
 
     # Grades
 
-    def to_grade(
-        self, grader: str, *, round: int | None = None, retry_ungraded: bool = False
-    ) -> list[tuple[int, GradeItem]]:
+    def to_grade(self, grader: str, *, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]:
         """(answer id, what to grade) for every answer without a grade by this grader.
 
         With `retry_ungraded` also those that it could not say anything about.
         """
         return self._records(
             lambda id, question, answers, text: (id, GradeItem(question, answers, text)),
-            "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id JOIN "
-            "fits f ON f.id = a.fit_id LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1 WHERE (g.value IS "
-            "NULL OR (?2 AND g.value = 'ungraded')) AND (?3 IS NULL OR f.round = ?3) ORDER BY a.id",
-            (grader, retry_ungraded, round),
+            "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id"
+            " LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1"
+            " WHERE g.value IS NULL OR (?2 AND g.value = 'ungraded') ORDER BY a.id",
+            (grader, retry_ungraded),
         )
 
     def fits_of_answers(self) -> dict[int, str]:
@@ -368,8 +363,8 @@ class Store(Database):
     def add_costs(self, costs: Iterable[CostRecord]) -> None:
         """Add lines to the ledger.
 
-        A line belongs into the transaction of the work it pays for (the `costs` of `add_edits`, `record_fits` and
-        `add_grades`, or `transaction`): written apart, a crash between the two would lose it or count it twice.
+        A line belongs into the transaction of the work it pays for (the `costs` of `record_fits` and `add_grades`, or
+        `transaction`): written apart, a crash between the two would lose it or count it twice.
         """
         with self.transaction():
             for cost in costs:
