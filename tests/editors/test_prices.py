@@ -38,10 +38,7 @@ def test_an_unknown_model_is_named_with_the_file_and_the_remedy() -> None:
 
 def test_a_price_file_is_laid_over_the_built_in_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(
-        "models:\n  gpt-5: {input: 2, output: 20}\n  7: {input: 0, output: 0, date: 2025-01-01}\n"
-        "devices:\n  l40s: {usd_per_hour: 0.44}\n"  # in copies of older built-in files
-    )
+    file.write_text("models:\n  gpt-5: {input: 2, output: 20}\n  7: {input: 0, output: 0, date: 2025-01-01}\n")
     prices = load_prices(file)
     assert prices.model("gpt-5").cost(1_000_000, 1_000_000) == 22.0
     assert prices.model("gpt-5").cost(1_000_000, 0, batch=True) == 2.0  # no batch_factor: a batch costs the same

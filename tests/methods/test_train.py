@@ -60,6 +60,13 @@ def opened(settings: TrainSettings | CompareSettings) -> Store:
     return Store(settings.out / "run.sqlite", readonly=True)
 
 
+def with_policy(settings: TrainSettings, folder: Path, documents: list[dict[str, Any]], **more: Any) -> CompareSettings:
+    """A comparison, on these documents, that takes the policy of a run of `train`."""
+    file = write_rows(folder / "test.jsonl", documents)
+    given = {"model": settings.model, "documents": (str(file),), "editor": ("none",), "policy": settings.out}
+    return CompareSettings(**{**SMALL, "out": folder / "run", **given, **more})
+
+
 def test_rewards_are_means_over_replicates_and_the_best_edit_of_each_document_is_kept(
     trained: tuple[TrainSettings, Summary],
 ) -> None:
@@ -222,18 +229,8 @@ def test_the_selected_policy_becomes_a_condition_of_compare(
 ) -> None:
     settings, summary = trained
     pretend_selected(monkeypatch, summary, 2)
-    file = write_rows(tmp_path / "test.jsonl", rows(8)[6:])
     pool = CountingPool(settings.model)
-    compared = compare(
-        CompareSettings(
-            model=settings.model,
-            documents=(str(file),),
-            editor=("none", "self"),
-            policy=settings.out,
-            **{**SMALL, "out": tmp_path / "run"},
-        ),
-        pool=pool,
-    )
+    compared = compare(with_policy(settings, tmp_path, rows(8)[6:], editor=("none", "self")), pool=pool)
     assert [c.name for c in compared.conditions] == ["none", "self", "trained:implications"]
     assert {task.policy for task in pool.tasks} == {(), ("round-01", "round-02")}
     assert compared.differences is not None
@@ -245,14 +242,7 @@ def test_a_policy_is_another_rounds_only_where_asked_and_seen_documents_are_told
 ) -> None:
     settings, summary = trained
     pretend_selected(monkeypatch, summary, 0)
-    file = write_rows(tmp_path / "test.jsonl", [rows(8)[0], rows(8)[7]])
-    asked = CompareSettings(
-        model=settings.model,
-        documents=(str(file),),
-        editor=("none",),
-        policy=settings.out,
-        **{**SMALL, "out": tmp_path / "run"},
-    )
+    asked = with_policy(settings, tmp_path, [rows(8)[0], rows(8)[7]])
     pool = CountingPool(settings.model)
     with pytest.raises(UserError, match=r"it selected round 0, the untrained model itself.*--policy-round N"):
         compare(asked, pool=pool)
@@ -275,14 +265,7 @@ def test_each_rounds_policy_is_a_condition_if_asked(
     trained: tuple[TrainSettings, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, summary = trained
-    asked = CompareSettings(
-        model=settings.model,
-        documents=(str(write_rows(tmp_path / "test.jsonl", rows(8)[7:])),),
-        editor=("none",),
-        policy=settings.out,
-        policy_round="all",
-        **{**SMALL, "out": tmp_path / "run"},
-    )
+    asked = with_policy(settings, tmp_path, rows(8)[7:], policy_round="all")
     pretend_selected(monkeypatch, summary, 2)
     pool = CountingPool(settings.model)
     compared = compare(asked, pool=pool)
@@ -307,18 +290,13 @@ def test_each_rounds_policy_is_a_condition_if_asked(
     ]
 
 
-def test_a_policy_of_another_model_is_refused(
-    trained: tuple[TrainSettings, Summary], tmp_path: Path, documents: Callable[[int], str]
-) -> None:
+def test_a_policy_of_another_model_is_refused(trained: tuple[TrainSettings, Summary], tmp_path: Path) -> None:
     settings, _ = trained
     other = shutil.copytree(settings.model, tmp_path / "other")
-    chosen = CompareSettings(
-        model=str(other), documents=(documents(1),), policy=settings.out, **{**SMALL, "out": tmp_path / "run"}
-    )
     with pytest.raises(
         UserError, match=r"its checkpoints belong to model .*tiny-chat, not .*other; give the same --model"
     ):
-        compare(chosen)
+        compare(with_policy(settings, tmp_path, rows(1), model=str(other)))
 
 
 def test_a_policy_must_be_a_finished_run_of_train(make: Make) -> None:

@@ -279,7 +279,8 @@ def write_train(
                 output_tokens=90,
                 round=round,
             )
-            store.add_edits([edit], [CostRecord("edits", condition, round, "m", seconds=3.0, usd=3.0 * DEVICE)])
+            store.add_edits([edit])
+            store.add_costs([CostRecord("edits", condition, round, "m", seconds=3.0, usd=3.0 * DEVICE)])
             for replicate in range(replicates):
                 record = FitRecord(
                     condition,
