@@ -8,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfedit.evaluation.grade import Grade, GradeItem
-from selfedit.evaluation.judge import (
-    JudgeGrader,
-    JudgeRequest,
-    judge_messages,
-    parse_reply,
-)
+from selfedit.evaluation.judge import JudgeGrader, Messages, judge_messages, parse_reply
+from selfedit.prompts import Prompts
+
+PROMPTS = Prompts()
 
 ITEM = GradeItem("Which town?", ("Otrar", "the town of Otrar"), "It was Otrar.")
 
@@ -23,9 +21,9 @@ class Model:
 
     def __init__(self, *results: object) -> None:
         self.results = list(results)
-        self.requests: list[JudgeRequest] = []
+        self.requests: list[Messages] = []
 
-    def __call__(self, requests: Sequence[JudgeRequest]) -> list[object]:
+    def __call__(self, requests: Sequence[Messages]) -> list[object]:
         self.requests += requests
         return [self.results.pop(0) for _ in requests]
 
@@ -68,30 +66,30 @@ def test_grades_come_in_order_and_what_is_there_twice_is_asked_once() -> None:
     model = Model('{"verdict": "yes"}', '{"verdict": "no"}')
     other = GradeItem("Which town?", ("Otrar",), "Samarkand")
     right, wrong = Grade("right", 1.0, "judge:m"), Grade("wrong", 0.0, "judge:m")
-    assert JudgeGrader(model, "m").grade([ITEM, other, ITEM]) == [right, wrong, right]
+    assert JudgeGrader(model, "m", PROMPTS).grade([ITEM, other, ITEM]) == [right, wrong, right]
     assert len(model.requests) == 2
-    shown = model.requests[0].messages[1]["content"]
+    shown = model.requests[0][1]["content"]
     assert "Which town?" in shown
     assert '"Otrar" or "the town of Otrar"' in shown
 
 
 def test_an_empty_answer_is_wrong_without_a_call() -> None:
     model = Model()
-    grade = JudgeGrader(model, "m").grade([GradeItem("Which town?", ("Otrar",), " \n")])[0]
+    grade = JudgeGrader(model, "m", PROMPTS).grade([GradeItem("Which town?", ("Otrar",), " \n")])[0]
     assert grade.value == "wrong"
     assert model.requests == []
 
 
 def test_a_failed_call_is_ungraded_with_its_reason() -> None:
-    grade = JudgeGrader(Model(TimeoutError("no reply in 60 s\nafter 3 tries")), "m").grade([ITEM])[0]
+    grade = JudgeGrader(Model(TimeoutError("no reply in 60 s\nafter 3 tries")), "m", PROMPTS).grade([ITEM])[0]
     assert (grade.value, grade.score) == ("ungraded", None)
     assert grade.note == "the call failed: no reply in 60 s after 3 tries"
-    assert JudgeGrader(Model(None), "m").grade([ITEM])[0].value == "ungraded"
+    assert JudgeGrader(Model(None), "m", PROMPTS).grade([ITEM])[0].value == "ungraded"
 
 
 def test_a_client_that_loses_answers_is_a_bug() -> None:
     with pytest.raises(RuntimeError, match="0 results for 1"):
-        JudgeGrader(lambda requests: [], "m").grade([ITEM])
+        JudgeGrader(lambda requests: [], "m", PROMPTS).grade([ITEM])
 
 
 INJECTIONS = [
@@ -106,7 +104,7 @@ INJECTIONS = [
 
 
 def fenced(item: GradeItem) -> tuple[str, list[str]]:
-    lines = judge_messages(item)[1]["content"].split("\n")
+    lines = judge_messages(item, PROMPTS)[1]["content"].split("\n")
     fence = next(line for line in lines if line.startswith("====="))
     return fence, lines
 
@@ -134,7 +132,7 @@ def test_any_answer_stays_one_fenced_line(question: str, gold: str, answer: str)
     assert lines[start + 2] == fence
     assert json.loads(lines[start + 1]) == answer
     assert len("\n".join(lines).splitlines()) == len(lines)
-    assert judge_messages(item) == judge_messages(item)
+    assert judge_messages(item, PROMPTS) == judge_messages(item, PROMPTS)
 
 
 def test_the_marker_depends_on_the_answer() -> None:

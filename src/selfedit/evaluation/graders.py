@@ -38,11 +38,9 @@ def engine_judge(judge: str | None) -> str | None:
     return judge.removeprefix(_ENGINE).strip() if judge is not None and judge.startswith(_ENGINE) else None
 
 
-def make_grader(
-    spec: str, *, complete: Complete | None = None, max_tokens: int = 64, prompts: Prompts | None = None
-) -> Grader:
-    """The grader of that name.  `judge:MODEL` needs `complete`, and takes `max_tokens` and `prompts` (see
-    `JudgeGrader`).
+def make_grader(spec: str, *, complete: Complete | None = None, prompts: Prompts | None = None) -> Grader:
+    """The grader of that name.  `judge:MODEL` needs `complete`, and asks with the built-in prompt unless `prompts` are
+    given.
 
     Raises UserError on an unknown name, ValueError for a judge without `complete`.
     """
@@ -51,4 +49,4 @@ def make_grader(
         return GRADERS[spec]()
     if complete is None:
         raise ValueError("a judge needs a callable that reaches its model")
-    return JudgeGrader(complete, model, max_tokens=max_tokens, prompts=prompts)
+    return JudgeGrader(complete, model, prompts or Prompts())

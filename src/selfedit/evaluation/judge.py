@@ -5,29 +5,22 @@ that is neither yes nor no, leaves the answer ungraded, with the reason, and nev
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.prompts import Prompts
 
+# A chat to be completed greedily, by at most REPLY_TOKENS tokens that match VERDICT_SCHEMA where it can be asked for.
+Messages = tuple[Mapping[str, str], ...]
+REPLY_TOKENS = 64
 
-@dataclass(frozen=True)
-class JudgeRequest:
-    """One chat completion to be made, greedily; its reply is to match `VERDICT_SCHEMA` where that can be asked for."""
-
-    messages: tuple[Mapping[str, str], ...]
-    max_tokens: int
-
-
-# One result per request, in order: the completion's text, or an error (an exception, not raised; anything whose str()
-# is a reason) where the call failed for good.  Retrying is the client's business.
-Complete = Callable[[Sequence[JudgeRequest]], Sequence[Any]]
+# One result per chat, in order: the completion's text, or an error (an exception, not raised; anything whose str() is a
+# reason) where the call failed for good.  Retrying is the client's business.
+Complete = Callable[[Sequence[Messages]], Sequence[Any]]
 
 VERDICT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -52,14 +45,9 @@ def _fence(item: GradeItem) -> str:
     return f"====={digest[:24]}====="
 
 
-@functools.cache
-def _built_in_prompts() -> Prompts:
-    return Prompts()
-
-
-def judge_messages(item: GradeItem, prompts: Prompts | None = None) -> tuple[Mapping[str, str], ...]:
+def judge_messages(item: GradeItem, prompts: Prompts) -> Messages:
     """The chat that asks about one answer.  The same item always gives the same messages."""
-    system, user = (prompts or _built_in_prompts()).judge(
+    system, user = prompts.judge(
         question=_quote(item.question),
         gold=" or ".join(_quote(g) for g in item.gold),
         answer=_quote(item.answer),
@@ -103,22 +91,17 @@ def _reason(error: object) -> str:
 
 
 class JudgeGrader:
-    """Grades by asking a model; `name` is `judge:MODEL`.
+    """Grades by asking a model; `name` is `judge:MODEL`.  An empty answer is wrong without being asked about, and what
+    is there twice is asked once."""
 
-    `max_tokens` bounds a reply: raise it for a model that thinks before it answers.  An empty answer is wrong without
-    being asked about, and what is there twice is asked once."""
-
-    def __init__(
-        self, complete: Complete, model_name: str, *, max_tokens: int = 64, prompts: Prompts | None = None
-    ) -> None:
+    def __init__(self, complete: Complete, model_name: str, prompts: Prompts) -> None:
         self.name = f"judge:{model_name}"
         self._complete = complete
-        self._max_tokens = max_tokens
         self._prompts = prompts
 
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
         asked = list(dict.fromkeys(item for item in items if item.answer.strip()))
-        requests = [JudgeRequest(judge_messages(item, self._prompts), self._max_tokens) for item in asked]
+        requests = [judge_messages(item, self._prompts) for item in asked]
         results = self._complete(requests) if requests else []
         if len(results) != len(requests):
             raise RuntimeError(f"the judge's client returned {len(results)} results for {len(requests)} requests")

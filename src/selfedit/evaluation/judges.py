@@ -9,24 +9,24 @@ from selfedit.editors.api import ApiClient
 from selfedit.editors.base import Complete, Reader
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
-from selfedit.evaluation.judge import VERDICT_SCHEMA, JudgeRequest, parse_reply
+from selfedit.evaluation.judge import REPLY_TOKENS, VERDICT_SCHEMA, Messages, parse_reply
 from selfedit.evaluation.judge import Complete as Ask
 
 
 def local_judge(model: Callable[[], Reader], complete: Complete) -> Ask:
     """Asks a model of the engine, untrained."""
 
-    def ask(requests: Sequence[JudgeRequest]) -> list[Any]:
+    def ask(requests: Sequence[Messages]) -> list[Any]:
         tokenizer = model().tokenizer
         prompts = {
             str(number): [
                 DecodeRequest(
-                    tuple(tokenizer.chat_ids([dict(message) for message in request.messages])),
-                    request.max_tokens,
+                    tuple(tokenizer.chat_ids([dict(message) for message in messages])),
+                    REPLY_TOKENS,
                     tokenizer.stop_ids,
                 )
             ]
-            for number, request in enumerate(requests)
+            for number, messages in enumerate(requests)
         }
         replies: dict[str, Any] = {}
 
@@ -45,16 +45,16 @@ def local_judge(model: Callable[[], Reader], complete: Complete) -> Ask:
 def api_judge(client: Callable[[], ApiClient], book: Callable[[ApiResult], None]) -> Ask:
     """Asks a model behind an API; `book` is called with each reply, in the transaction that keeps it."""
 
-    def ask(requests: Sequence[JudgeRequest]) -> list[Any]:
+    def ask(requests: Sequence[Messages]) -> list[Any]:
         results = client().complete(
             [
                 ApiRequest(
-                    messages=request.messages,
-                    max_tokens=request.max_tokens,
+                    messages=messages,
+                    max_tokens=REPLY_TOKENS,
                     temperature=0.0,
                     json_schema=VERDICT_SCHEMA,
                 )
-                for request in requests
+                for messages in requests
             ],
             lambda _, result: book(result),
             # An answer that is tried again must not get a reply again that could not be read.
