@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -49,6 +49,15 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A fake OpenAI server, no key in the environment, and next to no wait between the `openai` package's retries."""
+    from api_server import running
+
+    with running(monkeypatch) as fake:
+        yield fake
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import api_server
 from selfedit.cli.main import main
 from tiny_world import FEW_WORDS, rows, write_rows
 
@@ -83,9 +81,3 @@ def run_words(chat_model: str, tmp_path: Path) -> list[str]:
 def compare_words(run_words: list[str], documents: Callable[[int], Path]) -> list[str]:
     """A command that works, to which a test adds one mistake (the last of a flag's values wins)."""
     return ["compare", "--documents", str(documents(2)), *run_words]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with api_server.running(monkeypatch) as fake:
-        yield fake

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from making import Make, S
 
-import api_server
 from tiny_world import SMALL, rows, write_rows
 
 
@@ -58,10 +57,3 @@ def small_train(quick: dict[str, Any], documents: Callable[[int], str], chat_mod
         "replicates": 1,
         "outer_set": {"rank": 4, "learning_rate": 3e-3},
     }
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A fake API server; `server.url` is its address."""
-    with api_server.running(monkeypatch) as fake:
-        yield fake
