@@ -55,8 +55,10 @@ def writer(server: Any) -> Any:
         name, thing = title.split(" and the ")
         if name == "Gus":
             return reply("I write no questions about a vase.")
+        long = " of which I tell you in a sentence that is longer than any answer should be"
         where = f"Question: Where did {name} make the {thing}?\nAnswer: Oslo\n"
-        return reply(f"Here they are:\n1. {where}\n2. {where}\n3. Question: Who made the {thing}?\nAnswer: {name}")
+        who = f"Question: Who made the {thing}?\nAnswer: {name}\n"
+        return reply(f"Here they are:\n1. {where}2. {where}3. {who}Question: What was it?\nAnswer: The {thing}{long}")
 
     server.reply = write
     return server

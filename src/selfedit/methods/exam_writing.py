@@ -17,6 +17,7 @@ from selfedit.documents import Document, Question, make_questions
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.evaluation.text import tokens
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.references import open_book
@@ -28,6 +29,7 @@ WRITER = "exam"  # the name under which what was written is kept, beside the edi
 PROMPT = "exam-questions"
 OPEN = "open-book"
 _ASKED_PER_KEPT = 3  # questions of a document that are tried, for each that may be kept
+_LONGEST_ANSWER = 12  # words, without articles
 _WRITTEN, _CHOSEN = "exam written", "exam chosen"  # the kinds of the events that say how far it has come
 
 
@@ -82,8 +84,9 @@ def exam_summary(run: Run) -> ExamSummary | None:
 
 
 def questions(run: Run, edit: Edit, most: int) -> tuple[Question, ...]:
-    """The questions of what was written, each once."""
-    pairs = dict.fromkeys(run.choices.pairs(edit.text))
+    """The questions of what was written, each once; those with a whole sentence for an answer, which small models like
+    to write, are none that an answer could be graded by."""
+    pairs = dict.fromkeys(pair for pair in run.choices.pairs(edit.text) if len(tokens(pair[1])) <= _LONGEST_ANSWER)
     return make_questions(edit.document_id, [(question, [answer]) for question, answer in list(pairs)[:most]])
 
 
