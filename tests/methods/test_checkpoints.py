@@ -50,7 +50,14 @@ class Stopper:
 @pytest.fixture
 def settings(make: Make, quick: dict[str, Any]) -> LearnSettings:
     """One fit of 16 steps with dropout and an exam, saved after each."""
-    return make(LearnSettings, 4, editor="passage", checkpoint_minutes=ALWAYS, set={**quick["set"], "dropout": 0.1})
+    return make(
+        LearnSettings,
+        4,
+        editor="passage",
+        references=False,
+        checkpoint_minutes=ALWAYS,
+        set={**quick["set"], "dropout": 0.1},
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
