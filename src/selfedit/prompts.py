@@ -6,12 +6,11 @@ no longer than its template and its fields, and is made at once, whatever its fi
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.errors import UserError
-from selfedit.yaml_file import read_yaml
+from selfedit.yaml_file import read_shipped, read_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -41,11 +40,7 @@ class Prompts:
     """
 
     def __init__(self, user_file: str | Path | None = None) -> None:
-        import yaml
-
-        self._texts: dict[str, dict[str, Any]] = yaml.safe_load(
-            (files("selfedit") / "prompts.yaml").read_text(encoding="utf-8")
-        )
+        self._texts: dict[str, dict[str, Any]] = read_shipped("selfedit", "prompts.yaml")
         self._templates: dict[str, Template] = {}
         self.user_file = user_file
         if user_file is None:

@@ -8,6 +8,7 @@ where it is printed."""
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST_LINE = 1000
 """Characters: more than any message of our own, a few lines of a terminal."""
@@ -43,6 +44,11 @@ def one_line(text: object, longest: int = LONGEST_LINE) -> str:
         half = longest // 2
         line = f"{line[: half - 2]} … {line[len(line) - half + 1 :]}"
     return line
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 # By category: controls, formatting (zero width, direction), surrogates, separators of lines and paragraphs.

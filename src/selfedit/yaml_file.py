@@ -1,10 +1,11 @@
-"""Reads YAML that a user wrote: a file of settings, a recipe, prompts, prices; or one value on the command line.
+"""Reads YAML: a file of settings, a recipe, prompts, prices; or one value on the command line.
 
-What such a file can do wrong is one line, whatever it is: not there, not text, not YAML, or YAML that unfolds without
+What a user's file can do wrong is one line, whatever it is: not there, not text, not YAML, or YAML that unfolds without
 end."""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def read_yaml(path: str | Path, where: str) -> Any:
     # ValueError: dates and numbers that look right and are none.
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def read_shipped(package: str, name: str) -> Any:
+    """A YAML file of the package itself, as plain data."""
+    import yaml
+
+    return yaml.safe_load((files(package) / name).read_text(encoding="utf-8"))
 
 
 def parse_value(text: str) -> Any:

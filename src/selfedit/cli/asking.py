@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 
+def adapter_flags(parser: argparse.ArgumentParser, *, name: str = "source", device: bool = True) -> None:
+    """The flags of every command that takes what was learned: where it is, and how its model is loaded."""
+    parser.add_argument(name, help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
+    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
+    if device:
+        parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
 def ask_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
+    adapter_flags(parser, name="adapter")
     parser.add_argument("question", nargs="?", help="without one, a chat begins")
     parser.add_argument(
         "--with",
@@ -31,13 +41,9 @@ def ask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", "--base", action="store_true", help="show the answers of all adapters and of the model without any"
     )
-    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
-    parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
         "--max-tokens", type=int, default=128, metavar="N", help="length of an answer at the most [128]"
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def ask(arguments: argparse.Namespace) -> Any:
@@ -134,13 +140,9 @@ def _show(answers: Mapping[str, str], *, json: bool) -> None:
 
 
 def serve_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
+    adapter_flags(parser)
     parser.add_argument("--host", default="localhost", help="address to listen on [localhost]")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on [8000]")
-    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
-    parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def serve(arguments: argparse.Namespace) -> Any:

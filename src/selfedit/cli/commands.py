@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit.cli import reproduce
-from selfedit.cli.asking import ask, ask_flags, serve, serve_flags
+from selfedit.cli.asking import adapter_flags, ask, ask_flags, serve, serve_flags
 from selfedit.errors import UserError
 from selfedit.text import printable
 
@@ -288,10 +288,8 @@ def _cost(arguments: argparse.Namespace) -> Any:
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="an adapter's folder, or the run directory of `learn`, `train` or `continual`")
+    adapter_flags(parser, device=False)
     parser.add_argument("out", help="the folder to write the merged model to")
-    parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
         "--gguf",
         nargs="?",
@@ -302,7 +300,6 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-only", action="store_true", help="with --gguf: model and adapter as a file each, not merged"
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def _export(arguments: argparse.Namespace) -> Any:

@@ -31,8 +31,9 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Cons
     check(plan, out, keys=not arguments.plan)
     if arguments.plan:
         plans = rehearsal(plan)
-        say(_planned(plan, {**plans, "all together": total(plans.values())}))
-        return {"runs": {name: one.to_json() for name, one in plans.items()}, "total": total(plans.values()).to_json()}
+        together = total(plans.values())
+        say(_planned(plan, {**plans, "all together": together}))
+        return {"runs": {name: one.to_json() for name, one in plans.items()}, "total": together.to_json()}
     from selfedit.cli.progress import make_progress
     from selfedit.reports import build_report, write_charts
     from selfedit.reports.reproduction import read_reproduction, to_json, write_reproduction

@@ -24,6 +24,7 @@ from selfedit.methods.references import open_book
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, LearnSettings
 from selfedit.runs.summary import ExamSummary
+from selfedit.text import listed
 
 WRITER = "exam"  # the name under which what was written is kept, beside the edits
 PROMPT = "exam-questions"
@@ -101,8 +102,7 @@ def _name_unasked(run: Run, documents: Sequence[Document]) -> None:
     for id in unasked:
         run.store.add_event("no exam", id, "no question about it was kept; it is learned without an exam")
     if unasked:
-        more = f" and {len(unasked) - 5:,} more" if len(unasked) > 5 else ""
         run.progress.note(
             f"no exam question for {len(unasked):,} of {len(documents):,} documents, which are learned all the same:"
-            f" {', '.join(unasked[:5])}{more}"
+            f" {listed(unasked, 5)}"
         )

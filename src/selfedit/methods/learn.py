@@ -106,15 +106,16 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             final = (publish(run, folder),)
             examine_untrained(run, others, condition=names[-1], policy=final, general=False)
             run.grading.grade()
-        summary = None
-        if examined:
-            summary = summary_of_finished(run) or summarise(
+        summary = summary_of_finished(run) if examined else None
+        if examined and summary is None:
+            missed = _missed(run, names[-1:])
+            summary = summarise(
                 run,
                 documents,
                 ["none", *names, *lines],
                 on_the_way=_looks(run, spec.name, run.store.fits(condition=spec.name)[0].steps),
                 exam=exam_summary(run),
-                missed=tuple(d.id for d in documents if d.id in _missed(run, names[-1:])),
+                missed=tuple(document.id for document in documents if document.id in missed),
             )
         _track(run, settings, learning.id, summary)
         return Learned(

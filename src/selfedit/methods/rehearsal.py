@@ -40,8 +40,8 @@ _LINE_TOKENS = 16  # likely, of a line of an edit
 _VERDICT_TOKENS = 8  # likely, of a judge's reply
 _NUMBER = 16  # tokens of "Question 1: ", before an edit whose prompt ended with it
 _SEAM = 4  # tokens that two texts can have more as one than each alone, with what stands between them
-# Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
 _QUESTION_TOKENS = 40  # of a question that is not written yet
+# Marks for what is not written yet.  Each answer has its own, so that a judge is asked about each.
 _EDIT, _ANSWER = "\ue000\ue000", "\ue001{}\ue001"
 _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below

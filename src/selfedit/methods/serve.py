@@ -17,6 +17,7 @@ from pathlib import Path
 from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED, find_adapters
 from selfedit.methods.export import export
+from selfedit.models.loading import usable_device
 
 
 def serve(
@@ -42,7 +43,7 @@ def serve(
         export(source, Path(folder) / LEARNED, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
         # By a relative name, which is the model's for those who ask.
         command = [sys.executable, "-m", "transformers.cli.transformers", "serve", LEARNED]
-        command += ["--host", host, "--port", str(port), "--device", device or _device()]
+        command += ["--host", host, "--port", str(port), "--device", device or str(usable_device(None))]
         command += ["--trust-remote-code"] * trust_remote_code
         environment = os.environ | ({} if trust_remote_code else {"HF_HUB_OFFLINE": "1"})  # all that it needs is here
         tell(f"serving {source} as the model '{LEARNED}' at http://{host}:{port}/v1; Ctrl-C ends it")
@@ -52,10 +53,3 @@ def serve(
                 return server.wait()
             finally:
                 server.kill()
-
-
-def _device() -> str:
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type

@@ -71,7 +71,7 @@ def load_model(
     local_path(name)  # before what takes seconds to import
     from transformers import AutoModelForCausalLM
 
-    target = _device(device)
+    target = usable_device(device)
     chosen = torch_dtype(dtype) or best_dtype(target)
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
     hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
@@ -148,7 +148,8 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; the first accelerator, else the CPU, for None and `auto`.  Errors: UserError."""
     import torch
 
     if device is None or device == "auto":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from importlib.resources import files
 from typing import Any
+
+from selfedit.yaml_file import read_shipped
 
 NAMES = ("seal",)
 
@@ -13,9 +14,7 @@ NAMES = ("seal",)
 def read_preset(name: str) -> dict[str, Any]:
     """The parts of a preset: `recipes` by name, and settings of `every command`, of a command, or of a command with one
     more word that was given (`compare --regime joint`)."""
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_shipped(__name__, f"{name}.yaml")
     return found
 
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from selfedit.runs.costs import Spent
 from selfedit.runs.files import write_atomically
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, Summary, empty_summary
 from selfedit.text import one_line
+from selfedit.yaml_file import read_shipped
 
 BARS = {
     "none": "no adaptation",
@@ -136,7 +136,5 @@ def _reported() -> list[ModelRow]:
 
 @cache
 def _published() -> dict[str, Any]:
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load((files(__package__) / "published.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_shipped("selfedit.reports", "published.yaml")
     return found

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from selfedit.errors import UserError, first_error
 from selfedit.runs.files import write_atomically
 from selfedit.runs.records import RoundRecord
+from selfedit.text import listed
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
@@ -245,10 +246,10 @@ class Summary(_Part):
                 " learning and 100 with the book open are by selection."
             )
         if self.missed:
-            named = ", ".join(self.missed[:10]) + (
-                f" and {len(self.missed) - 10:,} more" if len(self.missed) > 10 else ""
+            notes.append(
+                f"Not learned, a question or more answered wrongly: {len(self.missed):,} documents:"
+                f" {listed(self.missed, 10)}."
             )
-            notes.append(f"Not learned, a question or more answered wrongly: {len(self.missed):,} documents: {named}.")
         return notes
 
     @field_validator("*", mode="before")
