@@ -12,6 +12,7 @@ import yaml
 
 from api_server import reply
 from selfedit.methods import reproduce as reproducing
+from selfedit.methods.plan import Plan, rehearse
 from selfedit.methods.reproduce import Reproduction
 from selfedit.reports.records import read_run
 from selfedit.reports.watching import planned_fits
@@ -186,6 +187,19 @@ def test_the_plans_for_a_laptop_name_settings_and_prices_that_there_are(
         for student in plan.models:
             load_recipe(plan.training(student, tmp_path).recipe)
     assert plan.training(student, tmp_path).recipe == "seal"
+
+
+def test_before_the_first_run_each_begins_and_has_no_task_done(
+    plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*given: Any, **how: Any) -> None:
+        plans.append(rehearse(*given, **how))
+
+    plans: list[Plan] = []
+    monkeypatch.setattr(reproducing, "rehearse", begun)
+    reproducing.begin(Reproduction.model_validate(plan))
+    assert [one.documents for one in plans] == [5, 3, 5, 3]
+    assert {(one.fits, one.answers, one.write_tokens, one.calls) for one in plans} == {(0, 0, 0, 0)}
 
 
 def test_mistakes_are_one_line_before_anything_is_done(

@@ -32,9 +32,10 @@ class Answers:
         self.answers = list(answers)
         self.commits: list[tuple[list[int], list[Any]]] = []
 
-    def to_grade(self, grader: str, *, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]:
+    def to_grade(self, grader: str, *, above: int = -1, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]:
         wanted = ("", "ungraded") if retry_ungraded else ("",)
-        return [(k, GradeItem("?", ("yes",), one.answer)) for k, one in enumerate(self.answers) if one.value in wanted]
+        answers = [(k, one) for k, one in enumerate(self.answers) if k > above and one.value in wanted]
+        return [(k, GradeItem("?", ("yes",), one.answer)) for k, one in answers]
 
     def fits_of_answers(self) -> dict[int, str]:
         return {k: one.fit_id for k, one in enumerate(self.answers)}
@@ -119,3 +120,14 @@ def test_scores_leave_out_what_is_ungraded_and_what_belongs_to_no_document() -> 
     assert one.scores("any") == {"a": DocumentScore(1.0, 1), "b": DocumentScore(0.0, 1)}
     assert one.scores_of_fits(["f", "g", "failed"]) == {"f": [1.0, 0.0], "g": [], "failed": []}
     assert one.right_before() == {"general|1"}
+
+
+def test_beside_fits_no_answer_is_looked_at_twice() -> None:
+    store = three()
+    found = grading(store)
+    found.grade_beside()
+    store.answers[0].value = ""
+    found.grade_beside()
+    assert store.commits == [([0, 1, 2], ["3 items"])]
+    found.grade()
+    assert store.commits[1:] == [([0, 2], ["2 items"])]  # and the one that was ungraded

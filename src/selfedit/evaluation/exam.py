@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.engine.jobs import DecodeRequest, TokenSequence
@@ -25,6 +26,7 @@ class Exam:
         self.prompts = prompts
         self.max_tokens = max_tokens
         self.whole = whole
+        self._closed_book: dict[tuple[str | None, str], DecodeRequest] = {}
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -33,30 +35,38 @@ class Exam:
 
         Errors: UserError for a prompt that is longer than the student reads.
         """
-        asked = {"title": document.title if document else GENERAL_TITLE, "question": question.question}
-        instruct, remedy = self.tokenizer.instruct, "shorten the question or the title"
         if passages:
             shown = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in passages)
-            text = self.prompts.open_book(instruct=instruct, passages=shown, **asked)
+            text = self.prompts.open_book(passages=shown, **self._asked(document, question))
             remedy = f"cut document {passages[0].id} into shorter ones"
             if len(passages) > 1:
                 remedy = f"show fewer than {len(passages)} documents with it"
-        else:
-            text = self.prompts.exam(instruct=instruct, **asked)
-        try:
-            ids = prompt_tokens(self.tokenizer, text, self.context_length)
-        except UserError as error:
-            raise UserError(f"question {question.id}: {error}; {remedy}") from None
-        return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
+            return self._request(question, text, remedy)
+        # Every adapter of a document is asked the same.
+        place = document.id if document else None, question.id
+        if place not in self._closed_book:
+            text = self.prompts.exam(**self._asked(document, question))
+            self._closed_book[place] = self._request(question, text, "shorten the question or the title")
+        return self._closed_book[place]
 
     def gold(self, document: Document, question: Question) -> TokenSequence:
         """A question, closed book, and its first accepted answer as the student would write it, without the end behind
         it: how soon a student ends says nothing of what it knows.  Errors as `request`."""
         prompt = self.request(document, question).prompt
-        text = self.prompts.exam(instruct=self.tokenizer.instruct, title=document.title, question=question.question)
-        ids, _ = self.tokenizer.example(text, question.answers[0])
+        ids, _ = self.tokenizer.example(self.prompts.exam(**self._asked(document, question)), question.answers[0])
         end = len(ids) - (ids[-1] in self.tokenizer.stop_ids)
         return TokenSequence(tuple(ids[: min(end, self.context_length)]), len(prompt))
+
+    def _asked(self, document: Document | None, question: Question) -> dict[str, Any]:
+        title = document.title if document else GENERAL_TITLE
+        return {"instruct": self.tokenizer.instruct, "title": title, "question": question.question}
+
+    def _request(self, question: Question, text: str, remedy: str) -> DecodeRequest:
+        try:
+            ids = prompt_tokens(self.tokenizer, text, self.context_length)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}; {remedy}") from None
+        return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
 
     def answer(self, ids: Sequence[int]) -> str:
         """What a student answered."""

@@ -22,7 +22,7 @@ Together = Literal["fit", "chunk", "all"]
 class Answers(Protocol):
     """What grading needs of a run's store."""
 
-    def to_grade(self, grader: str, *, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]: ...
+    def to_grade(self, grader: str, *, above: int = ..., retry_ungraded: bool = ...) -> list[tuple[int, GradeItem]]: ...
     def fits_of_answers(self) -> dict[int, str]: ...
     def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[Any] = ()) -> int: ...
     def grade_counts(self, grader: str) -> dict[str, int]: ...
@@ -55,6 +55,7 @@ class Grading:
         self.begin = begin
         self.beside = False  # whether grading goes on beside a phase whose progress is shown
         self._retried = False
+        self._up_to = -1  # the last answer that was graded
 
     def grade(self) -> None:
         """Gives every answer that has none its grade.  Errors: UserError where too many stay ungraded."""
@@ -79,7 +80,7 @@ class Grading:
         if self.together != "chunk":
             return
         self.beside = True
-        self._grade(self.store.to_grade(self.name))
+        self._grade(self.store.to_grade(self.name, above=self._up_to))
         self.beside = False
 
     def _grade(self, todo: Sequence[tuple[int, GradeItem]]) -> None:
@@ -87,6 +88,7 @@ class Grading:
             grades = self.grader.grade([item for _, item in chunk])
             self.store.add_grades(zip((id for id, _ in chunk), grades, strict=True), self.spent)
             self.spent.clear()
+            self._up_to = max(self._up_to, chunk[-1][0])
 
     def _chunks(self, todo: Sequence[tuple[int, GradeItem]]) -> Iterator[list[tuple[int, GradeItem]]]:
         if self.together == "fit":

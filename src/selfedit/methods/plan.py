@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfedit.evaluation.statistics import documents_needed
-from selfedit.methods.rehearsal import Counts, Shape, stand_ins
+from selfedit.methods.rehearsal import Begins, Counts, Shape, stand_ins
 from selfedit.methods.settings import Settings
 from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
@@ -89,8 +90,9 @@ def plan(method: Callable[..., Any], settings: Settings) -> Plan:
         return rehearse(method, settings, Path(folder) / "run")
 
 
-def rehearse(method: Callable[..., Any], settings: Settings, out: Path) -> Plan:
-    """`plan`, in a directory that stays, for methods that read a run before them."""
+def rehearse(method: Callable[..., Any], settings: Settings, out: Path, *, begin_only: bool = False) -> Plan:
+    """`plan`, in a directory that stays, for methods that read a run before them.  With `begin_only` it ends before the
+    first task, which is enough to find what a user got wrong, and has counted nothing."""
     counts = Counts()
     shape = Shape(
         load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
@@ -98,7 +100,8 @@ def rehearse(method: Callable[..., Any], settings: Settings, out: Path) -> Plan:
     # What changes no amount is left out.
     aside = {"out": out, "budget": None, "workers": 0, "ray": None, "track": None}
     rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
-    method(rehearsed, **stand_ins(settings, shape, counts))
+    with suppress(Begins):
+        method(rehearsed, **stand_ins(settings, shape, counts, begin_only=begin_only))
     with RunDirectory.read(rehearsed.out) as run:
         documents = run.store.documents()
     bytes_each = 2 if settings.dtype == "bfloat16" else 4

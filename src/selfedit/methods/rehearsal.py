@@ -47,10 +47,14 @@ _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
 
 
-def stand_ins(settings: Settings, shape: Shape, counts: Counts) -> Parts:
-    """What a method is given for a rehearsal."""
+class Begins(Exception):
+    """A method is about to have its first task done."""
+
+
+def stand_ins(settings: Settings, shape: Shape, counts: Counts, *, begin_only: bool = False) -> Parts:
+    """What a method is given for a rehearsal; with `begin_only` its first task raises `Begins`."""
     return Parts(
-        pool=_CountingPool(settings, shape, counts),
+        pool=_CountingPool(settings, shape, counts, begin_only),
         reader=lambda model, **how: shape.of(model, **how),
         client=lambda run, model, role: _UnsentClient(run, model, role, counts),
         grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
@@ -123,8 +127,8 @@ class _CountingPool:
     description = "cpu, float32"
     memory = 0
 
-    def __init__(self, settings: Settings, shape: Shape, counts: Counts) -> None:
-        self.settings, self.shape, self.counts = settings, shape, counts
+    def __init__(self, settings: Settings, shape: Shape, counts: Counts, begin_only: bool) -> None:
+        self.settings, self.shape, self.counts, self.begin_only = settings, shape, counts, begin_only
         self.tokenizer, self.context_length = shape.tokenizer, shape.context_length
         self._answers = itertools.count(_EDIT_ID - 1, -1)
 
@@ -136,6 +140,8 @@ class _CountingPool:
 
     def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
         for task in tasks:
+            if self.begin_only:
+                raise Begins
             yield self._fit(task) if isinstance(task, FitTask) else self._complete(task)
 
     def _complete(self, task: CompletionTask) -> TaskResult:

@@ -125,8 +125,8 @@ def reproduce(plan: Reproduction, out: Path, perform: Perform) -> None:
 
 
 def check(plan: Reproduction, out: Path, *, keys: bool = True) -> None:
-    """Finds what a user got wrong in any of the runs, before the first; without `keys`, those of APIs may be missing.
-    Errors: UserError."""
+    """Finds what a user got wrong about prices, keys and `out`; without `keys`, those of APIs may be missing.  Errors:
+    UserError."""
     for student in plan.models:
         for settings in (plan.training(student, out), plan.comparison(student, out, plan.external, out)):
             prices = load_prices(settings.prices)
@@ -139,6 +139,19 @@ def check(plan: Reproduction, out: Path, *, keys: bool = True) -> None:
         raise UserError(
             f"{out}: holds runs of another plan ({min(others)} is no model of this one); name another --out"
         )
+
+
+def begin(plan: Reproduction) -> None:
+    """Lets each run begin, and no more, so that what is missing for the last one is known before the first.  Errors:
+    UserError, as the runs would give."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, student in enumerate(plan.models):
+            out = Path(folder) / str(number)
+            training = plan.training(student, out / "train")
+            comparison = plan.comparison(student, out / "compare", plan.external, training.out)
+            rehearse(train, training, training.out, begin_only=True)
+            untrained = comparison.model_copy(update={"policy": None, "policy_round": None})
+            rehearse(compare, untrained, comparison.out, begin_only=True)
 
 
 def rehearsal(plan: Reproduction) -> dict[str, Plan]:

@@ -266,8 +266,8 @@ class Store(Database):
 
     # Grades
 
-    def to_grade(self, grader: str, *, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]:
-        """(answer id, what to grade) for every answer without a grade by this grader.
+    def to_grade(self, grader: str, *, above: int = -1, retry_ungraded: bool = False) -> list[tuple[int, GradeItem]]:
+        """(answer id, what to grade) for every answer with an id `above` this one and no grade by this grader.
 
         With `retry_ungraded` also those that it could not say anything about.
         """
@@ -275,8 +275,8 @@ class Store(Database):
             lambda id, question, answers, text: (id, GradeItem(question, answers, text)),
             "SELECT a.id, q.question, q.answers, a.text FROM answers a JOIN questions q ON q.id = a.question_id"
             " LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1"
-            " WHERE g.value IS NULL OR (?2 AND g.value = 'ungraded') ORDER BY a.id",
-            (grader, retry_ungraded),
+            " WHERE a.id > ?3 AND (g.value IS NULL OR (?2 AND g.value = 'ungraded')) ORDER BY a.id",
+            (grader, retry_ungraded, above),
         )
 
     def fits_of_answers(self) -> dict[int, str]:
