@@ -53,6 +53,9 @@ class Edit:
         return edit_id(self.round, self.document_id, self.writer, self.index)
 
 
+AS_WRITTEN = ", as written"  # behind the writer's name: of an edit that is learned with other answers
+
+
 def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
     """The id of an edit: `ROUND|DOCUMENT|WRITER|INDEX`; round 0 outside Step B."""
     return f"{round}|{id_part(document_id)}|{id_part(writer)}|{index}"

@@ -20,7 +20,7 @@ from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
-from selfedit.methods.learnings import Learning, all_in_one, one_each
+from selfedit.methods.learnings import REGIMES, Learning
 from selfedit.methods.policies import load_policies
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
@@ -66,7 +66,7 @@ def condition(
     name: str | None = None,
     policy: tuple[str, ...] = (),
 ) -> list[Learning]:
-    """What the adapters of one condition learn: an adapter per edit, or with `joint` one for all documents."""
+    """What the adapters of one condition learn."""
     if not spec.learns:
         return []
     name = name or spec.name
@@ -74,5 +74,4 @@ def condition(
     if spec.kind != "passage":
         count, prompt = settings.edits, settings.edit_prompt
         edits = write_edits(run, documents, spec, count=count, prompt=prompt, condition=name, policy=policy)
-    learnings = all_in_one if settings.regime == "joint" else one_each
-    return learnings(name, documents, edits, settings.replicates, policy=policy)
+    return REGIMES[settings.regime](name, documents, edits, settings.replicates, policy=policy)

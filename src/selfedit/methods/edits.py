@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfedit.documents import Document
-from selfedit.editors.base import Complete, Edit, Editor, Reader, Tools, edit_id, edit_writer
+from selfedit.editors.base import AS_WRITTEN, Complete, Edit, Editor, Reader, Tools, edit_id, edit_writer
 from selfedit.editors.spec import EditorSpec
 from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
+from selfedit.methods.answering import answer_edits
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 
@@ -27,18 +28,21 @@ def write_edits(
     policy: tuple[str, ...] = (),
     wanted: int | None = None,
     exam: bool = False,
+    teacher: str | None = None,
 ) -> list[Edit]:
     """`count` edits of each document, written and committed, in the order of documents.
 
     Edits that could not be written are named (an event each) and left out; the next attempt at the run tries them
-    again.  An `exam` is written like edits, but greedily, and however many are missing.  Errors: UserError where the
-    missing ones are a larger share of the edits asked for (of the whole run's, `wanted`) than the settings allow.
+    again.  An `exam` is written like edits, but greedily, and however many are missing.  With the `teacher` open-book
+    (left out: the settings') edits are kept as they were written, under a name of their own, and as they are learned.
+    Errors: UserError where the missing ones are a larger share of the edits asked for (of the whole run's, `wanted`)
+    than the settings allow.
     """
     name = condition or spec.name
     asked = {edit_id(round, d.id, name, k): (d, k) for d in documents for k in range(count)}
     done = {edit.id for edit in run.store.edits(round=round, writer=name)}
-    # An adapter that learned all documents together is there as it was made, without the edits that were left out.
-    joint = any(fit.document_id is None for fit in run.store.fits(round=round, condition=name))
+    # An adapter that learned several edits together is there as it was made, without those that were left out.
+    joint = any(fit.edit_id is None for fit in run.store.fits(round=round, condition=name))
     if not joint and not done.issuperset(asked):
 
         def keep(edits: Sequence[Edit]) -> None:
@@ -54,8 +58,23 @@ def write_edits(
             run.store.set_event(NOT_WRITTEN, id, reason)
             run.progress.note(f"edit {id} could not be written: {reason}")
 
-        temperature = 0.0 if exam else None
-        make_editor(run, spec, prompt, name, round, policy, temperature).write(asked, done, keep, fail)
+        if not exam and (teacher or run.settings.teacher) == "open-book":
+            written = write_edits(
+                run,
+                documents,
+                spec,
+                count=count,
+                prompt=prompt,
+                condition=name + AS_WRITTEN,
+                round=round,
+                policy=policy,
+                wanted=wanted,
+                teacher="writer",
+            )
+            answer_edits(run, documents, written, name, _complete(run, name, round, policy), done, keep, fail)
+        else:
+            temperature = 0.0 if exam else None
+            make_editor(run, spec, prompt, name, round, policy, temperature).write(asked, done, keep, fail)
         if not exam:
             _check_left_out(run, name, wanted or len(asked))
     return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
@@ -74,15 +93,7 @@ def make_editor(
     settings = run.settings
 
     def model(which: str) -> tuple[Reader, Complete]:
-        return run.reader(which), completer(
-            run,
-            f"edits/{round}/{name}",
-            lambda seconds: run.ledger.time("edits", name, seconds, round, which),
-            phase=f"writing edits ({name})",
-            policy=() if which else policy,
-            model=which,
-            size=lambda: run.workers.task_size,
-        )
+        return run.reader(which), _complete(run, name, round, policy, which)
 
     tools = Tools(
         name=name,
@@ -101,6 +112,18 @@ def make_editor(
         clean=settings.clean,
     )
     return EDITORS[spec.kind](spec, tools)
+
+
+def _complete(run: Run, name: str, round: int, policy: tuple[str, ...], model: str = "") -> Complete:
+    return completer(
+        run,
+        f"edits/{round}/{name}",
+        lambda seconds: run.ledger.time("edits", name, seconds, round, model),
+        phase=f"writing edits ({name})",
+        policy=() if model else policy,
+        model=model,
+        size=lambda: run.workers.task_size,
+    )
 
 
 def _check_left_out(run: Run, name: str, wanted: int) -> None:

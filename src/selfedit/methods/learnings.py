@@ -64,6 +64,20 @@ def one_each(
     ]
 
 
+def one_per_document(
+    condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
+) -> list[Learning]:
+    """One adapter per document and replicate, on all its edits; of the documents alone where there are no edits."""
+    own: dict[str, list[Edit]] = {document.id: [] for document in documents}
+    for edit in edits or ():
+        own[edit.document_id].append(edit)
+    return [
+        one
+        for document in documents
+        for one in all_in_one(condition, [document], None if edits is None else own[document.id], replicates, **more)
+    ]
+
+
 def all_in_one(
     condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
 ) -> list[Learning]:
@@ -78,3 +92,7 @@ def all_in_one(
     chosen = tuple(document for document in documents if document.id in learned)
     taught = tuple(learned.values())
     return [Learning(condition, chosen, taught, None, r, **more) for r in range(replicates) if chosen]
+
+
+# By `--regime`: what the adapters of a condition learn.
+REGIMES = {"single": one_each, "document": one_per_document, "joint": all_in_one}

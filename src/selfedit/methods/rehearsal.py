@@ -292,8 +292,13 @@ class _Dearest(Choices):
         return select(longest_first, **{**rule, "keep_ties": True, "ties": "shorter"})
 
     def pairs(self, written: str) -> list[tuple[str, str]]:
-        """More questions than are tried, each longer than most."""
+        """Of what is not written yet more questions than are tried, each longer than most."""
+        if _EDIT not in written:
+            return super().pairs(written)
         return [(f"{number} " + "what " * _QUESTION_TOKENS, "x") for number in range(1000)]
+
+    def answered(self, edit: str, answers: Mapping[str, Sequence[str]]) -> str:
+        return _EDIT  # of as many tokens as an edit can have
 
     def exam(self, documents: Sequence[Document], read: Any, known: Any, most: int) -> set[str]:
         return {question.id for document in documents for question in document.questions[:most]}

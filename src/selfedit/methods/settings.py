@@ -64,6 +64,7 @@ _AUTO_EDITOR = (
     "passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], or api:MODEL; auto: passage for a model of"
     " less than 1 billion parameters, self for a larger one"
 )
+_REGIME = "one adapter per edit, or one per document on all its edits"
 _EDIT_PROMPT = (
     "the prompt of api editors, and of self and model without one; of several, A,B,C, each edit of a document has the"
     " next one"
@@ -103,6 +104,11 @@ class Settings(BaseModel):
     temperature: float = Field(1.0, ge=0, description="sampling temperature of edits; answers are greedy")
     top_p: float = Field(
         0.95, gt=0, le=1, description="sampling of edits: the most likely tokens of this total probability"
+    )
+    teacher: Literal["writer", "open-book"] = Field(
+        "writer",
+        description="who answers the questions of an edit: its writer, or the model that learns it, with the document"
+        " in its prompt; then questions are left out on whose answer the model's samples do not agree",
     )
     clean: bool = Field(
         True, description="strip edits of list marks and of lines that are cut off, repeated or about something else"
@@ -210,9 +216,7 @@ class CompareSettings(Settings):
     )
     edits: int = Field(1, ge=1, description="edits per document and condition")
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
-    regime: Literal["single", "joint"] = Field(
-        "single", description="one adapter per document, or one for all documents"
-    )
+    regime: Literal["single", "document", "joint"] = Field("single", description=f"{_REGIME}, or one for all documents")
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     policy: Path | None = Field(None, description="a run of train: its selected policy becomes a further condition")
     policy_round: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
@@ -242,6 +246,7 @@ class SweepSettings(Settings):
     )
     edits: int = Field(1, ge=1, description="edits per document and editor")
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
+    regime: Literal["single", "document"] = Field("single", description=_REGIME)
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     most_lost: float = Field(
         0.05, ge=0, le=1, description="the largest share of general questions that the chosen recipe may lose"

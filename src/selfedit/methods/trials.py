@@ -13,7 +13,7 @@ from selfedit.methods.candidates import Candidate
 from selfedit.methods.frontier import Trial
 from selfedit.methods.harm import general_scores
 from selfedit.methods.inner_loop import inner_loop
-from selfedit.methods.learnings import one_each
+from selfedit.methods.learnings import REGIMES
 from selfedit.methods.run import Run
 from selfedit.methods.settings import SweepSettings
 from selfedit.methods.summarise import accuracy
@@ -38,7 +38,7 @@ def try_out(
         name = condition(editor, candidate.number, rung)
         recipes[name] = candidate.recipe
         own = None if written is None else [edit for edit in written if edit.document_id in ids]
-        learnings += one_each(name, documents, own, settings.replicates)
+        learnings += REGIMES[settings.regime](name, documents, own, settings.replicates)
     inner_loop(run, learnings, recipes=recipes, label=f"rung {rung}" if rung else "validation")
 
     trials = [_trial(run, candidate, edits, range(1, rung + 1) if rung else [0]) for candidate in candidates]

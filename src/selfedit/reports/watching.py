@@ -92,7 +92,8 @@ def planned_fits(run: RunRecords) -> int | None:
     edits, replicates, rounds = (config.get(name) for name in ("edits", "replicates", "rounds"))
     if not isinstance(edits, int) or not isinstance(replicates, int):
         return None
-    if run.procedure == "compare" and config.get("regime") == "single":
+    if run.procedure == "compare" and config.get("regime") != "joint":
+        edits = 1 if config.get("regime") == "document" else edits
         roles = [findings.role(name) for name in findings.planned(run)]
         learned = sum(
             0 if role in (findings.BASE, *findings.REFERENCE_LINES) else 1 if role == "passage" else edits

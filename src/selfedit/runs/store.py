@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.base import Edit
+from selfedit.editors.base import AS_WRITTEN, Edit
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.database import SCHEMA_VERSION, Database
@@ -161,14 +161,15 @@ class Store(Database):
     def edits(
         self, *, round: int | None = None, writer: str | None = None, document_id: str | None = None
     ) -> list[Edit]:
-        """Edits by round, then in the run's order of documents, then by writer and index."""
+        """Edits by round, then in the run's order of documents, then by writer and index.  What was written and is
+        learned in another form (`AS_WRITTEN`) is given only by its writer's name."""
         return self._records(
             Edit,
             f"SELECT {_fields('e', Edit)} FROM edits e JOIN documents d ON d.id = e.document_id"
-            " WHERE (?1 IS NULL OR e.round = ?1) AND (?2 IS NULL OR e.writer = ?2)"
+            " WHERE (?1 IS NULL OR e.round = ?1) AND (?2 IS NULL AND e.writer NOT LIKE '%' || ?4 OR e.writer = ?2)"
             " AND (?3 IS NULL OR e.document_id = ?3)"
             ' ORDER BY e.round, d.position, e.writer, e."index"',
-            (round, writer, document_id),
+            (round, writer, document_id, AS_WRITTEN),
         )
 
     def set_rewards(self, rewards: Mapping[str, float]) -> None:
