@@ -10,12 +10,11 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.general import general_questions
 from selfedit.execution.tasks import Fit, FitOutcome
+from selfedit.methods.learnings import Asked
 from selfedit.methods.references import REFERENCES, Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.runs.records import Answer, FitRecord
-
-Asked = tuple[Document | None, Question]  # None: a general question
 
 
 def examine_untrained(

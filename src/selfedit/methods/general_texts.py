@@ -64,7 +64,8 @@ def measured_texts(run: Run, learnings: Sequence[Learning]) -> dict[str, tuple[T
     They are drawn for each document and replicate, so that conditions and edits are compared on the same ones; where
     there are few adapters, more than the settings say, so that all texts are used.
     """
-    examined = [learning for learning in learnings if learning.examine]
+    # Of adapters that questions are routed to, few general ones are asked.
+    examined = [learning for learning in learnings if learning.examine and learning.asked is None]
     if not run.settings.general_texts or not examined:
         return {}
     found: dict[str, tuple[TokenSequence, ...]] = {}

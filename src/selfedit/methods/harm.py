@@ -7,6 +7,7 @@ from typing import Any
 
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval, pooled
 from selfedit.methods.run import Run
+from selfedit.methods.settings import LearnSettings
 from selfedit.runs.summary import ForgettingSummary, NeighbourSummary
 
 
@@ -15,14 +16,15 @@ def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
     far they have moved on texts of the model's own.
 
     The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
-    questions; that of the second documents.
+    questions (questions, where each was routed to one adapter, or none); that of the second documents.
     """
+    routed = isinstance(run.settings, LearnSettings) and run.settings.adapters == "per-document"
     found = []
     for name in conditions:
         if name == "none":
             continue
         figures: dict[str, Any] = {}
-        if by_fit := general_scores(run, [name]):
+        if by_fit := general_scores(run, [name], by_question=routed):
             asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
             mean, low, high = accuracy_interval(by_fit)
             figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
@@ -40,10 +42,10 @@ def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
     return found
 
 
-def general_scores(run: Run, conditions: Sequence[str]) -> dict[str, DocumentScore]:
+def general_scores(run: Run, conditions: Sequence[str], *, by_question: bool = False) -> dict[str, DocumentScore]:
     """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
     return pooled(
-        (answer.fit_id, DocumentScore(answer.value == "right", 1))
+        (answer.question_id if by_question else answer.fit_id, DocumentScore(answer.value == "right", 1))
         for name in conditions
         for answer in run.store.scored_answers(run.grading.name, condition=name)
         if answer.document_id is None and answer.score is not None

@@ -1,13 +1,14 @@
 """One adapter that knows all the documents: their edits, one fit, an exam before and after where there are questions.
 
-Asking the adapter afterwards is in `ask`.
+Or an adapter for each document, to which questions are routed (`routing`).  Asking them afterwards is in `ask`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Unpack
 
 from selfedit.documents import Document
@@ -21,8 +22,9 @@ from selfedit.methods.examining import condition_on_the_way, examine_references,
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load_parts, warn_of_cuts
 from selfedit.methods.learnings import Learning, all_in_one
-from selfedit.methods.model_card import add_tokenizer_and_card
+from selfedit.methods.model_card import add_list_of_adapters, add_tokenizer_and_card
 from selfedit.methods.references import references_that_fit
+from selfedit.methods.routing import answer_unrouted, route
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
@@ -39,7 +41,8 @@ LOOKS = 3  # exams on the way, at each quarter
 @dataclass(frozen=True)
 class Learned:
     """`adapter` is a folder in PEFT's format, of `model`, which is prompted through its chat template or not (`chat`);
-    `summary` has the exam's figures (None: there were no questions)."""
+    with an adapter per document (`routed`), the folder of their folders.  `summary` has the exam's figures (None: there
+    were no questions)."""
 
     adapter: Path
     model: str
@@ -48,12 +51,15 @@ class Learned:
     documents: int
     edits: tuple[Edit, ...]
     train_tokens: int
+    steps: int
     last_loss: float | None
     summary: Summary | None
+    routed: bool = False
 
 
 def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = None, **parts: Unpack[Parts]) -> Learned:
-    """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory.
+    """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory; or an adapter
+    each, and writes them to folders named like the documents in `adapters`.
 
     `documents` are used in place of those that the settings name.
 
@@ -61,6 +67,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     """
     if not settings.documents and not documents:
         raise UserError("no documents given: name files, folders, or news")
+    _check_routed(settings)
     check_tracker(settings.track)
     asked = settings.editor
     settings, spec = editor_of(model_of_earlier(settings))
@@ -90,9 +97,18 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             if not edits:
                 raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
         names = [spec.name]
-        folder = run.directory.adapter(LEARNED)
-        (learning,) = all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS, policy=policy)
-        fit = _fit(run, learning, spec.name, earlier)
+        routing = None
+        if settings.adapters == "per-document":
+            routing = route(run, spec.name, documents, edits, run.directory.adapter)
+            learnings = routing.learnings
+            fits = _fit(run, learnings)
+            answer_unrouted(run, spec.name, routing.unrouted)
+            folder = run.directory.path / "adapters"
+            add_list_of_adapters(run, spec.name, learnings, folder)
+        else:
+            folder = run.directory.adapter(LEARNED)
+            learnings = tuple(all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS, policy=policy))
+            fits = _fit(run, learnings, _beside(run, spec.name, learnings, earlier))
         if settings.retry_missed and (again := run.choices.missed(documents, _missed(run, names))):
             # Once more, on top of what was learned, what was not.
             names.append(f"{spec.name} twice")
@@ -100,8 +116,8 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             some = None if edits is None else [edit for edit in edits if edit.document_id in again]
             retried = [document for document in documents if document.id in again]
             policy = (publish(run, first),)
-            (second,) = all_in_one(names[-1], retried, some, keep=folder, policy=policy)
-            fit = _fit(run, second, spec.name, [first])
+            second = all_in_one(names[-1], retried, some, keep=folder, policy=policy)
+            fits = _fit(run, second, _beside(run, spec.name, second, [first]))
             others = [document for document in documents if document.id not in again]
             final = (publish(run, folder),)
             examine_untrained(run, others, condition=names[-1], policy=final, general=False)
@@ -115,36 +131,61 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
                 ["none", *names, *lines],
                 on_the_way=_looks(run, spec.name, run.store.fits(condition=spec.name)[0].steps),
                 exam=exam_summary(run),
+                routing=routing and routing.summary(),
                 missed=tuple(document.id for document in documents if document.id in missed),
             )
-        _track(run, settings, learning.id, summary)
+        _track(run, settings, learnings[0].id, summary)
+        losses = [fit.last_loss for fit in fits if fit.last_loss is not None]
         return Learned(
             adapter=folder,
             model=settings.model,
             chat=run.workers.instruct,
-            rank=adapter_rank(folder),
-            documents=len(learning.documents),
+            rank=adapter_rank((routing and learnings[0].keep) or folder),
+            documents=sum(len(learning.documents) for learning in learnings),
             edits=tuple(edits or ()),
             train_tokens=sum(fit.train_tokens for name in names for fit in run.store.fits(condition=name)),
-            last_loss=fit.last_loss,
+            steps=sum(fit.steps for fit in fits),
+            last_loss=fmean(losses) if losses else None,
             summary=summary,
+            routed=routing is not None,
         )
 
 
-def _fit(run: Run, learning: Learning, editor: str, earlier: Sequence[Path]) -> FitRecord:
-    """Trains an adapter on top of earlier ones, which are then in it."""
+def _check_routed(settings: LearnSettings) -> None:
+    """Errors: UserError for what does not go with an adapter per document."""
+    if settings.adapters != "per-document":
+        return
+    if settings.retry_missed:
+        raise UserError("--retry-missed: with --adapters per-document, give all more steps instead (--set steps=...)")
+    if settings.track is not None:
+        raise UserError(f"--track {settings.track}: with --adapters per-document there is no one loss curve to follow")
+    if settings.add is not None:
+        raise UserError("--add: not with --adapters per-document")
+
+
+def _beside(run: Run, editor: str, learnings: Sequence[Learning], earlier: Sequence[Path]) -> Callable[[Path], None]:
+    """What completes the folder of an adapter that was trained on top of earlier ones: they are then in it."""
+    (learning,) = learnings
 
     def beside(folder: Path) -> None:
         stack(earlier, folder)
         add_tokenizer_and_card(run, editor, len(learning.documents), folder)
 
-    inner_loop(run, [learning], label="learning", beside=beside)
-    fit = next(fit for fit in run.store.fits(condition=learning.condition) if fit.id == learning.id)
-    if fit.error is not None:
-        raise UserError(
-            f"the fit failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
-        )
-    return fit
+    return beside
+
+
+def _fit(run: Run, learnings: Sequence[Learning], beside: Callable[[Path], None] | None = None) -> list[FitRecord]:
+    """Trains adapters that are kept."""
+    inner_loop(run, learnings, label="learning", beside=beside)
+    ids = {learning.id for learning in learnings}
+    fits = [fit for fit in run.store.fits(condition=learnings[0].condition) if fit.id in ids]
+    for fit in fits:
+        if fit.error is not None:
+            what = f"document {fit.document_id}: the fit" if fit.document_id else "the fit"
+            raise UserError(
+                f"{what} failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
+            )
+    return fits
 
 
 def _missed(run: Run, names: Sequence[str]) -> set[str]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfedit.documents import Document
+from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.runs.records import fit_id
 from selfedit.training.jobs import Learned
+
+Asked = tuple[Document | None, Question]  # None: a general question
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Learning:
     With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
     them.  `edits` are a text, or several, for each of `documents`; None: the passage alone.  The adapter is kept in the
     folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `gold`, the loss of the
-    accepted answers is measured, whether the exam is taken or not.
+    accepted answers is measured, whether the exam is taken or not.  The exam is `asked` in place of the documents'
+    questions where questions are routed to adapters (`routing`).
     """
 
     condition: str
@@ -34,6 +37,7 @@ class Learning:
     examine: bool = True
     looks: int = 0
     gold: bool = False
+    asked: tuple[Asked, ...] | None = None
 
     @property
     def document_id(self) -> str | None:

@@ -8,24 +8,25 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from selfedit.methods.learnings import Learning
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
+from selfedit.runs.files import write_atomically
 from selfedit.text import one_line
+
+CARD = "README.md"
 
 
 def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) -> None:
     """Writes them to the folder of an adapter that learned so many documents from this editor's edits."""
-    # The tokenizers library cannot write below a directory whose name is not UTF-8.
-    with tempfile.TemporaryDirectory() as plain:
-        run.workers.tokenizer.hf.save_pretrained(plain)
-        shutil.copytree(plain, folder, dirs_exist_ok=True)
+    _add_tokenizer(run, folder)
     card = model_card(
         run.settings.model,
         editor=editor,
@@ -34,7 +35,41 @@ def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) 
         rank=adapter_rank(folder),
         chat=run.workers.instruct,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _add_tokenizer(run: Run, folder: Path) -> None:
+    # The tokenizers library cannot write below a directory whose name is not UTF-8.
+    with tempfile.TemporaryDirectory() as plain:
+        run.workers.tokenizer.hf.save_pretrained(plain)
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
+
+
+def add_list_of_adapters(run: Run, editor: str, learnings: Sequence[Learning], folder: Path) -> None:
+    """Writes a tokenizer for all, and what the adapters in the folders below have learned."""
+    if (folder / CARD).is_file():
+        return
+    _add_tokenizer(run, folder)
+    base = public_name(run.settings.model)
+    rows = "".join(
+        f"| `{learning.keep.name}` | {_cell(document.title)} | {_cell(document.id)} |\n"
+        for learning in learnings
+        for document in learning.documents
+        if learning.keep is not None
+    )
+    text = f"""# One adapter per document
+
+LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn --adapters per-document`
+(notes by: {one_line(editor)}). `selfedit ask` on the run's directory finds the one for a question.
+
+| folder | title | document |
+| --- | --- | --- |
+{rows}"""
+    write_atomically(folder / CARD, text)
+
+
+def _cell(text: str) -> str:
+    return one_line(text).replace("|", "\\|")
 
 
 def loading(adapter: str, model: str, *, rank: int, chat: bool) -> dict[str, str]:

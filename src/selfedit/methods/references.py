@@ -7,14 +7,13 @@ documents that a search by words finds: what is done in practice.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.evaluation.search import Search
 from selfedit.evaluation.statistics import accuracy_ratio
 from selfedit.methods.run import Run
 from selfedit.runs.costs import Spent
@@ -28,38 +27,9 @@ def open_book(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
 
 
 def retrieval(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
-    """The documents, best first, that have most words in common with topic and question, by BM25 (Robertson & Zaragoza
-    2009) as bm25s computes it (Lù 2024, arXiv 2407.03618).  Words are taken as they are, in any language that puts
-    something between them."""
-
-    @cache  # made for the first question: of a finished run none is asked
-    def search() -> Callable[[str], list[int]]:
-        import bm25s
-        import numpy as np
-
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it tells, on the terminal, of each index
-
-        def words(texts: list[str]) -> list[list[str]]:
-            return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
-
-        index = bm25s.BM25()
-        searched = words([f"{document.title}\n{document.text}" for document in documents])
-        any_words = any(searched)
-        if any_words:  # else there is nothing that a question could have in common with them
-            index.index(searched, show_progress=False)
-
-        def best(text: str) -> list[int]:
-            (asked,) = words([text])
-            scores = index.get_scores(asked) if asked and any_words else np.zeros(len(documents))
-            # Of equal scores the first in the run's order, whatever bm25s' own selection does.
-            return list(np.argsort(-scores, kind="stable")[: int(spec.argument)])
-
-        return best
-
-    def found(document: Document, question: Question) -> list[Document]:
-        return [documents[k] for k in search()(f"{document.title}\n{question.question}")]
-
-    return found
+    """The documents, best first, that a search by the words of topic and question finds."""
+    search = Search(documents)
+    return lambda document, question: search.best(f"{document.title}\n{question.question}", int(spec.argument))
 
 
 # Every reference line, by the first word of what `--editor` says: made from that and all documents of the comparison.

@@ -306,6 +306,9 @@ class _Dearest(Choices):
     def missed(self, documents: Sequence[Document], wrong: set[str]) -> set[str]:
         return {document.id for document in documents if document.questions}
 
+    def route(self, found: Document | None, documents: Sequence[Document]) -> Document | None:
+        return found or documents[0]  # a question that is not written yet is asked of some adapter
+
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         number = len(super().recipes(trials, most_lost))
         return sorted(trials, key=lambda trial: -trial.tokens)[:number]

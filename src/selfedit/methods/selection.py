@@ -118,6 +118,10 @@ class Choices:
         """The documents that are learned once more: of which a question was answered wrongly."""
         return wrong
 
+    def route(self, found: Document | None, documents: Sequence[Document]) -> Document | None:
+        """Of the documents with an adapter, whose answers a question about one of them; None: no adapter does."""
+        return found
+
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         """Which recipes of a sweep go on to more documents."""
         return better_half(trials, most_lost)

@@ -254,7 +254,7 @@ class SweepSettings(Settings):
 
 
 class LearnSettings(Settings):
-    """`selfedit learn`: one adapter that knows all the documents."""
+    """`selfedit learn`: one adapter that knows all the documents, or one for each."""
 
     out: Path = Field(
         Path("runs/learn"),
@@ -263,6 +263,11 @@ class LearnSettings(Settings):
     documents: Words = Field((), description=_DOCUMENTS)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
+    adapters: Literal["joint", "per-document"] = Field(
+        "joint",
+        description="one adapter for all documents, or one per document (or part), of which the one whose document "
+        "has most words in common with a question answers it; where none has enough, the model as it is",
+    )
     part_tokens: int = Field(
         512,
         ge=64,

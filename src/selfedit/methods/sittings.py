@@ -2,8 +2,9 @@
 
 A *leak* is an answer about another document that is wrong and that an answer about the adapter's own document would be
 right: the adapter says what it learned where it was not asked for.  An adapter that learned several documents leaks
-where it answers a question about one of them with what another says.  Leaks are found by the lexical rule, whatever
-grades the exam, and an untrained model has some by chance; so they are counted in its answers too.
+where it answers a question about one of them with what another says; one to which a question about another document
+was routed, where it answers with what its own says.  Leaks are found by the lexical rule, whatever grades the exam, and
+an untrained model has some by chance; so they are counted in its answers too.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from typing import Any
 from selfedit.documents import Document, Question
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.lexical import accepts
-from selfedit.methods.examining import Asked, answers, exam_questions, gold_answers, known_general
+from selfedit.methods.examining import answers, exam_questions, gold_answers, known_general
 from selfedit.methods.general_texts import measured_texts
-from selfedit.methods.learnings import Learning
+from selfedit.methods.learnings import Asked, Learning
 from selfedit.methods.run import Run
 
 
 @dataclass(frozen=True)
 class Sitting:
     """What one adapter is asked: about its documents and in general (`asked`), and about other documents
-    (`neighbours`); and the sequences that it is measured on.  `confusable` are those of its own documents, by the
-    question's id, with which its answer is compared where it learned several.  `before` is what the untrained model
-    answered, by the question's id."""
+    (`neighbours`); and the sequences that it is measured on.  `confusable` are documents, by the question's id, with
+    which its answer is compared where it learned several, or the question was routed.  `before` is what the untrained
+    model answered, by the question's id."""
 
     asked: tuple[Asked, ...]
     neighbours: tuple[Asked, ...]
@@ -68,17 +69,19 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
         untrained = {answer.question_id: answer.text for fit in before for answer in fit.answers}
     found = {}
     for learning in learnings:
-        asked = exam_questions(run, learning.documents, known, learning.id) if learning.examine else []
+        asked = learning.asked
+        if asked is None:
+            asked = tuple(exam_questions(run, learning.documents, known, learning.id)) if learning.examine else ()
         gold = gold_answers(run, learning.documents) if learning.gold else ()
         near = _neighbours(run, learning, list(documents.values())) if learning.examine else ()
-        mixed = _confusable(run, learning) if learning.examine else {}
-        found[learning.id] = Sitting(tuple(asked), near, mixed, untrained, texts.get(learning.id, ()), gold)
+        mixed = _confusable(run, learning, list(documents.values())) if learning.examine else {}
+        found[learning.id] = Sitting(asked, near, mixed, untrained, texts.get(learning.id, ()), gold)
     return found
 
 
 def _neighbours(run: Run, learning: Learning, documents: Sequence[Document]) -> tuple[Asked, ...]:
     """Questions of other documents, those with the same title first; the same for all edits and conditions."""
-    if not run.settings.neighbour_questions or learning.document_id is None:
+    if not run.settings.neighbour_questions or learning.document_id is None or learning.asked is not None:
         return ()
     (own,) = learning.documents
     draw = random.Random(run.seed("neighbours", own.id, learning.replicate))
@@ -90,14 +93,22 @@ def _neighbours(run: Run, learning: Learning, documents: Sequence[Document]) -> 
     return tuple(chosen)
 
 
-def _confusable(run: Run, learning: Learning) -> dict[str, list[Document]]:
-    """For each question of an adapter's several documents, others of them that have questions, drawn."""
-    examined = [document for document in learning.documents if document.questions]
+def _confusable(run: Run, learning: Learning, documents: Sequence[Document]) -> dict[str, list[Document]]:
+    """For each question of an adapter of several documents, others of them that have questions, drawn.  Where questions
+    were routed, others of all documents; for one of another document than the adapter's, the adapter's."""
+    if not run.settings.neighbour_questions:
+        return {}
+    asked, pool = learning.documents, learning.documents
+    if learning.asked is not None:
+        asked, pool = tuple({d.id: d for d, _ in learning.asked if d is not None}.values()), tuple(documents)
+    examined = [document for document in pool if document.questions]
     found: dict[str, list[Document]] = {}
-    for own in examined if len(learning.documents) > 1 else ():
+    for own in asked:
         others = [document for document in examined if document.id != own.id]
         draw = random.Random(run.seed("confusable", own.id, learning.replicate))
         drawn = draw.sample(others, min(run.settings.neighbour_questions, len(others)))
+        if learning.asked is not None and own.id != learning.document_id:
+            drawn = list(learning.documents)
         found |= {question.id: drawn for question in own.questions}
     return found
 

@@ -255,7 +255,7 @@ def missing(run: RunRecords) -> list[str]:
         lines += _missing_fits(run)
     used = {fit.edit_id for fit in run.fits}
     waiting = sum(edit.id not in used for edit in run.edits)
-    several = run.config.get("regime") == "document" or any(f.document_id is None and f.sequences for f in run.fits)
+    several = _of_all_edits(run) or any(fit.document_id is None and fit.sequences for fit in run.fits)
     if waiting and not several:
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
     if not any(fit.condition == BASE for fit in run.fits):
@@ -272,7 +272,7 @@ def _missing_fits(run: RunRecords) -> list[str]:
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
     edits, replicates = (n if isinstance(n, int) else 1 for n in map(run.config.get, ("edits", "replicates")))
-    edits = 1 if run.config.get("regime") == "document" else edits
+    edits = 1 if _of_all_edits(run) else edits
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
@@ -284,6 +284,11 @@ def _missing_fits(run: RunRecords) -> list[str]:
         if lacking:
             lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
     return lines
+
+
+def _of_all_edits(run: RunRecords) -> bool:
+    """Whether a fit learns all edits of its document."""
+    return run.config.get("regime") == "document" or run.config.get("adapters") == "per-document"
 
 
 def planned(run: RunRecords) -> list[str]:

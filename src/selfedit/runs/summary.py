@@ -129,6 +129,17 @@ class ExamSummary(_Part):
     kept: Count
 
 
+class RoutingSummary(_Part):
+    """How questions went to adapters of a document each: of `asked` questions about the documents, `right` went to
+    their own document's, `none` to no adapter; of `general` ones that the model knew, `general_to_adapters` to one."""
+
+    asked: Count
+    right: Count
+    none: Count
+    general: Count = 0
+    general_to_adapters: Count = 0
+
+
 class RoundSummary(_Part):
     """One round of Step B.  What is None is not known: no validation documents, no reward, no price, an earlier
     version.
@@ -199,10 +210,10 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
-    B's, `steps` continual learning's.  `on_the_way`, `exam` and `missed` (ids of documents of which a question was
-    answered wrongly after learning) are `learn`'s.  `sweep` has the recipes of a sweep, `most_lost` is its limit and
-    `choice` says what was chosen and why.  `seconds` is how long the run took, over all attempts; `total_seconds` what
-    its devices were busy."""
+    B's, `steps` continual learning's.  `on_the_way`, `exam`, `missed` (ids of documents of which a question was
+    answered wrongly after learning) and `routing` (with an adapter per document) are `learn`'s.  `sweep` has the
+    recipes of a sweep, `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the
+    run took, over all attempts; `total_seconds` what its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
@@ -223,6 +234,7 @@ class Summary(_Part):
     on_the_way: tuple[LookSummary, ...] = ()
     exam: ExamSummary | None = None
     missed: tuple[str, ...] = ()
+    routing: RoutingSummary | None = None
     sweep: tuple[SweepRow, ...] = ()
     most_lost: Fraction | None = None
     choice: str = ""
@@ -237,13 +249,24 @@ class Summary(_Part):
 
     @property
     def exam_notes(self) -> list[str]:
-        """Who wrote the exam, and what was not learned, for people."""
+        """Who wrote the exam, how it was routed, and what was not learned, for people."""
         notes = []
         if self.exam is not None:
             notes.append(
                 f"Exam written by {self.exam.by}: of {self.exam.written:,} questions, {self.exam.kept:,} are kept,"
                 " which the model answered rightly with the document in its prompt and wrongly without. So 0 before"
                 " learning and 100 with the book open are by selection."
+            )
+        if (routing := self.routing) is not None and routing.asked:
+            notes.append(
+                f"One adapter per document: {routing.right / routing.asked:.1%} of {routing.asked:,} questions went to"
+                f" their own document's, {routing.none / routing.asked:.1%} to none"
+                + (
+                    f"; of {routing.general:,} general questions that the model knew,"
+                    f" {routing.general_to_adapters:,} went to an adapter."
+                    if routing.general
+                    else "."
+                )
             )
         if self.missed:
             notes.append(

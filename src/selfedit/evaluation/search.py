@@ -1,0 +1,77 @@
+"""Which documents a text is about: those that have most words in common with it, by BM25.
+
+Robertson & Zaragoza 2009, as bm25s computes it (Lù 2024, arXiv 2407.03618).  Words are taken as they are, in any
+language that puts something between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from selfedit.documents import Document
+
+# What a document must score to be what a question is about, in words that no other document has.  Chosen on passages of
+# SQuAD's training set; docs/routing.md has the figures.
+FLOOR = 3.0
+
+
+class Search:
+    """Finds documents by their titles and texts; the index is made for the first question."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+
+    @cached_property
+    def _index(self) -> Any:
+        """None where there is no word in any document that a question could have in common with it."""
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it tells, on the terminal, of each index
+        searched = _words([f"{document.title}\n{document.text}" for document in self.documents])
+        if not any(searched):
+            return None
+        index = bm25s.BM25()
+        index.index(searched, show_progress=False)
+        return index
+
+    def scores(self, text: str) -> Any:
+        """A score for each document, in the documents' order: a NumPy array."""
+        import numpy as np
+
+        (asked,) = _words([text])
+        if not asked or self._index is None:
+            return np.zeros(len(self.documents))
+        return self._index.get_scores(asked)
+
+    def best(self, text: str, count: int) -> list[Document]:
+        """So many documents, best first; of equal ones the first in their order, whatever bm25s' own selection does."""
+        import numpy as np
+
+        return [self.documents[k] for k in np.argsort(-self.scores(text), kind="stable")[:count]]
+
+    def about(self, text: str) -> Document | None:
+        """The document that a text is about; None where even the best one scores less than the floor.
+
+        BM25's scores grow with the number of documents, since a word that one of them has is then rarer.  So the floor
+        is counted in such words: it is what a document of average length scores that has three of them, once each, and
+        the others none.  Words that are everywhere, of which questions are full, score next to nothing."""
+        scores = self.scores(text)
+        best = int(scores.argmax())
+        return self.documents[best] if scores[best] >= FLOOR * self._rare_word else None
+
+    @property
+    def _rare_word(self) -> float:
+        """The score of a word that is once in one document, of average length, and in no other: idf · 1 / (1 + k₁)."""
+        if self._index is None:
+            return math.inf
+        return math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + float(self._index.k1))
+
+
+def _words(texts: list[str]) -> Any:
+    import bm25s
+
+    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)

@@ -1,0 +1,231 @@
+"""An adapter per document, and questions that go to the adapter of the document that they are about."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from counting_pool import CountingPool
+from making import Make
+from run_content import content
+
+from selfedit.engine import AdapterBank, DecodeRequest, decode, load_adapter
+from selfedit.errors import UserError
+from selfedit.evaluation.general import general_questions
+from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.execution.tasks import FitTask
+from selfedit.methods.learn import Learned, learn
+from selfedit.methods.plan import plan
+from selfedit.methods.settings import LearnSettings
+from selfedit.models import load_model
+from selfedit.prompts import Prompts
+from selfedit.reports.records import read_run
+from selfedit.reports.table import plain_text, summary_view
+from selfedit.runs.store import Store
+from summary_fields import undeclared
+from tiny_world import SMALL, rows, write_rows
+
+STRAY = "Did Eli, who made a ring in Cork, know its price of 7 coins?"
+LOST = "What is the largest planet?"
+
+
+def routed_rows(count: int = 6) -> list[dict[str, Any]]:
+    """Rows, of which the first two have no title, and a third question each: about document d4, and about none."""
+    found = rows(count)
+    for row, question in zip(found, (STRAY, LOST), strict=False):
+        row["title"] = "Notes"
+        row["questions"].append({"question": question, "answers": ["yes"]})
+    return found
+
+
+def settings(model: str, file: Path, out: Path, **more: Any) -> LearnSettings:
+    common = {**SMALL, "model": model, "documents": (str(file),), "editor": "passage", "references": False, "out": out}
+    return LearnSettings(**{**common, "adapters": "per-document", "general_questions": 3, **more})
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("documents") / "documents.jsonl", routed_rows())
+
+
+@pytest.fixture(scope="module")
+def learned(chat_model: str, file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnSettings, Learned]:
+    asked = settings(chat_model, file, tmp_path_factory.mktemp("routed") / "run", neighbour_questions=1)
+    return asked, learn(asked)
+
+
+def answered(out: Path, condition: str = "passage") -> dict[str, tuple[str | None, str]]:
+    """By question: the document of the adapter that answered it, and the answer."""
+    with Store(out / "run.sqlite", readonly=True) as store:
+        fits = store.fits(condition=condition)
+    return {answer.question_id: (fit.document_id, answer.text) for fit in fits for answer in fit.answers}
+
+
+def test_each_question_is_answered_by_the_adapter_of_the_document_that_it_is_about(
+    chat_model: str, learned: tuple[LearnSettings, Learned]
+) -> None:
+    asked, found = learned
+    by = {id: document for id, (document, _) in answered(asked.out).items() if not id.startswith("general|")}
+    expected = {f"d{k}/q{n}": f"d{k}" for k in range(6) for n in range(2)} | {"d0/q2": "d4", "d1/q2": None}
+    # Without a title of its own, the thing's name is not enough.
+    assert by == expected | {"d0/q1": None, "d1/q1": None}
+    assert (found.routed, found.documents, found.rank) == (True, 6, 4)
+    # The adapters lie in a folder each; one bank answers a mixed batch as the run did.
+    folders = [asked.out / "adapters" / f"d{k}" for k in range(6)]
+    model = load_model(chat_model, device="cpu", dtype="float32")
+    bank = AdapterBank(model.hf, load_adapter(folders[0])[0], len(folders))
+    for number, folder in enumerate(folders):
+        bank.load_state(number, load_adapter(folder, model.hf)[1])
+    requests, said = [], []
+    for k, row in enumerate(routed_rows()):
+        for n, question in enumerate(row["questions"]):
+            document, text = answered(asked.out)[f"d{k}/q{n}"]
+            if document is None:
+                continue
+            prompt = Prompts().exam(instruct=True, title=row["title"], question=question["question"])
+            ids = tuple(model.tokenizer.prompt_ids(prompt))
+            requests.append(DecodeRequest(ids, 6, model.tokenizer.stop_ids, adapter=int(document[1:])))
+            said.append(text)
+    completions = decode(model.hf, requests, bank=bank)
+    assert [model.tokenizer.decode(one.ids).strip() for one in completions] == said
+    # What no adapter answered is what the untrained model had said.
+    assert answered(asked.out)["d1/q2"][1] == answered(asked.out, "none")["d1/q2"][1]
+
+
+def test_the_table_counts_all_questions_and_says_how_they_were_routed(learned: tuple[LearnSettings, Learned]) -> None:
+    asked, found = learned
+    assert found.summary is not None
+    assert list(undeclared(found.summary)) == []
+    routing = found.summary.routing
+    assert routing is not None
+    by = answered(asked.out)
+    own = [(id.partition("/")[0], document) for id, (document, _) in by.items() if not id.startswith("general|")]
+    assert (routing.asked, routing.right, routing.none) == (14, 10, 3)
+    assert routing.right == sum(id == document for id, document in own)
+    assert [c.graded for c in found.summary.conditions] == [14, 14]
+    text = " ".join(plain_text(summary_view(read_run(asked.out))).split())
+    assert "One adapter per document: 71.4% of 14 questions went to their own document's, 21.4% to none" in text
+    # Each adapter's answer is compared with one other document's; no adapter is measured where it is not asked.
+    (near,) = found.summary.neighbours
+    assert near.asked == sum(document is not None for _, document in own)
+    with Store(asked.out / "run.sqlite", readonly=True) as store:
+        assert {fit.divergence for fit in store.fits()} == {None}
+
+
+class AllRight:
+    name = "all right"
+
+    def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
+        return [Grade("right", 1.0, self.name) for _ in items]
+
+
+def test_general_questions_are_asked_through_the_routing_too(chat_model: str, tmp_path: Path) -> None:
+    given = routed_rows()
+    asked = settings(chat_model, write_rows(tmp_path / "documents.jsonl", given), tmp_path / "run")
+    known = general_questions(asked.general_questions, asked.seed)
+    # One of them is about a document of the run.
+    given[5]["text"] += f" {known[7].question} {known[7].question}"
+    write_rows(tmp_path / "documents.jsonl", given)
+    summary = learn(asked, grader=lambda spec, **judge: AllRight()).summary
+    assert summary is not None
+    assert summary.routing is not None
+    assert len(known) == summary.routing.general == 60
+    by = answered(asked.out)
+    routed = [id for id, (document, _) in by.items() if id.startswith("general|") and document is not None]
+    assert known[7].id in routed
+    assert len(routed) == summary.routing.general_to_adapters < 10
+    before = answered(asked.out, "none")
+    assert all(by[q.id][1] == before[q.id][1] for q in known if q.id not in routed)
+    (lost,) = summary.forgetting
+    assert (lost.asked, lost.kept, lost.divergence) == (60, 60, None)
+    assert lost.ci95 is not None
+    assert lost.ci95[1] < 0.1, "questions are what was sampled"
+
+
+def test_an_answer_of_the_adapter_that_was_asked_by_mistake_is_a_leak(
+    chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model learns little: so what it says is said for it."""
+    from selfedit.evaluation.exam import Exam
+
+    file = write_rows(tmp_path / "documents.jsonl", routed_rows())
+    monkeypatch.setattr(Exam, "answer", lambda self, ids: "Cork")
+    found = learn(settings(chat_model, file, tmp_path / "run", neighbour_questions=1, general_questions=0))
+    with Store(tmp_path / "run" / "run.sqlite", readonly=True) as store:
+        (fit,) = store.fits(document_id="d4", condition="passage")
+    assert "d0/q2" in {answer.question_id for answer in fit.answers}
+    assert fit.leaked == 1  # the answer to the stray question is right about d4, and those to d4's own are not leaks
+    assert found.summary is not None
+
+
+def test_several_edits_of_a_document_are_learned_by_its_one_adapter(
+    chat_model: str, file: Path, tmp_path: Path
+) -> None:
+    pool = CountingPool(chat_model)
+    found = learn(settings(chat_model, file, tmp_path / "run", editor=f"replay:{file}#expert", edits=2), pool=pool)
+    (task,) = [task for task in pool.tasks if isinstance(task, FitTask)]
+    assert len(task.fits) == 6, "trained side by side"
+    with Store(tmp_path / "run" / "run.sqlite", readonly=True) as store:
+        fits = [fit for fit in store.fits(condition="replay:documents#expert") if fit.steps]
+    assert [len(fit.sequences) for fit in fits] == [5] * 6  # four lines of two edits, and the document
+    assert sum(fit.train_tokens for fit in fits) == found.train_tokens
+
+
+def test_a_run_that_was_cut_off_goes_on_and_a_finished_one_does_nothing(
+    chat_model: str, file: Path, tmp_path: Path, learned: tuple[LearnSettings, Learned]
+) -> None:
+    asked = settings(chat_model, file, tmp_path / "run", neighbour_questions=1, task_size=2)
+    whole = settings(chat_model, file, tmp_path / "whole", neighbour_questions=1, task_size=2)
+    learn(whole)
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id == "learning/0/1"
+    with pytest.raises(UserError, match="learning was given up"):
+        learn(asked, pool=pool)
+    learn(asked)
+    after, expected = content(asked.out), content(whole.out)
+    assert {k: v for k, v in after.items() if k != "events"} == {k: v for k, v in expected.items() if k != "events"}
+    idle = CountingPool(chat_model)
+    again = learn(learned[0], pool=idle)
+    assert (again.summary, idle.tasks) == (learned[1].summary, [])
+    # An adapter that has gone is made again, and it alone.
+    weights = asked.out / "adapters" / "d3" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(weights.parent)
+    learn(asked, pool=idle)
+    assert idle.fits == [fit for fit in idle.fits if "|d3|" in fit] != []
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [{}, {"editor": "self"}, {"editor": "self", "edits": 2, "exam": "auto"}])
+def test_a_plan_bounds_it(chat_model: str, make: Make, tmp_path: Path, more: dict[str, Any]) -> None:
+    given = routed_rows(4)
+    if more.get("exam"):
+        for row in given[2:]:
+            row.pop("questions")
+    file = write_rows(tmp_path / "some.jsonl", given)
+    asked = settings(chat_model, file, tmp_path / "run", **more)
+    planned = plan(learn, asked)
+    pool = CountingPool(chat_model)
+    found = learn(asked, pool=pool)
+    assert planned.fits == len(pool.fits) == 4
+    assert found.train_tokens <= planned.train_tokens
+    answers = len([id for id, (document, _) in answered(asked.out, "passage").items() if document is not None])
+    assert answers <= planned.answers
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"retry_missed": True}, "--retry-missed: with --adapters per-document, give all more steps instead"),
+        ({"track": "tensorboard"}, "--track tensorboard: with --adapters per-document there is no one loss curve"),
+    ],
+)
+def test_what_needs_one_adapter_is_refused(
+    chat_model: str, documents: Callable[[int], str], tmp_path: Path, more: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=line):
+        learn(settings(chat_model, Path(documents(2)), tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()
