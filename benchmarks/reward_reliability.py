@@ -1,6 +1,7 @@
-"""Which reward tells edits apart: the exam's accuracy, or how probable the accepted answers have become?
+"""Which reward tells edits apart: the exam's accuracy, or how probable the model's right open-book answers have become?
 
-    python -m benchmarks.reward_reliability [--documents FILE] [--limit N] [--edits K] [--replicates S] [--out DIR]
+    python -m benchmarks.reward_reliability [--model NAME] [--device cuda] [--documents FILE] [--limit N] [--edits K]
+        [--replicates S] [--out DIR]
 
 Writes K edits of each document, fits S adapters per edit and takes both rewards from every fit.  Prints, with 95 %
 intervals over documents, all within documents (edits of one document are what a reward has to tell apart):
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks import processor
 from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
 from selfedit.evaluation.statistics import bootstrap, mean_interval, spearman
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
@@ -52,7 +54,7 @@ def rewards_of(settings: CompareSettings, parts: Parts) -> tuple[Floats, Floats]
         examine_untrained(run, documents)
         spec = EditorSpec.parse(settings.editor[0])
         edits = write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)
-        learnings = one_each(spec.name, documents, edits, settings.replicates, gold=True)
+        learnings = one_each(spec.name, documents, edits, settings.replicates, likelihood=True)
         scores = inner_loop(run, learnings)
         likelihood = {fit.id: fit.answer_loss for fit in run.store.fits(condition=spec.name)}
     by_document: dict[str | None, list[tuple[float, float]]] = {}
@@ -62,6 +64,8 @@ def rewards_of(settings: CompareSettings, parts: Parts) -> tuple[Floats, Floats]
             pair = math.fsum(graded) / len(graded), -loss
             by_document.setdefault(learning.document_id, []).append(pair)
     whole = [pairs for pairs in by_document.values() if len(pairs) == settings.edits * settings.replicates]
+    if not whole:
+        raise UserError("no document has a question that is answered rightly open book, and fits that are all graded")
     both = np.array(whole, dtype=np.float64).reshape(len(whole), settings.edits, settings.replicates, 2)
     return both[..., 0], both[..., 1]
 
@@ -166,6 +170,7 @@ def _print(found: dict[str, Any]) -> None:
 def main(words: Sequence[str] | None = None, **parts: Any) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--device", help="cpu, cuda, ...; if left out, an accelerator where there is one")
     parser.add_argument("--documents", action="append")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--editor", default="self", help="self[:PROMPT], replay:FILE[#WRITER], model:NAME, api:MODEL")
@@ -201,6 +206,7 @@ def main(words: Sequence[str] | None = None, **parts: Any) -> dict[str, Any]:
         "edits": asked.edits,
         "replicates": asked.replicates,
         "recipe": {"name": asked.recipe, **given["set"]},
+        "device": asked.device,
         "seconds": round(time.time() - began),
         "processor": processor(),
         "date": time.strftime("%Y-%m-%d"),

@@ -12,6 +12,9 @@ from benchmarks import reward_reliability
 from benchmarks.reward_reliability import between_seeds, figures, predicts, replicates_needed
 from counting_pool import CountingPool
 
+from selfedit.errors import UserError
+from selfedit.methods.rehearsal import _AllRight
+
 
 def test_the_variance_that_was_put_in_is_found() -> None:
     """Edits with a deviation of 1 and seeds with one of 2: a fifth of the variance is the edit's."""
@@ -46,12 +49,15 @@ def test_it_runs_and_goes_on(chat_model: str, documents: Callable[[int], str], t
     words = f"--model {chat_model} --documents {documents(3)} --edits 2 --replicates 2 --max-edit-tokens 16".split()
     words += f"--max-answer-tokens 4 --set rank=4 --set epochs=2 --out {tmp_path / 'run'}".split()
     words += ["--record", str(tmp_path / "figures.json")]
-    found = reward_reliability.main(words, pool=(pool := CountingPool(chat_model)))
+    with pytest.raises(UserError, match="no document has a question that is answered rightly open book"):
+        reward_reliability.main([*words, "--out", str(tmp_path / "nothing")], pool=CountingPool(chat_model))
+    right = {"grader": lambda spec: _AllRight(spec)}
+    found = reward_reliability.main(words, pool=(pool := CountingPool(chat_model)), **right)
     assert len(pool.fits) == 12
     assert found["documents"] == 3
     assert found["likelihood"]["mean"] < 0
     recorded = json.loads((tmp_path / "figures.json").read_text())
     assert recorded["likelihood"] == found["likelihood"]
-    again = reward_reliability.main(words, pool=(pool := CountingPool(chat_model)))
+    again = reward_reliability.main(words, pool=(pool := CountingPool(chat_model)), **right)
     assert not pool.tasks
     assert again["likelihood"] == found["likelihood"]

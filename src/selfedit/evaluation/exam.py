@@ -49,11 +49,11 @@ class Exam:
             self._closed_book[place] = self._request(question, text, "shorten the question or the title")
         return self._closed_book[place]
 
-    def gold(self, document: Document, question: Question) -> TokenSequence:
-        """A question, closed book, and its first accepted answer as the student would write it, without the end behind
-        it: how soon a student ends says nothing of what it knows.  Errors as `request`."""
+    def answered(self, document: Document, question: Question, answer: str) -> TokenSequence:
+        """A question, closed book, and an answer to it as the student would write it, without the end behind it: how
+        soon a student ends says nothing of what it knows.  Errors as `request`."""
         prompt = self.request(document, question).prompt
-        ids, _ = self.tokenizer.example(self.prompts.exam(**self._asked(document, question)), question.answers[0])
+        ids, _ = self.tokenizer.example(self.prompts.exam(**self._asked(document, question)), answer)
         end = len(ids) - (ids[-1] in self.tokenizer.stop_ids)
         return TokenSequence(tuple(ids[: min(end, self.context_length)]), len(prompt))
 

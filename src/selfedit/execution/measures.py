@@ -18,7 +18,8 @@ class Measured:
     """`divergence`: how far the adapter has moved from the policy that it sits on, as the mean of KL(policy || adapter)
     per token of texts that the policy wrote, over the policy's 20 most probable tokens of each position and all others
     as one class; 0 for an adapter that predicts what the policy does.  `answer_loss`: the mean over questions of the
-    mean loss per token of the accepted answer.  Nats; None where there was nothing to measure on."""
+    mean loss per token of what the model answers with the document in its prompt.  Nats; None where there was nothing
+    to measure on."""
 
     divergence: float | None = None
     answer_loss: float | None = None
@@ -35,13 +36,13 @@ class Measures:
         """The measures of some fits, by number; `places` has their adapters' places in the bank."""
         self._teach([text for number in places for text in fits[number].texts])
         texts = [(number, self._taught[text]) for number in places for text in fits[number].texts]
-        gold = [(number, answer) for number in places for answer in fits[number].gold]
-        losses = engine.losses(self.model, [(places[number], one) for number, one in [*texts, *gold]], bank=bank)
+        known = [(number, answer) for number in places for answer in fits[number].known]
+        losses = engine.losses(self.model, [(places[number], one) for number, one in [*texts, *known]], bank=bank)
         divergences: dict[int, list[float]] = {number: [] for number in places}
         answer_losses: dict[int, list[float]] = {number: [] for number in places}
         for (number, text), loss in zip(texts, losses, strict=False):
             divergences[number] += [loss] * text.labelled
-        for (number, _), loss in zip(gold, losses[len(texts) :], strict=True):
+        for (number, _), loss in zip(known, losses[len(texts) :], strict=True):
             answer_losses[number].append(loss)
         return {number: Measured(_mean(divergences[number]), _mean(answer_losses[number])) for number in places}
 

@@ -60,7 +60,7 @@ class Fit:
 
     A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
     (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured;
-    `gold` are questions with their accepted answers, of which the loss is measured.
+    `known` are questions with the policy's answers of which the loss is measured.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Fit:
     keep: bool = False
     looks: int = 0
     texts: tuple[TokenSequence, ...] = ()
-    gold: tuple[TokenSequence, ...] = ()
+    known: tuple[TokenSequence, ...] = ()
 
     @property
     def looks_at(self) -> list[int]:
@@ -125,7 +125,7 @@ class FitTask:
     def cost(self) -> float:
         """Forward passes in tokens, a training token counted as three; only for comparing tasks."""
         exam = sum(len(r.prompt) + r.max_new_tokens for fit in self.fits for r in fit.sat)
-        measured = sum(len(sequence.ids) for fit in self.fits for sequence in (*fit.texts, *fit.gold))
+        measured = sum(len(sequence.ids) for fit in self.fits for sequence in (*fit.texts, *fit.known))
         return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + measured)
 
     @property

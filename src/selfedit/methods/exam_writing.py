@@ -19,7 +19,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.text import tokens
 from selfedit.methods.edits import write_edits
-from selfedit.methods.examining import examine_untrained
+from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.references import open_book
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, LearnSettings
@@ -28,7 +28,6 @@ from selfedit.text import listed
 
 WRITER = "exam"  # the name under which what was written is kept, beside the edits
 PROMPT = "exam-questions"
-OPEN = "open-book"
 _ASKED_PER_KEPT = 3  # questions of a document that are tried, for each that may be kept
 _LONGEST_ANSWER = 12  # words, without articles
 _WRITTEN, _CHOSEN = "exam written", "exam chosen"  # the kinds of the events that say how far it has come
@@ -66,9 +65,9 @@ def write_exam(
     if not store.events(_CHOSEN):
         asked = [document for document in store.documents() if document.id in set(bare) and document.questions]
         examine_untrained(run, asked, general=False, policy=policy)
-        examine_untrained(run, asked, condition=OPEN, passages=open_book(writer, asked), general=False)
+        examine_untrained(run, asked, condition=OPEN_BOOK.name, passages=open_book(writer, asked), general=False)
         run.grading.grade()
-        kept = run.choices.exam(asked, _right(run, OPEN), _right(run, "none"), most)
+        kept = run.choices.exam(asked, _right(run, OPEN_BOOK.name), _right(run, "none"), most)
         with store.transaction():
             store.drop_questions(q.id for d in asked for q in d.questions if q.id not in kept)
             store.add_event(_CHOSEN, writer.name, str(len(kept)))

@@ -16,6 +16,8 @@ from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.runs.records import Answer, FitRecord
 
+OPEN_BOOK = EditorSpec("open-book")
+
 
 def examine_untrained(
     run: Run,
@@ -83,10 +85,17 @@ def exam_questions(run: Run, documents: Sequence[Document], known: Sequence[Ques
     return asked + [(None, question) for question in chosen[: run.settings.general_questions]]
 
 
-def gold_answers(run: Run, documents: Sequence[Document]) -> tuple[TokenSequence, ...]:
-    """The documents' questions, each with its first accepted answer behind it."""
-    found = [run.exam.gold(document, question) for document in documents for question in document.questions]
-    return tuple(sequence for sequence in found if sequence.labelled)
+def open_book_answers(run: Run, documents: Sequence[Document]) -> dict[str, TokenSequence]:
+    """By question, what the model itself answers rightly with the document in its prompt, behind the closed-book prompt
+    (an accepted answer as it is written is none that a model would give, and says more of form than of knowledge)."""
+    passages = REFERENCES[OPEN_BOOK.kind](OPEN_BOOK, documents)
+    examine_untrained(run, documents, condition=OPEN_BOOK.name, passages=passages, general=False)
+    run.grading.grade()
+    scored = run.store.scored_answers(run.grading.name, condition=OPEN_BOOK.name, round=0)
+    right = {one.question_id: one.answer for one in scored if one.value == "right"}
+    asked = [(d, q) for d in documents for q in d.questions if q.id in right]
+    found = {question.id: run.exam.answered(document, question, right[question.id]) for document, question in asked}
+    return {id: sequence for id, sequence in found.items() if sequence.labelled}
 
 
 def answers(run: Run, asked: Sequence[Question], completions: Sequence[Completion]) -> tuple[Answer, ...]:

@@ -65,8 +65,8 @@ def inner_loop(
                 own=own.get(learning.policy, ()),
                 advance=advance,
             )
-            exam, texts, gold = asked[id].requests(run), asked[id].texts, asked[id].gold
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, gold)
+            exam, texts, known = asked[id].requests(run), asked[id].texts, asked[id].known
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, known)
             groups.setdefault((learning.policy, recipe.lora()), []).append(fit)
         return [
             task

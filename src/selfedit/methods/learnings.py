@@ -21,9 +21,9 @@ class Learning:
 
     With one document its questions are the exam; with several, one adapter learns them all and is asked about all of
     them.  `edits` are a text, or several, for each of `documents`; None: the passage alone.  The adapter is kept in the
-    folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `gold`, the loss of the
-    accepted answers is measured, whether the exam is taken or not.  The exam is `asked` in place of the documents'
-    questions where questions are routed to adapters (`routing`).
+    folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `likelihood`, the loss of the
+    model's own open-book answers is measured, whether the exam is taken or not.  The exam is `asked` in place of the
+    documents' questions where questions are routed to adapters (`routing`).
     """
 
     condition: str
@@ -36,7 +36,7 @@ class Learning:
     keep: Path | None = None
     examine: bool = True
     looks: int = 0
-    gold: bool = False
+    likelihood: bool = False
     asked: tuple[Asked, ...] | None = None
 
     @property

@@ -73,6 +73,11 @@ def _nothing_kept(run: Run, settings: TrainSettings, round: int) -> UserError:
             f"round {round}: no edit was kept, and {len(given_up)} fits or ratings were given up (the last:"
             f" {given_up[-1].message}); the same command tries them again"
         )
+    if settings.reward == "likelihood" and not any(e.reward for e in run.store.edits(round=round, writer=TRAIN)):
+        return UserError(
+            f"round {round}: --reward likelihood: the model answers no question rightly with the document in its prompt"
+            " (or all fits failed); use --reward fit, or a larger model"
+        )
     return UserError(
         f"round {round}: no edit was kept by --select {settings.select}, so there is nothing to train on;"
         " sample more edits (--edits) or select otherwise"

@@ -189,7 +189,8 @@ class _CountingPool:
             counts.train_tokens += most
             counts.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
-            passed += sum(len(sequence.ids) for sequence in (*fit.texts, *fit.gold))
+            passed += sum(len(sequence.ids) for sequence in (*fit.texts, *fit.known))
+            passed += len(fit.known) * self.settings.max_answer_tokens
             counts.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
             counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)

@@ -19,11 +19,12 @@ from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.methods.edits import write_edits
-from selfedit.methods.examining import examine_untrained
+from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
+from selfedit.methods.references import check_references
 from selfedit.methods.rewards import REWARDS, TRAIN
 from selfedit.methods.rounds import VALIDATION, metrics, round_record, select_round, summarise_training
 from selfedit.methods.run import Parts, Run
@@ -57,6 +58,8 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
             run.warn("nothing to select", "--edits 1 with best-of-k: every edit is kept, whatever its reward")
         run.directory.resolve("outer_recipe", outer.model_dump(mode="json"), "the outer recipe (--outer-recipe)")
         training, validation = training_documents(run, settings)
+        if settings.reward == "likelihood":
+            check_references(run, training, [OPEN_BOOK])
         tracker = make_tracker(settings.track, settings.out, run.directory.config)
         examine_untrained(run, [*training, *validation])
         validate(run, settings, validation, 0, ())

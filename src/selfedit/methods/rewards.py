@@ -1,5 +1,5 @@
-"""The reward of an edit: the mean score of fits on it, or how likely they make the accepted answers; or a judge's
-opinion of it, where fits are too dear.
+"""The reward of an edit: the mean score of fits on it, or how likely they make the model's open-book answers; or a
+judge's opinion of it, where fits are too dear.
 
 Whether an opinion is worth anything is measured on a sample of edits that are really fine-tuned.
 """
@@ -39,11 +39,14 @@ def fit_rewards(
 def likelihood_rewards(
     run: Run, settings: TrainSettings, documents: Sequence[Document], edits: Sequence[Edit], policy: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Fits S adapters per edit, and stores how probable a token of the accepted answers is under them, closed book: the
-    geometric mean over tokens, questions and fits, in [0, 1].  Nothing is answered and nothing graded."""
+    """Fits S adapters per edit, and stores how probable they make, closed book, a token of what the model answers with
+    the document in its prompt: the geometric mean over tokens, questions and fits, in [0, 1].
+
+    Questions that the model does not answer rightly with the document before it are left out: it would have to learn
+    more than the document says.  Edits of a document without any other get no reward, and the document is named."""
     round = edits[0].round if edits else 0
     learnings = one_each(
-        TRAIN, documents, edits, settings.replicates, round=round, policy=policy, examine=False, gold=True
+        TRAIN, documents, edits, settings.replicates, round=round, policy=policy, examine=False, likelihood=True
     )
     inner_loop(run, learnings, label=f"round {round} rewards")
     losses: dict[str, list[float]] = {}
@@ -51,6 +54,9 @@ def likelihood_rewards(
         if fit.answer_loss is not None:
             losses.setdefault(str(fit.edit_id), []).append(fit.answer_loss)
     run.store.set_rewards({id: math.exp(-math.fsum(some) / len(some)) for id, some in losses.items()})
+    rewarded = {edit.document_id for edit in edits if edit.id in losses}
+    for id in dict.fromkeys(edit.document_id for edit in edits if edit.document_id not in rewarded):
+        run.store.add_event("no reward", id, "the model answers no question about it rightly with it in its prompt")
     return {}
 
 

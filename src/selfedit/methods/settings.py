@@ -337,8 +337,8 @@ class TrainSettings(Settings):
     keep_ties: bool = Field(True, description="keep one edit of a document whose edits all score alike")
     reward: Literal["fit", "likelihood", "judge"] = Field(
         "fit",
-        description="fit: fine-tune on each edit and examine; likelihood: fine-tune, and see how probable the accepted "
-        "answers have become, without answers or grades; judge: have a model rate the edits",
+        description="fit: fine-tune on each edit and examine; likelihood: fine-tune, and see how probable the model's "
+        "own open-book answers have become, those that are right; judge: have a model rate the edits",
     )
     judge: str | None = Field(
         None, description="with --reward judge: the API model that rates edits; if left out, the model itself"

@@ -17,7 +17,7 @@ from typing import Any
 from selfedit.documents import Document, Question
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.lexical import accepts
-from selfedit.methods.examining import answers, exam_questions, gold_answers, known_general
+from selfedit.methods.examining import answers, exam_questions, known_general, open_book_answers
 from selfedit.methods.general_texts import measured_texts
 from selfedit.methods.learnings import Asked, Learning
 from selfedit.methods.run import Run
@@ -35,7 +35,7 @@ class Sitting:
     confusable: Mapping[str, Sequence[Document]]
     before: Mapping[str, str]
     texts: tuple[TokenSequence, ...]
-    gold: tuple[TokenSequence, ...]
+    known: tuple[TokenSequence, ...]
 
     @property
     def questions(self) -> list[Question]:
@@ -63,6 +63,8 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
     known = known_general(run) if any(learning.examine for learning in learnings) else []
     texts = measured_texts(run, learnings)
     documents = {document.id: document for learning in learnings for document in learning.documents}
+    measured = {document.id: document for one in learnings if one.likelihood for document in one.documents}
+    open_book = open_book_answers(run, list(measured.values())) if measured else {}
     untrained: dict[str, str] = {}
     if run.settings.neighbour_questions:
         before = run.store.fits(round=0, condition="none")
@@ -72,10 +74,11 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
         asked = learning.asked
         if asked is None:
             asked = tuple(exam_questions(run, learning.documents, known, learning.id)) if learning.examine else ()
-        gold = gold_answers(run, learning.documents) if learning.gold else ()
+        questions = [question.id for document in learning.documents for question in document.questions]
+        said = tuple(open_book[id] for id in questions if id in open_book) if learning.likelihood else ()
         near = _neighbours(run, learning, list(documents.values())) if learning.examine else ()
         mixed = _confusable(run, learning, list(documents.values())) if learning.examine else {}
-        found[learning.id] = Sitting(asked, near, mixed, untrained, texts.get(learning.id, ()), gold)
+        found[learning.id] = Sitting(asked, near, mixed, untrained, texts.get(learning.id, ()), said)
     return found
 
 

@@ -47,8 +47,9 @@ class FitRecord:
     see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
     trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its task's time.
     `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token, nats, on texts that the
-    policy wrote to general prompts; `answer_loss` is the mean loss per token of the first accepted answers to its
-    documents' questions, each question counting once.  None where they were not measured.
+    policy wrote to general prompts; `answer_loss` is the mean loss per token of what the model answers to its
+    documents' questions with the document in its prompt, where that is right, each question counting once.  None where
+    they were not measured.
 
     Of `neighbours` answers to questions of other documents, `leaked` say what this one's answers are (`leaked_before`:
     those of the untrained model to the same questions; None where it was not asked).

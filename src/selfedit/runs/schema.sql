@@ -53,7 +53,7 @@ CREATE TABLE fits (
   last_loss    REAL,
   seconds      REAL NOT NULL,                  -- this fit's share of its task's time
   divergence   REAL,                           -- mean KL(policy || adapter) per token of own_texts, nats; NULL: not measured
-  answer_loss  REAL,                           -- mean loss per token of the accepted answers, nats; NULL: not measured
+  answer_loss  REAL,                           -- mean loss per token of right open-book answers, nats; NULL: not measured
   neighbours   INTEGER NOT NULL,               -- answers to questions of other documents, which are kept nowhere
   leaked       INTEGER NOT NULL,               -- those of them that say what is an answer about this fit's document
   leaked_before INTEGER,                       -- the same of the untrained model's answers; NULL: it was not asked
