@@ -6,10 +6,14 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
+
+    M = TypeVar("M", bound=BaseModel)
+
+_SHAPES = {"missing": "is missing", "model_type": "must be an object"}
 
 
 class UserError(Exception):
@@ -17,8 +21,18 @@ class UserError(Exception):
 
 
 def first_error(error: ValidationError) -> str:
-    """The first of a validation's errors in a few words: where it is, and what is expected there."""
+    """The first of a validation's errors in a few words: where it is (`questions[0].answers`), and what is expected."""
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    what = str(first["msg"]).removeprefix("Value error, ")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    what = _SHAPES.get(first["type"]) or str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {what}" if where else what
+
+
+def checked(kind: type[M], data: Any, where: str, remedy: str) -> M:
+    """Data of a file as a model.  Errors: UserError, in one line that begins with `where` and ends with the remedy."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_error(error)}; {remedy}") from None

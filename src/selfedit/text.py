@@ -25,15 +25,6 @@ def printable(text: object, *, keep: str = "\n\t") -> str:
     return "".join(character if character in keep else _PRINTED.get(_kind(character), character) for character in text)
 
 
-def is_whole(text: str) -> bool:
-    """Whether a file, a database or a tokenizer takes it: JSON can spell half a character ("\\ud83d"), which none
-    does."""
-    try:
-        return text.isascii() or bool(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
 def one_line(text: object, longest: int = LONGEST_LINE) -> str:
     """`text` on one line of at most `longest` characters; of a longer one the beginning and the end are kept."""
     text = str(text)

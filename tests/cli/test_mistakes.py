@@ -39,12 +39,12 @@ def broken(line: str, number: int, **changes: Any) -> str:
     [
         (broken('{"id": "d1", "title":', 1), ["line 2", "JSON"]),
         (broken('["d1"]', 1), ["row 2", "must be an object"]),
-        (broken("", 2, title="REMOVE"), ["row 3", '"title" is missing']),
-        (broken("", 2, text="  "), ["row 3", '"text" is empty']),
+        (broken("", 2, title="REMOVE"), ["row 3", "title: is missing"]),
+        (broken("", 2, text="  "), ["row 3", "text: is empty"]),
         (broken("", 1, id="d0"), ["row 2", 'id "d0" is taken by', "unique"]),
         (broken("", 1, questions=[]), ["row 2", "no questions, which an exam needs"]),
-        (broken("", 1, questions=[{"question": "Why?", "answers": []}]), ["row 2", '"answers" is empty']),
-        (broken("", 1, questions=[{"answers": ["x"]}]), ["row 2", '"question" is missing']),
+        (broken("", 1, questions=[{"question": "Why?", "answers": []}]), ["row 2", "questions[0].answers: "]),
+        (broken("", 1, questions=[{"answers": ["x"]}]), ["row 2", "questions[0].question: is missing"]),
         ("", ["the file is empty; it should hold one JSON object per line"]),
     ],
 )

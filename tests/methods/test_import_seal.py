@@ -129,10 +129,10 @@ def test_what_is_no_whole_clone_is_one_line(clone: Path, tmp_path: Path) -> None
         ("src/utils.py", "if:", "utils.py: not Python code"),
         (PROMPTS, WRITING.replace("{context}", "{page}"), "a field that none here has"),
         (PROMPTS, WRITING.replace("Ask.", "{{% raw"), "prompts.yaml: edit self-qa"),
-        ("data/squad_val.json", "{", "squad_val.json: not JSON that can be read"),
+        ("data/squad_val.json", "{", "squad_val.json: not valid JSON"),
         ("data/squad_val.json", "[]", "val.jsonl: nothing to write"),
         ("data/squad_val.json", '[{"title": "x"}]', "squad_val.json, article 1: no title, context and questions"),
-        ("data/squad_val.json", '[{"title": "x", "context": 3, "questions": []}]', "article 1: field"),
+        ("data/squad_val.json", '[{"title": "x", "context": 3, "questions": []}]', "article 1: text: "),
         ("data/squad_val.json", None, "squad_val.json: missing"),
     ):  # fmt: skip
         before = (home / name).read_text()

@@ -70,17 +70,6 @@ def test_cost_without_a_price_is_not_free(tmp_path: Path) -> None:
     assert by_condition["api:gpt-5", "edits"] == pytest.approx(2 * 0.00373)
 
 
-def test_events_may_come_as_a_list(tmp_path: Path) -> None:
-    folder = fake_runs.write_compare(tmp_path / "run", documents=2)
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
-    path.write_text(json.dumps(summary | {"events": [{"kind": "cut_edit"}, {"kind": "cut_edit"}], "rounds": None}))
-    found = read_run(folder).summary
-    assert found is not None
-    assert found.events == {"cut_edit": 2}
-    assert found.rounds == ()
-
-
 def _no_directory(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -154,9 +143,9 @@ def _bad_config(folder: Path) -> None:
         (_spoiled("UPDATE fits SET seconds = 9e999"), "fits.seconds holds real"),
         (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
         (_spoiled("DROP TABLE events"), "not the tables of schema 3"),
-        (_half_summary, "not JSON"),
+        (_half_summary, "not valid JSON"),
         (_newer_summary, "not a summary of schema 1: schema"),
-        (_bad_condition, "conditions.0.accuracy"),
+        (_bad_condition, "conditions[0].accuracy"),
         (_bad_config, "config.yaml"),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.documents.document import Document
-from selfedit.documents.rows import LONGEST_TITLE, clean_text, clean_title
+from selfedit.documents.rows import LONGEST_TITLE, document_from_row
 from selfedit.errors import UserError
 from selfedit.text import printable
 
@@ -113,11 +113,10 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
         title, text = heading, rest.strip()
     elif title is None and path.suffix.lower() in MARKDOWN_SUFFIXES | CONVERTED_SUFFIXES:
         title = _first_heading(text)
-    where = str(path)
     if title is None:
         stem = printable(path.stem)  # a name may hold bytes that are not UTF-8
         title = re.sub(r"[_\s]+", " ", stem).strip() or "untitled"
-    return Document(id=document_id, title=clean_title(title, where), text=clean_text(text, "text", where))
+    return document_from_row({"id": document_id, "title": title, "text": text}, str(path))
 
 
 def _first_heading(text: str) -> str | None:

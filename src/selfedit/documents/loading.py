@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.resources import as_file, files
@@ -30,7 +30,7 @@ from selfedit.documents.files import (
     text_document,
 )
 from selfedit.documents.rows import document_from_row, read_rows
-from selfedit.documents.squad import read_json
+from selfedit.documents.squad import read_documents
 from selfedit.errors import UserError
 
 NEWS = "news"
@@ -47,7 +47,7 @@ _COUNTED = {
 
 @dataclass
 class LeftOut:
-    """What loading left out: `counts` by kind (see `iter_documents`), and a line that names each file of a folder that
+    """What loading left out: `counts` by kind (see `load_documents`), and a line that names each file of a folder that
     could not be read, and why."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -70,33 +70,6 @@ class _Reading:
     follow_links: bool
 
 
-def iter_documents(
-    source: str | Path,
-    *,
-    require_questions: bool = False,
-    strict: bool = False,
-    follow_links: bool = False,
-    left_out: LeftOut | None = None,
-) -> Iterator[Document]:
-    """Streams the documents of one source, in the source's order.
-
-    A source is a file, a folder (its files, recursively and sorted), `news` or `news:SPLIT` (the built-in corpus;
-    train, validation, test) or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or
-    v2 or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
-    PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
-
-    A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that
-    lead out of a folder are left out unless `follow_links`.  `left_out`, or else the log, gets the files, and counts of
-    "unanswerable_questions" and (with `require_questions`) "unanswerable_documents" of SQuAD v2, and of "skipped_files"
-    of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a
-    repeated id, or (with `require_questions`) a document without questions."""
-    reading = _Reading(left_out or LeftOut(), require_questions, strict, follow_links)
-    for _, document in _unique(_located(source, reading), {}):
-        yield document
-    if left_out is None:
-        _tell(reading.left_out)
-
-
 def load_documents(
     sources: str | Path | Sequence[str | Path],
     *,
@@ -107,11 +80,21 @@ def load_documents(
     follow_links: bool = False,
     left_out: LeftOut | None = None,
 ) -> list[Document]:
-    """The documents of one or several sources (see `iter_documents`), or a random sample of at most `limit` of them.
+    """The documents of one or several sources, in their order, or a random sample of at most `limit` of them.
 
-    The sample holds the documents whose hashed (seed, id) are smallest, in the sources' order: it depends on neither
-    that order nor the machine, a larger limit keeps what a smaller one has, and only `limit` documents are ever held.
-    """
+    A source is a file, a folder (its files, recursively and sorted), `news` or `news:SPLIT` (the built-in corpus;
+    train, validation, test) or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or
+    v2 or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
+    PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
+
+    The sample holds the documents whose hashed (seed, id) are smallest: it depends on neither order nor machine, a
+    larger limit keeps what a smaller one has, and only `limit` documents are held.
+
+    A folder's file of which not even the first document can be read is left out, or refused if `strict`; links that
+    lead out of a folder are left out unless `follow_links`.  `left_out`, or else the log, gets the files, and counts of
+    "unanswerable_questions" and (with `require_questions`) "unanswerable_documents" of SQuAD v2, and of "skipped_files"
+    of unknown types in folders.  Raises UserError, naming file and row, for anything else that is unreadable, a
+    repeated id, or (with `require_questions`) a document without questions."""
     if limit is not None and limit < 1:
         raise UserError(f"a sample of {limit} documents was asked for; ask for at least 1")
     if isinstance(sources, str | Path):
@@ -120,17 +103,11 @@ def load_documents(
         raise UserError("no documents were named; give a file, a folder, `news` or hf:OWNER/NAME")
     reading = _Reading(left_out or LeftOut(), require_questions, strict, follow_links)
 
-    seen: dict[str, str] = {}
-    stream = (document for source in sources for _, document in _unique(_located(source, reading), seen))
+    stream = _unique(located for source in sources for located in _located(source, reading))
     documents = list(stream) if limit is None else _sample(stream, limit, seed)
-    if left_out is None:
-        _tell(reading.left_out)
-    return documents
-
-
-def _tell(left_out: LeftOut) -> None:
-    for line in left_out.lines():
+    for line in reading.left_out.lines() if left_out is None else ():
         _log.warning("%s", line)
+    return documents
 
 
 def _sample(stream: Iterator[Document], limit: int, seed: int) -> list[Document]:
@@ -146,12 +123,13 @@ def _sample(stream: Iterator[Document], limit: int, seed: int) -> list[Document]
     return [document for _, _, document in sorted(heap, key=lambda entry: -entry[1])]
 
 
-def _unique(located: Iterator[tuple[str, Document]], seen: dict[str, str]) -> Iterator[tuple[str, Document]]:
+def _unique(located: Iterable[tuple[str, Document]]) -> Iterator[Document]:
+    seen: dict[str, str] = {}
     for where, document in located:
         if document.id in seen:
             raise UserError(f'{where}: id "{document.id}" is taken by {seen[document.id]}; ids must be unique')
         seen[document.id] = where
-        yield where, document
+        yield document
 
 
 def _located(source: str | Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
@@ -239,8 +217,7 @@ def _file(path: Path, document_id: str, reading: _Reading) -> Iterator[tuple[str
         for where, row in read_rows(path):
             yield where, document_from_row(row, where)
     elif suffix in JSON_SUFFIXES:
-        counts = reading.left_out.counts
-        yield from read_json(path, require_questions=reading.require_questions, counts=counts)
+        yield from read_documents(path, require_questions=reading.require_questions, counts=reading.left_out.counts)
     elif suffix in TEXT_SUFFIXES or not suffix:
         yield str(path), text_document(path, document_id)
     elif suffix in CONVERTED_SUFFIXES:

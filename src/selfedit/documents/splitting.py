@@ -23,72 +23,29 @@ def sharing_titles(documents: Sequence[Document], others: Sequence[Document]) ->
 
 
 def split_by_title(
-    documents: Sequence[Document], sizes: Mapping[str, float] | Mapping[str, int], *, seed: int = 0
+    documents: Sequence[Document], shares: Mapping[str, float], *, seed: int = 0
 ) -> dict[str, list[Document]]:
     """Splits documents so that no title is in two splits; the split depends on ids, titles and seed, not on order.
 
-    `sizes` are numbers of documents (all whole numbers: each split gets exactly that many, surplus documents go
-    nowhere) or shares that sum to 1 (every document goes somewhere, shares are met as closely as titles allow).
-    Titles that differ in case or white space alone are one.  Raises UserError where there are fewer documents or titles
-    than the split needs.
+    Every document goes somewhere; the shares, which sum to 1, are met as closely as titles allow.  Titles that differ
+    in case or white space alone are one.  Raises UserError where there are fewer titles than splits.
     """
-    by_title: dict[str, list[Document]] = {}
+    by_title: dict[str, list[str]] = {}
     for document in documents:
-        by_title.setdefault(_plain_title(document), []).append(document)
-    titles = sorted(by_title)
-    random.Random(seed).shuffle(titles)
-    groups = [sorted(by_title[title], key=lambda document: document.id) for title in titles]
-
-    values = list(sizes.values())
-    numbers = bool(values) and not any(isinstance(value, bool) for value in values)
-    if numbers and all(isinstance(value, int) and value >= 0 for value in values):
-        chosen = _by_counts(groups, {name: int(value) for name, value in sizes.items()}, len(documents))
-    elif numbers and all(value > 0 for value in values) and abs(sum(values) - 1) < 1e-6:
-        chosen = _by_shares(groups, sizes, len(documents))
-    else:
-        raise UserError(f"a split {dict(sizes)}: give numbers of documents (whole) or positive shares that sum to 1")
-    return {name: [document for document in documents if document.id in ids] for name, ids in chosen.items()}
-
-
-def _by_counts(groups: list[list[Document]], counts: Mapping[str, int], available: int) -> dict[str, set[str]]:
-    chosen: dict[str, set[str]] = {name: set() for name in counts}
-
-    def room(name: str) -> int:
-        return counts[name] - len(chosen[name])
-
-    late = []
-    for group in groups:  # whole titles first, each to where most is missing
-        name = max(counts, key=room)
-        if len(group) <= room(name):
-            chosen[name].update(document.id for document in group)
-        else:
-            late.append(group)
-    for name in counts:  # then parts of titles; the rest of such a title goes nowhere
-        while room(name) and late:
-            group = min(late, key=lambda group: (len(group) < room(name), abs(len(group) - room(name))))
-            late.remove(group)
-            chosen[name].update(document.id for document in group[: room(name)])
-    if any(room(name) for name in counts):
-        wanted = " + ".join(f"{number} {name}" for name, number in counts.items())
+        by_title.setdefault(_plain_title(document), []).append(document.id)
+    if len(by_title) < len(shares):
         raise UserError(
-            f"{available} documents with {len(groups)} titles cannot be split into {wanted} with no title on two"
-            " sides; ask for fewer or load more"
-        )
-    return chosen
-
-
-def _by_shares(groups: list[list[Document]], shares: Mapping[str, float], available: int) -> dict[str, set[str]]:
-    if len(groups) < len(shares):
-        raise UserError(
-            f"{available} documents have {len(groups)} titles, too few for the {len(shares)} splits"
+            f"{len(documents)} documents have {len(by_title)} titles, too few for the {len(shares)} splits"
             f" {', '.join(shares)} with no title on two sides; load more"
         )
+    titles = sorted(by_title)
+    random.Random(seed).shuffle(titles)
     chosen: dict[str, set[str]] = {name: set() for name in shares}
     empty = list(shares)
-    for group in groups:  # a title for each split, then each title to where most is missing
-        name = empty.pop() if empty else max(shares, key=lambda name: shares[name] * available - len(chosen[name]))
-        chosen[name].update(document.id for document in group)
-    return chosen
+    for title in titles:  # a title for each split, then each title to where most is missing
+        name = empty.pop() if empty else max(shares, key=lambda name: shares[name] * len(documents) - len(chosen[name]))
+        chosen[name].update(by_title[title])
+    return {name: [document for document in documents if document.id in ids] for name, ids in chosen.items()}
 
 
 _SPACE = re.compile(r"\s*")
@@ -98,21 +55,17 @@ _BOUNDARIES = tuple(
 )
 
 
-def split_text(text: str, size: int, *, overlap: int = 0, length: Callable[[str], int] = len) -> list[str]:
-    """Cuts a text into parts of at most `size`, each beginning with up to `overlap` of the part before it.
-
-    `length` measures a string: characters unless a token counter is given.  Cuts fall after paragraphs, else lines,
-    sentences, words, and inside a word only where one is longer than a part; a part is filled at least half before a
-    better place to cut is preferred to a later one.  White space around parts is dropped; nothing else is lost.
-    A text that fits comes back as the only part; a blank one gives none.
-    """
-    return [text[begin:end].strip() for begin, end in part_spans(text, size, overlap=overlap, length=length)]
-
-
 def part_spans(
     text: str, size: int, *, overlap: int = 0, length: Callable[[str], int] = len
 ) -> Iterator[tuple[int, int]]:
-    """Where the parts of `split_text` begin and end.  Each holds some text that none before it holds."""
+    """Where the parts of a text begin and end: each at most `size`, and beginning with up to `overlap` of the part
+    before it, but for white space around it.
+
+    `length` measures a string: characters unless a token counter is given.  Cuts fall after paragraphs, else lines,
+    sentences, words, and inside a word only where one is longer than a part; a part is filled at least half before a
+    better place to cut is preferred to a later one.  Nothing but white space is lost; each part holds some text that
+    none before it holds.
+    """
     if not 0 <= overlap < size:
         raise ValueError(f"overlap must be at least 0 and below size, got overlap {overlap} and size {size}")
 

@@ -9,9 +9,25 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from pydantic import AliasChoices, BaseModel, Field
+
 from selfedit.documents.loading import NEWS
-from selfedit.documents.rows import clean_text, edits_field, json_type, read_rows
-from selfedit.errors import UserError
+from selfedit.documents.rows import Text, read_rows
+from selfedit.errors import UserError, checked
+from selfedit.text import listed
+
+
+class _WithEdits(BaseModel):
+    """As much as is needed here of a document row."""
+
+    id: Text
+    edits: dict[Text, list[Text]] | None = None
+
+
+class _EditRow(BaseModel):
+    document_id: Text = Field(validation_alias=AliasChoices("document_id", "id"))
+    text: Text
+    writer: Text | None = None
 
 
 class WrittenEdits(dict[str, list[str]]):
@@ -26,11 +42,10 @@ class WrittenEdits(dict[str, list[str]]):
         """Raises UserError naming the documents that have no edit here."""
         missing = [document_id for document_id in document_ids if not self.get(document_id)]
         if missing:
-            named = ", ".join(f'"{document_id}"' for document_id in missing[:3])
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            named = listed([f'"{document_id}"' for document_id in missing], 3)
             by = f' by "{self.writer}"' if self.writer else ""
             raise UserError(
-                f"{self.source}: no edit{by} for document {named}{more}; add rows for it or leave the document out"
+                f"{self.source}: no edit{by} for document {named}; add rows for it or leave the document out"
             )
 
 
@@ -79,27 +94,14 @@ def _read(path: Path) -> dict[str, dict[str, list[str]]]:
     seen: dict[str, str] = {}
     for where, row in read_rows(path):
         if isinstance(row, dict) and ("edits" in row or "title" in row):
-            if "id" not in row:
-                raise UserError(f'{where}: field "id" is missing; edits belong to the document that it names')
-            document_id = clean_text(row["id"], "id", where)
-            if document_id in seen:
-                raise UserError(f'{where}: id "{document_id}" is taken by {seen[document_id]}; ids must be unique')
-            seen[document_id] = where
-            for writer, texts in edits_field(row.get("edits"), where).items():
+            written = checked(_WithEdits, row, where, 'such a row is {"id", "edits": {writer: [...]}}')
+            if written.id in seen:
+                raise UserError(f'{where}: id "{written.id}" is taken by {seen[written.id]}; ids must be unique')
+            seen[written.id] = where
+            for writer, texts in (written.edits or {}).items():
                 if texts:
-                    by_writer.setdefault(writer, {}).setdefault(document_id, []).extend(texts)
+                    by_writer.setdefault(writer, {}).setdefault(written.id, []).extend(texts)
         else:
-            document_id, writer, text = _edit_row(row, where)
-            by_writer.setdefault(writer, {}).setdefault(document_id, []).append(text)
+            edit = checked(_EditRow, row, where, 'an edit is {"document_id", "text", "writer"}')
+            by_writer.setdefault(edit.writer or "", {}).setdefault(edit.document_id, []).append(edit.text)
     return by_writer
-
-
-def _edit_row(row: object, where: str) -> tuple[str, str, str]:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: an edit row must be an object, not {json_type(row)}")
-    key = "document_id" if "document_id" in row else "id"
-    for field in (key, "text"):
-        if field not in row:
-            raise UserError(f'{where}: field "{field}" is missing; an edit row needs "document_id" and "text"')
-    writer = "" if row.get("writer") is None else clean_text(row["writer"], "writer", where)
-    return clean_text(row[key], key, where), writer, clean_text(row["text"], "text", where)

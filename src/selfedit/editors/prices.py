@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from selfedit.errors import UserError, first_error
+from selfedit.errors import UserError, checked
 from selfedit.yaml_file import read_yaml
 
 BUILT_IN = Path(__file__).with_name("prices.yaml")
@@ -81,10 +81,8 @@ def _built_in() -> Prices:
 
 
 def _read(path: Path) -> dict[str, ModelPrice]:
-    try:
-        return PriceFile.model_validate(read_yaml(path, f"the price file {path}")).models
-    except ValidationError as error:
-        raise UserError(f"the price file {path}: {first_error(error)}; its form is that of {BUILT_IN}") from None
+    where = f"the price file {path}"
+    return checked(PriceFile, read_yaml(path, where), where, f"its form is that of {BUILT_IN}").models
 
 
 class BudgetReached(UserError):

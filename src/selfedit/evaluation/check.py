@@ -8,15 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool
 
-from selfedit.documents.rows import clean_text, read_rows
-from selfedit.errors import UserError
+from selfedit.documents.rows import BlankText, Text, read_rows
+from selfedit.errors import UserError, checked
 from selfedit.evaluation.grade import Grade, GradeItem, Grader
 from selfedit.evaluation.statistics import bootstrap, cohen_kappa, kappa_interval
+
+
+class _Row(BaseModel):
+    question: Text
+    gold: Annotated[
+        list[Text], Field(min_length=1), BeforeValidator(lambda gold: [gold] if isinstance(gold, str) else gold)
+    ]
+    answer: BlankText
+    title: BlankText = ""
+    correct: StrictBool | None = None
 
 
 @dataclass(frozen=True)
@@ -60,22 +71,13 @@ def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedR
     lines are skipped.  Raises UserError naming file and row."""
     rows = []
     for where, row in read_rows(Path(path)):
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: not a JSON object; write one JSON object per line")
-        for name in ("question", "gold", "answer"):
-            if name not in row:
-                raise UserError(f'{where}: field "{name}" is missing; a row needs "question", "gold" and "answer"')
-        gold = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]
-        if not gold:
-            raise UserError(f'{where}: field "gold" is empty; list at least one accepted answer')
-        correct = row.get("correct")
-        if not isinstance(correct, bool) and (labelled or correct is not None):
-            raise UserError(f'{where}: field "correct" must be true or false; label the row')
-        question = clean_text(row["question"], "question", where)
-        answer = clean_text(row["answer"], "answer", where) if row["answer"] != "" else ""
-        title = clean_text(row["title"], "title", where) if row.get("title") else ""
-        item = GradeItem(question, tuple(clean_text(text, "gold", where) for text in gold), answer)
-        rows.append(GradedRow(title, item, correct))
+        found = checked(_Row, row, where, 'a row is {"question", "gold", "answer", "correct"}')
+        if labelled and found.correct is None:
+            raise UserError(f"{where}: correct must be true or false; label the row")
+        gold = (found.gold,) if isinstance(found.gold, str) else tuple(found.gold)
+        rows.append(
+            GradedRow(found.title.strip(), GradeItem(found.question, gold, found.answer.strip()), found.correct)
+        )
     return rows
 
 

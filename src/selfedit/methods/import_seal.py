@@ -15,6 +15,7 @@ import yaml
 from selfedit.documents import Document
 from selfedit.documents.rows import document_from_row, document_to_row
 from selfedit.errors import UserError
+from selfedit.json_file import read_json
 from selfedit.methods.seal_prompts import ASKING, WRITING, constants, seal_prompts
 from selfedit.prompts import Prompts
 from selfedit.runs.files import directory_atomically
@@ -85,10 +86,7 @@ def find_home(clone: Path) -> Path:
 
 def _documents(file: Path, writer: str) -> Iterator[Document]:
     """The documents of a file of the clone, with the edits that are in it; a passage that is there twice once."""
-    try:
-        articles = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON that can be read ({' '.join(str(error).split())[:100]})") from None
+    articles = read_json(file, "the clone is of another version")
     if not isinstance(articles, list):
         articles = []
     seen = set()

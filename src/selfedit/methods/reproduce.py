@@ -19,11 +19,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from selfedit.editors.prices import load_prices
 from selfedit.editors.spec import EditorSpec
-from selfedit.errors import UserError, first_error
+from selfedit.errors import UserError, checked
 from selfedit.evaluation.graders import engine_judge, judge_model
 from selfedit.methods.clients import Role
 from selfedit.methods.compare import compare
@@ -96,11 +96,7 @@ class Reproduction(BaseModel):
 def read_plan(path: Path, **changes: Any) -> Reproduction:
     """A plan from a file, with `changes` to the settings of all runs.  Errors: UserError."""
     where = f"plan {path}"
-    data = read_yaml(path, where)
-    try:
-        plan = Reproduction.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_error(error)}; docs/reproduce.md has its form") from None
+    plan = checked(Reproduction, read_yaml(path, where), where, "docs/reproduce.md has its form")
     names = [student.name or student.model for student in plan.models]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{where}: model {twice[0]} is named twice; leave one out, or give it a `name` of its own")

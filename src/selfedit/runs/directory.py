@@ -174,11 +174,11 @@ class RunDirectory:
         """`path` as the store keeps it: relative to the run, so that a run can be moved."""
         return Path(path).relative_to(self.path).as_posix()
 
-    def write_summary(self, summary: Summary | dict[str, Any]) -> Summary:
-        """Check and write `summary.json`, whole or not at all; no fit is under way any more."""
+    def write_summary(self, summary: Summary) -> None:
+        """Write `summary.json`, whole or not at all; no fit is under way any more."""
         # A kill between a fit's commit and the removal of its state left that.
         shutil.rmtree(self.path / "unfinished", ignore_errors=True)
-        return write_summary(self.summary_path, summary)
+        write_summary(self.summary_path, summary)
 
     def write_recipe(self, settings: Mapping[str, Any]) -> Path:
         """Write `recipe.yaml`, a recipe's settings for `--recipe`; its path."""

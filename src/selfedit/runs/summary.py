@@ -7,17 +7,19 @@ seconds, money is US dollars.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from selfedit.errors import UserError, first_error
+from selfedit.errors import UserError, checked
+from selfedit.json_file import read_json
 from selfedit.runs.files import write_atomically
 from selfedit.runs.records import RoundRecord
 from selfedit.text import listed
+
+_AGAIN = "run the command again"
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
@@ -281,14 +283,6 @@ class Summary(_Part):
         field = cls.model_fields[info.field_name or ""]
         return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
 
-    @field_validator("events", mode="before")
-    @classmethod
-    def _counted(cls, value: Any) -> Any:
-        """Events come as counts by kind, or as a list of events, which is counted here."""
-        if isinstance(value, list):
-            return Counter(str(event.get("kind", "")) if isinstance(event, dict) else str(event) for event in value)
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> Summary:
         names = [condition.name for condition in self.conditions]
@@ -323,48 +317,21 @@ def empty_summary(model: str = "", conditions: Sequence[ConditionSummary] = ()) 
     )
 
 
-def parse_summary(data: dict[str, Any] | Summary, where: str) -> Summary:
-    """Check plain data.  UserError, naming `where` and the first thing that is wrong."""
-    return data if isinstance(data, Summary) else _checked(Summary, data, f"{where}: not a summary of schema 1")
-
-
 def round_summary(record: RoundRecord, where: str | Path = "run.sqlite") -> RoundSummary:
     """The figures of a round from its record in the store.  UserError for a record that another program has changed."""
     figures = {name: getattr(record, name) for name in RoundSummary.model_fields if hasattr(record, name)}
-    return _checked(RoundSummary, figures | record.details, f"{where}: not the record of round {record.round}")
+    return checked(RoundSummary, figures | record.details, f"{where}: not the record of round {record.round}", _AGAIN)
 
 
-Figures = TypeVar("Figures", bound=_Part)
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write `summary.json`, whole or not at all."""
+    write_atomically(path, json.dumps(summary.to_json(), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def _checked(model: type[Figures], data: dict[str, Any], mistake: str) -> Figures:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{mistake}: {first_error(error)}; run the command again") from error
-
-
-def write_summary(path: str | Path, summary: Summary | dict[str, Any]) -> Summary:
-    """Write `summary.json`, whole or not at all; the checked summary."""
-    checked = parse_summary(summary, str(path))
-    text = json.dumps(checked.to_json(), ensure_ascii=False, indent=2, allow_nan=False)
-    write_atomically(path, text + "\n")
-    return checked
-
-
-def read_summary(path: str | Path) -> Summary:
+def read_summary(path: Path) -> Summary:
     """Read `summary.json`.  UserError where it is missing, is not JSON or lacks something."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         raise UserError(
             f"{path}: no such file; the run is not finished (give its command again), or this is no run directory"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; run the command again") from error
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); run the command again") from error
-    return parse_summary(data, str(path))
+        )
+    return checked(Summary, read_json(path, _AGAIN), f"{path}: not a summary of schema 1", _AGAIN)
