@@ -118,6 +118,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-1.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     # For trying this script out.
     "tiny": {
         "model_type": "llama",
@@ -134,6 +154,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 LORA = {
     "seal": LoraSpec(rank=32, alpha=64, targets=("q_proj", "v_proj")),
     "all-linear": LoraSpec(rank=16, alpha=32),
+    "mlp": LoraSpec(rank=16, alpha=32, targets="mlp"),
 }
 
 # fits and epochs of the bank; sequences of the two Trainer modes; adapters, questions of each and new tokens of the
@@ -186,19 +207,30 @@ def main() -> None:
         halves.append(run_trainer(model, spec, lengths[::2], padded=False))
     if "bank" in modes:
         figures["bank"] = run_bank(model, spec, jobs(size["fits"], size["epochs"], model), device)
+        show_training("bank", figures["bank"])
+        show_bank(figures["bank"])
     if "unpadded" in modes:
         halves.append(run_trainer(model, spec, lengths[1::2], padded=False))
         figures["unpadded"] = added(*halves)
+        show_training("unpadded", figures["unpadded"])
     if "padded" in modes:
         figures["padded"] = run_trainer(model, spec, sample(size["padded"]), padded=True)
+        show_training("padded", figures["padded"])
     if options.breakdown:
         figures["breakdown"] = breakdown(model, spec, jobs(16, 1, model))
+        for kind, share in figures["breakdown"].items():
+            say(f"{kind:>40}: {share:6.1%}")
     if "soft" in modes:
         figures["soft"] = run_soft(model, spec)
+        show_soft(figures["soft"])
     if "decode" in modes:
         figures["decode"] = run_decode(model, spec, size["adapters"], size["questions"], size["new"])
-    figures |= summary(figures)
-    show(figures)
+        show_decode(figures["decode"])
+    ratios = summary(figures)
+    for name, ratio in ratios.items():
+        if ratio is not None:
+            say(f"{name:>20} {ratio:8.3f}")
+    figures |= ratios
     if options.out:
         RESULTS.mkdir(exist_ok=True)
         name = f"engine-{device.type}-{options.shape}-{options.lora}{'-quick' if options.quick else ''}.json"
@@ -593,52 +625,37 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def show(figures: dict[str, Any]) -> None:
-    for mode in ("padded", "unpadded", "bank"):
-        if mode in figures:
-            f = figures[mode]
-            say(
-                f"{mode:>9}: {f['tokens']:7d} useful tokens in {f['seconds']:7.1f} s = "
-                f"{f['tokens_per_second']:9.1f} tokens/s"
-            )
-    if "bank" in figures:
-        f = figures["bank"]
-        say(
-            f"    floor: {f['floor_flops'] / 1e12:.2f} TFLOP = {f['floor_seconds']:.1f} s at the measured peak of"
-            f" {f['peak_flops_per_second'] / 1e9:.0f} GFLOP/s; reached {f['share_of_peak']:.0%}, padding "
-            f"{f['padding']:.1%}"
-        )
-        say(
-            f"           {f['fits_per_hour']:.0f} fits an hour; planned {f['planned_seconds']:.1f} s"
-            f" ({f['planned_over_taken']:.2f} of what it took); peak memory {f['peak_memory'] / 2**30:.2f} GiB"
-        )
-    for kind, share in figures.get("breakdown", {}).items():
-        say(f"{kind:>40}: {share:6.1%}")
-    if "decode" in figures:
-        f = figures["decode"]
-        say(
-            f"   decode: {f['answers']} answers, {f['tokens_per_second']:.0f} tokens/s together,"
-            f" {f['serial_tokens_per_second']:.0f} one adapter after another,"
-            f" {f['answers_equal_to_serial']:.0%} of the answers equal"
-        )
-    if "soft" in figures:
-        f = figures["soft"]
-        say(
-            f"     soft: {f['soft_over_labels']:.3f} of the time on labels"
-            f" (from {f['soft_over_labels_range'][0]:.3f} to {f['soft_over_labels_range'][1]:.3f});"
-            f" the teacher's passes {f['teacher_over_labels']:.3f};"
-            f" {f['tokens']} tokens, {f['clock']}, load {f['load']:.1f}"
-        )
-    for name in (
-        "bank_vs_padded",
-        "bank_vs_unpadded",
-        "share_of_peak",
-        "padding",
-        "decode_vs_serial",
-        "decode_vs_generate",
-    ):
-        if figures[name] is not None:
-            say(f"{name:>20} {figures[name]:8.3f}")
+def show_training(mode: str, f: dict[str, Any]) -> None:
+    say(f"{mode:>9}: {f['tokens']:7d} useful tokens in {f['seconds']:7.1f} s = {f['tokens_per_second']:9.1f} tokens/s")
+
+
+def show_bank(f: dict[str, Any]) -> None:
+    say(
+        f"    floor: {f['floor_flops'] / 1e12:.2f} TFLOP = {f['floor_seconds']:.1f} s at the measured peak of"
+        f" {f['peak_flops_per_second'] / 1e9:.0f} GFLOP/s; reached {f['share_of_peak']:.0%}, padding "
+        f"{f['padding']:.1%}"
+    )
+    say(
+        f"           {f['fits_per_hour']:.0f} fits an hour; planned {f['planned_seconds']:.1f} s"
+        f" ({f['planned_over_taken']:.2f} of what it took); peak memory {f['peak_memory'] / 2**30:.2f} GiB"
+    )
+
+
+def show_decode(f: dict[str, Any]) -> None:
+    say(
+        f"   decode: {f['answers']} answers, {f['tokens_per_second']:.0f} tokens/s together,"
+        f" {f['serial_tokens_per_second']:.0f} one adapter after another,"
+        f" {f['answers_equal_to_serial']:.0%} of the answers equal"
+    )
+
+
+def show_soft(f: dict[str, Any]) -> None:
+    say(
+        f"     soft: {f['soft_over_labels']:.3f} of the time on labels"
+        f" (from {f['soft_over_labels_range'][0]:.3f} to {f['soft_over_labels_range'][1]:.3f});"
+        f" the teacher's passes {f['teacher_over_labels']:.3f};"
+        f" {f['tokens']} tokens, {f['clock']}, load {f['load']:.1f}"
+    )
 
 
 def machine(device: torch.device) -> str:

@@ -24,7 +24,8 @@ from selfedit.engine import (
 )
 from selfedit.engine.jobs import FitSettings
 from selfedit.engine.lora import Routing
-from selfedit.engine.planning import measure_costs
+from selfedit.engine.memory import device_kind
+from selfedit.engine.planning import TARGET_TOKENS, measure_costs
 from selfedit.engine.schedule import simulate
 from selfedit.engine.selftest import random_job
 
@@ -141,21 +142,18 @@ def test_memory_decides_bank_size_and_then_checkpointing(tiny_model):
     jobs = [dataclasses.replace(job, seed=k) for k in range(4) for job in JOBS]
     rich = plan(model, SPEC, jobs, memory=10**10, calibrate=False)
     assert not rich.checkpointing
-    poor = plan(model, SPEC, jobs, memory=costs.loss_bytes(1024) + 6 * costs.adapter_bytes, calibrate=False)
+    loss_bytes = costs.loss_bytes(TARGET_TOKENS[device_kind(model.device)])
+    poor = plan(model, SPEC, jobs, memory=loss_bytes + 6 * costs.adapter_bytes, calibrate=False)
     assert poor.bank_size < rich.bank_size
-    assert poor.memory <= costs.loss_bytes(1024) + 6 * costs.adapter_bytes
+    assert poor.memory <= loss_bytes + 6 * costs.adapter_bytes
     longest = max(len(s.ids) for job in jobs for s in job.sequences)
-    tight = (
-        costs.loss_bytes(1024)
-        + costs.adapter_bytes
-        + int(longest * (costs.activation_bytes + costs.checkpointed_bytes) / 2)
-    )
+    tight = loss_bytes + costs.adapter_bytes + int(longest * (costs.activation_bytes + costs.checkpointed_bytes) / 2)
     last = plan(model, SPEC, jobs, memory=tight, calibrate=False)
     assert last.checkpointing
     assert last.bank_size == 1
     assert last.flops > last.useful_flops
     with pytest.raises(NotEnoughMemoryError, match=r"need .* GiB"):
-        plan(model, SPEC, jobs, memory=costs.loss_bytes(1024), calibrate=False)
+        plan(model, SPEC, jobs, memory=loss_bytes, calibrate=False)
 
 
 def test_kept_activations_are_what_torch_holds(tiny_model):

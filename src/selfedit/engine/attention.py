@@ -10,6 +10,7 @@ T time.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from selfedit.engine import paths
@@ -29,6 +32,10 @@ _SHORT = 512
 # How much larger padding may make a batch of sequences: few batches are best on an accelerator, little to compute on a
 # CPU.
 _PADDING = {"cpu": 0.1, "accelerator": 0.5}
+# Not cuDNN's, which builds a plan for each new shape: on an H200, three quarters of a step went into that.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Older versions of torch take fewer key-value heads without being asked.
+_FEWER_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass
@@ -83,8 +90,8 @@ class Layout:
     sequence.
 
     `ids` and `positions` [P] are each token's id and its position in its own sequence.  `store` keeps keys and values:
-    those of packed prompts are put there, at sequence `places` [P], a step's are added.  `masks` are made when a layer
-    first needs them, and so are `batched` on a CPU; on accelerators they go there with the rest.
+    those of packed prompts are put there, at sequence `places` [P], a step's are added.  `starts` [B + 1] are where
+    sequences begin and the last one ends.  `masks` and `batched` are made when a layer first needs them.
     """
 
     lengths: list[int]
@@ -93,6 +100,7 @@ class Layout:
     positions: Tensor
     store: KeyValues | None = None
     places: Tensor | None = None
+    starts: Tensor | None = None
     step: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
     batched: dict[int, _Batches] = field(default_factory=dict)
@@ -114,8 +122,8 @@ class Layout:
         if store is not None:
             layout.places = torch.repeat_interleave(torch.arange(first, first + len(lengths)), torch.tensor(lengths))
         if device.type != "cpu":
-            layout.batches(1)
-        move(device, layout, *layout.batched.values(), *along)
+            layout.starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+        move(device, layout, *along)
         return layout
 
     @staticmethod
@@ -130,6 +138,7 @@ class Layout:
         """The sequences in batches, for this many key-value heads; made once."""
         if heads not in self.batched:
             self.batched[heads] = _Batches.of(self.lengths, heads, _PADDING[device_kind(self.device)])
+            move(self.device, self.batched[heads])
         return self.batched[heads]
 
     def seen(self, length: int, window: int | None) -> Tensor:
@@ -161,7 +170,8 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
     try:
-        yield
+        with sdpa_kernel(_KERNELS):
+            yield
     finally:
         model.set_attn_implementation(before)
 
@@ -200,6 +210,9 @@ def _attention(
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         store.fill(layer, key[0], value[0], layout.places, layout.positions)
     if layout.device.type != "cpu":
+        if _packed_works(query, key, value):
+            assert layout.starts is not None
+            return _packed(query, key, value, layout.starts, max(layout.lengths), scale, sliding_window), None
         return _attend_in_batches(query, key, value, layout, scale, sliding_window), None
     if max(layout.lengths) <= _SHORT:
         return _ShortAttention.apply(query, key, value, layout, scale, sliding_window), None
@@ -216,6 +229,52 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: fl
     if _fused_works(query, key, value):
         return _fused(query, key, value, layout.seen(length, window) if windowed else None, scale)
     return _plain(query, key, value, layout.seen(length, window if windowed else None), scale)
+
+
+def _packed_works(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's attention for sequences of different lengths works with so many heads of such widths, forwards
+    and backwards; it is for numbers of 16 bits."""
+    shape = query.shape[1], key.shape[1], query.shape[3], value.shape[3]
+
+    def trial() -> tuple[paths.Way, paths.Way]:
+        generator, (heads, kv_heads, width, width_v) = torch.Generator().manual_seed(0), shape
+        lengths, scale = [9, 4], 1 / math.sqrt(width)
+        starts = torch.tensor([0, 9, 13], dtype=torch.int32).to(query.device)
+        q, k, v = (
+            torch.randn(1, count, 13, wide, generator=generator).to(query.device, query.dtype).requires_grad_()
+            for count, wide in ((heads, width), (kv_heads, width), (kv_heads, width_v))
+        )
+        slope = torch.randn(1, 13, heads, width_v, generator=generator).to(query.device, query.dtype)
+        seen = {(n, window): _seen(n, window, query.device) for n in lengths for window in (None, 5)}
+
+        def plain(window: int | None) -> Tensor:
+            parts = zip(lengths, *(x.split(lengths, 2) for x in (q, k, v)), strict=True)
+            outs = [_plain(q_n, k_n, v_n, seen[n, window], scale) for n, q_n, k_n, v_n in parts]
+            return torch.cat(outs, 2).transpose(1, 2)
+
+        def way(attend: Callable[[int | None], Tensor]) -> paths.Way:
+            def run() -> list[Tensor]:
+                outs = [attend(window) for window in (None, 5)]
+                return [*outs, *torch.autograd.grad(outs, (q, k, v), [slope, slope])]
+
+            return run
+
+        return way(lambda window: _packed(q, k, v, starts, 9, scale, window)), way(plain)
+
+    return query.dtype.itemsize == 2 and paths.works("packed attention", query.device, query.dtype, shape, trial)
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float, window: int | None
+) -> Tensor:
+    """[1, P, H, D] by flash attention (Dao 2023, arXiv 2307.08691)."""
+    q_PHD, k_PKD, v_PKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    seen = (-1 if window is None else window - 1, 0)
+    out_PHD = varlen_attn(
+        q_PHD, k_PKD, v_PKD, starts, starts, longest, longest, scale=scale, window_size=seen, **_FEWER_HEADS
+    )
+    assert isinstance(out_PHD, Tensor)
+    return out_PHD[None]
 
 
 def _fused_works(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -250,6 +309,10 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    if query.device.type != "cpu" and (mask is not None or query.dtype == torch.float32):
+        # On CUDA, flash attention alone takes fewer key-value heads, and neither masks nor float32: whole score
+        # matrices would be kept.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     return nn.functional.scaled_dot_product_attention(
         query,
         key,

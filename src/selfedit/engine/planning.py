@@ -29,7 +29,7 @@ from selfedit.engine.memory import device_kind, free_memory, usable_memory
 from selfedit.engine.schedule import simulate
 
 # Tokens of a forward pass beyond which more bring no speed (docs/performance.md).
-_TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
+TARGET_TOKENS = {"cpu": 1024, "accelerator": 16384}
 # A soft target: id, log-probability and probability, once more in double, and four numbers while its block is computed.
 _TARGET_BYTES = 48
 
@@ -120,7 +120,7 @@ def plan(
 
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
-    target = token_budget or max(longest, _TARGET_TOKENS[kind])
+    target = token_budget or max(longest, TARGET_TOKENS[kind])
     top = max(s.targets.top if s.targets else 0 for job in jobs for s in job.sequences)
     loss_bytes = costs.loss_bytes(max(target, longest), top)
     if bank_size is None:
