@@ -9,18 +9,25 @@ Each way is `selfedit learn` on the same documents, drawn with the seed.  A way 
 Right and its change are over all questions, closed book.  Lost is the share of all general questions that the model
 knew; with an adapter each they are routed too.  Seconds are device time of fits with their exams.  A run that was
 stopped goes on; results.jsonl and results.md have each row.
+
+With --routing alone, no model: where the documents' questions and the built-in general ones are sent, asked under their
+topic as in an exam, and without it as a user asks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfedit.cli.progress import make_progress
+from selfedit.documents import Document, Question, load_documents
+from selfedit.evaluation.general import GENERAL_TITLE, general_questions
+from selfedit.evaluation.search import Search
 from selfedit.execution.pool import InProcess
 from selfedit.execution.worker import ModelSource
 from selfedit.methods.learn import learn
@@ -46,6 +53,34 @@ COLUMNS = {
     "train_tokens": "training tokens",
     "seconds": "seconds",
 }
+
+
+def routing(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    search = Search(documents)
+    rows = []
+    for topic in (True, False):
+
+        def about(title: str, question: Question, topic: bool = topic) -> str | None:
+            found = search.about(f"{title}\n{question.question}" if topic else question.question)
+            return found and found.id
+
+        sent = [about(document.title, question) for document in documents for question in document.questions]
+        own = [document.id for document in documents for _ in document.questions]
+        general = [about(GENERAL_TITLE, question) for question in general_questions()]
+        right = sum(found == id for found, id in zip(sent, own, strict=True)) / len(own)
+        none = sum(found is None for found in sent) / len(own)
+        rows.append(
+            {
+                "documents": len(documents),
+                "asked": "under its topic" if topic else "alone",
+                "questions": len(own),
+                "own document, %": _percent(right),
+                "another, %": _percent(1 - right - none),
+                "none, %": _percent(none),
+                "general questions to a document, %": _percent(sum(map(bool, general)) / len(general)),
+            }
+        )
+    return rows
 
 
 def measure(settings: LearnSettings, way: str, pool: InProcess) -> dict[str, Any]:
@@ -89,7 +124,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 1)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> str:
     def shown(value: Any) -> str:
         if value is None:
             return "–"
@@ -97,8 +132,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             return f"{value[0]} – {value[1]}"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-    lines += [[shown(row[name]) for name in COLUMNS] for row in rows]
+    lines = [list(columns.values()), ["---"] * len(columns)]
+    lines += [[shown(row[name]) for name in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -114,11 +149,18 @@ def main() -> None:
     parser.add_argument("--max-answer-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/many"))
+    parser.add_argument("--routing", action="store_true", help="where questions are sent, without any model")
     given = parser.parse_args()
+    counts = [int(count) for count in given.counts.split(",")]
+    if given.routing:
+        drawn = (load_documents([str(given.documents)], limit=count, seed=given.seed) for count in counts)
+        found = [row for documents in drawn for row in routing(documents)]
+        print(table(found, {name: name for name in found[0]}))
+        return
     pool = InProcess(ModelSource(given.model, given.device, given.dtype))
     given.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for count in map(int, given.counts.split(",")):
+    for count in counts:
         for way in given.way or ["joint", "per-document"]:
             adapters, _, changes = way.partition(":")
             settings = make_settings(
@@ -142,8 +184,8 @@ def main() -> None:
             )
             rows.append(measure(settings, way, pool))
             (given.out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (given.out / "results.md").write_text(table(rows))
-            print(table(rows), flush=True)
+            (given.out / "results.md").write_text(table(rows, COLUMNS))
+            print(table(rows, COLUMNS), flush=True)
 
 
 if __name__ == "__main__":

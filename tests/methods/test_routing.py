@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,15 +11,22 @@ from typing import Any
 import pytest
 from counting_pool import CountingPool
 from making import Make
+from peft import AutoPeftModelForCausalLM
 from run_content import content
+from transformers import AutoTokenizer
 
+from selfedit.cli.main import main
 from selfedit.engine import AdapterBank, DecodeRequest, decode, load_adapter
 from selfedit.errors import UserError
 from selfedit.evaluation.general import general_questions
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.execution.tasks import FitTask
+from selfedit.methods.adapters import find_adapters
+from selfedit.methods.ask import Asker
+from selfedit.methods.export import export
 from selfedit.methods.learn import Learned, learn
 from selfedit.methods.plan import plan
+from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
@@ -229,3 +237,136 @@ def test_what_needs_one_adapter_is_refused(
     with pytest.raises(UserError, match=line):
         learn(settings(chat_model, Path(documents(2)), tmp_path / "run", **more))
     assert not (tmp_path / "run").exists()
+
+
+def ask(out: Path, question: str) -> tuple[str | None, str]:
+    messages = [{"role": "user", "content": question}]
+    with Asker(out, device="cpu", dtype="float32", max_tokens=6) as asker:
+        document = asker.document(messages)
+        return document and document.id, asker.answer(messages)
+
+
+def prompt(k: int, n: int = 0) -> str:
+    """What the exam asked."""
+    row = routed_rows()[k]
+    return Prompts().exam(instruct=True, title=row["title"], question=row["questions"][n]["question"])
+
+
+def test_ask_routes_each_question_and_says_where(learned: tuple[LearnSettings, Learned]) -> None:
+    asked, _ = learned
+    given = answered(asked.out)
+    for k, n in ((4, 0), (3, 1), (0, 2)):
+        assert ask(asked.out, prompt(k, n)) == given[f"d{k}/q{n}"]
+    assert ask(asked.out, prompt(1, 2)) == (None, answered(asked.out, "none")["d1/q2"][1])
+    # One chat, with another adapter for each question, beside the model as it is.
+    with Asker(asked.out, device="cpu", dtype="float32", max_tokens=6) as asker:
+        assert asker.names == ("learned",)
+        for k in (2, 5, 2):
+            messages = [{"role": "user", "content": "Hello."}, {"role": "user", "content": prompt(k)}]
+            assert asker.document(messages) == asker.document(messages[1:])
+            found = asker.compare(messages[1:])
+            assert found["learned"] == given[f"d{k}/q0"][1]
+            assert found["base"] == asker.answer(messages[1:], base=True)
+        assert asker.answer([{"role": "user", "content": "Thanks!"}]) == asker.answer(
+            [{"role": "user", "content": "Thanks!"}], base=True
+        )
+
+
+def test_the_command_line_names_the_document(
+    learned: tuple[LearnSettings, Learned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, _ = learned
+    words = ["--device=cpu", "--dtype=float32", "--max-tokens=6", "--json"]
+    for question, document, line in (
+        (prompt(4), "d4", "[Eli and the ring (d4)]"),
+        ("What is the largest planet?", None, "[no document is about that: the model as it is]"),
+    ):
+        assert main(["ask", str(asked.out), question, *words]) == 0
+        told = capsys.readouterr()
+        assert line in told.err
+        assert json.loads(told.out)["document"] == document
+
+
+def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
+    learned: tuple[LearnSettings, Learned], tmp_path: Path, chat_model: str, file: Path
+) -> None:
+    asked, found = learned
+    line = r"an adapter per document, which make no one model; give the folder of one of them \(they are in PEFT's"
+    for use in (lambda: export(asked.out, tmp_path / "model"), lambda: serve(asked.out)):
+        with pytest.raises(UserError, match=line):
+            use()
+    with pytest.raises(UserError, match="of which each question has its own; ask it alone"):
+        Asker(asked.out, others={"other": found.adapter / "d1"})
+    joint = settings(chat_model, file, tmp_path / "joint", adapters="joint", add=asked.out)
+    with pytest.raises(UserError, match=line):
+        learn(joint)
+    exported = export(found.adapter / "d3", tmp_path / "d3", dtype="float32")
+    assert exported.merged == 1
+    peft = AutoPeftModelForCausalLM.from_pretrained(found.adapter / "d3").eval()
+    tokenizer = AutoTokenizer.from_pretrained(found.adapter)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt(3)}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    said = peft.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert text == answered(asked.out)["d3/q0"][1]
+
+
+def test_an_unfinished_or_damaged_run_is_not_asked(learned: tuple[LearnSettings, Learned], tmp_path: Path) -> None:
+    out = shutil.copytree(learned[0].out, tmp_path / "run")
+    shutil.rmtree(out / "adapters" / "d2")
+    with pytest.raises(UserError, match="d2: no adapter there; the same `selfedit learn` command makes it again"):
+        Asker(out)
+    (out / "adapters" / "documents.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"documents.jsonl: damaged; delete it"):
+        Asker(out)
+    (out / "adapters" / "documents.jsonl").unlink()
+    with pytest.raises(UserError, match=r"documents.jsonl: not there, so the run has not finished"):
+        Asker(out)
+
+
+def test_more_documents_are_more_adapters_and_the_earlier_ones_stay(
+    learned: tuple[LearnSettings, Learned], chat_model: str, tmp_path: Path
+) -> None:
+    earlier, found = learned
+    more = [row | {"text": f"{row['text']} Now."} for row in rows(8)[5:]]  # d5 anew, d6 and d7
+    more[1]["questions"].append({"question": STRAY, "answers": ["yes"]})
+    more[1]["title"] = "Notes"
+    file = write_rows(tmp_path / "more.jsonl", more)
+    asked = settings(chat_model, file, tmp_path / "run", add=earlier.out, set={**SMALL["set"], "rank": 2})
+    planned = plan(learn, asked)
+    pool = CountingPool(chat_model)
+    added = learn(asked, pool=pool)
+    assert (planned.fits, len(pool.fits), added.documents) == (3, 3, 3)
+    assert all(not task.policy for task in pool.tasks if isinstance(task, FitTask)), "not on top of the earlier ones"
+    for k in range(5):
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (added.adapter / f"d{k}" / name).samefile(found.adapter / f"d{k}" / name)
+    assert not (added.adapter / "d5" / "adapter_model.safetensors").samefile(
+        found.adapter / "d5" / "adapter_model.safetensors"
+    )
+    documents = {document.id: document for document in find_adapters(asked.out).documents}
+    assert sorted(documents) == [f"d{k}" for k in range(8)]
+    assert documents["d5"].text.endswith("Now.")
+    # The question that is about an earlier document is answered by its adapter.
+    given = answered(asked.out)
+    assert given["d6/q2"][1] == ask(earlier.out, prompt_of("Notes", STRAY))[1]
+    assert ask(asked.out, prompt_of("Notes", STRAY)) == ("d4", given["d6/q2"][1])
+    assert ask(asked.out, prompt(3)) == ask(earlier.out, prompt(3))
+    assert added.summary is not None
+    assert added.summary.routing is not None
+    assert added.summary.routing.asked == 7
+    assert added.summary.routing.none == sum(
+        by is None for id, (by, _) in given.items() if not id.startswith("general|") and id != "d6/q2"
+    )
+    assert [c.graded for c in added.summary.conditions] == [7, 7]
+    idle = CountingPool(chat_model)
+    assert learn(asked, pool=idle).summary == added.summary
+    assert idle.tasks == []
+    joint = learn(settings(chat_model, file, tmp_path / "joint", adapters="joint"))
+    with pytest.raises(UserError, match="not a run with an adapter per document; leave out --adapters"):
+        learn(settings(chat_model, file, tmp_path / "again", add=joint.adapter.parents[1]))
+
+
+def prompt_of(title: str, question: str) -> str:
+    return Prompts().exam(instruct=True, title=title, question=question)

@@ -68,8 +68,11 @@ def ask(arguments: argparse.Namespace) -> Any:
     )
     if arguments.question is None:
         return _chat(arguments, asker)
-    found = _answer(arguments, asker, [{"role": "user", "content": arguments.question}], asker.names[0])
-    return {"question": arguments.question, "adapter": found.pop(asker.names[0]), **found}
+    messages = [{"role": "user", "content": arguments.question}]
+    found = _answer(arguments, asker, messages, asker.names[0])
+    document = asker.document(messages)
+    routed = {"document": document and document.id} if asker.routed else {}
+    return {"question": arguments.question, "adapter": found.pop(asker.names[0]), **routed, **found}
 
 
 def _chat(arguments: argparse.Namespace, asker: Asker) -> Messages:
@@ -105,7 +108,13 @@ def _chat(arguments: argparse.Namespace, asker: Asker) -> Messages:
 
 def _answer(arguments: argparse.Namespace, asker: Asker, messages: Messages, speaker: str) -> dict[str, str]:
     """Answers by name, shown: one as it comes, several side by side."""
+    from selfedit.methods.ask import BASE
+
     out = sys.stderr if arguments.json else sys.stdout
+    if asker.routed and (arguments.compare or speaker != BASE):
+        document = asker.document(messages)
+        picked = f"{document.title} ({document.id})" if document else "no document is about that: the model as it is"
+        print(printable(f"[{picked}]", keep=""), file=sys.stderr)
     if arguments.compare:
         found = asker.compare(messages)
         _show(found, json=arguments.json)

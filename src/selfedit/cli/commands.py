@@ -179,7 +179,7 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
         f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
         f'adapter: {learned.adapter}\nask it:  selfedit ask {out} "your question"',
     )
-    ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat)
+    ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat, routed=learned.routed)
     _say(arguments, "load it:\n" + "\n".join(f"  {name}: {line}" for name, line in ways.items()))
     return {
         "adapter": str(learned.adapter),

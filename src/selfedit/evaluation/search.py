@@ -14,10 +14,6 @@ from typing import Any
 
 from selfedit.documents import Document
 
-# What a document must score to be what a question is about, in words that no other document has.  Chosen on passages of
-# SQuAD's training set; docs/routing.md has the figures.
-FLOOR = 3.0
-
 
 class Search:
     """Finds documents by their titles and texts; the index is made for the first question."""
@@ -57,18 +53,19 @@ class Search:
         """The document that a text is about; None where even the best one scores less than the floor.
 
         BM25's scores grow with the number of documents, since a word that one of them has is then rarer.  So the floor
-        is counted in such words: it is what a document of average length scores that has three of them, once each, and
-        the others none.  Words that are everywhere, of which questions are full, score next to nothing."""
+        is counted in such words: of a text of n different words, a document has to score what √n words score that it
+        has once, being of average length, and no other has.  By chance, too, more words of a longer text are in one of
+        the documents; words that are everywhere, of which questions are full, score next to nothing.
+        docs/routing.md has figures.
+        """
+        (asked,) = _words([text])
+        if not asked or self._index is None:
+            return None
         scores = self.scores(text)
         best = int(scores.argmax())
-        return self.documents[best] if scores[best] >= FLOOR * self._rare_word else None
-
-    @property
-    def _rare_word(self) -> float:
-        """The score of a word that is once in one document, of average length, and in no other: idf · 1 / (1 + k₁)."""
-        if self._index is None:
-            return math.inf
-        return math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + float(self._index.k1))
+        # idf · 1 / (1 + k₁)
+        rare_word = math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + self._index.k1)
+        return self.documents[best] if scores[best] >= math.sqrt(len(set(asked))) * rare_word else None
 
 
 def _words(texts: list[str]) -> Any:

@@ -1,28 +1,34 @@
 """Where the adapters lie that a folder or a run stands for, and which model they belong to.
 
-A run of `learn` keeps one adapter; runs of `train` and `continual` keep a chain of deltas, merged in order.
+A run of `learn` keeps one adapter, or one per document with a list of them beside (`LIST`); runs of `train` and
+`continual` keep a chain of deltas, merged in order.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.methods.policies import is_whole, selected_round
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
+from selfedit.runs.files import write_atomically
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
 RETRIED = "retried"  # of the one that has also learned once more what the first had missed
+LIST = "documents.jsonl"  # in the folder above those of adapters that have learned a document each: which is whose
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """`folders` in PEFT's format, to be merged in this order into `model`.
+    """`folders` in PEFT's format, to be merged in this order into `model`; with `documents`, each of them has learned
+    the one in its place, and a question goes to one of them.
 
     `instruct` says whether their run prompted the model through its chat template; None: as the model does by itself.
     """
@@ -30,6 +36,7 @@ class Adapters:
     folders: tuple[Path, ...]
     model: str
     instruct: bool | None = None
+    documents: tuple[Document, ...] = ()
 
 
 def find_adapters(source: Path) -> Adapters:
@@ -47,7 +54,11 @@ def find_adapters(source: Path) -> Adapters:
     with RunDirectory.read(source) as run:
         instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
-        if procedure == "learn":
+        documents: tuple[Document, ...] = ()
+        if procedure == "learn" and run.config.get("adapters") == "per-document":
+            by_folder = _listed(run.path / "adapters")
+            folders, documents = list(by_folder), tuple(by_folder.values())
+        elif procedure == "learn":
             retried = any(fit.condition.endswith(" twice") for fit in run.store.fits() if fit.steps)
             folders = [run.adapter(RETRIED if retried else LEARNED)]
         elif procedure == "train":
@@ -64,7 +75,36 @@ def find_adapters(source: Path) -> Adapters:
     for folder in folders:
         if not is_whole(folder):
             raise UserError(f"{folder}: no adapter there; the same `selfedit {procedure}` command makes it again")
-    return Adapters(tuple(folders), model, instruct)
+    return Adapters(tuple(folders), model, instruct, documents)
+
+
+def one_model(source: Path) -> Adapters:
+    """`find_adapters`, of which all make one model.  Errors: UserError also for a run with an adapter per document."""
+    found = find_adapters(source)
+    if found.documents:
+        raise UserError(
+            f"{source}: an adapter per document, which make no one model; give the folder of one of them (they are in"
+            f" PEFT's format in {found.folders[0].parent}), or serve them side by side (docs/serving.md)"
+        )
+    return found
+
+
+def write_list(folder: Path, documents: Mapping[Path, Document]) -> None:
+    """Writes down which adapter, of those in this folder, has learned which document."""
+    rows = [{"id": d.id, "title": d.title, "text": d.text, "adapter": one.name} for one, d in documents.items()]
+    write_atomically(folder / LIST, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _listed(folder: Path) -> dict[Path, Document]:
+    """What `write_list` wrote.  Errors: UserError where it is not there, or damaged."""
+    file = folder / LIST
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {folder / Path(row["adapter"]).name: Document(row["id"], row["title"], row["text"]) for row in rows}
+    except FileNotFoundError:
+        raise UserError(f"{file}: not there, so the run has not finished; the same command goes on") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: damaged; delete it, and the same `selfedit learn` command writes it again") from None
 
 
 def _model_name(folder: Path) -> str | None:

@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfedit.documents import Document
 from selfedit.errors import UserError
+from selfedit.evaluation.search import Search
 from selfedit.methods.adapters import LEARNED, Adapters, adapter_errors, find_adapters
 from selfedit.models import Model, load_model, local_path
 
@@ -27,7 +29,8 @@ class Asker:
     """A model with what it learned.
 
     `adapter` is a folder in PEFT's format, or the run directory of `learn`, `train` or `continual`: one adapter is
-    attached, the deltas of a chain are merged.  `others` are further adapters of the same model and shape, by name; the
+    attached, the deltas of a chain are merged; of a run with an adapter per document, each question has its own
+    attached (`document`).  `others` are further adapters of the same model and shape, by name; the
     first one is called `learned`.  The model is the one that they name, unless `model` says otherwise.
 
     Errors: UserError where there is no adapter, or it does not fit.
@@ -58,7 +61,9 @@ class Asker:
         # Only now, when all is there, what takes seconds to import.
         from selfedit.engine import AdapterBank, load_adapter, merge_adapter
 
-        folders = [folder for one in sources.values() for folder in one.folders]
+        self._search = Search(found.documents) if found.documents else None
+        self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
+        folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
         specs = {}
         for folder in folders:
             with adapter_errors(folder):
@@ -74,8 +79,8 @@ class Asker:
         )
         self.max_tokens = max_tokens
         self.bank: AdapterBank | None = None
-        chain = len(found.folders) != 1
-        self.model = model if isinstance(model, Model) and not chain else self._load()
+        self._chain = len(found.folders) != 1 and not found.documents
+        self.model = model if isinstance(model, Model) and not self._chain else self._load()
         if self.model.tokenizer.doubt:
             logger.warning(self.model.tokenizer.doubt)
         if max_tokens >= self.model.context_length:
@@ -85,7 +90,7 @@ class Asker:
             )
         for number, folder in enumerate(folders):
             with adapter_errors(folder, "; name its model with --model"):
-                if chain:
+                if self._chain:
                     merge_adapter(self.model.hf, folder)
                     continue
                 spec, state = load_adapter(folder, self.model.hf)
@@ -107,7 +112,29 @@ class Asker:
     @cached_property
     def _base(self) -> Model:
         """The model as it was: merged deltas cannot be switched off."""
-        return self.model if self.bank is not None else self._load()
+        return self._load() if self._chain else self.model
+
+    @property
+    def routed(self) -> bool:
+        """Whether questions go to an adapter of one document each."""
+        return self._search is not None
+
+    def document(self, messages: Sequence[dict[str, str]]) -> Document | None:
+        """The document whose adapter answers: what the last message is about, by its words.  None: the model as it is
+        answers, as it does where adapters have not learned a document each."""
+        return None if self._search is None else self._search.about(messages[-1]["content"])
+
+    def _attach(self, folder: Path) -> None:
+        """Has the adapter in this folder answer."""
+        from selfedit.engine import AdapterBank, load_adapter
+
+        with adapter_errors(folder, "; name its model with --model"):
+            spec, state = load_adapter(folder, self.model.hf)
+            if self.bank is not None and self.bank.spec != spec:
+                self.bank.detach()
+                self.bank = None
+            self.bank = self.bank or AdapterBank(self.model.hf, spec, 1)
+            self.bank.load_state(0, state)
 
     def answer(
         self,
@@ -132,6 +159,12 @@ class Asker:
     ) -> list[str]:
         from selfedit.engine import DecodeRequest, decode
 
+        if self._search is not None and list(names) != [BASE]:
+            document = self.document(messages)
+            if document is None:
+                names = [BASE]
+            else:
+                self._attach(self._adapters[document.id])
         model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
         tokenizer = model.tokenizer
         ids = tuple(tokenizer.chat_ids(messages)[-(model.context_length - self.max_tokens) :])
@@ -162,6 +195,8 @@ def _check_alike(sources: Mapping[str, Adapters], model: str | None) -> None:
     """Errors: UserError for adapters that cannot be attached to one model side by side."""
     first = sources[LEARNED]
     for name, one in sources.items():
+        if len(sources) > 1 and one.documents:
+            raise UserError(f"{name}: an adapter per document, of which each question has its own; ask it alone")
         if len(sources) > 1 and len(one.folders) != 1:
             raise UserError(f"{name}: a run of several steps, which are merged into the model; ask it alone")
         if model is None and one.model != first.model:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import adapter_errors, find_adapters
+from selfedit.methods.adapters import adapter_errors, one_model
 from selfedit.methods.gguf_export import (
     ADAPTER,
     MODEL,
@@ -58,8 +58,8 @@ def export(
     is the dtype that the model's own files have.  With `gguf` there is a GGUF file of that type beside it, with a
     Modelfile for Ollama; `adapter_only` then leaves model and adapter apart, a GGUF file each, and writes no others.
 
-    Errors: UserError where `source` is none of these, `out` is taken, an adapter does not fit the model, or llama.cpp's
-    converter is not there.
+    Errors: UserError where `source` is none of these, or has an adapter per document, `out` is taken, an adapter does
+    not fit the model, or llama.cpp's converter is not there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
@@ -67,7 +67,7 @@ def export(
         raise UserError("--adapter-only: an adapter needs no export but to GGUF; add --gguf")
     for converter in (MODEL, ADAPTER) if adapter_only else (MODEL,) if gguf else ():
         find_converter(converter)
-    found = find_adapters(source)
+    found = one_model(source)
     if adapter_only and len(found.folders) != 1:
         raise UserError(f"{source}: a run of several steps, which can only be merged; leave out --adapter-only")
     name = model or found.model

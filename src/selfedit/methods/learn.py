@@ -15,7 +15,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.methods.adapters import LEARNED, RETRIED
+from selfedit.methods.adapters import LEARNED, RETRIED, Adapters, find_adapters
 from selfedit.methods.edits import write_edits
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import condition_on_the_way, examine_references, examine_untrained
@@ -24,7 +24,7 @@ from selfedit.methods.inputs import check, load_parts, warn_of_cuts
 from selfedit.methods.learnings import Learning, all_in_one
 from selfedit.methods.model_card import add_list_of_adapters, add_tokenizer_and_card
 from selfedit.methods.references import references_that_fit
-from selfedit.methods.routing import answer_unrouted, route
+from selfedit.methods.routing import answer_others, route, take_over
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
@@ -67,7 +67,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     """
     if not settings.documents and not documents:
         raise UserError("no documents given: name files, folders, or news")
-    _check_routed(settings)
+    before = _earlier_routed(settings)
     check_tracker(settings.track)
     asked = settings.editor
     settings, spec = editor_of(model_of_earlier(settings))
@@ -78,7 +78,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         specs = [spec] if examiner is None or examiner == spec else [spec, examiner]
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
-        earlier, policy = earlier_adapters(run, settings.add)
+        earlier, policy = earlier_adapters(run, None if before else settings.add)
         if examiner is None:
             run.store.add_documents(documents)
         else:
@@ -99,12 +99,12 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         names = [spec.name]
         routing = None
         if settings.adapters == "per-document":
-            routing = route(run, spec.name, documents, edits, run.directory.adapter)
+            routing = route(run, spec.name, documents, edits, before)
             learnings = routing.learnings
             fits = _fit(run, learnings)
-            answer_unrouted(run, spec.name, routing.unrouted)
+            answer_others(run, spec.name, routing)
             folder = run.directory.path / "adapters"
-            add_list_of_adapters(run, spec.name, learnings, folder)
+            add_list_of_adapters(run, spec.name, take_over(routing))
         else:
             folder = run.directory.adapter(LEARNED)
             learnings = tuple(all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS, policy=policy))
@@ -151,16 +151,20 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         )
 
 
-def _check_routed(settings: LearnSettings) -> None:
-    """Errors: UserError for what does not go with an adapter per document."""
+def _earlier_routed(settings: LearnSettings) -> Adapters | None:
+    """With an adapter per document, those of the run to add to.  Errors: UserError for what does not go with them."""
     if settings.adapters != "per-document":
-        return
+        return None
     if settings.retry_missed:
         raise UserError("--retry-missed: with --adapters per-document, give all more steps instead (--set steps=...)")
     if settings.track is not None:
         raise UserError(f"--track {settings.track}: with --adapters per-document there is no one loss curve to follow")
-    if settings.add is not None:
-        raise UserError("--add: not with --adapters per-document")
+    if settings.add is None:
+        return None
+    found = find_adapters(settings.add)
+    if not found.documents:
+        raise UserError(f"--add {settings.add}: not a run with an adapter per document; leave out --adapters")
+    return found
 
 
 def _beside(run: Run, editor: str, learnings: Sequence[Learning], earlier: Sequence[Path]) -> Callable[[Path], None]:

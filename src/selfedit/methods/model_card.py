@@ -8,13 +8,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfedit.methods.learnings import Learning
+from selfedit.documents import Document
+from selfedit.methods.adapters import LIST, write_list
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
@@ -45,18 +46,15 @@ def _add_tokenizer(run: Run, folder: Path) -> None:
         shutil.copytree(plain, folder, dirs_exist_ok=True)
 
 
-def add_list_of_adapters(run: Run, editor: str, learnings: Sequence[Learning], folder: Path) -> None:
-    """Writes a tokenizer for all, and what the adapters in the folders below have learned."""
-    if (folder / CARD).is_file():
+def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]) -> None:
+    """Writes a tokenizer for all to the folder in which they lie, and which has learned what: for people, and for
+    `ask`."""
+    folder = next(iter(learned)).parent
+    if (folder / LIST).is_file():
         return
     _add_tokenizer(run, folder)
     base = public_name(run.settings.model)
-    rows = "".join(
-        f"| `{learning.keep.name}` | {_cell(document.title)} | {_cell(document.id)} |\n"
-        for learning in learnings
-        for document in learning.documents
-        if learning.keep is not None
-    )
+    rows = "".join(f"| `{one.name}` | {_cell(d.title)} | {_cell(d.id)} |\n" for one, d in learned.items())
     text = f"""# One adapter per document
 
 LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn --adapters per-document`
@@ -66,17 +64,25 @@ LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn -
 | --- | --- | --- |
 {rows}"""
     write_atomically(folder / CARD, text)
+    write_list(folder, learned)
 
 
 def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|")
 
 
-def loading(adapter: str, model: str, *, rank: int, chat: bool) -> dict[str, str]:
-    """How others' tools load an adapter of this model, by their names: a line each."""
+def loading(adapter: str, model: str, *, rank: int, chat: bool, routed: bool = False) -> dict[str, str]:
+    """How others' tools load an adapter of this model, by their names: a line each; with `routed`, all adapters in this
+    folder."""
     template = f" --chat-template {shlex.quote(f'{adapter}/chat_template.jinja')}" if chat else ""
     # vLLM takes powers of two.
     most = max(8, 1 << (rank - 1).bit_length())
+    if routed:
+        modules = f'$(cd {shlex.quote(adapter)} && for one in */; do echo "${{one%/}}=$PWD/${{one%/}}"; done)'
+        return {
+            "vLLM": f"vllm serve {shlex.quote(public_name(model))} --enable-lora --max-lora-rank {most}"
+            f" --lora-modules {modules}{template}"
+        }
     return {
         "transformers + peft": f'AutoPeftModelForCausalLM.from_pretrained("{adapter}")',
         "vLLM": f"vllm serve {shlex.quote(public_name(model))} --enable-lora --max-lora-rank {most}"

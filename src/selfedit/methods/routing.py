@@ -7,37 +7,50 @@ with the adapters that share its bank.  A question that no document matches is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.engine.jobs import Completion
 from selfedit.evaluation.general import GENERAL_TITLE
 from selfedit.evaluation.search import Search
-from selfedit.methods.examining import known_general
+from selfedit.methods.adapters import Adapters
+from selfedit.methods.examining import answers, known_general
 from selfedit.methods.learnings import Asked, Learning, one_per_document
+from selfedit.methods.policies import DELTA_FILES, is_whole
+from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
+from selfedit.methods.stacking import adapter_rank, publish
+from selfedit.runs.files import directory_atomically
 from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import RoutingSummary
 
 
 @dataclass(frozen=True)
 class Routing:
-    """`learnings` are an adapter per document each, asked what is routed to it; `unrouted` is asked of no adapter."""
+    """`learnings` are an adapter per document each, asked what is routed to it.  `earlier` are documents with an
+    adapter of an earlier run, by its folder; `others` are what is asked of those, or of none (None)."""
 
     learnings: tuple[Learning, ...]
-    unrouted: tuple[Asked, ...]
+    earlier: Mapping[Path, Document]
+    others: Mapping[Path | None, Sequence[Asked]]
+
+    @property
+    def learned(self) -> dict[Path, Document]:
+        """The documents that this run's adapters have learned, by their folders."""
+        return {one.keep: one.documents[0] for one in self.learnings if one.keep is not None}
 
     def summary(self) -> RoutingSummary:
         """How often the right document was found."""
-        own, general = [], []
         routes = [(learning.document_id, asked) for learning in self.learnings for asked in learning.asked or ()]
-        for chosen, (document, _) in [*routes, *((None, asked) for asked in self.unrouted)]:
-            if document is None:
-                general.append(chosen)
-            else:
-                own.append((chosen, document.id))
+        for folder, asked in self.others.items():
+            routes += [(self.earlier[folder].id if folder else None, one) for one in asked]
+        own = [(chosen, about.id) for chosen, (about, _) in routes if about is not None]
+        general = [chosen for chosen, (about, _) in routes if about is None]
         return RoutingSummary(
             asked=len(own),
             right=sum(chosen == id for chosen, id in own),
@@ -52,13 +65,21 @@ def route(
     condition: str,
     documents: Sequence[Document],
     edits: Sequence[Edit] | None,
-    keep: Callable[[str], Path],
+    before: Adapters | None = None,
 ) -> Routing:
-    """An adapter for each document of which there is an edit, kept where `keep` says of the document's id, and for each
-    of the documents' questions, and of the general ones that the model knows, the adapter that answers it."""
-    learnings = one_per_document(condition, documents, edits)
+    """An adapter for each document of which there is an edit, kept in the run's directory, and for each of the
+    documents' questions, and of the general ones that the model knows, the adapter that answers it.
+
+    `before` are an earlier run's, each of which has learned a document; one that is learned anew gives way."""
+    learnings = [
+        replace(one, keep=run.directory.adapter(one.documents[0].id))
+        for one in one_per_document(condition, documents, edits)
+    ]
+    anew = {learning.document_id for learning in learnings}
+    pairs = zip(before.folders, before.documents, strict=True) if before else ()
+    earlier = {folder: document for folder, document in pairs if document.id not in anew}
     learned = [learning.documents[0] for learning in learnings]
-    search = Search(learned)
+    search = Search([*learned, *earlier.values()])
     questions: list[Asked] = [(document, question) for document in documents for question in document.questions]
     if questions:
         questions += [(None, question) for question in known_general(run)]
@@ -68,22 +89,67 @@ def route(
         if about is not None:
             found = run.choices.route(found, learned)
         routed.setdefault(found.id if found else None, []).append((about, question))
+    others: dict[Path | None, Sequence[Asked]] = {None: routed.get(None, ())}
+    others |= {folder: routed[document.id] for folder, document in earlier.items() if document.id in routed}
     return Routing(
-        tuple(
-            replace(one, keep=keep(document.id), asked=tuple(routed.get(document.id, ())))
-            for one, document in zip(learnings, learned, strict=True)
-        ),
-        tuple(routed.get(None, ())),
+        tuple(replace(one, asked=tuple(routed.get(one.document_id, ()))) for one in learnings),
+        earlier,
+        others,
     )
 
 
-def answer_unrouted(run: Run, condition: str, unrouted: Sequence[Asked]) -> None:
-    """Records what the untrained model answered as the condition's answers to what is asked of no adapter."""
-    record = FitRecord(condition)
-    if not unrouted or record.id in run.store.fit_ids():
-        return
+def answer_others(run: Run, condition: str, routing: Routing) -> None:
+    """Has what is asked of no adapter, or of an earlier run's, answered, as the condition's answers.
+
+    Of no adapter: the untrained model has answered it already."""
     before = {answer.question_id: answer for fit in run.store.fits(condition="none") for answer in fit.answers}
-    if all(question.id in before for _, question in unrouted):  # else some were given up, and are asked again
-        given = tuple(before[question.id] for _, question in unrouted)
-        run.store.record_fits([replace(record, answers=given)])
-        run.grading.grade()
+    done = run.store.fit_ids()
+    order = {folder: number for number, folder in enumerate([None, *routing.earlier])}
+    for folder, asked in routing.others.items():
+        # Exams without a fit are told apart by the number of the adapter.
+        record = FitRecord(condition, replicate=order[folder])
+        if not asked or record.id in done:
+            continue
+        if folder is None:
+            if all(question.id in before for _, question in asked):  # else some were given up, and are asked again
+                run.store.record_fits([replace(record, answers=tuple(before[q.id] for _, q in asked))])
+        else:
+            _examine(run, record, asked, policy=(publish(run, folder),))
+    run.grading.grade()
+
+
+def _examine(run: Run, record: FitRecord, asked: Sequence[Asked], policy: tuple[str, ...]) -> None:
+    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
+        given = answers(run, [question for _, question in asked], completions)
+        run.store.record_fits([replace(record, answers=given, seconds=seconds)])
+
+    complete = completer(
+        run,
+        f"exam/{record.id}",
+        lambda seconds: run.ledger.time("answers", record.condition, seconds),
+        phase=f"exam ({record.condition}, an earlier adapter)",
+        policy=policy,
+    )
+    complete({record.id: [run.exam.request(about, question) for about, question in asked]}, (), keep)
+
+
+def take_over(routing: Routing) -> dict[Path, Document]:
+    """Puts an earlier run's adapters beside the new ones, as the same files where the disk allows it; all documents
+    that have an adapter, by its folder."""
+    found = routing.learned
+    beside = next(iter(found))
+    for folder, document in routing.earlier.items():
+        here = beside.parent / folder.name
+        if adapter_rank(beside) and not is_whole(here):  # a plan's adapters are empty
+            with directory_atomically(here) as scratch:
+                for name in DELTA_FILES:
+                    _link(folder / name, scratch / name)
+        found[here] = document
+    return found
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)

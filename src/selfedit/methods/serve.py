@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import LEARNED, find_adapters
+from selfedit.methods.adapters import LEARNED, one_model
 from selfedit.methods.export import export
 from selfedit.models.loading import usable_device
 
@@ -36,7 +36,7 @@ def serve(
 
     It answers greedily unless a request says otherwise, prompted as in training.  Errors: as `export`, and UserError
     where transformers' server is not installed."""
-    find_adapters(source)
+    one_model(source)
     if not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
         raise UserError("a server needs fastapi and uvicorn; run: pip install 'selfedit[serving]'")
     with tempfile.TemporaryDirectory(prefix="selfedit-serve-") as folder:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import adapter_errors, find_adapters
+from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
 from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
@@ -34,7 +34,7 @@ def model_of_earlier(settings: LearnSettings) -> LearnSettings:
 
 def earlier_adapters(run: Run, source: Path | None) -> tuple[list[Path], tuple[str, ...]]:
     """The folders of the adapters that a run goes on from, and the policy that they are, known to the workers."""
-    folders = [] if source is None else list(find_adapters(source).folders)
+    folders = [] if source is None else list(one_model(source).folders)
     return folders, tuple(publish(run, folder) for folder in folders)
 
 
