@@ -23,8 +23,7 @@ from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.methods.import_seal import EDITS, find_home, import_seal
-from selfedit.methods.seal_prompts import ASKING, constants
+from selfedit.methods.import_seal import ASKING, EDITS, constants, find_home, import_seal
 from selfedit.methods.selection import select
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import cut

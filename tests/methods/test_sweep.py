@@ -14,9 +14,8 @@ from overlap_grader import overlap_grader  # noqa: F401
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore
 from selfedit.execution.tasks import CompletionTask, FitTask, Task, TaskResult
-from selfedit.methods.candidates import Candidate, list_candidates, parse_grid
 from selfedit.methods.compare import compare
-from selfedit.methods.frontier import Trial, better_half, choose, reason
+from selfedit.methods.frontier import Candidate, Trial, better_half, choose, list_candidates, parse_grid, reason
 from selfedit.methods.settings import CompareSettings, SweepSettings, make_settings
 from selfedit.methods.sweep import sweep
 from selfedit.runs.store import Store

@@ -23,9 +23,8 @@ from selfedit.evaluation.statistics import DocumentScore
 from selfedit.execution.tasks import FitTask, Task
 from selfedit.methods.compare import compare
 from selfedit.methods.restem import train
-from selfedit.methods.rounds import select_round
+from selfedit.methods.rounds import select_round, worth_it
 from selfedit.methods.settings import CompareSettings, TrainSettings
-from selfedit.methods.worth import worth_it
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
 from selfedit.reports import format, table

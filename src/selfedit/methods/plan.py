@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.evaluation.statistics import documents_needed
-from selfedit.methods.rehearsal import Begins, Counts, Shape, stand_ins
+from selfedit.methods.rehearsal import Begins, Shape, stand_ins
 from selfedit.methods.settings import Settings
 from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
@@ -24,7 +24,7 @@ from selfedit.runs.directory import RunDirectory
 _POINTS = 0.03
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """The most that a run can take, and what is likely (`..._likely`).
 
@@ -32,23 +32,23 @@ class Plan:
     as two; `judge_tokens` are a local judge's; `cost_usd` is the price of `calls` calls of APIs (None: a model's price
     is not known), and `edits_usd` what of it is for edits."""
 
-    documents: int
-    questions: int
-    fits: int
-    answers: int
-    train_tokens: int
-    train_tokens_likely: int
-    write_tokens: int
-    answer_tokens: int
-    judge_tokens: int
-    flops: float
-    flops_likely: float
-    memory_bytes: int
-    calls: int
-    cost_usd: float | None
-    cost_usd_likely: float | None
-    edits_usd: float | None
-    documents_for_three_points: int
+    documents: int = 0
+    questions: int = 0
+    fits: int = 0
+    answers: int = 0
+    train_tokens: int = 0
+    train_tokens_likely: int = 0
+    write_tokens: int = 0
+    answer_tokens: int = 0
+    judge_tokens: int = 0
+    flops: int = 0
+    flops_likely: int = 0
+    memory_bytes: int = 0
+    calls: int = 0
+    cost_usd: float | None = 0.0
+    cost_usd_likely: float | None = 0.0
+    edits_usd: float | None = 0.0
+    documents_for_three_points: int = documents_needed(_POINTS)
 
     def text(self) -> str:
         """The plan for people."""
@@ -93,7 +93,7 @@ def plan(method: Callable[..., Any], settings: Settings) -> Plan:
 def rehearse(method: Callable[..., Any], settings: Settings, out: Path, *, begin_only: bool = False) -> Plan:
     """`plan`, in a directory that stays, for methods that read a run before them.  With `begin_only` it ends before the
     first task, which is enough to find what a user got wrong, and has counted nothing."""
-    counts = Counts()
+    found = Plan()
     shape = Shape(
         load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
     )
@@ -101,27 +101,9 @@ def rehearse(method: Callable[..., Any], settings: Settings, out: Path, *, begin
     aside = {"out": out, "budget": None, "workers": 0, "ray": None, "track": None}
     rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
     with suppress(Begins):
-        method(rehearsed, **stand_ins(settings, shape, counts, begin_only=begin_only))
+        method(rehearsed, **stand_ins(settings, shape, found, begin_only=begin_only))
     with RunDirectory.read(rehearsed.out) as run:
         documents = run.store.documents()
-    bytes_each = 2 if settings.dtype == "bfloat16" else 4
-    return Plan(
-        documents=len(documents),
-        questions=sum(len(document.questions) for document in documents),
-        fits=counts.fits,
-        answers=counts.answers,
-        train_tokens=counts.train_tokens,
-        train_tokens_likely=counts.train_tokens_likely,
-        write_tokens=counts.written["edits"],
-        answer_tokens=counts.written["exam"],
-        judge_tokens=counts.written["judge"] + counts.written["ratings"],
-        flops=float(counts.flops),
-        flops_likely=float(counts.flops_likely),
-        # An adapter has float32 parameters, gradients and two moments; another model is gone when adapters come.
-        memory_bytes=shape.weights * bytes_each + max(counts.beside * bytes_each, counts.together * 16),
-        calls=counts.calls,
-        cost_usd=counts.cost if counts.priced else None,
-        cost_usd_likely=counts.cost_likely if counts.priced else None,
-        edits_usd=counts.cost_edits if counts.priced else None,
-        documents_for_three_points=documents_needed(_POINTS),
-    )
+    found.documents = len(documents)
+    found.questions = sum(len(document.questions) for document in documents)
+    return found

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfedit.documents import Document
 from selfedit.editors.api import ApiClient
@@ -24,17 +23,19 @@ from selfedit.engine.jobs import Completion, FitJob, FitResult, LoraSpec, TokenS
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.evaluation.graders import make_grader
 from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Look, Task, TaskResult
-from selfedit.methods.clients import Role
 from selfedit.methods.frontier import Trial
 from selfedit.methods.policies import DELTA_FILES
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Choices, Selection, select
-from selfedit.methods.settings import Settings
+from selfedit.methods.settings import Role, Settings
 from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
 from selfedit.training.jobs import Advance, Jobs, Learned
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
+
+if TYPE_CHECKING:
+    from selfedit.methods.plan import Plan
 
 _LINE_TOKENS = 16  # likely, of a line of an edit
 _VERDICT_TOKENS = 8  # likely, of a judge's reply
@@ -51,37 +52,17 @@ class Begins(Exception):
     """A method is about to have its first task done."""
 
 
-def stand_ins(settings: Settings, shape: Shape, counts: Counts, *, begin_only: bool = False) -> Parts:
-    """What a method is given for a rehearsal; with `begin_only` its first task raises `Begins`."""
+def stand_ins(settings: Settings, shape: Shape, plan: Plan, *, begin_only: bool = False) -> Parts:
+    """What a method is given for a rehearsal, which is counted in `plan`; with `begin_only` its first task raises
+    `Begins`."""
     return Parts(
-        pool=_CountingPool(settings, shape, counts, begin_only),
+        pool=_CountingPool(settings, shape, plan, begin_only),
         reader=lambda model, **how: shape.of(model, **how),
-        client=lambda run, model, role: _UnsentClient(run, model, role, counts),
+        client=lambda run, model, role: _UnsentClient(run, model, role, plan),
         grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
         jobs=lambda *student: _BoundedJobs(*student, most=settings.max_edit_tokens),
         choices=_Dearest(),
     )
-
-
-@dataclass
-class Counts:
-    """What a rehearsal has come to so far.  `together` is the most parameters of adapters in one bank, `beside` the
-    most weights of another model."""
-
-    fits: int = 0
-    answers: int = 0
-    train_tokens: int = 0
-    train_tokens_likely: int = 0
-    flops: int = 0
-    flops_likely: int = 0
-    written: Counter[str] = field(default_factory=Counter)
-    together: int = 0
-    beside: int = 0
-    calls: int = 0
-    cost: float = 0.0
-    cost_likely: float = 0.0
-    cost_edits: float = 0.0
-    priced: bool = True
 
 
 class Shape:
@@ -127,8 +108,10 @@ class _CountingPool:
     description = "cpu, float32"
     memory = 0
 
-    def __init__(self, settings: Settings, shape: Shape, counts: Counts, begin_only: bool) -> None:
-        self.settings, self.shape, self.counts, self.begin_only = settings, shape, counts, begin_only
+    def __init__(self, settings: Settings, shape: Shape, plan: Plan, begin_only: bool) -> None:
+        self.settings, self.shape, self.plan, self.begin_only = settings, shape, plan, begin_only
+        self.bytes_each = 2 if settings.dtype == "bfloat16" else 4  # of a weight
+        self._holds(0)
         self.tokenizer, self.context_length = shape.tokenizer, shape.context_length
         self._answers = itertools.count(_EDIT_ID - 1, -1)
 
@@ -144,18 +127,25 @@ class _CountingPool:
                 raise Begins
             yield self._fit(task) if isinstance(task, FitTask) else self._complete(task)
 
+    def _holds(self, more: int) -> None:
+        """Memory for the weights, and so many bytes beside them."""
+        self.plan.memory_bytes = max(self.plan.memory_bytes, self.shape.weights * self.bytes_each + more)
+
     def _complete(self, task: CompletionTask) -> TaskResult:
         kind = task.id.split("/")[0]
-        counts, settings, number = self.counts, self.settings, len(task.requests)
-        counts.written[kind] += task.tokens
+        plan, settings, number = self.plan, self.settings, len(task.requests)
+        plan.write_tokens += task.tokens * (kind == "edits")
+        plan.answer_tokens += task.tokens * (kind == "exam")
+        plan.judge_tokens += task.tokens * (kind in ("judge", "ratings"))
         passed = sum(len(request.prompt) + request.max_new_tokens for request in task.requests)
         # A judge reads what is not written yet.
         most = {"judge": _most_bytes(settings.max_answer_tokens), "ratings": _most_bytes(settings.max_edit_tokens)}
         likely = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}
         shape = self.shape.of(task.model) if task.model else self.shape
-        counts.beside = max(counts.beside, shape.weights if task.model else 0)
-        counts.flops += 2 * shape.weights * (passed + number * most.get(kind, 0))
-        counts.flops_likely += 2 * shape.weights * (passed + number * likely.get(kind, 0))
+        if task.model:  # it is gone when adapters come
+            self._holds(shape.weights * self.bytes_each)
+        plan.flops += 2 * shape.weights * (passed + number * most.get(kind, 0))
+        plan.flops_likely += 2 * shape.weights * (passed + number * likely.get(kind, 0))
         if kind == "texts":
             blank = tuple(Completion((0,) * request.max_new_tokens, False) for request in task.requests)
             return TaskResult(task.id, 0.0, completions=blank)
@@ -165,13 +155,13 @@ class _CountingPool:
         return TaskResult(task.id, 0.0, completions=(Completion(tuple(said), True),) * number)
 
     def _answered(self, number: int) -> tuple[Completion, ...]:
-        self.counts.answers += number
+        self.plan.answers += number
         return tuple(Completion((next(self._answers),), True) for _ in range(number))
 
     def _fit(self, task: FitTask) -> TaskResult:
-        counts = self.counts
+        plan = self.plan
         adapter = self.shape.adapter(task.lora)
-        counts.together = max(counts.together, len(task.fits) * adapter)
+        self._holds(16 * len(task.fits) * adapter)  # float32 parameters, gradients and two moments
         # Forward and backward through frozen weights are 4 operations per weight and token, through an adapter 6;
         # writing is 2.
         per_token = 4 * self.shape.weights + 6 * adapter
@@ -179,21 +169,21 @@ class _CountingPool:
         taught = (
             2 * self.shape.weights * sum(len(text.ids) for text in {text for fit in task.fits for text in fit.texts})
         )
-        counts.flops += taught
-        counts.flops_likely += taught
+        plan.flops += taught
+        plan.flops_likely += taught
         outcomes = []
         for fit in task.fits:
             most = fit.job.tokens
             likely = fit.job.likely if isinstance(fit.job, _UnwrittenJob) else most
-            counts.fits += 1
-            counts.train_tokens += most
-            counts.train_tokens_likely += likely
+            plan.fits += 1
+            plan.train_tokens += most
+            plan.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
             passed += sum(len(sequence.ids) for sequence in (*fit.texts, *fit.known))
             passed += len(fit.known) * self.settings.max_answer_tokens
-            counts.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
-            counts.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
-            counts.written["exam"] += sum(request.max_new_tokens for request in fit.sat)
+            plan.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
+            plan.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
+            plan.answer_tokens += sum(request.max_new_tokens for request in fit.sat)
             result = FitResult(fit.job.steps, most, 1.0, 1.0)
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
             answers = self._answered(len(fit.exam))
@@ -328,8 +318,8 @@ class _AllRight:
 class _UnsentClient(ApiClient):
     """Counts calls and their price; it writes marks as an editor, and as a judge says yes, or 10, to all."""
 
-    def __init__(self, run: Run, model: str, role: Role, counts: Counts) -> None:
-        self.counts, self.settings, self.role = counts, run.settings, role
+    def __init__(self, run: Run, model: str, role: Role, plan: Plan) -> None:
+        self.plan, self.settings, self.role = plan, run.settings, role
         nowhere = replace(run.settings.endpoint(role), base_url="http://nowhere.invalid")  # so that no key is asked for
         super().__init__(model, nowhere, price=run.ledger.price(model))
 
@@ -345,12 +335,13 @@ class _UnsentClient(ApiClient):
         return results
 
     def _count(self, request: ApiRequest) -> None:
-        counts, settings = self.counts, self.settings
-        counts.calls += 1
+        plan, settings = self.plan, self.settings
+        plan.calls += 1
         if self.role == "editor":
-            counts.written["edits"] += request.max_tokens
+            plan.write_tokens += request.max_tokens
         if self.price is None:
-            counts.priced = False
+            plan.cost_usd = plan.cost_usd_likely = plan.edits_usd = None
+        if self.price is None or plan.cost_usd is None or plan.cost_usd_likely is None or plan.edits_usd is None:
             return
 
         def filled(edit: int, answer: int) -> ApiRequest:
@@ -361,12 +352,12 @@ class _UnsentClient(ApiClient):
             return replace(request, messages=messages)
 
         most = filled(_most_bytes(settings.max_edit_tokens), _most_bytes(settings.max_answer_tokens))
-        counts.cost += self.most(most)
-        counts.cost_edits += self.most(most) * (self.role == "editor")
+        plan.cost_usd += self.most(most)
+        plan.edits_usd += self.most(most) * (self.role == "editor")
         likely = filled(4 * settings.max_edit_tokens, 4 * settings.max_answer_tokens)
         text = "".join(message["content"] for message in likely.messages) or request.prompt or ""
         reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS
-        counts.cost_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
+        plan.cost_usd_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -25,13 +25,12 @@ from selfedit.editors.prices import load_prices
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError, checked
 from selfedit.evaluation.graders import engine_judge, judge_model
-from selfedit.methods.clients import Role
 from selfedit.methods.compare import compare
 from selfedit.methods.naming import run_names
 from selfedit.methods.plan import Plan, rehearse
 from selfedit.methods.policies import selected_round
 from selfedit.methods.restem import train
-from selfedit.methods.settings import CompareSettings, Settings, TrainSettings, make_settings
+from selfedit.methods.settings import CompareSettings, Role, Settings, TrainSettings, make_settings
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import write_atomically
 from selfedit.yaml_file import read_yaml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TypedDict, Unpack
 
@@ -12,21 +12,24 @@ from selfedit.editors.api import ApiClient
 from selfedit.editors.base import Reader
 from selfedit.editors.endpoint import shown_address
 from selfedit.editors.prices import load_prices
+from selfedit.editors.replies import ApiResult
 from selfedit.errors import UserError
 from selfedit.evaluation.exam import Exam
 from selfedit.evaluation.grade import Grader
-from selfedit.evaluation.graders import judge_model, make_grader
-from selfedit.evaluation.grading import Grading
+from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
+from selfedit.evaluation.grading import Grading, Together
+from selfedit.evaluation.judges import api_judge, local_judge
 from selfedit.execution.pool import Pool
-from selfedit.methods.clients import Role, make_client, make_grading
+from selfedit.methods.resuming import completer
 from selfedit.methods.selection import Choices
-from selfedit.methods.settings import FREE, Settings
+from selfedit.methods.settings import FREE, Role, Settings
 from selfedit.methods.workers import Workers, digest
 from selfedit.models import load_outline
 from selfedit.progress import Progress, Quiet
 from selfedit.prompts import Prompts
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.ledger import Ledger
+from selfedit.runs.records import CostRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.text import one_line
 from selfedit.training.jobs import Jobs
@@ -112,13 +115,51 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def grading(self) -> Grading:
-        return make_grading(self, self._parts.get("grader", make_grader))
+        """By a rule, by a judge behind an API, or by a model of the engine."""
+        settings, judge, make = self.settings, self.judge, self._parts.get("grader", make_grader)
+        grading = partial(Grading, self.store, max_ungraded=settings.max_ungraded, begin=self.progress.begin)
+        if judge is None:
+            return grading(grader=make(settings.grader))
+        if (model := engine_judge(judge)) is not None:
+            # It is asked about one adapter's answers together, whatever else is to be graded, so that a request's
+            # neighbours are the same in a resumed run.
+            spent: list[CostRecord] = []
+            complete = completer(
+                self,
+                "judge",
+                lambda seconds: spent.append(self.ledger.time("grading", "grading", seconds, model=model)),
+                model=model,
+            )
+            ask = local_judge(lambda: self.reader(model), complete)
+            return grading(
+                grader=make(settings.grader, complete=ask, prompts=self.prompts), together="fit", spent=spent
+            )
+
+        def book(result: ApiResult) -> None:
+            if not self.grading.beside:
+                self.progress.advance(1)
+            self.ledger.book("grading", "grading", judge, result)
+
+        ask = api_judge(lambda: self.client(judge, "judge"), book)
+        # A batch takes hours, however many requests are in it.
+        together: Together = "all" if settings.endpoint("judge").batch else "chunk"
+        return grading(grader=make(settings.grader, complete=ask, prompts=self.prompts), together=together)
 
     def client(self, model: str, role: Role) -> ApiClient:
-        """The run's one client of this API model in this role; its replies are kept in the run's store."""
+        """The run's one client of this API model in this role; its replies are kept in the run's store.  Errors:
+        UserError, also where there is a budget and the model has no price."""
         if (model, role) not in self._clients:
-            self._clients[model, role] = self._parts.get("client", make_client)(self, model, role)
+            make = self._parts.get("client")
+            self._clients[model, role] = make(self, model, role) if make else self._client(model, role)
         return self._clients[model, role]
+
+    def _client(self, model: str, role: Role) -> ApiClient:
+        def tell(batch: str, status: str, done: int, total: int) -> None:
+            self.progress.note(f"batch {batch}: {status}, {done} of {total}")
+
+        price, budget = self.ledger.price(model), self.ledger.budget
+        endpoint = self.settings.endpoint(role)
+        return ApiClient(model, endpoint, store=self.store, price=price, budget=budget, on_poll=tell)
 
     def reader(self, model: str) -> Reader:
         """What a model of the engine reads by, without its weights; "" is the student."""

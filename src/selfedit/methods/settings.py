@@ -47,6 +47,7 @@ FREE = (
 # Several words; a file of settings may give a single one without a list.
 Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 
+Role = Literal["editor", "judge"]  # of an API model
 JUDGE_KEY_VARIABLE = "JUDGE_API_KEY"
 AUTO = "auto"  # the editor: chosen by the model's size
 
@@ -180,7 +181,7 @@ class Settings(BaseModel):
             raise ValueError("the operating system takes no name with a null character")
         return value
 
-    def endpoint(self, role: Literal["editor", "judge"]) -> Endpoint:
+    def endpoint(self, role: Role) -> Endpoint:
         """How API models in this role are reached."""
         editors = Endpoint(
             base_url=self.api_base,

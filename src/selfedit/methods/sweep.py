@@ -19,10 +19,9 @@ from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec, parse_editors
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
-from selfedit.methods.candidates import list_candidates
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_references, examine_untrained
-from selfedit.methods.frontier import Trial, reason
+from selfedit.methods.frontier import Trial, list_candidates, reason
 from selfedit.methods.inputs import check, load, set_apart
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import SweepSettings

@@ -9,14 +9,12 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import accuracy_interval, pooled
-from selfedit.methods.candidates import Candidate
-from selfedit.methods.frontier import Trial
-from selfedit.methods.harm import general_scores
+from selfedit.methods.frontier import Candidate, Trial
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import REGIMES
 from selfedit.methods.run import Run
 from selfedit.methods.settings import SweepSettings
-from selfedit.methods.summarise import accuracy
+from selfedit.methods.summarise import accuracy, general_scores
 from selfedit.runs.summary import SweepRow
 
 Written = Mapping[str, Sequence[Edit] | None]  # edits by editor; None: the passage alone
