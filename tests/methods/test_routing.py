@@ -82,7 +82,7 @@ def test_each_question_is_answered_by_the_adapter_of_the_document_that_it_is_abo
     assert by == expected | {"d0/q1": None, "d1/q1": None}
     assert (found.routed, found.documents, found.rank) == (True, 6, 4)
     # The adapters lie in a folder each; one bank answers a mixed batch as the run did.
-    folders = [asked.out / "adapters" / f"d{k}" for k in range(6)]
+    folders = [asked.out / "adapters" / "documents" / f"d{k}" for k in range(6)]
     model = load_model(chat_model, device="cpu", dtype="float32")
     bank = AdapterBank(model.hf, load_adapter(folders[0])[0], len(folders))
     for number, folder in enumerate(folders):
@@ -199,7 +199,7 @@ def test_a_run_that_was_cut_off_goes_on_and_a_finished_one_does_nothing(
     again = learn(learned[0], pool=idle)
     assert (again.summary, idle.tasks) == (learned[1].summary, [])
     # An adapter that has gone is made again, and it alone.
-    weights = asked.out / "adapters" / "d3" / "adapter_model.safetensors"
+    weights = asked.out / "adapters" / "documents" / "d3" / "adapter_model.safetensors"
     before = weights.read_bytes()
     shutil.rmtree(weights.parent)
     learn(asked, pool=idle)
@@ -303,7 +303,7 @@ def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
     exported = export(found.adapter / "d3", tmp_path / "d3", dtype="float32")
     assert exported.merged == 1
     peft = AutoPeftModelForCausalLM.from_pretrained(found.adapter / "d3").eval()
-    tokenizer = AutoTokenizer.from_pretrained(found.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(found.adapter.parent / "tokenizer")
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt(3)}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
@@ -314,7 +314,7 @@ def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
 
 def test_an_unfinished_or_damaged_run_is_not_asked(learned: tuple[LearnSettings, Learned], tmp_path: Path) -> None:
     out = shutil.copytree(learned[0].out, tmp_path / "run")
-    shutil.rmtree(out / "adapters" / "d2")
+    shutil.rmtree(out / "adapters" / "documents" / "d2")
     with pytest.raises(UserError, match="d2: no adapter there; the same `selfedit learn` command makes it again"):
         Asker(out)
     (out / "adapters" / "documents.jsonl").write_text("{}\n")
@@ -370,3 +370,16 @@ def test_more_documents_are_more_adapters_and_the_earlier_ones_stay(
 
 def prompt_of(title: str, question: str) -> str:
     return Prompts().exam(instruct=True, title=title, question=question)
+
+
+def test_documents_without_questions_and_with_awkward_names(chat_model: str, tmp_path: Path) -> None:
+    """Nothing beside the adapters' folders has a document's name."""
+    given = [{k: v for k, v in row.items() if k != "questions"} for row in rows(4)]
+    for row, id in zip(given, ("README.md", "documents.jsonl", "tokenizer", "a/../b"), strict=True):
+        row["id"] = id
+    asked = settings(chat_model, write_rows(tmp_path / "documents.jsonl", given), tmp_path / "run")
+    found = learn(asked)
+    assert (found.summary, found.documents) == (None, 4)
+    assert len(list(found.adapter.iterdir())) == 4
+    assert ask(asked.out, prompt_of("Bo and the lamp", "Where did Bo make the lamp?"))[0] == "documents.jsonl"
+    assert {path.stat().st_mode & 0o777 for path in asked.out.rglob("*") if path.is_file()} == {0o600}

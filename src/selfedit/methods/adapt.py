@@ -12,6 +12,7 @@ from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.errors import UserError
 from selfedit.evaluation.statistics import Interval
 from selfedit.execution.pool import InProcess
 from selfedit.execution.worker import ModelSource
@@ -59,6 +60,8 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
     with tempfile.TemporaryDirectory() as folder:
         editor = {"editor": default_editor(model.hf.num_parameters())}
         chosen = make_settings(LearnSettings, {**editor, **settings, "model": model.name, "out": Path(folder) / "run"})
+        if chosen.adapters != "joint":
+            raise UserError("adapt gives back one adapter; for adapters='per-document' use learn, and ask its run")
         pool = InProcess(ModelSource(model.name), model=model)
         learned = learn(chosen, pool=pool, documents=documents)
         accuracies: list[Interval | None] = [None, None]

@@ -22,7 +22,7 @@ from selfedit.runs.files import write_atomically
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
 RETRIED = "retried"  # of the one that has also learned once more what the first had missed
-LIST = "documents.jsonl"  # in the folder above those of adapters that have learned a document each: which is whose
+LIST = "documents.jsonl"  # beside the folder `documents` of adapters that have learned a document each: which is whose
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_adapters(source: Path) -> Adapters:
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         documents: tuple[Document, ...] = ()
         if procedure == "learn" and run.config.get("adapters") == "per-document":
-            by_folder = _listed(run.path / "adapters")
+            by_folder = _listed(run.document_adapters)
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
             retried = any(fit.condition.endswith(" twice") for fit in run.store.fits() if fit.steps)
@@ -90,14 +90,14 @@ def one_model(source: Path) -> Adapters:
 
 
 def write_list(folder: Path, documents: Mapping[Path, Document]) -> None:
-    """Writes down which adapter, of those in this folder, has learned which document."""
+    """Writes down, beside the folder of adapters, which of them has learned which document."""
     rows = [{"id": d.id, "title": d.title, "text": d.text, "adapter": one.name} for one, d in documents.items()]
-    write_atomically(folder / LIST, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(folder.parent / LIST, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _listed(folder: Path) -> dict[Path, Document]:
     """What `write_list` wrote.  Errors: UserError where it is not there, or damaged."""
-    file = folder / LIST
+    file = folder.parent / LIST
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         return {folder / Path(row["adapter"]).name: Document(row["id"], row["title"], row["text"]) for row in rows}

@@ -59,7 +59,7 @@ class Learned:
 
 def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = None, **parts: Unpack[Parts]) -> Learned:
     """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory; or an adapter
-    each, and writes them to folders named like the documents in `adapters`.
+    each, and writes them to folders named like the documents in `adapters/documents`.
 
     `documents` are used in place of those that the settings name.
 
@@ -103,7 +103,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             learnings = routing.learnings
             fits = _fit(run, learnings)
             answer_others(run, spec.name, routing)
-            folder = run.directory.path / "adapters"
+            folder = run.directory.document_adapters
             add_list_of_adapters(run, spec.name, take_over(routing))
         else:
             folder = run.directory.adapter(LEARNED)

@@ -19,7 +19,7 @@ from selfedit.methods.adapters import LIST, write_list
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
-from selfedit.runs.files import write_atomically
+from selfedit.runs.files import directory_atomically, write_atomically
 from selfedit.text import one_line
 
 CARD = "README.md"
@@ -47,23 +47,25 @@ def _add_tokenizer(run: Run, folder: Path) -> None:
 
 
 def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]) -> None:
-    """Writes a tokenizer for all to the folder in which they lie, and which has learned what: for people, and for
+    """Writes, beside the folder in which they lie, a tokenizer for all, and which has learned what: for people, and for
     `ask`."""
     folder = next(iter(learned)).parent
-    if (folder / LIST).is_file():
+    if (folder.parent / LIST).is_file():
         return
-    _add_tokenizer(run, folder)
+    with directory_atomically(folder.parent / "tokenizer") as scratch:
+        _add_tokenizer(run, scratch)
     base = public_name(run.settings.model)
     rows = "".join(f"| `{one.name}` | {_cell(d.title)} | {_cell(d.id)} |\n" for one, d in learned.items())
     text = f"""# One adapter per document
 
 LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn --adapters per-document`
-(notes by: {one_line(editor)}). `selfedit ask` on the run's directory finds the one for a question.
+(notes by: {one_line(editor)}). `selfedit ask` on the run's directory finds the one for a question. They lie in
+`documents`, the tokenizer of all in `tokenizer`.
 
 | folder | title | document |
 | --- | --- | --- |
 {rows}"""
-    write_atomically(folder / CARD, text)
+    write_atomically(folder.parent / CARD, text)
     write_list(folder, learned)
 
 
@@ -74,7 +76,8 @@ def _cell(text: str) -> str:
 def loading(adapter: str, model: str, *, rank: int, chat: bool, routed: bool = False) -> dict[str, str]:
     """How others' tools load an adapter of this model, by their names: a line each; with `routed`, all adapters in this
     folder."""
-    template = f" --chat-template {shlex.quote(f'{adapter}/chat_template.jinja')}" if chat else ""
+    tokenizer = f"{Path(adapter).parent}/tokenizer" if routed else adapter
+    template = f" --chat-template {shlex.quote(f'{tokenizer}/chat_template.jinja')}" if chat else ""
     # vLLM takes powers of two.
     most = max(8, 1 << (rank - 1).bit_length())
     if routed:

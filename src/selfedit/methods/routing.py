@@ -72,7 +72,7 @@ def route(
 
     `before` are an earlier run's, each of which has learned a document; one that is learned anew gives way."""
     learnings = [
-        replace(one, keep=run.directory.adapter(one.documents[0].id))
+        replace(one, keep=run.directory.document_adapter(one.documents[0].id))
         for one in one_per_document(condition, documents, edits)
     ]
     anew = {learning.document_id for learning in learnings}

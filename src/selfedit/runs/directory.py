@@ -153,11 +153,20 @@ class RunDirectory:
         return self.path / "summary.json"
 
     def adapter(self, name: str) -> Path:
-        """Where the adapter of this name (a condition, a document's id, ...) lies; no two names share a place."""
+        """Where the adapter of this name lies; no two names share a place."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:80]
         if not safe or safe != name:
             safe = f"{safe}-{hashlib.sha256(name.encode('utf-8')).hexdigest()[:8]}".lstrip("-")
         return self.path / "adapters" / safe
+
+    @property
+    def document_adapters(self) -> Path:
+        """Where adapters lie that have learned a document each."""
+        return self.path / "adapters" / "documents"
+
+    def document_adapter(self, id: str) -> Path:
+        """Where the adapter lies that has learned this document alone."""
+        return self.document_adapters / self.adapter(id).name
 
     def checkpoint(self, round: int) -> Path:
         """Where the policy after this round lies: `checkpoints/round-NN`."""
