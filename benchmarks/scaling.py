@@ -263,7 +263,7 @@ def commit_seconds(tasks: int = 50, fits: int = 16, answers: int = 5) -> float:
                 )
                 for k in range(fits)
             ]
-            store.record_fits(records, [])
+            store.record_fits(records)
         return (time.perf_counter() - started) / tasks
 
 

@@ -9,10 +9,11 @@ import sys
 import threading
 
 import pytest
-from clients import chat, make_client
+from clients import MemoryStore, chat, make_client
 from fake_server import FakeServer, Fault, error
 
-from selfedit.editors.api import REASONING_TOKENS, ApiClient, ApiRequest, ApiResult, MemoryStore
+from selfedit.editors.api import REASONING_TOKENS, ApiClient, ApiRequest, ApiResult
+from selfedit.editors.endpoint import Endpoint
 from selfedit.editors.prices import Budget, BudgetReached, ModelPrice
 from selfedit.errors import UserError
 
@@ -76,7 +77,7 @@ def test_a_prompt_becomes_a_message_for_chat(server: FakeServer) -> None:
 def test_openai_itself_is_sent_the_new_name_of_max_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    body = ApiClient("gpt-5").body(chat("q", max_tokens=9))
+    body = ApiClient("gpt-5", Endpoint(), store=MemoryStore()).body(chat("q", max_tokens=9))
     assert body["max_completion_tokens"] == 9
     assert "max_tokens" not in body
 
@@ -90,7 +91,7 @@ def test_the_key_comes_from_the_environment(server: FakeServer, monkeypatch: pyt
 
 def test_the_address_comes_from_the_environment_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
-    assert ApiClient("m").complete([chat("a")])[0].text == "reply to a"
+    assert ApiClient("m", Endpoint(), store=MemoryStore()).complete([chat("a")])[0].text == "reply to a"
 
 
 def test_no_more_than_so_many_at_once(server: FakeServer) -> None:
@@ -372,7 +373,7 @@ def test_a_missing_key_for_openai_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(
         UserError, match=r"no API key for model 'gpt-5' at https://api\.openai\.com/v1: set .*OPENAI_API_KEY"
     ):
-        ApiClient("gpt-5")
+        ApiClient("gpt-5", Endpoint(), store=MemoryStore())
 
 
 def test_an_unreachable_server_is_named_and_no_request_is_tried() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import chat, make_client
+from clients import MemoryStore, chat, make_client
 from fake_server import BatchPlan, FakeServer, error
 
 from selfedit.editors import batch as batch_module
-from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, ApiStore, MemoryStore
+from selfedit.editors.api import ApiClient, ApiRequest, ApiResult, ApiStore
 from selfedit.editors.prices import Budget, BudgetReached, ModelPrice
 from selfedit.errors import UserError
 
@@ -229,7 +229,7 @@ def test_a_batch_that_the_server_has_forgotten_is_sent_again(server: FakeServer)
 
 KILLED = """
 import sys
-from clients import chat, make_client
+from clients import MemoryStore, chat, make_client
 from selfedit.runs.store import Store
 store = Store(sys.argv[2])
 make_client(sys.argv[1], batch=True, store=store).complete([chat(text) for text in "ab"])

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from clients import chat, make_client
+from clients import MemoryStore, chat, make_client
 
-from selfedit.editors.api import ApiRequest, MemoryStore
+from selfedit.editors.api import ApiRequest
 from selfedit.errors import UserError
 from serving import needs_serving, serving
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import chat, make_client
+from clients import MemoryStore, chat, make_client
 from fake_server import BatchPlan, FakeServer, Fault, error
 
 from selfedit.editors import batch as batch_module
-from selfedit.editors.api import ApiClient, ApiResult, MemoryStore
+from selfedit.editors.api import ApiClient, ApiResult
 from selfedit.editors.prices import Budget, ModelPrice
 from selfedit.errors import UserError
 from selfedit.runs.store import Store

@@ -23,6 +23,7 @@ from selfedit.methods.learn import learn
 from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from selfedit.models import load_model
+from selfedit.runs.store import Store
 from serving import needs_serving, running, serving
 from tiny_world import SMALL, rows, write_rows
 
@@ -79,7 +80,7 @@ def test_an_exported_model_is_served_as_it_is_asked(
     export(learned, tmp_path / "model")
     requests = [ApiRequest(messages=tuple(messages), max_tokens=MAX_TOKENS) for messages in conversations()]
     with serving(str(tmp_path / "model"), free_port(), tmp_path) as url:
-        results = ApiClient(str(tmp_path / "model"), Endpoint(url)).complete(requests)
+        results = ApiClient(str(tmp_path / "model"), Endpoint(url), store=Store(None)).complete(requests)
     assert [result.error for result in results] == [None] * len(requests)
     assert [result.text.strip() for result in results] == expected
     assert len(set(expected)) > 3
@@ -99,7 +100,7 @@ def test_a_run_is_served_by_one_command_and_nothing_is_left_behind(
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, port, tmp_path) as url:
         assert list(tmp_path.glob("selfedit-serve-*/learned/model.safetensors"))
-        results = ApiClient("learned", Endpoint(url)).complete(requests)
+        results = ApiClient("learned", Endpoint(url), store=Store(None)).complete(requests)
     assert [result.text.strip() for result in results] == expected
     assert list(tmp_path.glob("selfedit-serve-*")) == []
 

@@ -61,7 +61,8 @@ class Writer:
         """Records a fit and keeps the grades on its answers (None: not graded yet)."""
         seconds = record.seconds
         cost = CostRecord("fits", record.condition, record.round, seconds=seconds, usd=seconds * DEVICE)
-        self.store.record_fits([record], [cost])
+        self.store.record_fits([record])
+        self.store.add_costs([cost])
         self._grades += grades
 
     def grade(self) -> None:

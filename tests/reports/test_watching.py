@@ -61,7 +61,7 @@ def test_the_time_left_is_that_of_the_fits_that_are_planned(partial_run: Path) -
     run = read_run(partial_run)
     assert watching.planned_fits(run) == 2 * 2 * 6  # passage and replayed edits, twice, of each document
     half = replace(run, fits=[fit for fit in run.fits if fit.sequences][:8])
-    told = watching._facts(half, 10.0)
+    told = watching._facts(replace(half, seconds=10.0))
     assert (told["fits"], told["time"]) == ("8 of 24", "10 s so far, about 20 s left")
 
 

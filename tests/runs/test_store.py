@@ -154,15 +154,13 @@ def test_fits_round_trip_with_their_answers(store: Store, documents: tuple[Docum
     assert store.fit_ids() == {fit.id for fit in fits}
 
 
-def test_a_fit_delivered_twice_is_kept_once_and_paid_once(store: Store, documents: tuple[Document, ...]) -> None:
+def test_a_fit_that_is_there_stays(store: Store, documents: tuple[Document, ...]) -> None:
     store.add_documents(documents)
-    cost = CostRecord("fits", "passage", seconds=1.5)
     first, second = a_fit(documents[0]), a_fit(documents[1])
-    assert store.record_fits([first], [cost]) == 1
-    assert store.record_fits([replace(first, last_loss=9.0)], [cost]) == 0
-    assert store.record_fits([first, second], [cost]) == 1
+    assert store.record_fits([first]) == 1
+    assert store.record_fits([replace(first, last_loss=9.0)]) == 0
+    assert store.record_fits([first, second]) == 1
     assert store.fits() == [first, second]
-    assert store.costs() == [cost, cost]
 
 
 def test_a_loss_that_is_not_a_number_comes_back_as_unknown(store: Store, documents: tuple[Document, ...]) -> None:
@@ -175,9 +173,8 @@ def test_a_task_of_fits_is_kept_whole_or_not_at_all(store: Store, documents: tup
     store.add_documents(documents)
     unknown_question = a_fit(documents[1], answers=(Answer("no such question", "x", 1),))
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_fits([a_fit(documents[0]), unknown_question], [CostRecord("fits", "passage")])
+        store.record_fits([a_fit(documents[0]), unknown_question])
     assert store.fits() == []
-    assert store.costs() == []
 
 
 def test_ids_of_different_things_differ() -> None:

@@ -82,8 +82,9 @@ def _grader(arguments: argparse.Namespace) -> Grader:
     from selfedit.editors.api import ApiClient
     from selfedit.editors.endpoint import Endpoint
     from selfedit.evaluation.judges import api_judge
+    from selfedit.runs.store import Store
 
-    client = ApiClient(model, Endpoint(base_url=arguments.api_base))
+    client = ApiClient(model, Endpoint(base_url=arguments.api_base), store=Store(None))
     return make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from selfedit.progress import Progress
 from selfedit.text import one_line
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ _LINE_SECONDS = 15.0
 _LONGEST_PHASE = 60  # characters before the bar
 
 
-class PlainProgress:
+class PlainProgress(Progress):
     """A line when a phase begins, and one every fifteen seconds."""
 
     def __init__(self) -> None:
@@ -54,21 +55,21 @@ class PlainProgress:
         print(one_line(line), file=sys.stderr, flush=True)
 
 
-class BarProgress:
+class BarProgress(Progress):
     """Rich's progress bar."""
 
     def __init__(self) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=self.console,
             transient=False,
         )

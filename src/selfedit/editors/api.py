@@ -23,7 +23,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -77,29 +77,6 @@ class ApiStore(Protocol):
     def put_batch(self, key: str, batch_id: str, status: str) -> None: ...
 
 
-class MemoryStore(ApiStore):
-    """An ApiStore that lasts as long as the process."""
-
-    def __init__(self) -> None:
-        self.replies: dict[str, dict[str, Any]] = {}
-        self.batches: dict[str, tuple[str, str]] = {}
-
-    def transaction(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self.replies.get(key)
-
-    def put(self, key: str, model: str, request: Any, response: dict[str, Any], *tokens: int) -> None:
-        self.replies[key] = response
-
-    def get_batch(self, key: str) -> tuple[str, str] | None:
-        return self.batches.get(key)
-
-    def put_batch(self, key: str, batch_id: str, status: str) -> None:
-        self.batches[key] = (batch_id, status)
-
-
 class ApiClient:
     """Asks one model for completions, several at a time or by batch.
 
@@ -111,9 +88,9 @@ class ApiClient:
     def __init__(
         self,
         model: str,
-        endpoint: Endpoint | None = None,
+        endpoint: Endpoint,
         *,
-        store: ApiStore | None = None,
+        store: ApiStore,
         price: ModelPrice | None = None,
         budget: Budget | None = None,
         on_poll: OnPoll | None = None,
@@ -121,8 +98,8 @@ class ApiClient:
         if budget is not None and budget.limit is not None and price is None:
             raise ValueError("a budget can only be kept with a price")
         self.model = model
-        self.endpoint = endpoint or Endpoint()
-        self.store: ApiStore = MemoryStore() if store is None else store
+        self.endpoint = endpoint
+        self.store = store
         self.price = price
         self.budget = budget or Budget()
         self.on_poll = on_poll

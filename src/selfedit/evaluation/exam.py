@@ -26,7 +26,7 @@ class Exam:
         self.prompts = prompts
         self.max_tokens = max_tokens
         self.whole = whole
-        self._closed_book: dict[tuple[str | None, str], DecodeRequest] = {}
+        self._requests: dict[tuple[str | None, ...], DecodeRequest] = {}
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -35,19 +35,26 @@ class Exam:
 
         Errors: UserError for a prompt that is longer than the student reads.
         """
+        place = document.id if document else None, question.id, *(passage.id for passage in passages)
+        if place not in self._requests:  # every adapter of a document is asked the same
+            self._requests[place] = self._request(document, question, passages)
+        return self._requests[place]
+
+    def _request(self, document: Document | None, question: Question, passages: Sequence[Document]) -> DecodeRequest:
+        asked = self._asked(document, question)
         if passages:
             shown = "\n\n".join(f"{passage.title}\n{passage.text}" for passage in passages)
-            text = self.prompts.open_book(passages=shown, **self._asked(document, question))
+            text = self.prompts.open_book(passages=shown, **asked)
             remedy = f"cut document {passages[0].id} into shorter ones"
             if len(passages) > 1:
                 remedy = f"show fewer than {len(passages)} documents with it"
-            return self._request(question, text, remedy)
-        # Every adapter of a document is asked the same.
-        place = document.id if document else None, question.id
-        if place not in self._closed_book:
-            text = self.prompts.exam(**self._asked(document, question))
-            self._closed_book[place] = self._request(question, text, "shorten the question or the title")
-        return self._closed_book[place]
+        else:
+            text, remedy = self.prompts.exam(**asked), "shorten the question or the title"
+        try:
+            ids = prompt_tokens(self.tokenizer, text, self.context_length)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}; {remedy}") from None
+        return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
 
     def answered(self, document: Document, question: Question, answer: str) -> TokenSequence:
         """A question, closed book, and an answer to it as the student would write it, without the end behind it: how
@@ -60,13 +67,6 @@ class Exam:
     def _asked(self, document: Document | None, question: Question) -> dict[str, Any]:
         title = document.title if document else GENERAL_TITLE
         return {"instruct": self.tokenizer.instruct, "title": title, "question": question.question}
-
-    def _request(self, question: Question, text: str, remedy: str) -> DecodeRequest:
-        try:
-            ids = prompt_tokens(self.tokenizer, text, self.context_length)
-        except UserError as error:
-            raise UserError(f"question {question.id}: {error}; {remedy}") from None
-        return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
 
     def answer(self, ids: Sequence[int]) -> str:
         """What a student answered."""

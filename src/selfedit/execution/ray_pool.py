@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 from selfedit.errors import UserError
 from selfedit.execution import actor as actor_module
@@ -31,8 +31,7 @@ from selfedit.execution.actor import WorkerActor
 from selfedit.execution.ray_cluster import choose_share, connect, import_ray, one_line, start_local, stop_local
 from selfedit.execution.schedule import Job, Schedule
 from selfedit.execution.tasks import Task, TaskResult
-from selfedit.execution.worker import OnTokens
-from selfedit.models import Tokenizer
+from selfedit.execution.worker import ModelSource, OnTokens
 
 # Seconds between two looks at a task under way.  A task of 16 fits took 800 s on average (`schedule`), and the fit of
 # `learn` is one task: without a look, nothing moves for so long.
@@ -41,20 +40,6 @@ _NODES_EVERY = 3.0  # seconds between two looks at the cluster's machines
 _NOTE_EVERY = 60.0  # seconds between two lines about throughput, or about waiting
 _STARTS = 3  # a worker that cannot be started so often in a row is given up
 _OUT_OF_MEMORY = "its machine ran out of memory"
-
-
-class Source(Protocol):
-    """What workers are made from, such as a `ModelSource`; it is sent to them."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def device(self) -> str | None: ...
-
-    def tokenizer(self) -> Tokenizer: ...
-
-    def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Any: ...
 
 
 @dataclass(eq=False)
@@ -92,7 +77,7 @@ class RayPool:
 
     def __init__(
         self,
-        source: Source,
+        source: ModelSource,
         *,
         workers: int | None = None,
         address: str | None = None,

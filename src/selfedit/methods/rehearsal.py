@@ -321,7 +321,7 @@ class _UnsentClient(ApiClient):
     def __init__(self, run: Run, model: str, role: Role, plan: Plan) -> None:
         self.plan, self.settings, self.role = plan, run.settings, role
         nowhere = replace(run.settings.endpoint(role), base_url="http://nowhere.invalid")  # so that no key is asked for
-        super().__init__(model, nowhere, price=run.ledger.price(model))
+        super().__init__(model, nowhere, store=run.store, price=run.ledger.price(model))
 
     def complete(self, requests: Sequence[ApiRequest], on_result: Any = None, accept: Any = None) -> list[ApiResult]:
         del accept

@@ -25,7 +25,7 @@ from selfedit.methods.selection import Choices
 from selfedit.methods.settings import FREE, Role, Settings
 from selfedit.methods.workers import Workers, digest
 from selfedit.models import load_outline
-from selfedit.progress import Progress, Quiet
+from selfedit.progress import Progress
 from selfedit.prompts import Prompts
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.ledger import Ledger
@@ -60,7 +60,7 @@ class Run(AbstractContextManager["Run"]):
     def __init__(self, method: str, settings: Settings, **parts: Unpack[Parts]) -> None:
         self.method = method
         self.settings = settings
-        self.progress: Progress = parts.get("progress") or Quiet()
+        self.progress = parts.get("progress") or Progress()
         self.recipe = load_recipe(settings.recipe).with_settings(settings.set)
         self.prompts = Prompts(settings.prompt_file)
         # What the user can get wrong is looked at before the run directory is made or a model is loaded.

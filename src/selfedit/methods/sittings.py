@@ -69,31 +69,43 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
     if run.settings.neighbour_questions:
         before = run.store.fits(round=0, condition="none")
         untrained = {answer.question_id: answer.text for fit in before for answer in fit.answers}
+    questions: list[Asked] = [(document, q) for document in documents.values() for q in document.questions]
+    by_title: dict[str, list[int]] = {}
+    for place, (document, _) in enumerate(questions):
+        by_title.setdefault(document.title if document else "", []).append(place)
     found = {}
     for learning in learnings:
         asked = learning.asked
         if asked is None:
             asked = tuple(exam_questions(run, learning.documents, known, learning.id)) if learning.examine else ()
-        questions = [question.id for document in learning.documents for question in document.questions]
-        said = tuple(open_book[id] for id in questions if id in open_book) if learning.likelihood else ()
-        near = _neighbours(run, learning, list(documents.values())) if learning.examine else ()
+        own = [question.id for document in learning.documents for question in document.questions]
+        said = tuple(open_book[id] for id in own if id in open_book) if learning.likelihood else ()
+        near = _neighbours(run, learning, questions, by_title) if learning.examine else ()
         mixed = _confusable(run, learning, list(documents.values())) if learning.examine else {}
         found[learning.id] = Sitting(asked, near, mixed, untrained, texts.get(learning.id, ()), said)
     return found
 
 
-def _neighbours(run: Run, learning: Learning, documents: Sequence[Document]) -> tuple[Asked, ...]:
-    """Questions of other documents, those with the same title first; the same for all edits and conditions."""
-    if not run.settings.neighbour_questions or learning.document_id is None or learning.asked is not None:
+def _neighbours(
+    run: Run, learning: Learning, asked: Sequence[Asked], by_title: Mapping[str, Sequence[int]]
+) -> tuple[Asked, ...]:
+    """Some of what is asked about other documents, those with the same title first; the same for all edits and
+    conditions.  `by_title` has the places of a title's questions in `asked`, in order."""
+    wanted = run.settings.neighbour_questions
+    if not wanted or learning.document_id is None or learning.asked is not None:
         return ()
     (own,) = learning.documents
     draw = random.Random(run.seed("neighbours", own.id, learning.replicate))
-    chosen: list[Asked] = []
-    for near in (True, False):
-        others = [d for d in documents if d.id != own.id and (d.title == own.title) == near]
-        asked: list[Asked] = [(document, question) for document in others for question in document.questions]
-        chosen += draw.sample(asked, min(run.settings.neighbour_questions - len(chosen), len(asked)))
-    return tuple(chosen)
+    titled = by_title.get(own.title, ())
+    of_own = {question.id for question in own.questions}
+    near = [place for place in titled if asked[place][1].id not in of_own]
+    chosen = draw.sample(near, min(wanted, len(near)))
+    far = len(asked) - len(titled)
+    for place in draw.sample(range(far), min(wanted - len(chosen), far)):
+        for taken in titled:  # the place among all questions of one among those with other titles
+            place += place >= taken
+        chosen.append(place)
+    return tuple(asked[place] for place in chosen)
 
 
 def _confusable(run: Run, learning: Learning, documents: Sequence[Document]) -> dict[str, list[Document]]:
@@ -105,11 +117,14 @@ def _confusable(run: Run, learning: Learning, documents: Sequence[Document]) -> 
     if learning.asked is not None:
         asked, pool = tuple({d.id: d for d, _ in learning.asked if d is not None}.values()), tuple(documents)
     examined = [document for document in pool if document.questions]
+    places = {document.id: place for place, document in enumerate(examined)}
     found: dict[str, list[Document]] = {}
     for own in asked:
-        others = [document for document in examined if document.id != own.id]
+        out = places.get(own.id, len(examined))
+        others = len(examined) - (own.id in places)
         draw = random.Random(run.seed("confusable", own.id, learning.replicate))
-        drawn = draw.sample(others, min(run.settings.neighbour_questions, len(others)))
+        chosen = draw.sample(range(others), min(run.settings.neighbour_questions, others))
+        drawn = [examined[place + (place >= out)] for place in chosen]
         if learning.asked is not None and own.id != learning.document_id:
             drawn = list(learning.documents)
         found |= {question.id: drawn for question in own.questions}

@@ -271,19 +271,24 @@ def _missing_fits(run: RunRecords) -> list[str]:
     done: dict[str, Counter[str | None]] = defaultdict(Counter)
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
-    edits, replicates = (n if isinstance(n, int) else 1 for n in map(run.config.get, ("edits", "replicates")))
-    edits = 1 if _of_all_edits(run) else edits
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
         if name == BASE or joint:
             continue
-        fewer = {"passage": replicates} | dict.fromkeys(REFERENCE_LINES, 1)
-        wanted = fewer.get(role(name), edits * replicates)
+        wanted = fits_per_document(run, role(name))
         lacking = sum(done[name][document.id] < wanted for document in run.documents)
         if lacking:
             lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
     return lines
+
+
+def fits_per_document(run: RunRecords, kind: str) -> int:
+    """How many fits, or exams, a condition of this role takes of each document."""
+    edits, replicates = (n if isinstance(n, int) else 1 for n in map(run.config.get, ("edits", "replicates")))
+    if kind in REFERENCE_LINES:
+        return 1
+    return replicates if kind == "passage" or _of_all_edits(run) else edits * replicates
 
 
 def _of_all_edits(run: RunRecords) -> bool:

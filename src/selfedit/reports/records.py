@@ -58,6 +58,7 @@ class RunRecords:
     curves: Mapping[str, Sequence[tuple[int, float]]]
     costs: Sequence[CostRecord]
     events: Sequence[Event]
+    seconds: float  # that the run has taken so far
 
     @property
     def name(self) -> str:
@@ -139,4 +140,5 @@ def read_run(path: Path) -> RunRecords:
             curves=store.curves(),
             costs=store.costs(),
             events=store.events(),
+            seconds=store.wall_seconds(),
         )

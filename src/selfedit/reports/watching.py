@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +16,6 @@ from selfedit.errors import UserError
 from selfedit.reports import findings, format, table
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
-from selfedit.runs.directory import RunDirectory
 from selfedit.runs.lock import is_held
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,26 +55,24 @@ def _newest(path: Path) -> Path:
 
 def _view(path: Path, going_on: bool) -> Group:
     run = read_run(path)
-    with RunDirectory.read(path) as directory:
-        wall = directory.store.wall_seconds()
     parts: list[RenderableType] = [Text(f"{path}  {table.heading(run)}", style="bold")]
     parts += [Text(line) for line in findings.missing(run)[1:]]  # the first says that it has not finished
     if found := findings.compared(run):
         parts.append(table.comparison(found, run.figures.differences))
     if run.rounds:
         parts.append(table.rounds(findings.rounds(run), run.figures.selected_round, run.figures.selected_on))
-    parts += [Text(f"{name:<9}{told}") for name, told in _facts(run, wall).items() if told]
+    parts += [Text(f"{name:<9}{told}") for name, told in _facts(run).items() if told]
     if not going_on:
         ended = "The run has finished." if run.summary else "Nobody writes this run; its command goes on with it."
         parts.append(Text(ended))
     return Group(*parts)
 
 
-def _facts(run: RunRecords, wall: float) -> dict[str, str]:
+def _facts(run: RunRecords) -> dict[str, str]:
     trained = [fit for fit in run.fits if fit.sequences]
     tokens, seconds = sum(fit.train_tokens for fit in trained), sum(fit.seconds for fit in trained)
     spent, planned = Spent.of(run.costs), planned_fits(run)
-    left = wall * (planned - len(trained)) / len(trained) if planned and trained and run.summary is None else 0.0
+    left = run.seconds * (planned - len(trained)) / len(trained) if planned and trained and run.summary is None else 0.0
     curve = [loss for _, loss in list(run.curves.values())[-1]] if run.curves else []
     return {
         "fits": f"{len(trained):,}" + (f" of {planned:,}" if planned else ""),
@@ -82,30 +80,23 @@ def _facts(run: RunRecords, wall: float) -> dict[str, str]:
         "written": f"{sum(edit.output_tokens for edit in run.edits):,} tokens of {len(run.edits):,} edits",
         "loss": f"{_curve(curve)}  {curve[0]:.2f} to {curve[-1]:.2f}" if curve else "",
         "spent": f"{format.seconds(spent.seconds)} of devices, {format.usd(spent.usd)} US dollars",
-        "time": f"{format.seconds(wall)} so far" + (f", about {format.seconds(left)} left" if left > 0 else ""),
+        "time": f"{format.seconds(run.seconds)} so far" + (f", about {format.seconds(left)} left" if left > 0 else ""),
     }
 
 
 def planned_fits(run: RunRecords) -> int | None:
     """How many fits of edits `compare` and `train` take in all; None where the settings do not say."""
-    config, splits = run.config, list(run.splits.values())
-    edits, replicates, rounds = (config.get(name) for name in ("edits", "replicates", "rounds"))
-    if not isinstance(edits, int) or not isinstance(replicates, int):
-        return None
+    config, splits, each = run.config, list(run.splits.values()), partial(findings.fits_per_document, run)
     if run.procedure == "compare" and config.get("regime") != "joint":
-        edits = 1 if config.get("regime") == "document" else edits
         roles = [findings.role(name) for name in findings.planned(run)]
-        learned = sum(
-            0 if role in (findings.BASE, *findings.REFERENCE_LINES) else 1 if role == "passage" else edits
-            for role in roles
-        )
-        if config.get("policy") is not None:
-            learned += 0 if config.get("policy_round") == "all" else edits
-        return learned * replicates * len(splits)
-    if run.procedure == "train" and isinstance(rounds, int) and config.get("reward") != "judge":
+        if config.get("policy") is not None and config.get("policy_round") != "all":
+            roles.append("trained")
+        return len(splits) * sum(each(r) for r in roles if r not in (findings.BASE, *findings.REFERENCE_LINES))
+    if run.procedure == "train" and isinstance(rounds := config.get("rounds"), int) and config.get("reward") != "judge":
         training = splits.count("train")
         of_round = min(training, config.get("documents_per_round") or training)
-        return rounds * of_round * edits * replicates + (rounds + 1) * splits.count("validation") * replicates
+        # One edit of a validation document takes as many as its passage.
+        return rounds * of_round * each("self") + (rounds + 1) * splits.count("validation") * each("passage")
     return None
 
 

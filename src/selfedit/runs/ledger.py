@@ -6,7 +6,7 @@ A cost is committed in the transaction of the work that it pays for, so that a c
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from selfedit.editors.prices import Budget, ModelPrice, Prices
 from selfedit.errors import UserError
@@ -16,16 +16,7 @@ from selfedit.runs.store import Store
 
 if TYPE_CHECKING:
     from selfedit.editors.replies import ApiResult
-
-
-class Timed(Protocol):
-    """A piece of work that took device time."""
-
-    @property
-    def seconds(self) -> float: ...
-
-
-T = TypeVar("T", bound=Timed)
+    from selfedit.execution.tasks import TaskResult
 
 
 class Ledger:
@@ -63,7 +54,7 @@ class Ledger:
                 raise
             return None
 
-    def within_budget(self, results: Generator[T]) -> Iterator[T]:
+    def within_budget(self, results: Generator[TaskResult]) -> Iterator[TaskResult]:
         """Results of device time as they come.  Stops cleanly before one that would pass the budget, judged by the
         dearest before it.  Errors: BudgetReached."""
         dearest = 0.0

@@ -188,11 +188,10 @@ class Store(Database):
 
     # Fits and answers
 
-    def record_fits(self, fits: Iterable[FitRecord], costs: Iterable[CostRecord] = ()) -> int:
-        """Add fits with their answers, and what they cost, as one task; how many were new.
+    def record_fits(self, fits: Iterable[FitRecord]) -> int:
+        """Add fits with their answers, as one task; how many were new.
 
-        A fit that is already there stays as it is, answers and all (a worker may deliver twice); the costs count only
-        where a fit was new.  A loss that is not finite is stored as unknown.
+        A fit that is already there stays as it is, answers and all.  A loss that is not finite is stored as unknown.
         """
         new = 0
         with self.transaction():
@@ -204,8 +203,6 @@ class Store(Database):
                 new += 1
                 for answer in answers:
                     self._insert("answers", {"fit_id": fit.id, **vars(answer)})
-            if new:
-                self.add_costs(costs)
         return new
 
     def add_curve(self, fit_id: str, points: Sequence[tuple[int, float]]) -> None:
@@ -364,8 +361,8 @@ class Store(Database):
     def add_costs(self, costs: Iterable[CostRecord]) -> None:
         """Add lines to the ledger.
 
-        A line belongs into the transaction of the work it pays for (the `costs` of `record_fits` and `add_grades`, or
-        `transaction`): written apart, a crash between the two would lose it or count it twice.
+        A line belongs into the transaction of the work it pays for: written apart, a crash between the two would lose
+        it or count it twice.
         """
         with self.transaction():
             for cost in costs:
