@@ -266,6 +266,16 @@ def learned(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.parametrize("order", ["{run} --compare {asked}", "--compare {run} {asked}", "{run} {asked} --compare"])
+def test_a_question_may_stand_behind_a_flag(run: Run, learned: Path, order: str) -> None:
+    words = [word.format(run=learned, asked="Where did Ada make the kite?") for word in order.split()]
+    result = run("ask", *words, "--max-tokens", "4", "--device", "cpu", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["question"] == "Where did Ada make the kite?"
+    assert {"adapter", "base"} <= found.keys()
+
+
 def test_learn_reports_and_says_how_to_ask(
     run: Run, run_words: list[str], documents: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -23,7 +23,19 @@ S = TypeVar("S", bound=Settings)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like every other mistake's."""
+    """A parser whose errors are one line, like every other mistake's, and whose words may stand anywhere among the
+    flags (`ask RUN --compare "question"`), which argparse's own refuses of a word that may be left out."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        if self._mixing or self._subparsers is not None:  # which go by the order
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # it calls this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
