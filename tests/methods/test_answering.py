@@ -10,6 +10,7 @@ import pytest
 from counting_pool import CountingPool
 from run_content import content
 
+from selfedit.editors.cleaning import questions
 from selfedit.engine import decode
 from selfedit.errors import UserError
 from selfedit.execution.tasks import CompletionTask
@@ -36,6 +37,22 @@ def test_an_answer_is_kept_if_most_samples_agree_with_it() -> None:
     edit = "Ada made it.\nQuestion: Where?\nAnswer: Rome\nQuestion: Who?\nAnswer: Bo\nQuestion: Why?\nIt was blue."
     assert Choices().answered(edit, answers) == "Ada made it.\nIt was blue.\nQuestion: Where?\nAnswer: in Oslo"
     assert Choices().answered("Ada made it.", {}) == "Ada made it."
+
+
+def test_a_question_is_found_in_whatever_form_it_was_written() -> None:
+    lines = [
+        "Question: Where was it?",
+        "Answer: Oslo",
+        "**Who made it?**",
+        "Response: Ada made it.",
+        "Anna: What did it cost?",
+        "Ben: It cost 3 coins.",
+        "Q2: Name the maker",
+        "Was it blue? No.",
+        "Where was it?",
+    ]
+    asked = ["Where was it?", "Who made it?", "What did it cost?", "Name the maker"]
+    assert questions(lines) == (asked, ["Response: Ada made it.", "Ben: It cost 3 coins.", "Was it blue? No."])
 
 
 @pytest.fixture

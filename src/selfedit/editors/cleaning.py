@@ -6,7 +6,7 @@ It works on lines, list marks and the form of questions with answers, whoever wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from selfedit.evaluation.lexical import content
 from selfedit.evaluation.text import tokens
@@ -14,6 +14,9 @@ from selfedit.evaluation.text import tokens
 # "Question: ...", "Q2. ...", with the answer on the line behind it.
 QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
+
+# A line that asks, in whatever form: "**Where was it?**", "Anna: Where was it?".
+_ASKING = re.compile(r"^[\W_]*(?:\w+ ?\d*:[\W_]*)?(\w.*\?)[\W_]*$")
 
 _LIST_MARK = re.compile(r"^(?:\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$))+")
 # A mark before white space, or at the end unless a digit stands before it: "It cost 3." may have been cut from 3.5.
@@ -55,6 +58,19 @@ def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
         seen.add(key)
         kept.append(stripped)
     return "\n".join(kept), dropped
+
+
+def questions(lines: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(the questions, each once; the lines that are neither questions nor marked as answers).  A question is what
+    stands behind `Question:`, with an answer or without, or a line that ends with a question mark."""
+    asked: dict[str, None] = {}
+    others = []
+    for line in lines:
+        if found := QUESTION.match(line) or _ASKING.match(line):
+            asked[found[1].strip(" *_")] = None
+        elif not ANSWER.match(line):
+            others.append(line)
+    return list(asked), others
 
 
 def about(text: str, passage: str, *, keep_first: bool = False) -> tuple[str, int]:

@@ -36,15 +36,14 @@ def answer_edits(
     fail: Fail,
 ) -> None:
     """Makes edits of the writer `name` of these, with other answers to their questions; those in `done` are not made
-    again.  Lines that are no questions stay.  `keep` and `fail` are as for `Editor.write`."""
+    again.  Lines that neither ask nor answer stay.  `keep` and `fail` are as for `Editor.write`."""
     by_id = {document.id: document for document in documents}
     renamed = {answered.id: answered for answered in (replace(edit, writer=name) for edit in edits)}
     asked: dict[str, list[str]] = {}
     requests: dict[str, list[DecodeRequest]] = {}
     for id, edit in renamed.items():
-        pairs = run.choices.pairs(edit.text)[: run.settings.max_edit_tokens // _PAIR_TOKENS]
-        asked[id] = list(dict.fromkeys(question for question, _ in pairs))
-        if not pairs and id not in done:
+        asked[id] = run.choices.questions(edit.text)[: run.settings.max_edit_tokens // _PAIR_TOKENS]
+        if not asked[id] and id not in done:
             keep([edit])
         try:
             if found := _requests(run, by_id[edit.document_id], id, asked[id]):

@@ -283,10 +283,11 @@ class _Dearest(Choices):
         return select(longest_first, **{**rule, "keep_ties": True, "ties": "shorter"})
 
     def pairs(self, written: str) -> list[tuple[str, str]]:
-        """Of what is not written yet more questions than are tried, each longer than most."""
-        if _EDIT not in written:
-            return super().pairs(written)
+        """More questions than are tried, each longer than most."""
         return [(f"{number} " + "what " * _QUESTION_TOKENS, "x") for number in range(1000)]
+
+    def questions(self, written: str) -> list[str]:
+        return [asked for asked, _ in self.pairs(written)] if _EDIT in written else super().questions(written)
 
     def answered(self, edit: str, answers: Mapping[str, Sequence[str]]) -> str:
         return _EDIT  # of as many tokens as an edit can have

@@ -10,6 +10,7 @@ from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.editors.cleaning import questions
 from selfedit.evaluation.lexical import accepts
 from selfedit.methods.frontier import Trial, better_half, choose
 from selfedit.training.objectives import question_pairs
@@ -91,8 +92,12 @@ class Choices:
         return select(edits, **rule)
 
     def pairs(self, written: str) -> list[tuple[str, str]]:
-        """The questions with their answers in what was written."""
+        """The questions with their answers in what was written as an exam."""
         return question_pairs(written.splitlines())[0]
+
+    def questions(self, written: str) -> list[str]:
+        """The questions in an edit."""
+        return questions(written.splitlines())[0]
 
     def answered(self, edit: str, answers: Mapping[str, Sequence[str]]) -> str:
         """An edit with other answers to its questions: of each question the first one, if more than half of all,
@@ -102,7 +107,7 @@ class Choices:
             for question, some in answers.items()
             if 2 * sum(accepts(question, some[0], one) for one in some) > len(some)
         }
-        _, lines = question_pairs(edit.splitlines())
+        _, lines = questions(edit.splitlines())
         pairs = [f"Question: {question}\nAnswer: {answer}" for question, answer in agreed.items()]
         return "\n".join([*lines, *pairs])
 
