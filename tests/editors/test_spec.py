@@ -76,12 +76,6 @@ def test_a_mistake_gets_one_line_with_the_forms(text: str, reason: str) -> None:
     assert "\n" not in message
 
 
-def test_only_the_built_in_news_is_built_in() -> None:
-    assert EditorSpec.parse("replay:news").built_in
-    assert not EditorSpec.parse("replay:news.jsonl").built_in
-    assert not EditorSpec.parse("api:news").built_in
-
-
 def test_conditions_of_one_name_are_refused() -> None:
     assert [spec.name for spec in parse_editors(["none", "self", "api:gpt-5"])] == ["none", "self", "api:gpt-5"]
     with pytest.raises(UserError, match="'replay:a' is already there"):

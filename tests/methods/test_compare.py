@@ -112,8 +112,8 @@ def test_store_has_each_edit_fit_and_answer_once(finished: Finished) -> None:
 
 def test_replicates_differ_and_edits_are_trained_with_their_document(finished: Finished) -> None:
     with finished.store as store:
-        fits = store.fits(condition="replay:documents#expert", document_id="d1")
-        passage = store.fits(condition="passage", document_id="d1")
+        fits = [fit for fit in store.fits(condition="replay:documents#expert") if fit.document_id == "d1"]
+        passage = [fit for fit in store.fits(condition="passage") if fit.document_id == "d1"]
     title = "Bo and the lamp"
     document = f"{title}\nBo made a lamp in Lima. The lamp cost 4 coins."
     assert {fit.sequences for fit in passage} == {(document,)}

@@ -17,7 +17,7 @@ from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.models import load_model
-from selfedit.runs.directory import read_config
+from selfedit.runs.directory import read_recorded
 from selfedit.runs.store import Store
 from tiny_world import SMALL
 
@@ -41,7 +41,7 @@ def settings(quick: dict[str, Any], documents: Callable[[int], str], chat_model:
 def test_a_small_model_learns_the_passages_alone(settings: LearnSettings) -> None:
     learn(settings)
     assert conditions(settings.out) == {"passage"}
-    assert read_config(settings.out / "config.yaml")["editor"] == "passage"
+    assert read_recorded(settings.out / "config.yaml")[0]["editor"] == "passage"
     assert "million parameters, too few to write notes worth learning" in events(settings.out)["editor chosen"]
     assert plan(learn, settings).write_tokens == 0
 
@@ -54,7 +54,7 @@ def test_a_larger_model_writes_its_own_notes(settings: LearnSettings, monkeypatc
     # The run goes on with what it began with, whatever the rule says later.
     monkeypatch.setattr(small_models, "SMALL", 10**9)
     learn(settings)
-    assert read_config(settings.out / "config.yaml")["editor"] == "self"
+    assert read_recorded(settings.out / "config.yaml")[0]["editor"] == "self"
 
 
 def test_an_editor_that_was_named_is_taken_with_a_warning(settings: LearnSettings) -> None:

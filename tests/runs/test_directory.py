@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from selfedit.errors import UserError
 from selfedit.runs import directory, files
-from selfedit.runs.directory import RunDirectory, library_versions, read_config
+from selfedit.runs.directory import RunDirectory, library_versions, read_recorded
 from selfedit.runs.files import TEMPORARY, directory_atomically, write_atomically
 from selfedit.runs.lock import RunLock
 from selfedit.runs.records import Event
@@ -31,15 +31,14 @@ CONFIG = {"procedure": "compare", "recipe": {"rank": 16, "lr": 1e-3}, "data": Pa
 
 def test_a_new_run_records_settings_and_versions(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "runs" / "a", CONFIG) as run:
-        assert not run.resumed
         assert run.config == {**CONFIG, "data": "news.jsonl"}
         assert run.store.documents() == []
         assert run.adapter("self") == run.path / "adapters" / "self"
         assert run.checkpoint(3) == run.path / "checkpoints" / "round-03"
-        assert run.relative(run.checkpoint(12)) == "checkpoints/round-12"
+        assert run.checkpoint(12) == run.path / "checkpoints" / "round-12"
     written = yaml.safe_load((tmp_path / "runs" / "a" / "config.yaml").read_text())
     assert written.pop("versions") == library_versions()
-    assert written == run.config == read_config(run.path / "config.yaml")
+    assert written == run.config == read_recorded(run.path / "config.yaml")[0]
     assert {"python", "selfedit", "torch", "transformers"} <= run.versions.keys()
     assert run.versions["python"] == ".".join(map(str, sys.version_info[:3]))
 
@@ -76,7 +75,6 @@ def test_the_same_settings_resume(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path, CONFIG) as run:
         run.store.add_event("a", "", "")
     with RunDirectory.open(tmp_path, CONFIG) as run:
-        assert run.resumed
         assert run.store.events() == [Event("a", "", "")]
 
 
@@ -104,7 +102,7 @@ def test_free_settings_may_change_and_the_last_are_recorded(tmp_path: Path) -> N
     changed = {**CONFIG, "device": "cuda", "recipe": {"rank": 16, "lr": 0.1}}
     with RunDirectory.open(tmp_path, changed, free=["device", "recipe.lr"]) as run:
         assert run.config["device"] == "cuda"
-    assert read_config(tmp_path / "config.yaml")["recipe"] == {"rank": 16, "lr": 0.1}
+    assert read_recorded(tmp_path / "config.yaml")[0]["recipe"] == {"rank": 16, "lr": 0.1}
     with pytest.raises(UserError, match=r"recipe\.rank"):
         RunDirectory.open(tmp_path, {**changed, "recipe": {"rank": 1}}, free=["device", "recipe.lr"])
     RunDirectory.open(tmp_path, {**changed, "recipe": {"rank": 1}}, free=["recipe"]).close()
@@ -138,7 +136,7 @@ plain = st.recursive(
 def test_settings_survive_the_file(tmp_path_factory: pytest.TempPathFactory, config: dict) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     write_atomically(path, directory._config_text(directory._plain(config, "config"), {"selfedit": "1"}))
-    assert read_config(path) == config
+    assert read_recorded(path)[0] == config
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
@@ -201,8 +199,7 @@ def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_settings_were_written_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("process 1 on earth\n")
     (tmp_path / f".config.yaml{TEMPORARY}").write_text("half")
-    with RunDirectory.open(tmp_path, CONFIG) as run:
-        assert not run.resumed
+    RunDirectory.open(tmp_path, CONFIG).close()
     assert not (tmp_path / f".config.yaml{TEMPORARY}").exists()
 
 
@@ -233,8 +230,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, wor
                 assert reader.store.documents() == []
             holder.kill()
             holder.wait()
-            with RunDirectory.open(run, {"a": 1}) as mine:
-                assert mine.resumed
+            RunDirectory.open(run, {"a": 1}).close()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(holder.pid, signal.SIGKILL)

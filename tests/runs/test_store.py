@@ -150,7 +150,7 @@ def test_fits_round_trip_with_their_answers(store: Store, documents: tuple[Docum
     assert store.record_fits(fits) == 4
     assert store.fits() == fits
     assert store.fits(condition="self") == [on_an_edit]
-    assert store.fits(document_id="d0", round=0) == fits[1:3]
+    assert [fit for fit in store.fits(round=0) if fit.document_id == "d0"] == fits[1:3]
     assert store.fit_ids() == {fit.id for fit in fits}
 
 

@@ -23,7 +23,9 @@ def adapter_flags(parser: argparse.ArgumentParser, *, name: str = "source", devi
     parser.add_argument("--model", help="the adapter's model; found from the adapter if left out")
     if device:
         parser.add_argument("--device", help="cpu, cuda, ...; the first accelerator if left out")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="precision of the model [auto]"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 

@@ -60,7 +60,7 @@ def _method_flags(settings: str, **options: Any) -> Callable[[argparse.ArgumentP
         parser.add_argument(
             "--plan",
             action="store_true",
-            help="the most fits, tokens, operations, memory and money of the run; do nothing",
+            help="only say how many fits, tokens, operations, how much memory and money the run takes at most",
         )
 
     return add
@@ -250,14 +250,16 @@ def _grade(arguments: argparse.Namespace) -> Any:
 
 def _cost_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="an API model")
-    parser.add_argument("--input-tokens", type=int, default=0, metavar="N")
-    parser.add_argument("--output-tokens", type=int, default=0, metavar="N")
+    parser.add_argument("--input-tokens", type=int, default=0, metavar="N", help="tokens that it reads [0]")
+    parser.add_argument("--output-tokens", type=int, default=0, metavar="N", help="tokens that it writes [0]")
     parser.add_argument("--batch", action="store_true", help="at the price of a batch")
     parser.add_argument(
         "--device-seconds", type=float, default=0.0, metavar="S", help="time of a device, with --usd-per-hour"
     )
     parser.add_argument("--usd-per-hour", type=float, metavar="X", help="price of the device")
-    parser.add_argument("--prices", metavar="FILE.yaml", help="own price file")
+    parser.add_argument(
+        "--prices", metavar="FILE.yaml", help="your own prices, in the form of the built-in prices.yaml"
+    )
 
 
 def _cost(arguments: argparse.Namespace) -> Any:
@@ -384,12 +386,14 @@ COMMANDS = {
         lambda arguments: run_method(arguments, _settings(arguments, "ContinualSettings"), "continual.continual"),
     ),
     "reproduce": Command(
-        "the runs of a plan, several models with several editors, and their table", reproduce.add_flags, _reproduce
+        "make the runs of a plan, for several models and editors, and the table of their results",
+        reproduce.add_flags,
+        _reproduce,
     ),
     "watch": Command("show a run under way until it ends", _watch_flags, _watch),
     "report": Command("write the report of a run, or compare several", _report_flags, _report),
     "grade": Command("grade answers, or check a grader against labels", _grade_flags, _grade),
-    "cost": Command("price a job", _cost_flags, _cost),
+    "cost": Command("work out what API tokens and device time cost", _cost_flags, _cost),
     "export": Command("write a model with its adapters merged in", _export_flags, _export),
     "doctor": Command("show versions, devices, models, disk and Ray", lambda _: None, _doctor),
     "import-seal": Command(

@@ -44,31 +44,32 @@ class Parser(argparse.ArgumentParser):
 def add_settings(
     parser: argparse.ArgumentParser, kind: type[Settings], *, positional: str | None = None, repeated: str | None = None
 ) -> None:
-    """Adds a flag for each setting; `positional` names one that is given without a flag, `repeated` one that may be
-    given several times although a run has one value of it."""
+    """Adds a flag for each setting, the command's own first; `positional` names one that is given without a flag,
+    `repeated` one that may be given several times although a run has one value of it."""
     parser.add_argument("--config", metavar="FILE.yaml", help="settings from a file; a flag wins")
+    own, shared = parser.add_argument_group("this command"), parser.add_argument_group("all commands that make a run")
     for name, field in kind.model_fields.items():
+        group = own if name in kind.__annotations__ else shared
         annotation, many = _element(field.annotation)
         default = None if field.default is PydanticUndefined else field.default
         text = (field.description or "").replace("%", "%%")
-        shown = "" if default in (None, (), {}, False) else f" [{_show(default)}]"
+        shown = "" if default in (None, (), {}, False) or "if left out" in text else f" [{_show(default)}]"
         if name == positional:
-            parser.add_argument(name, nargs="*", metavar=name.upper()[:-1], help=text)
+            group.add_argument(name, nargs="*", metavar=name.upper()[:-1], help=text)
             continue
         flag = "--" + name.replace("_", "-")
         options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
         if annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif get_origin(annotation) is dict or annotation is dict:
-            parser.add_argument(flag, action="append", metavar="NAME=VALUE", **options)
+            group.add_argument(flag, action="append", metavar="NAME=VALUE", **options)
         elif get_origin(annotation) is Literal:
-            parser.add_argument(flag, choices=get_args(annotation), **options)
+            group.add_argument(flag, choices=get_args(annotation), **options)
         else:
             metavar = {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
             # Types are checked by the settings, whose messages name the bound that is broken.
-            parser.add_argument(
-                flag, metavar=metavar, action="append" if many or name == repeated else "store", **options
-            )
+            action = "append" if many or name == repeated else "store"
+            group.add_argument(flag, metavar=metavar, action=action, **options)
 
 
 def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
@@ -78,9 +79,6 @@ def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
     if arguments.config is not None:
         values = _read_yaml(Path(arguments.config))
         where = arguments.config
-        for name in values:
-            if name not in kind.model_fields:
-                raise UserError(f"{where}: no such setting {name!r}; settings are {', '.join(kind.model_fields)}")
     for name in kind.model_fields:
         given = getattr(arguments, name, None)
         if given is None or given == []:
@@ -124,4 +122,4 @@ def _is_dict(kind: type[Settings], name: str) -> bool:
 
 
 def _show(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "yes" if value is True else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

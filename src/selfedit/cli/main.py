@@ -74,7 +74,9 @@ def _parse(argv: list[str]) -> argparse.Namespace | None:
     parser = Parser(
         prog="selfedit",
         description="Language models that learn documents by fine-tuning on notes they write themselves.",
-        epilog="`selfedit COMMAND --help` shows a command's settings.",
+        epilog="An edit is a text that is written from a document, to be learned; an editor writes it. A fit trains one"
+        " LoRA adapter on it, by a recipe. An exam asks the adapter about the document, which it does not see."
+        " `selfedit COMMAND --help` shows a command's settings.",
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)

@@ -19,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where its runs and table go [runs/ and the plan's name]")
     parser.add_argument("--workers", type=int, metavar="N", help="workers of a local Ray; 0: this process")
     parser.add_argument("--ray", metavar="ADDRESS", help="address of a Ray cluster to join: auto, or ray://host:port")
-    parser.add_argument("--plan", action="store_true", help="the most that each run and all together take; do nothing")
+    parser.add_argument("--plan", action="store_true", help="only say what each run, and all together, take at most")
 
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Console) -> Any:

@@ -67,11 +67,6 @@ class EditorSpec:
         return self.kind not in ("none", "open-book", "retrieval")
 
     @property
-    def built_in(self) -> bool:
-        """Whether this replays the edits that come with the built-in news corpus."""
-        return self.kind == "replay" and self.argument == "news"
-
-    @property
     def name(self) -> str:
         """The condition's name: as given, with a file shortened to its stem (`replay:edits#gpt-4.1`), and a model's
         folder to its last part."""

@@ -141,8 +141,8 @@ def _show_cutting(run: Run, learnings: Sequence[Learning], label: str) -> Callab
     return run.progress.advance
 
 
-def thinned(losses: Sequence[float], most: int = 200) -> list[tuple[int, float]]:
-    """(step, mean loss since the point before) at no more than `most` steps."""
-    stride = -(-len(losses) // most) or 1
+def thinned(losses: Sequence[float]) -> list[tuple[int, float]]:
+    """(step, mean loss since the point before) at no more than 200 steps."""
+    stride = -(-len(losses) // 200) or 1
     parts = [losses[k : k + stride] for k in range(0, len(losses), stride)]
     return [(min((k + 1) * stride, len(losses)), sum(part) / len(part)) for k, part in enumerate(parts)]

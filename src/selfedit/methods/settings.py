@@ -134,11 +134,13 @@ class Settings(BaseModel):
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="how often a fit that is alone in its task saves its state, to go on after a kill; 0: never",
+        description="minutes between two saved states of a long fit, from which it goes on after a kill; 0: none",
     )
-    task_size: int | None = Field(None, ge=1, description="fits trained together; if left out, chosen by the device")
+    task_size: int | None = Field(
+        None, ge=1, description="adapters trained together; if left out, chosen by the device"
+    )
     api_base: str | None = Field(
-        None, repr=False, description="an OpenAI-compatible endpoint, of editors and of a judge"
+        None, repr=False, description="address of an OpenAI-compatible API, for editors and a judge"
     )
     api_key_variable: str = Field(KEY_VARIABLE, description="the environment variable with the endpoint's key")
     api_kind: Literal["chat", "completions"] = Field("chat", description="which interface of the endpoint to use")
@@ -151,7 +153,7 @@ class Settings(BaseModel):
         None,
         description="reasoning effort of api editors; a reply may then have 8,192 tokens more, for the reasoning",
     )
-    judge_api_base: str | None = Field(None, repr=False, description="an endpoint of the judge's own")
+    judge_api_base: str | None = Field(None, repr=False, description="address of another API, for the judge alone")
     judge_api_key_variable: str | None = Field(
         None, description="the environment variable with the judge's key; with an endpoint of its own JUDGE_API_KEY"
     )
@@ -212,16 +214,16 @@ class CompareSettings(Settings):
     out: Path = Field(Path("runs/compare"), description=_OUT)
     editor: Words = Field(
         ("none", "passage", "self"),
-        description="a condition each: none, open-book, retrieval[:K], passage, self[:PROMPT], model:NAME[:PROMPT],"
-        " replay:FILE[#WRITER], api:MODEL",
+        description="who writes what is learned; each is a condition of the comparison: none, open-book,"
+        " retrieval[:K], passage, self[:PROMPT], model:NAME[:PROMPT], replay:FILE[#WRITER], api:MODEL",
     )
     edits: int = Field(1, ge=1, description="edits per document and condition")
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
     regime: Literal["single", "document", "joint"] = Field("single", description=f"{_REGIME}, or one for all documents")
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
-    policy: Path | None = Field(None, description="a run of train: its selected policy becomes a further condition")
+    policy: Path | None = Field(None, description="a run of `train`: the editor that it selected is compared too")
     policy_round: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="with --policy: the policy of this round instead of the selected one; all: of each round"
+        None, description="with --policy: the editor of this round instead of the selected one; all: of each round"
     )
 
 
@@ -259,7 +261,7 @@ class LearnSettings(Settings):
 
     out: Path = Field(
         Path("runs/learn"),
-        description=f"{_OUT}; named after the settings and the documents if left out",
+        description=f"{_OUT}; if left out, one in runs/ that is named after the settings and the documents",
     )
     documents: Words = Field((), description=_DOCUMENTS)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)

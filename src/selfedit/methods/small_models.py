@@ -13,7 +13,7 @@ from selfedit.errors import UserError
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, ContinualSettings, LearnSettings
 from selfedit.models import parameter_count
-from selfedit.runs.directory import read_config
+from selfedit.runs.directory import read_recorded
 
 SMALL = 1_000_000_000  # parameters: models of fewer are small
 
@@ -41,7 +41,7 @@ def with_editor(settings: S) -> S:
     if settings.editor != AUTO:
         return settings
     config = settings.out / "config.yaml"
-    if config.is_file() and (began_with := read_config(config).get("editor")):
+    if config.is_file() and (began_with := read_recorded(config)[0].get("editor")):
         return settings.model_copy(update={"editor": str(began_with)})
     parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
     return settings.model_copy(update={"editor": default_editor(parameters)})

@@ -46,7 +46,7 @@ class RunDirectory:
     """One run on the disk.  `RunDirectory.open` to write it, `RunDirectory.read` to look at it.
 
     `config` has the settings as plain data, `versions` those of the libraries when the run began, `resolved` what was
-    decided then and no setting says (see `resolve`); `resumed` says whether the run was there before.
+    decided then and no setting says (see `resolve`).
     """
 
     def __init__(
@@ -58,14 +58,12 @@ class RunDirectory:
         *,
         resolved: dict[str, Any],
         lock: RunLock | None,
-        resumed: bool,
     ) -> None:
         self.path = path
         self.config = config
         self.versions = versions
         self.resolved = resolved
         self.store = store
-        self.resumed = resumed
         self._lock = lock
 
     @classmethod
@@ -91,9 +89,8 @@ class RunDirectory:
             sweep(path)
             config_path = path / "config.yaml"
             versions = library_versions()
-            resumed = config_path.exists()
             resolved: dict[str, Any] = {}
-            if resumed:
+            if config_path.exists():
                 before, began_with, resolved = read_recorded(config_path)
                 _refuse_changes(path, before, settings, free)
                 if before != settings:
@@ -113,7 +110,7 @@ class RunDirectory:
         except BaseException:
             lock.release()
             raise
-        return cls(path, settings, began_with, store, resolved=resolved, lock=lock, resumed=resumed)
+        return cls(path, settings, began_with, store, resolved=resolved, lock=lock)
 
     @classmethod
     def read(cls, path: str | Path) -> RunDirectory:
@@ -131,7 +128,7 @@ class RunDirectory:
             raise UserError(f"{path}: not the directory of a run (no config.yaml, run.sqlite or summary.json in it)")
         config, versions, resolved = read_recorded(path / "config.yaml") if there["config.yaml"] else ({}, {}, {})
         store = Store(path / "run.sqlite" if there["run.sqlite"] else None, readonly=True)
-        return cls(path, config, versions, store, resolved=resolved, lock=None, resumed=True)
+        return cls(path, config, versions, store, resolved=resolved, lock=None)
 
     def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
         """What was decided of `name` when the run began: `value` now, if nothing was.
@@ -179,10 +176,6 @@ class RunDirectory:
         begin_privately(folder)
         return folder
 
-    def relative(self, path: str | Path) -> str:
-        """`path` as the store keeps it: relative to the run, so that a run can be moved."""
-        return Path(path).relative_to(self.path).as_posix()
-
     def write_summary(self, summary: Summary) -> None:
         """Write `summary.json`, whole or not at all; no fit is under way any more."""
         # A kill between a fit's commit and the removal of its state left that.
@@ -228,11 +221,6 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
     return versions
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a run's `config.yaml` alone.  UserError where it is no such file."""
-    return read_recorded(Path(path))[0]
 
 
 def _refuse_foreign(path: Path) -> None:

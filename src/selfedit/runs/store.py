@@ -225,14 +225,10 @@ class Store(Database):
         """The ids of all fits that are done or have failed: either way they are not to be done again."""
         return {id for (id,) in self._rows("SELECT id FROM fits")}
 
-    def fits(
-        self, *, round: int | None = None, condition: str | None = None, document_id: str | None = None
-    ) -> list[FitRecord]:
+    def fits(self, *, round: int | None = None, condition: str | None = None) -> list[FitRecord]:
         """Fits as they were recorded, answers included, ordered by round, condition, document, edit and replicate."""
-        chosen = (
-            "(?1 IS NULL OR f.round = ?1) AND (?2 IS NULL OR f.condition = ?2) AND (?3 IS NULL OR f.document_id = ?3)"
-        )
-        parameters = (round, condition, document_id)
+        chosen = "(?1 IS NULL OR f.round = ?1) AND (?2 IS NULL OR f.condition = ?2)"
+        parameters = (round, condition)
         answers: dict[str, list[Answer]] = {}
         for fit_id, *answer in self._rows(
             "SELECT a.fit_id, a.question_id, a.text, a.tokens FROM answers a JOIN fits f ON f.id = a.fit_id"
