@@ -9,7 +9,7 @@ STAMP := $(VENV)/.setup-stamp
 # Where this is set, Python compiles torch and transformers anew at every start, which takes longer than importing them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup models demo demo-train test lint format bench clean
+.PHONY: setup models demo demo-train test lint format docs bench clean
 
 setup: $(STAMP) $(VENV)/.model-smollm2-135m
 
@@ -51,8 +51,17 @@ format: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The documentation as a site, in site/: links that lead nowhere are errors.
+docs: $(VENV)/.docs-stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	@echo "site/index.html"
+
+$(VENV)/.docs-stamp: $(STAMP)
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
 bench: setup
 	$(BIN)/python -m benchmarks.engine --device cpu
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

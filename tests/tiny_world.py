@@ -1,7 +1,7 @@
 """A world small enough to run every procedure in seconds: a trained tiny Llama with a tokenizer of its own, and
 documents.
 
-Knows transformers and tokenizers; imports them when asked to build, not before.
+Imports transformers and tokenizers when it is asked to build, not before.
 """
 
 from __future__ import annotations
