@@ -15,8 +15,8 @@ from selfedit.evaluation.text import tokens
 QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
 
-# A line that asks, in whatever form: "**Where was it?**", "Anna: Where was it?".
-_ASKING = re.compile(r"^[\W_]*(?:\w+ ?\d*:[\W_]*)?(\w.*\?)[\W_]*$")
+# A line whose first sentence asks: "**Where was it?**", "Anna: Where was it?", "Where was it? In Oslo."
+_ASKING = re.compile(r"^[\W_]*(?:\w+ ?\d*:[\W_]*)?(\w(?:(?![.!]\s)[^?])*\?)")
 
 _LIST_MARK = re.compile(r"^(?:\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$))+")
 # A mark before white space, or at the end unless a digit stands before it: "It cost 3." may have been cut from 3.5.
@@ -62,7 +62,7 @@ def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
 
 def questions(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     """(the questions, each once; the lines that are neither questions nor marked as answers).  A question is what
-    stands behind `Question:`, with an answer or without, or a line that ends with a question mark."""
+    stands behind `Question:`, with an answer or without, or the first sentence of a line, with a question mark."""
     asked: dict[str, None] = {}
     others = []
     for line in lines:
