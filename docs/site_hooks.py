@@ -1,6 +1,6 @@
-"""What the site has beside the pages of this folder: the README as its first page, `--help` of every command, copies of
-the files outside this folder that pages link to, and `llms.txt` with the pages as Markdown (https://llmstxt.org).
-mkdocs calls the functions."""
+"""What the site has beside the pages of this folder: the README as its first page, `--help` of every command, the
+settings of recipes, copies of the files outside this folder that pages link to, and `llms.txt` with the pages as
+Markdown (https://llmstxt.org).  mkdocs calls the functions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 from selfedit.cli.commands import COMMANDS
 from selfedit.cli.main import main
+from selfedit.training.recipes import RECIPES, Recipe
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -52,7 +53,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
     markdown = LINK.sub(on_the_site, markdown)
     if page.file.src_uri == "commands.md":
-        markdown += "".join(f"## {name}\n\n```text\n{help_of(name)}```\n\n" for name in COMMANDS)
+        markdown += "".join(f"## {name}\n\n```text\n{help_of(name)}```\n\n" for name in COMMANDS) + recipes()
     texts[page.file.src_uri] = markdown
     return markdown
 
@@ -62,6 +63,21 @@ def help_of(command: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         main([command, "--help"])
     return printed.getvalue()
+
+
+def recipes() -> str:
+    """A table of what `--set` takes, with the values of the built-in recipes."""
+    names = [name for name in RECIPES if name != "outer"]
+    rows = [["setting", "meaning", *names], ["---"] * (2 + len(names))]
+    for name, field in Recipe.model_fields.items():
+        if name != "name":
+            values = [getattr(RECIPES[recipe], name) for recipe in names]
+            shown = [
+                ", ".join(value) if isinstance(value, tuple) else "" if value is None else f"{value}"
+                for value in values
+            ]
+            rows.append([f"`{name}`", field.description or "", *shown])
+    return "## Settings of a recipe\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def on_post_build(config: Any) -> None:

@@ -14,6 +14,7 @@ from selfedit.cli.commands import COMMANDS
 from selfedit.cli.flags import Parser, read_settings
 from selfedit.cli.main import main
 from selfedit.methods import settings as classes
+from selfedit.methods.reproduce import read_plan
 from tiny_world import FEW_WORDS, rows, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +27,14 @@ SETTINGS = {
 OTHERS = {"--no-deps", "--enable-lora", "--lora-modules", "--chat-template", "--max-loras", "--lora", "--jinja"}
 
 
-def blocks(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, continued lines joined, without comments and prompts of other programs."""
+def fenced(page: Path, *kinds: str) -> list[str]:
     found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for kind, block in found if kind in ("", "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [block for kind, block in found if kind in kinds]
+
+
+def blocks(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, continued lines joined, without comments."""
+    lines = [line for block in fenced(page, "", "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines]
 
 
@@ -131,6 +136,20 @@ def test_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             words += ["--policy-round", "1"] if "--policy" in words else []  # not one that two epochs happen to prefer
             words += [*FEW_WORDS, *(["--edits", "1", "--replicates", "1"] if "--replicates" in words else [])]
         assert main(words) == 0, words
+    if name == "docs/serving.md":
+        for code in fenced(ROOT / name, "python"):
+            exec(compile(code, name, "exec"), {})
+
+
+def test_the_plan_of_a_reproduction_is_understood(tmp_path: Path) -> None:
+    (text,) = fenced(ROOT / "docs/reproduce.md", "yaml")
+    file = tmp_path / "plan.yaml"
+    file.write_text(text, encoding="utf-8")
+    plan = read_plan(file)
+    assert plan.external == "api:gpt-5"
+    for student in plan.models:
+        assert plan.training(student, tmp_path).rounds == 2
+        assert plan.comparison(student, tmp_path, plan.external, tmp_path).editor == ("none", "self", "api:gpt-5")
 
 
 def make_files() -> None:
