@@ -51,9 +51,9 @@ format: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The documentation as a site, in site/: links that lead nowhere are errors.
+# The documentation as a site, in site/: links that lead nowhere are errors.  (With --quiet, mkdocs would not see them.)
 docs: $(VENV)/.docs-stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	@echo "site/index.html"
 
 $(VENV)/.docs-stamp: $(STAMP)
