@@ -12,88 +12,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfedit.documents import Document, Question, load_documents
-    from selfedit.editors.base import Edit
-    from selfedit.editors.spec import EditorSpec
-    from selfedit.errors import UserError
-    from selfedit.methods.adapt import adapt
-    from selfedit.methods.compare import compare
-    from selfedit.methods.continual import continual
-    from selfedit.methods.edits import write_edits
-    from selfedit.methods.inner_loop import inner_loop
-    from selfedit.methods.learn import learn
-    from selfedit.methods.learnings import Learning, all_in_one, one_each
-    from selfedit.methods.restem import train
-    from selfedit.methods.run import Run
-    from selfedit.methods.settings import (
-        CompareSettings,
-        ContinualSettings,
-        LearnSettings,
-        SweepSettings,
-        TrainSettings,
-    )
-    from selfedit.methods.sweep import sweep
-    from selfedit.models import load_model
-    from selfedit.reports import build_report
-    from selfedit.training.recipes import Recipe
+    from selfedit.documents import Document as Document
+    from selfedit.documents import Question as Question
+    from selfedit.documents import load_documents as load_documents
+    from selfedit.editors.base import Edit as Edit
+    from selfedit.editors.spec import EditorSpec as EditorSpec
+    from selfedit.errors import UserError as UserError
+    from selfedit.methods.adapt import adapt as adapt
+    from selfedit.methods.compare import compare as compare
+    from selfedit.methods.continual import continual as continual
+    from selfedit.methods.edits import write_edits as write_edits
+    from selfedit.methods.inner_loop import inner_loop as inner_loop
+    from selfedit.methods.learn import learn as learn
+    from selfedit.methods.learnings import Learning as Learning
+    from selfedit.methods.learnings import all_in_one as all_in_one
+    from selfedit.methods.learnings import one_each as one_each
+    from selfedit.methods.restem import train as train
+    from selfedit.methods.run import Run as Run
+    from selfedit.methods.settings import CompareSettings as CompareSettings
+    from selfedit.methods.settings import ContinualSettings as ContinualSettings
+    from selfedit.methods.settings import LearnSettings as LearnSettings
+    from selfedit.methods.settings import SweepSettings as SweepSettings
+    from selfedit.methods.settings import TrainSettings as TrainSettings
+    from selfedit.methods.sweep import sweep as sweep
+    from selfedit.models import load_model as load_model
+    from selfedit.reports import build_report as build_report
+    from selfedit.training.recipes import Recipe as Recipe
 
-_HOMES = {
-    "Document": "documents",
-    "Question": "documents",
-    "load_documents": "documents",
-    "Edit": "editors.base",
-    "EditorSpec": "editors.spec",
-    "UserError": "errors",
-    "load_model": "models",
-    "adapt": "methods.adapt",
-    "compare": "methods.compare",
-    "continual": "methods.continual",
-    "inner_loop": "methods.inner_loop",
-    "learn": "methods.learn",
-    "Learning": "methods.learnings",
-    "all_in_one": "methods.learnings",
-    "one_each": "methods.learnings",
-    "Run": "methods.run",
-    "write_edits": "methods.edits",
-    "sweep": "methods.sweep",
-    "train": "methods.restem",
-    "CompareSettings": "methods.settings",
-    "ContinualSettings": "methods.settings",
-    "LearnSettings": "methods.settings",
-    "SweepSettings": "methods.settings",
-    "TrainSettings": "methods.settings",
-    "Recipe": "training.recipes",
-    "build_report": "reports",
+_NAMES = {
+    "documents": "Document Question load_documents",
+    "editors.base": "Edit",
+    "editors.spec": "EditorSpec",
+    "errors": "UserError",
+    "methods.adapt": "adapt",
+    "methods.compare": "compare",
+    "methods.continual": "continual",
+    "methods.edits": "write_edits",
+    "methods.inner_loop": "inner_loop",
+    "methods.learn": "learn",
+    "methods.learnings": "Learning all_in_one one_each",
+    "methods.restem": "train",
+    "methods.run": "Run",
+    "methods.settings": "CompareSettings ContinualSettings LearnSettings SweepSettings TrainSettings",
+    "methods.sweep": "sweep",
+    "models": "load_model",
+    "reports": "build_report",
+    "training.recipes": "Recipe",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "CompareSettings",
-    "ContinualSettings",
-    "Document",
-    "Edit",
-    "EditorSpec",
-    "LearnSettings",
-    "Learning",
-    "Question",
-    "Recipe",
-    "Run",
-    "SweepSettings",
-    "TrainSettings",
-    "UserError",
-    "adapt",
-    "all_in_one",
-    "build_report",
-    "compare",
-    "continual",
-    "inner_loop",
-    "learn",
-    "load_documents",
-    "load_model",
-    "one_each",
-    "sweep",
-    "train",
-    "write_edits",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.reports import build_report
+from selfedit.runs.files import disk_errors
 from selfedit.runs.store import Store
 
 ALWAYS = 1e-9  # minutes: a checkpoint after every step
@@ -94,7 +95,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
     mine = settings.model_dump(mode="json")
     whole = server.run({**mine, "out": str(settings.out.with_name("counted"))}, procedure="learn")
     # The first life ends before the fit is under way; the others in the midst of it, or of what they save of it.
-    lives = [("a transaction", 12), *(("a step", 4), ("a file", 7)) * (KILLS // 2)]
+    lives = [("a transaction", 12), *(("a step", 4), ("a file", 10)) * (KILLS // 2)]
     states = set()
     for only, event in lives:
         found = server.run(mine, procedure="learn", only=only, kill_at=event)
@@ -177,16 +178,17 @@ def test_a_state_that_cannot_be_used_is_named_and_the_fit_begins_anew(
 def test_a_disk_that_takes_no_checkpoint_does_not_end_the_fit(
     settings: LearnSettings, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, _: bytes) -> None:
+        with disk_errors(path):
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(long_fit.tempfile, "mkstemp", full)
+    monkeypatch.setattr(long_fit, "write_atomically", full)
     learn(settings)
     assert files(settings.out / "adapters" / "learned") == expected
-    assert events(settings.out, "checkpoint") == [
-        "no checkpoint could be written (No space left on device): a fit that is cut off loses what it did "
-        "since the last"
-    ]
+    (told,) = events(settings.out, "checkpoint")
+    assert told.startswith("no checkpoint could be written (")
+    assert told.endswith("): a fit that is cut off loses what it did since the last")
+    assert "the disk is full" in told
 
 
 def test_each_step_of_continual_is_saved_too(

@@ -86,9 +86,9 @@ def test_there_are_no_halves_of_steps() -> None:
 def test_step_b_gets_its_charts(tmp_path: Path) -> None:
     folder = fake_runs.write_train(tmp_path / "train", documents=3, edits=2, rounds=1, replicates=1)
     names = {path.name for path in write_charts(folder)}
-    assert names == {f"{stem}.{kind}" for stem in ("reward", "validation", "signal") for kind in ("png", "svg")}
+    assert names == {f"{stem}.{kind}" for stem in ("reward", "validation", "signal-1") for kind in ("png", "svg")}
     assert "selected" in text_of(folder / "validation.svg")
-    assert "without signal" in text_of(folder / "signal.svg")
+    assert "without signal" in text_of(folder / "signal-1.svg")
 
 
 def test_unfinished_run_is_drawn_without_error_bars(partial_run: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ Neither changes what it becomes: the engine promises the same last bit (tests/en
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +13,9 @@ from pathlib import Path
 from selfedit.engine import UnderWay
 from selfedit.engine.jobs import Completion, UnusableStateError
 from selfedit.engine.state import read_notes
+from selfedit.errors import UserError
 from selfedit.execution.tasks import Checkpoint, Fit, Look
-from selfedit.runs.files import TEMPORARY
+from selfedit.runs.files import write_atomically
 
 # Answers the questions of a look, with the adapter as it is.
 Ask = Callable[[UnderWay], Sequence[Completion]]
@@ -71,24 +70,9 @@ class LongFit:
         looks = [[look.step, [[c.ids, c.finished] for c in look.completions]] for look in self.looks]
         state = under_way.save(json.dumps({"seconds": seconds, "looks": looks}))
         try:
-            # A name of its own: another worker may do the same task.
-            handle, scratch = tempfile.mkstemp(
-                prefix=f".{checkpoint.file.name}.", suffix=TEMPORARY, dir=checkpoint.file.parent
-            )
-            try:
-                with open(handle, "wb") as file:
-                    file.write(state)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(scratch, checkpoint.file)
-            except BaseException:
-                Path(scratch).unlink(missing_ok=True)
-                raise
-        except OSError as error:
+            write_atomically(checkpoint.file, state)
+        except (OSError, UserError) as error:
             # Hours of training are not thrown away because they cannot be saved on the way.
-            line = (
-                f"no checkpoint could be written ({error.strerror}): a fit that is cut off loses what it "
-                "did since the last"
-            )
+            line = f"no checkpoint could be written ({error}): a fit that is cut off loses what it did since the last"
             if line not in self.notes:
                 self.notes.append(line)

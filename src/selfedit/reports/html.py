@@ -144,7 +144,9 @@ def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, An
             "looks": plots.line(looks, "step", "accuracy, %"),
         }
         charts: dict[str, Any] = {
-            name: figure and plots.inline(figure, name, _LABELS[name]) for name, figure in drawn.items()
+            name: figure and plots.inline(figure, name, _LABELS[name])
+            for name, figure in drawn.items()
+            if name in _LABELS
         }
         charts["losses"] = []
         for id, points in list(run.curves.items())[:CURVES_SHOWN]:
@@ -159,8 +161,9 @@ def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, An
         for signal in signals:
             label = f"Rewards of each document's edits in round {signal.round}"
             titles = [entry.document.title for entry in signal.documents]
-            figure = plots.rewards_of_round(signal)
-            charts["signals"].append((signal, plots.inline(figure, f"signal-{signal.round}", label, titles)))
+            name = f"signal-{signal.round}"
+            if (figure := drawn[name]) is not None:
+                charts["signals"].append((signal, plots.inline(figure, name, label, titles)))
     return charts
 
 

@@ -70,21 +70,23 @@ _STYLE = {
 def write_charts(run: RunRecords, folder: Path) -> list[Path]:
     """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths.
 
-    `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and `signal`.  What has no
-    figures has no chart.
+    `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and for each round
+    `signal-N`.  What has no figures has no chart.
     """
     titles = {
         "frontier": "Learned and forgotten: " + format.clean(run.model),
         "chart": "What was learned: " + format.clean(run.model),
         "reward": "Reward by round (training documents)",
         "validation": "Validation by round",
+    } | {
+        f"signal-{s.round}": f"Round {s.round}: {s.without_signal} of {len(s.documents)} documents without signal"
+        for s in findings.signals(run)
     }
     paths = []
     with style():
-        for name, figure in {**charts(run), "signal": rewards_within_documents(findings.signals(run))}.items():
+        for name, figure in charts(run).items():
             if figure is not None:
-                if name in titles:
-                    figure.suptitle(_wrapped(titles[name], 60), x=0.02, ha="left", fontsize=12)
+                figure.suptitle(_wrapped(titles[name], 60), x=0.02, ha="left", fontsize=12)
                 paths += save(figure, folder / name)
     return paths
 
@@ -99,6 +101,7 @@ def charts(run: RunRecords) -> dict[str, Figure | None]:
         "chart": comparison(findings.compared(run)),
         "reward": line(rewards, "round", "mean reward, %"),
         "validation": line(validation, "round", "accuracy, %", summary.selected_round),
+        **{f"signal-{signal.round}": rewards_of_round(signal) for signal in findings.signals(run)},
     }
 
 
@@ -127,7 +130,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def inline(figure: Figure, name: str, label: str, hints: Sequence[str] = ()) -> Markup:
     """The figure as an SVG element of the page, inside `style()`: in the page's colours, and with attributes in the
     place of style sheets, which the page's policy forbids.  `name` is the chart's own on its page; `hints` are shown
-    over its columns (see `_rewards`).
+    over its columns (see `rewards_of_round`).
     """
     content = io.BytesIO()
     figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -174,7 +177,7 @@ def comparison(conditions: Sequence[ConditionSummary]) -> Figure | None:
     shown = [condition for condition in conditions if condition.accuracy is not None]
     if not shown:
         return None
-    figure, (axes,) = _figure(0.9 + 0.42 * len(shown))
+    figure, axes = _figure(0.9 + 0.42 * len(shown))
     base = findings.reference([condition.name for condition in shown])
     for position, condition in enumerate(shown):
         _bar(axes, position, 0.6, condition, FILLS[1] if condition.name == base else FILLS[2])
@@ -191,7 +194,7 @@ def frontier(summary: Summary) -> Figure | None:
     rows = [row for row in summary.sweep if row.accuracy is not None and row.lost is not None and not row.failed_fits]
     if not rows:
         return None
-    figure, (axes,) = _figure(3.6)
+    figure, axes = _figure(3.6)
     most = max(row.train_tokens for row in rows) or 1.0
     for row in sorted(rows, key=lambda row: -row.train_tokens):  # small ones on top
         place = (100 * (row.lost or 0.0), 100 * (row.accuracy or 0.0))
@@ -225,7 +228,7 @@ def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure | None:
     names = list(dict.fromkeys(condition.name for condition in everything))
     if not names:
         return None
-    figure, (axes,) = _figure(0.9 + 0.22 * (len(names) + 1) * len(runs) + 0.25 * -(-len(names) // 2))
+    figure, axes = _figure(0.9 + 0.22 * (len(names) + 1) * len(runs) + 0.25 * -(-len(names) // 2))
     height = 0.84 / len(names)
     for group, (_, summary) in enumerate(runs):
         for condition in summary.conditions:
@@ -250,7 +253,7 @@ def line(points: Sequence[Point], across: str, up: str, selected: int | None = N
     known = [(number, 100 * value, ci95) for number, value, ci95 in points if value is not None]
     if not known:
         return None
-    figure, (axes,) = _figure(3.1)
+    figure, axes = _figure(3.1)
     axes.plot([number for number, _, _ in known], [value for _, value, _ in known], "-o", color=INK, linewidth=1.4)
     for number, value, ci95 in known:
         low, high = (100 * ci95[0], 100 * ci95[1]) if ci95 else (value, value)
@@ -279,7 +282,7 @@ def loss(points: Sequence[tuple[int, float]]) -> Figure:
     """A fit's loss, nats per token, by training step."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = _figure(2.6)
+    figure, axes = _figure(2.6)
     axes.plot([step for step, _ in points], [value for _, value in points], color=INK, linewidth=1.2)
     axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -289,29 +292,9 @@ def loss(points: Sequence[tuple[int, float]]) -> Figure:
     return figure
 
 
-def rewards_within_documents(signals: Sequence[findings.Signal]) -> Figure | None:
-    """Each round's edits by document, sorted by mean: a long line is a document that tells good edits from bad ones."""
-    if not signals:
-        return None
-    columns = min(len(signals), 3)
-    figure, all_axes = _figure(3.4, columns, -(-len(signals) // columns))
-    for axes, signal in zip(all_axes, signals, strict=False):
-        _rewards(axes, signal)
-        told = f"Round {signal.round}: {signal.without_signal} of {len(signal.documents)} documents without signal"
-        axes.set_title(told, fontsize=10)
-    for axes in all_axes[len(signals) :]:
-        axes.set_visible(False)
-    return figure
-
-
 def rewards_of_round(signal: findings.Signal) -> Figure:
-    """One of `rewards_within_documents`; with hints for `inline`: a document per column."""
-    figure, (axes,) = _figure(2.8)
-    _rewards(axes, signal)
-    return figure
-
-
-def _rewards(axes: Axes, signal: findings.Signal) -> None:
+    """A round's edits by document, sorted by mean: a long line is a document that tells good edits from bad ones."""
+    figure, axes = _figure(2.8)
     rewards = [[100 * reward for reward in document.rewards] for document in signal.documents]
     positions = range(len(rewards))
     axes.vlines(positions, [found[0] for found in rewards], [found[-1] for found in rewards], color=QUIET, linewidth=1)
@@ -324,13 +307,14 @@ def _rewards(axes: Axes, signal: findings.Signal) -> None:
     axes.set_ylabel("reward of each edit, %")
     axes.set_xticks([])
     axes.yaxis.grid(True)
+    return figure
 
 
-def _figure(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _bar(axes: Axes, position: float, height: float, condition: ConditionSummary, fill: str, hatch: str = "") -> None:

@@ -45,7 +45,7 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 def write_charts(run_dir: Path) -> list[Path]:
     """Writes a run's charts (PNG and SVG) into its directory: `chart`, for a sweep `frontier`, and for Step B `reward`,
-    `validation`, `signal`.
+    `validation` and `signal-N` for each round.
 
     Raises:
         UserError: the directory is no run, or cannot be written.

@@ -13,16 +13,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from selfedit.errors import UserError
 
 TEMPORARY = ".selfedit-unfinished"
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}{TEMPORARY}")
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -32,7 +29,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     stays.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    # A name of its own: two workers may do the same task.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{TEMPORARY}")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with disk_errors(path):
         try:
@@ -56,7 +54,7 @@ def directory_atomically(path: str | Path) -> Iterator[Path]:
     A directory that is already there is replaced.  Parents are made.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with disk_errors(path):
         private = is_private(path)
         if private:
