@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,19 @@ def test_on_squad_most_questions_find_their_passage_and_few_general_ones_any() -
     general = [search.about(f"{GENERAL_TITLE}\n{q.question}") is not None for q in general_questions()]
     assert sum(found) > 0.85 * len(found)
     assert sum(general) < 0.05 * len(general)
+
+
+def test_searching_does_not_start_jax(tmp_path: Path) -> None:
+    """JAX, where it is installed, takes most of a GPU's memory when it is imported, and bm25s imports it if it can."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("print('started')")
+    told = (
+        "from selfedit.documents import Document; from selfedit.evaluation.search import Search\n"
+        "print(Search([Document('a', '', 'a kite'), Document('b', '', 'a lamp')]).best('which lamp', 1)[0].id)\n"
+        "import sys; print('jax' in sys.modules)"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["b", "False"]

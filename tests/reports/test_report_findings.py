@@ -8,6 +8,8 @@ from pathlib import Path
 import fake_runs
 import pytest
 
+from selfedit.documents import Document
+from selfedit.editors.base import Edit
 from selfedit.reports import findings
 from selfedit.reports.records import read_run
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
@@ -145,6 +147,25 @@ def test_signal_counts_documents_whose_edits_score_alike(train_run: Path) -> Non
         assert signal.without_signal == entry.documents_without_signal
         assert signal.mean == pytest.approx(entry.train_reward)
         assert signal.best >= signal.mean
+
+
+def test_the_best_edit_is_also_scored_by_a_fit_that_did_not_choose_it() -> None:
+    document = Document("d", "", "Text.")
+    edits = tuple(Edit("d", "train", k, f"edit {k}", round=1, reward=reward) for k, reward in enumerate((0.5, 0.6)))
+    scores = {edits[0].id: {0: 1.0, 1: 0.0}, edits[1].id: {0: 0.4, 1: 0.8}}
+    signal = findings.Signal(1, (findings.DocumentRewards(document, edits),), scores)
+    assert signal.best == 0.6
+    # Fit 0 chooses edit 0, of which fit 1 scores 0; fit 1 chooses edit 1, of which fit 0 scores 0.4.
+    assert signal.best_unseen == pytest.approx(0.2)
+    assert findings.Signal(1, signal.documents, {edit.id: {0: 1.0} for edit in edits}).best_unseen is None
+
+
+def test_an_empty_edit_gives_no_signal() -> None:
+    edits = tuple(Edit("d", "train", k, text, round=1, reward=0.2 * k) for k, text in enumerate(("", "a", "b")))
+    rewards = findings.DocumentRewards(Document("d", "", "Text."), edits)
+    assert findings.Signal(1, (rewards,)).without_signal == 0
+    rewards = findings.DocumentRewards(Document("d", "", "Text."), edits[:2])
+    assert findings.Signal(1, (rewards,)).without_signal == 1
 
 
 def test_best_and_worst_are_the_widest_gaps(train_run: Path) -> None:

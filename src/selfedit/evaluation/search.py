@@ -6,8 +6,10 @@ language that puts something between them.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -24,8 +26,7 @@ class Search:
     @cached_property
     def _index(self) -> Any:
         """None where there is no word in any document that a question could have in common with it."""
-        import bm25s
-
+        bm25s = _bm25s()
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it tells, on the terminal, of each index
         searched = _words([f"{document.title}\n{document.text}" for document in self.documents])
         if not any(searched):
@@ -68,7 +69,17 @@ class Search:
         return self.documents[best] if scores[best] >= math.sqrt(len(set(asked))) * rare_word else None
 
 
-def _words(texts: list[str]) -> Any:
-    import bm25s
+def _bm25s() -> Any:
+    """bm25s, imported without JAX, which it starts where it is installed: that takes three quarters of a GPU's memory,
+    and selects what `best` selects itself."""
+    if "bm25s" not in sys.modules and "jax" not in sys.modules:
+        sys.modules["jax"] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("bm25s")
+        finally:
+            del sys.modules["jax"]
+    return importlib.import_module("bm25s")
 
-    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
+
+def _words(texts: list[str]) -> Any:
+    return _bm25s().tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)

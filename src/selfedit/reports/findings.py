@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
@@ -192,11 +192,12 @@ class Signal:
 
     round: int
     documents: tuple[DocumentRewards, ...]  # by mean reward, lowest first
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # of each edit's fits, by replicate
 
     @property
     def without_signal(self) -> int:
-        """Documents whose edits all scored alike: nothing can be selected there."""
-        return sum(rewards.spread == 0 for rewards in self.documents)
+        """Documents whose edits all scored alike: nothing can be selected there.  Empty ones cannot be kept."""
+        return sum(len({edit.reward for edit in document.edits if edit.text}) < 2 for document in self.documents)
 
     @property
     def mean(self) -> float:
@@ -207,24 +208,41 @@ class Signal:
         """Mean over documents of the best edit's reward (its luck included)."""
         return _mean([d.rewards[-1] for d in self.documents])
 
+    @property
+    def best_unseen(self) -> float | None:
+        """The same without the luck: each fit in turn is left out, and scores the edit that the other fits choose; None
+        where edits have one fit each."""
+        found = []
+        for document in self.documents:
+            scores = [self.scores.get(edit.id, {}) for edit in sorted(document.edits, key=lambda edit: edit.index)]
+            replicates = set.intersection(*(set(one) for one in scores))
+            if len(replicates) > 1:
+                chosen = [max(scores, key=lambda one, r=r: sum(one.values()) - one[r])[r] for r in sorted(replicates)]
+                found.append(_mean(chosen))
+        return _mean(found) if found else None
+
 
 def signals(run: RunRecords) -> list[Signal]:
-    """One per round in which edits of training documents were rewarded; those with one rewarded edit are left out."""
+    """One per round in which several edits of a training document were rewarded."""
     documents = {d.id: d for d in run.documents if run.splits[d.id] not in ("validation", "test")}
     grouped: dict[int, dict[str, list[Edit]]] = defaultdict(lambda: defaultdict(list))
     for edit in run.edits:
         if edit.reward is not None and edit.document_id in documents:
             grouped[edit.round][edit.document_id].append(edit)
+    answers: dict[str, dict[int, list[Given]]] = defaultdict(lambda: defaultdict(list))
+    for given in run.answers:
+        if given.fit.edit_id and given.score is not None and run.config.get("reward") == "fit":
+            answers[given.fit.edit_id][given.fit.replicate].append(given)
+    scores = {edit: {k: mean_score(some) or 0.0 for k, some in fits.items()} for edit, fits in answers.items()}
     result = []
     for number, by_document in sorted(grouped.items()):
         rewarded = [
             DocumentRewards(documents[key], tuple(sorted(edits, key=lambda edit: (edit.reward or 0.0, edit.index))))
             for key, edits in by_document.items()
-            if len(edits) > 1
         ]
-        if rewarded:
+        if any(len(d.edits) > 1 for d in rewarded):
             rewarded.sort(key=lambda d: (_mean(d.rewards), d.rewards[-1], d.document.id))
-            result.append(Signal(number, tuple(rewarded)))
+            result.append(Signal(number, tuple(rewarded), scores))
     return result
 
 
