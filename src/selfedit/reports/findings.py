@@ -215,10 +215,11 @@ class Signal:
         found = []
         for document in self.documents:
             scores = [self.scores.get(edit.id, {}) for edit in sorted(document.edits, key=lambda edit: edit.index)]
-            replicates = set.intersection(*(set(one) for one in scores))
+            replicates = sorted(set.intersection(*(set(one) for one in scores)))
             if len(replicates) > 1:
-                chosen = [max(scores, key=lambda one, r=r: sum(one.values()) - one[r])[r] for r in sorted(replicates)]
-                found.append(_mean(chosen))
+                others = [[sum(one.values()) - one[r] for one in scores] for r in replicates]
+                best = [scores[rest.index(max(rest))] for rest in others]
+                found.append(_mean([one[r] for one, r in zip(best, replicates, strict=True)]))
         return _mean(found) if found else None
 
 
