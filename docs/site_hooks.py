@@ -1,11 +1,12 @@
-"""What the site has beside the pages of this folder: the README as its first page, `--help` of every command, the
-settings of recipes, copies of the files outside this folder that pages link to, and `llms.txt` with the pages as
-Markdown (https://llmstxt.org).  mkdocs calls the functions."""
+"""What the site has beside the pages of this folder: the README as its first page, the notebook, `--help` of every
+command, the settings of recipes, copies of the files outside this folder that pages link to, and `llms.txt` with the
+pages as Markdown (https://llmstxt.org).  mkdocs calls the functions."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from selfedit.training.recipes import RECIPES, Recipe
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 README = ROOT / "README.md"
+NOTEBOOK = ROOT / "examples" / "inner_loop.ipynb"
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 pages: list[Page] = []  # in the order of the navigation
@@ -30,6 +32,7 @@ texts: dict[str, str] = {}  # their Markdown, by file name
 
 def on_files(files: Files, config: Any) -> None:
     files.append(File.generated(config, "index.md", abs_src_path=str(README)))
+    files.append(File.generated(config, "inner_loop.md", content=as_markdown(NOTEBOOK)))
 
 
 def on_nav(nav: Navigation, config: Any, files: Files) -> None:
@@ -43,6 +46,8 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         target = (folder / link[1]).resolve()
         if target == README:
             name = "index.md"
+        elif target == NOTEBOOK:
+            name = "inner_loop.md"
         elif target.is_relative_to(DOCS):
             name = target.relative_to(DOCS).as_posix()
         else:
@@ -56,6 +61,16 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         markdown += "".join(f"## {name}\n\n```text\n{help_of(name)}```\n\n" for name in COMMANDS) + recipes()
     texts[page.file.src_uri] = markdown
     return markdown
+
+
+def as_markdown(notebook: Path) -> str:
+    """A notebook's cells, each code cell followed by what it printed."""
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += ["```text\n" + "".join(output["text"]).strip() + "\n```" for output in cell.get("outputs", [])]
+    return "\n\n".join(parts) + "\n"
 
 
 def help_of(command: str) -> str:
