@@ -26,7 +26,7 @@ class Exam:
         self.prompts = prompts
         self.max_tokens = max_tokens
         self.whole = whole
-        self._requests: dict[tuple[str | None, ...], DecodeRequest] = {}
+        self._closed_book: dict[tuple[str | None, str], DecodeRequest] = {}
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -35,10 +35,12 @@ class Exam:
 
         Errors: UserError for a prompt that is longer than the student reads.
         """
-        place = document.id if document else None, question.id, *(passage.id for passage in passages)
-        if place not in self._requests:  # every adapter of a document is asked the same
-            self._requests[place] = self._request(document, question, passages)
-        return self._requests[place]
+        if passages:  # long, and asked once or twice
+            return self._request(document, question, passages)
+        place = document.id if document else None, question.id
+        if place not in self._closed_book:  # every adapter of a document is asked the same
+            self._closed_book[place] = self._request(document, question, ())
+        return self._closed_book[place]
 
     def _request(self, document: Document | None, question: Question, passages: Sequence[Document]) -> DecodeRequest:
         asked = self._asked(document, question)
