@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 import torch
 from counting_pool import CountingPool
 
+from overlap_grader import Where
 from selfedit.documents import Document, Question
 from selfedit.engine import AdapterBank, fit
 from selfedit.errors import UserError
 from selfedit.evaluation.exam import Exam
-from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.execution.tasks import FitTask
 from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
@@ -24,18 +23,6 @@ from selfedit.models import load_tokenizer
 from selfedit.prompts import Prompts
 from selfedit.runs.store import Store
 from tiny_world import rows, write_rows
-
-
-class Where:
-    """Answers to Where-questions are right whatever they say, of all documents or of these people's."""
-
-    def __init__(self, name: str, *people: str) -> None:
-        self.name, self.people = name, people
-
-    def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
-        asked = [item.question for item in items]
-        right = [q.startswith("Where") and any(name in q for name in self.people or (" ",)) for q in asked]
-        return [Grade("right", 1.0, self.name) if one else Grade("wrong", 0.0, self.name) for one in right]
 
 
 @pytest.mark.parametrize("kind", ["chat", "base"])
