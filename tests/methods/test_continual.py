@@ -9,10 +9,16 @@ import pytest
 from counting_pool import CountingPool
 from making import Make
 
+from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask
+from selfedit.methods.adapters import find_adapters
 from selfedit.methods.continual import continual
+from selfedit.methods.plan import plan
+from selfedit.methods.retention import FIGURES
 from selfedit.methods.settings import ContinualSettings
+from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
+from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.store import Store
 from summary_fields import undeclared
 
@@ -54,3 +60,107 @@ def test_what_cannot_be_learned_from_is_refused(
     blown = {**quick, "set": {"rank": 4, "epochs": 4, "learning_rate": 1e30, "schedule": "constant"}}
     with pytest.raises(UserError, match=r"step 1: the fit on d0 failed .*try a lower learning rate"):
         continual(ContinualSettings(model=chat_model, documents=(documents(1),), editor="passage", **blown))
+
+
+REMEDIES = ("none", "edits", "kl", "per-document")
+
+
+def test_sequences_are_learned_side_by_side_with_each_remedy(make: Make, chat_model: str) -> None:
+    more = {"sequences": 2, "length": 3, "rehearsed": 1, "general_questions": 2}
+    settings = make(ContinualSettings, 5, editor="passage", retain=REMEDIES, **more)
+    pool = CountingPool(chat_model)
+    summary = continual(settings, pool=pool)
+    assert list(undeclared(summary)) == []
+    assert [one.retain for one in summary.retention] == list(REMEDIES)
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        scored = store.scored_answers("lexical")
+        fits = {name: store.fits(condition=name) for name in ("passage", *(f"passage + {r}" for r in REMEDIES[1:]))}
+        own_texts = store.own_texts("")
+    for one in summary.retention:
+        assert one.sequences == 2
+        assert [len(row) for row in one.accuracy] == [1, 2, 3]
+        after = "after" if one.retain == "none" else f"after + {one.retain}"
+        asked = {(a.replicate, a.round, a.document_id) for a in scored if a.condition == after and a.document_id}
+        orders = [sorted({d for r, s, d in asked if r == n}) for n in (0, 1)]
+        assert all(len(order) == 3 for order in orders)
+        assert orders[0] != orders[1], "drawn, three of five"
+        assert len(asked) == 2 * (1 + 2 + 3)
+        last = [a.score for a in scored if (a.condition, a.round) == (after, 3) and a.document_id]
+        assert one.average is not None
+        assert one.average.mean == pytest.approx(sum(s for s in last if s is not None) / len(last))
+        assert one.accuracy[0][0] == pytest.approx(
+            sum(a.score or 0 for a in scored if (a.condition, a.round) == (after, 1) and a.document_id) / 4
+        )
+    plain, edits, kl, apart = fits.values()
+    assert [len(some) for some in (plain, edits, kl)] == [6, 6, 6]
+    learned = {(fit.replicate, fit.round): len(fit.sequences) for fit in plain}
+    assert {step: len(fit.sequences) - learned[fit.replicate, step] for fit in edits for step in [fit.round]}[1] == 0
+    assert all(len(fit.sequences) > learned[fit.replicate, fit.round] for fit in edits if fit.round > 1)
+    assert own_texts, "kl holds to the model's own texts"
+    assert len(apart) == len({fit.document_id for fit in apart}), "each document is learned once"
+    assert {one.round for one in apart} == {0}
+    assert {one.retain: one.train_tokens for one in summary.retention}["per-document"] == sum(
+        fit.train_tokens for fit in apart
+    )
+    tasks = [task for task in pool.tasks if isinstance(task, FitTask)]
+    assert len(tasks[0].fits) == 6, "what starts from one model shares a bank"
+    assert {(one.a, one.b) for one in summary.differences} <= {("retain none", f"retain {r}") for r in REMEDIES[1:]}
+    planned = plan(continual, settings)
+    assert planned.fits >= sum(map(len, fits.values()))
+    assert planned.train_tokens >= sum(fit.train_tokens for some in fits.values() for fit in some)
+
+    again = CountingPool(chat_model)
+    assert continual(settings, pool=again) == summary
+    assert again.tasks == []
+
+
+def test_per_document_is_what_the_run_stands_for_where_it_comes_first(make: Make) -> None:
+    settings = make(ContinualSettings, 2, editor="passage", retain=("per-document",))
+    continual(settings)
+    found = find_adapters(settings.out)
+    assert [document.id for document in found.documents] == ["d0", "d1"]
+
+
+def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:
+    with pytest.raises(UserError, match="--length 3: there are 2 documents"):
+        continual(make(ContinualSettings, 2, editor="passage", length=3))
+
+
+def test_the_usual_figures_of_a_matrix() -> None:
+    matrix = [[0.9], [0.4, 0.8], [0.6, 0.5, 1.0]]
+    found = {name: of(matrix) for name, of in FIGURES.items()}
+    assert found == pytest.approx(
+        {"average": 0.7, "learned": 0.9, "backward": (-0.3 - 0.3) / 2, "forgetting": (0.3 + 0.3) / 2}
+    )
+    better = [[0.2], [0.7, 0.5], [0.6, 0.9, 0.5]]
+    assert FIGURES["backward"](better) == pytest.approx((0.4 + 0.4) / 2)
+    assert FIGURES["forgetting"](better) == pytest.approx((0.1 - 0.4) / 2)
+    assert FIGURES["forgetting"]([[0.5]]) is FIGURES["backward"]([[0.5]]) is None
+    assert FIGURES["backward"]([[None], [0.5, 0.5]]) is None
+
+
+def test_a_question_that_a_later_document_answers_otherwise_is_an_update() -> None:
+    old = Document(
+        "a", "The ferry", "", (Question("a/0", "What is the fare?", ("5 crowns",)), Question("a/1", "Whose?", ("Ada",)))
+    )
+    same = Document("b", "The ferry", "", (Question("b/0", "What is the fare?", ("5 crowns",)),))
+    new = Document("c", "the Ferry", "", (Question("c/0", "What is the Fare?", ("7 crowns", "seven")),))
+    other = Document("d", "The tram", "", (Question("d/0", "What is the fare?", ("2 crowns",)),))
+    assert superseded([old, same, other]) == {}
+    gone = superseded([old, other, new])
+    assert {id: question.id for id, question in gone.items()} == {"a/0": "c/0"}
+    assert [[q.id for q in d.questions] for d in still_true([old, new])] == [["a/1"], ["c/0"]]
+    replaced = replaced_by(gone, [old, new])
+    said = {
+        "7 crowns.": ("right", 1.0),
+        "5 crowns": ("wrong", 0.0),
+        "no idea": ("wrong", 0.0),
+        "7?": ("ungraded", None),
+    }
+    answers = [
+        ScoredAnswer(0, "x", "f", None, 0, "c", "c/0", text, value, score)  # type: ignore[arg-type]
+        for text, (value, score) in said.items()
+    ]
+    found = update_summary("x", replaced, answers)
+    assert found is not None
+    assert (found.asked, found.new, found.old) == (3, pytest.approx(1 / 3), pytest.approx(1 / 3))

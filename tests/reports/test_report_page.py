@@ -16,7 +16,7 @@ import pytest
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.methods.settings import CompareSettings
-from selfedit.reports import build_report, findings
+from selfedit.reports import build_report, findings, table, write_charts
 from selfedit.reports.records import read_run
 from selfedit.runs.records import Answer, FitRecord
 
@@ -258,11 +258,25 @@ def test_continual_page_shows_its_steps(compare_run: Path, tmp_path: Path) -> No
         {"step": 1, "document": "d0", "new": known, "earlier": None},
         {"step": 2, "document": "d1" + spell_for_store(""), "new": None, "earlier": known},
     ]
+    spread = {"mean": 0.25, "deviation": 0.125}
+    summary["retention"] = [
+        {"retain": retain, "sequences": 2, "accuracy": [[0.5], [None, 1.0]], "deviation": [[0.1], [None, 0.0]]}
+        | {"average": spread, "backward": {"mean": -0.25}}
+        for retain in ("none", "edits")
+    ]
+    summary["updates"] = [{"condition": "after", "asked": 8, "new": 0.75, "old": 0.125}]
     (folder / "summary.json").write_text(json.dumps(summary))
     path = build_report([folder])
     assert_self_contained(Page(path))
     text = path.read_text(encoding="utf-8")
     assert "Step by step" in text
+    assert text.count("25.0 ± 12.5") == 2
+    assert text.count("−25.0") == 2
+    assert text.count("mean of 2 sequences</figcaption>") == 2, "a heat map each"
+    assert [path.name for path in write_charts(folder)][:1] == ["matrix-none.png"]
+    console = table.plain_text(table.summary_view(read_run(folder)))
+    assert "25.0 ± 12.5" in console
+    assert "75.0% are the new one's and 12.5% still the old one's" in " ".join(console.split())
     assert text.count("37.5") >= 3  # the table's cells and the chart's label
     assert 'id="conditions"' not in text
 

@@ -64,7 +64,8 @@ def add_settings(
         elif get_origin(annotation) is dict or annotation is dict:
             group.add_argument(flag, action="append", metavar="NAME=VALUE", **options)
         elif get_origin(annotation) is Literal:
-            group.add_argument(flag, choices=get_args(annotation), **options)
+            action = "append" if many else "store"
+            group.add_argument(flag, choices=get_args(annotation), action=action, **options)
         else:
             metavar = {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
             # Types are checked by the settings, whose messages name the bound that is broken.

@@ -100,12 +100,14 @@ class Grading:
         for start in range(0, len(todo), size):
             yield list(todo[start : start + size])
 
-    def scores(self, condition: str, *, round: int | None = None) -> dict[str, DocumentScore]:
+    def scores(
+        self, condition: str, *, round: int | None = None, replicate: int | None = None
+    ) -> dict[str, DocumentScore]:
         """Scores and numbers of graded answers by document; ungraded answers count neither way."""
         return pooled(
             (answer.document_id, DocumentScore(answer.score, 1))
             for answer in self.store.scored_answers(self.name, condition=condition, round=round)
-            if answer.document_id is not None and answer.score is not None
+            if answer.document_id is not None and answer.score is not None and replicate in (None, answer.replicate)
         )
 
     def scores_of_fits(self, ids: Iterable[str], *, round: int | None = None) -> dict[str, list[float]]:

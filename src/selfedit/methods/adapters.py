@@ -16,6 +16,7 @@ from pathlib import Path
 from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.methods.policies import is_whole, selected_round
+from selfedit.methods.sequences import with_remedy
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import write_atomically
@@ -55,7 +56,8 @@ def find_adapters(source: Path) -> Adapters:
         instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         documents: tuple[Document, ...] = ()
-        if procedure == "learn" and run.config.get("adapters") == "per-document":
+        remedy = (run.config.get("retain") or ["none"])[0]  # of the sequence that a run of `continual` stands for
+        if run.config.get("adapters") == "per-document" or remedy == "per-document":
             by_folder = _listed(run.document_adapters)
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
@@ -66,7 +68,8 @@ def find_adapters(source: Path) -> Adapters:
         elif procedure == "continual":
             run.read_summary()  # an unfinished run is refused
             # A document without edits has no step of its own.
-            folders = [run.checkpoint(step) for step in sorted({fit.round for fit in run.store.fits() if fit.steps})]
+            examined = run.store.fits(condition=with_remedy("after", remedy))
+            folders = [run.checkpoint(step) for step in sorted({fit.round for fit in examined})]
         else:
             raise UserError(
                 f"{source}: a run of {procedure} keeps no adapter; name a run of `learn`, `train` or `continual`,"

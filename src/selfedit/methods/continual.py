@@ -1,116 +1,176 @@
 """Documents one after another into one model: what each step teaches, and what it makes the model forget.
 
-    θ ← the model
-    for each document:
-        edits ← θ's, or another editor's, of it
-        θ ← θ with an adapter merged in that was trained on them
-        examine θ on this document and all earlier ones
+    for each sequence of documents, and each remedy against forgetting:
+        θ ← the model
+        for each document:
+            edits ← θ's, or another editor's, of it
+            θ ← θ with an adapter merged in that was trained on them (and on what the remedy adds)
+            examine θ on this document and all earlier ones
 
-The paper's continual self-editing experiment (Zweiger et al. 2025, section 5) is of this form.
+The paper's continual self-editing experiment (Zweiger et al. 2025, section 5) is of this form.  The sequences go side
+by side: a step's fits are tasks of one list, each on its own sequence's θ.  `apart.py` has the remedy that merges
+nothing, `retention.py` the figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Unpack
 
-from selfedit.documents import Document
+from selfedit.documents import Question
 from selfedit.editors.base import Edit
+from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
+from selfedit.evaluation.statistics import paired_difference
+from selfedit.methods.apart import learn_apart
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
-from selfedit.methods.learnings import all_in_one
+from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import read_delta
+from selfedit.methods.retention import final_scores, retention_summary
 from selfedit.methods.run import Parts, Run
+from selfedit.methods.sequences import Lane, lanes, remedy_recipe
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.small_models import editor_of, say_editor
-from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
-from selfedit.runs.summary import Summary
+from selfedit.methods.summarise import accuracy, difference_summary, summarise, summary_of_finished
+from selfedit.methods.updates import replaced_by, superseded, update_summary
+from selfedit.runs.summary import DifferenceSummary, Summary, UpdateSummary
 
 
 def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
-    """Learns the documents in their order.
+    """Learns the documents of each sequence in their order.
 
-    The summary's `steps` has, for each step, the accuracy on the new document and on the earlier ones (with its
-    interval).  A document whose edits could not be written is passed over.
+    The summary's `retention` has, for each remedy, the accuracy on each document after each step and what follows from
+    it; `differences` compare the remedies after the last step, `updates` what became of facts that a later document
+    changes.  A document whose edits could not be written is passed over.
     Errors: UserError for what the user can mend.
     """
     asked = settings.editor
     settings, spec = editor_of(settings)
     with Run("continual", settings, **parts) as run:
         documents = load(run, settings.documents, limit=settings.limit)
+        every = lanes(run, settings, documents, spec.name)
+        used = {document.id for lane in every for document in lane.documents}
+        documents = [document for document in documents if document.id in used]
         check(run, documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
         run.store.add_documents(documents)
         examine_untrained(run, documents)
-        policy: tuple[str, ...] = ()
-        learned: list[Document] = []
-        reached = max((fit.round for fit in run.store.fits()), default=0)
-        for step, document in enumerate(documents, start=1):
-            edits = None
-            if spec.kind != "passage":
-                if step > reached:  # what was left out of an earlier step is not in the models of the later ones
-                    write_edits(
-                        run,
-                        [document],
-                        spec,
-                        count=settings.edits,
-                        prompt=settings.edit_prompt,
-                        round=step,
-                        policy=policy,
-                        wanted=len(documents) * settings.edits,
-                    )
-                edits = run.store.edits(round=step, writer=spec.name, document_id=document.id)
-                if not edits:
-                    continue
-            policy = (
-                *policy,
-                _learn(run, spec.name, document, edits, step, policy, f"step {step} of {len(documents)}"),
-            )
-            learned.append(document)
-            examine_untrained(run, learned, condition="after", round=step, policy=policy)
+        merged = [lane for lane in every if lane.retain != "per-document"]
+        steps = len(every[0].documents)
+        for step in range(1, steps + 1):
+            _step(run, spec, merged, step, f"step {step} of {steps}")
+        learn_apart(run, spec, [lane for lane in every if lane.retain == "per-document"])
         run.grading.grade()
+        by_remedy = {retain: [one for one in every if one.retain == retain] for retain in settings.retain}
         return summary_of_finished(run) or summarise(
             run,
             documents,
             ["none"],
-            steps=tuple(_step(run, step, document.id) for step, document in enumerate(documents, start=1)),
+            steps=tuple(_new_and_earlier(run, every[0], step) for step in range(1, steps + 1)),
+            retention=tuple(retention_summary(run, some) for some in by_remedy.values()),
+            updates=tuple(one for some in by_remedy.values() for one in _updates(run, some)),
+            compared=_compared(run, list(by_remedy.values())),
         )
 
 
-def _learn(
-    run: Run,
-    condition: str,
-    document: Document,
-    edits: list[Edit] | None,
-    step: int,
-    policy: tuple[str, ...],
-    label: str,
-) -> str:
-    """Trains one adapter on the document and all its edits; the name of its delta, which the workers then know."""
-    folder = run.directory.checkpoint(step)
-    (learning,) = all_in_one(condition, [document], edits, round=step, policy=policy, keep=folder, examine=False)
-    if edits is not None and len(edits) == 1:
-        learning = replace(learning, edit_id=edits[0].id)
-    inner_loop(run, [learning], label=label)
-    if not folder.exists():
-        (failed,) = run.store.fits(round=step, condition=condition)
-        raise UserError(
-            f"step {step}: the fit on {document.id} failed ({failed.error}); try a lower learning rate"
-            " (--set learning_rate=...) and another --out"
+def _step(run: Run, spec: EditorSpec, every: list[Lane], step: int, label: str) -> None:
+    learnings = {}
+    for lane in every:
+        edits = _edits(run, spec, lane, step)
+        if edits != []:
+            learnings[lane.number, lane.retain] = _learning(run, lane, edits, step)
+            lane.learned.append((lane.documents[step - 1], edits))
+    recipes = {lane.condition: remedy_recipe(run.recipe, lane.retain) for lane in every}
+    inner_loop(run, list(learnings.values()), label=label, recipes=recipes)
+    for lane in every:
+        learning = learnings.get((lane.number, lane.retain))
+        if learning is None:
+            continue
+        folder = lane.folder(run, step)
+        if not folder.exists():
+            failed = next(fit for fit in run.store.fits(round=step) if fit.id == learning.id)
+            raise UserError(
+                f"step {step}: the fit on {lane.documents[step - 1].id} failed ({failed.error}); try a lower learning"
+                " rate (--set learning_rate=...) and another --out"
+            )
+        run.workers.publish(folder.name, read_delta(folder))
+        lane.policy = (*lane.policy, folder.name)
+        examine_untrained(
+            run, lane.asked(), condition=lane.after, round=step, replicate=lane.number, policy=lane.policy
         )
-    run.workers.publish(folder.name, read_delta(folder))
-    return folder.name
 
 
-def _step(run: Run, step: int, document_id: str) -> dict[str, Any]:
-    scores = run.grading.scores("after", round=step)
+def _edits(run: Run, spec: EditorSpec, lane: Lane, step: int) -> list[Edit] | None:
+    """The edits of a step's document; None: the passage alone is learned."""
+    if spec.kind == "passage":
+        return None
+    settings, document = run.settings, lane.documents[step - 1]
+    assert isinstance(settings, ContinualSettings)
+    own = (lane.number, lane.condition), (lane.number, lane.after)
+    reached = (fit.round for fit in run.store.fits() if (fit.replicate, fit.condition) in own)
+    if step > max(reached, default=0):  # what was left out of an earlier step is not in the models of the later ones
+        write_edits(
+            run,
+            [document],
+            spec,
+            count=settings.edits,
+            prompt=settings.edit_prompt,
+            condition=lane.writer,
+            round=step,
+            policy=lane.policy,
+            wanted=len(lane.documents) * settings.edits,
+        )
+    return run.store.edits(round=step, writer=lane.writer, document_id=document.id)
+
+
+def _learning(run: Run, lane: Lane, edits: list[Edit] | None, step: int) -> Learning:
+    """One adapter on the document and all its edits, and on what is learned again."""
+    taught = [(lane.documents[step - 1], edits), *lane.again(run, step)]
+    return Learning(
+        lane.condition,
+        tuple(document for document, _ in taught),
+        tuple(None if some is None else tuple(edit.text for edit in some) for _, some in taught),
+        edits[0].id if edits and len(edits) == len(taught) == 1 else None,
+        lane.number,
+        round=step,
+        policy=lane.policy,
+        keep=lane.folder(run, step),
+        examine=False,
+    )
+
+
+def _new_and_earlier(run: Run, lane: Lane, step: int) -> dict[str, Any]:
+    scores = run.grading.scores(lane.after, round=step, replicate=lane.number)
+    document = lane.documents[step - 1].id
 
     def part(new: bool) -> dict[str, Any] | None:
-        some = {id: score for id, score in scores.items() if (id == document_id) == new}
+        some = {id: score for id, score in scores.items() if (id == document) == new}
         found = accuracy(some)
         return found and {**found, "documents": len(some)}
 
-    return {"step": step, "document": document_id, "new": part(True), "earlier": part(False)}
+    return {"step": step, "document": document, "new": part(True), "earlier": part(False)}
+
+
+def _compared(run: Run, remedies: list[list[Lane]]) -> tuple[DifferenceSummary, ...]:
+    """Each remedy against the first, after the last step, paired by document."""
+    first, *others = ((some[0].retain, final_scores(run, some)) for some in remedies)
+    return tuple(
+        difference_summary(f"retain {first[0]}", f"retain {retain}", paired_difference(first[1], scores))
+        for retain, scores in others
+        if first[1].keys() & scores.keys()
+    )
+
+
+def _updates(run: Run, some: list[Lane]) -> list[UpdateSummary]:
+    """What became of facts that a later document changes, after the last step."""
+    scored = run.store.scored_answers(run.grading.name, condition=some[0].after, round=len(some[0].documents))
+    replaced: dict[str, list[Question]] = {}
+    answers = []
+    for lane in some:
+        own = replaced_by(superseded(lane.documents), lane.documents)
+        replaced |= own
+        answers += [one for one in scored if one.replicate == lane.number and one.question_id in own]
+    found = update_summary(some[0].after, replaced, answers)
+    return [] if found is None else [found]

@@ -26,6 +26,7 @@ def examine_untrained(
     condition: str = "none",
     passages: Passages | None = None,
     round: int = 0,
+    replicate: int = 0,
     policy: tuple[str, ...] = (),
     general: bool = True,
 ) -> None:
@@ -36,7 +37,7 @@ def examine_untrained(
         asked = general_questions(run.settings.general_questions, run.settings.seed)
         run.store.add_general_questions(asked)
         exams.append((None, tuple(asked)))
-    records = [FitRecord(condition, round=round, document_id=d.id if d else None) for d, _ in exams]
+    records = [FitRecord(condition, replicate, round, d.id if d else None) for d, _ in exams]
     by_id = {record.id: (record, *exam) for record, exam in zip(records, exams, strict=True)}
     done = run.store.fit_ids()
     if done.issuperset(by_id):

@@ -45,7 +45,10 @@ FREE = (
 
 
 # Several words; a file of settings may give a single one without a list.
-Words = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+_SEVERAL = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+Words = Annotated[tuple[str, ...], _SEVERAL]
+
+Remedy = Literal["none", "edits", "kl", "per-document"]  # against forgetting
 
 Role = Literal["editor", "judge"]  # of an API model
 JUDGE_KEY_VARIABLE = "JUDGE_API_KEY"
@@ -364,6 +367,16 @@ class ContinualSettings(Settings):
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
+    retain: Annotated[tuple[Remedy, ...], _SEVERAL] = Field(
+        ("none",),
+        min_length=1,
+        description="what keeps earlier documents known. edits: each step learns the edits of some earlier documents "
+        "again; kl: it is held to what the model says to general prompts; per-document: an adapter each, to which "
+        "questions are routed; several are measured on the same sequences",
+    )
+    rehearsed: int = Field(4, ge=1, description="with --retain edits: earlier documents that a step learns again")
+    sequences: int = Field(1, ge=1, description="sequences of documents, drawn with the seed; 1: in their order")
+    length: int | None = Field(None, ge=1, description="documents of a sequence, drawn with the seed; left out: all")
 
 
 S = TypeVar("S", bound=Settings)

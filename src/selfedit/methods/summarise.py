@@ -8,7 +8,14 @@ from statistics import fmean
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, mean_interval, paired_difference, pooled
+from selfedit.evaluation.statistics import (
+    Difference,
+    DocumentScore,
+    accuracy_interval,
+    mean_interval,
+    paired_difference,
+    pooled,
+)
 from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
@@ -16,8 +23,15 @@ from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, NeighbourSummary, Summary
 
 
-def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str], **more: Any) -> Summary:
-    """Builds and writes `summary.json`; `more` adds keys (rounds and selected round of Step B)."""
+def summarise(
+    run: Run,
+    documents: Sequence[Document],
+    conditions: Sequence[str],
+    compared: Sequence[DifferenceSummary] = (),
+    **more: Any,
+) -> Summary:
+    """Builds and writes `summary.json`; `compared` are differences of others than the conditions, and `more` adds keys
+    (rounds and selected round of Step B)."""
     costs = cost_by_condition(run.store.costs())
     summary = Summary(
         schema=1,
@@ -33,7 +47,7 @@ def summarise(run: Run, documents: Sequence[Document], conditions: Sequence[str]
             )
             for name in conditions
         ),
-        differences=tuple(differences(run, conditions)),
+        differences=(*differences(run, conditions), *compared),
         forgetting=tuple(forgetting(run, conditions)),
         neighbours=tuple(neighbours(run, conditions)),
         grader=run.grading.name,
@@ -100,18 +114,20 @@ def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
                 difference = paired_difference(scores[a], scores[b])
             except ValueError:  # no document was graded under both
                 continue
-            found.append(
-                DifferenceSummary(
-                    a=a,
-                    b=b,
-                    difference=difference.mean,
-                    ci95=(difference.lo, difference.hi),
-                    p_value=difference.p_value,
-                    larger_than_noise=difference.larger_than_noise,
-                    documents=difference.documents,
-                )
-            )
+            found.append(difference_summary(a, b, difference))
     return found
+
+
+def difference_summary(a: str, b: str, found: Difference) -> DifferenceSummary:
+    return DifferenceSummary(
+        a=a,
+        b=b,
+        difference=found.mean,
+        ci95=(found.lo, found.hi),
+        p_value=found.p_value,
+        larger_than_noise=found.larger_than_noise,
+        documents=found.documents,
+    )
 
 
 def _edit_counts(run: Run) -> dict[str, int]:

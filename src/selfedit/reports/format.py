@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from selfedit.runs.summary import Spread
 from selfedit.text import one_line
 
 _LONGEST_NAME = 200  # characters
@@ -24,6 +25,14 @@ def points(difference: float | None) -> str:
 
 def points_interval(ci95: tuple[float, float] | None) -> str:
     return DASH if ci95 is None else f"{points(ci95[0])} to {points(ci95[1])}"
+
+
+def spread(figure: Spread | None) -> str:
+    """A share's mean over sequences and its standard deviation, as percentages."""
+    if figure is None:
+        return DASH
+    deviation = "" if figure.deviation is None else f" ± {percent(figure.deviation)}"
+    return f"{percent(figure.mean)}{deviation}".replace("-", "−")
 
 
 def nats(value: float | None) -> str:

@@ -143,11 +143,14 @@ def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, An
             "steps": plots.line(earlier, "step", "accuracy, %"),
             "looks": plots.line(looks, "step", "accuracy, %"),
         }
+        matrices = {f"matrix-{one.retain}": plots.matrix_title(one) for one in run.figures.retention}
+        labels = _LABELS | matrices
         charts: dict[str, Any] = {
-            name: figure and plots.inline(figure, name, _LABELS[name])
+            name: figure and plots.inline(figure, name, labels[name])
             for name, figure in drawn.items()
-            if name in _LABELS
+            if name in labels
         }
+        charts["matrices"] = [(title, charts[name]) for name, title in matrices.items() if charts[name]]
         charts["losses"] = []
         for id, points in list(run.curves.items())[:CURVES_SHOWN]:
             finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
@@ -188,6 +191,7 @@ def _environment() -> Environment:
     for filter in (
         format.percent,
         format.interval,
+        format.spread,
         format.nats,
         format.nats_interval,
         format.points,
@@ -204,6 +208,7 @@ def _environment() -> Environment:
     ):
         environment.filters[filter.__name__] = filter
     environment.globals |= {"references_note": table.REFERENCES, "document_mean_note": table.DOCUMENT_MEAN}
+    environment.globals["retention_note"] = table.RETENTION
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"

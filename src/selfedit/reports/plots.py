@@ -17,7 +17,7 @@ from markupsafe import Markup
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
 from selfedit.runs.files import disk_errors, write_atomically
-from selfedit.runs.summary import ConditionSummary, Summary
+from selfedit.runs.summary import ConditionSummary, RetentionSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +71,16 @@ def write_charts(run: RunRecords, folder: Path) -> list[Path]:
     """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths.
 
     `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and for each round
-    `signal-N`.  What has no figures has no chart.
+    `signal-N`, continual learning a `matrix` for each remedy.  What has no figures has no chart.
     """
     titles = {
         "frontier": "Learned and forgotten: " + format.clean(run.model),
         "chart": "What was learned: " + format.clean(run.model),
         "reward": "Reward by round (training documents)",
         "validation": "Validation by round",
-    } | {
+    }
+    titles |= {f"matrix-{one.retain}": matrix_title(one) for one in run.figures.retention}
+    titles |= {
         f"signal-{s.round}": f"Round {s.round}: {s.without_signal} of {len(s.documents)} documents without signal"
         for s in findings.signals(run)
     }
@@ -102,6 +104,7 @@ def charts(run: RunRecords) -> dict[str, Figure | None]:
         "reward": line(rewards, "round", "mean reward, %"),
         "validation": line(validation, "round", "accuracy, %", summary.selected_round),
         **{f"signal-{signal.round}": rewards_of_round(signal) for signal in findings.signals(run)},
+        **{f"matrix-{one.retain}": matrix(one) for one in summary.retention},
     }
 
 
@@ -276,6 +279,43 @@ def line(points: Sequence[Point], across: str, up: str, selected: int | None = N
     axes.set_ylim(max(low, -4), min(high, 108))  # shares: below 0 and above 100 there is nothing but room for labels
     axes.yaxis.grid(True)
     return figure
+
+
+def matrix(entry: RetentionSummary) -> Figure | None:
+    """Continual learning: the accuracy on each document of a sequence after each step, the darker the higher; None for
+    a single step."""
+    from matplotlib.patches import Rectangle
+
+    steps = len(entry.accuracy)
+    if steps < 2:
+        return None
+    figure, axes = _figure(1.1 + WIDTH * 0.8)
+    for i, row in enumerate(entry.accuracy):
+        for j, value in enumerate(row):
+            if value is None:
+                continue
+            shade = min(int(value * len(FILLS)), len(FILLS) - 1)
+            axes.add_patch(Rectangle((j + 0.5, i + 0.5), 1, 1, facecolor=FILLS[shade], edgecolor=RULE, linewidth=0.7))
+            if steps <= MOST_LABELS:
+                spread = entry.deviation[i][j] if entry.deviation else None
+                text = f"{100 * value:.0f}" + ("" if spread is None else f"\n±{100 * spread:.0f}")
+                ink = PAPER if shade > len(FILLS) // 2 else INK
+                size = 9 if steps <= MOST_LABELS // 2 or spread is None else 7
+                axes.text(j + 1, i + 1, text, ha="center", va="center", fontsize=size, color=ink)
+    axes.set_xlim(0.5, steps + 0.5)
+    axes.set_ylim(steps + 0.5, 0.5)
+    axes.set_aspect("equal")
+    ticks = range(1, steps + 1, -(-steps // MOST_LABELS))
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.set_xlabel("document, in the order of learning")
+    axes.set_ylabel("after step")
+    return figure
+
+
+def matrix_title(entry: RetentionSummary) -> str:
+    over = f", mean of {entry.sequences} sequences" if entry.sequences > 1 else ""
+    return f"What is still known, in %: retain {entry.retain}{over}"
 
 
 def loss(points: Sequence[tuple[int, float]]) -> Figure:

@@ -22,6 +22,7 @@ from selfedit.runs.summary import (
     DifferenceSummary,
     ForgettingSummary,
     NeighbourSummary,
+    RetentionSummary,
     RoundSummary,
     StepSummary,
     Summary,
@@ -31,6 +32,9 @@ from selfedit.text import one_line
 
 PLAIN_WIDTH = 100
 """Columns of a table where no terminal says how wide it is."""
+
+MOST_COLUMNS = 12
+"""Documents of a sequence of which a table shows the whole matrix."""
 
 UP, DOWN = "▲", "▼"
 
@@ -231,6 +235,38 @@ def steps(entries: Sequence[StepSummary]) -> Group:
     return _noted(table, notes=["earlier: accuracy on the documents of all earlier steps, after this one."])
 
 
+RETENTION = (
+    "average: on all documents after the last step; learned: on each after its own; forgetting and backward transfer"
+    " as usually defined (Chaudhry et al. 2018; Lopez-Paz and Ranzato 2017), in points; general: questions known"
+    " before that are still answered."
+)
+
+
+def retention(entries: Sequence[RetentionSummary]) -> Group:
+    """Continual learning: what each remedy against forgetting came to, and its matrix where there is room for it."""
+    table = _table(
+        ["retain"],
+        ["average\n%", "learned\n%", "before\n%", "for-\ngetting", "backward\ntransfer", "general\n%", "train\ntokens"],
+    )
+    for one in entries:
+        figures = (one.average, one.learned, one.before, one.forgetting, one.backward, one.general)
+        table.add_row(one.retain, *map(format.spread, figures), format.short_count(one.train_tokens))
+    sequences = entries[0].sequences
+    over = f" Mean ± standard deviation over {sequences} sequences." if sequences > 1 else ""
+    return _noted(table, *(part for one in entries for part in _matrix(one)), notes=[RETENTION + over])
+
+
+def _matrix(entry: RetentionSummary) -> list[RenderableType]:
+    steps = len(entry.accuracy)
+    if not 1 < steps <= MOST_COLUMNS:
+        return []
+    table = _table([], ["after\nstep", *(f"\n{number}" for number in range(1, steps + 1))])
+    for number, row in enumerate(entry.accuracy, 1):
+        table.add_row(str(number), *(format.percent(cell) for cell in row))
+    heading = f"Accuracy in % on each document of a sequence (columns) after each step, retain {entry.retain}"
+    return [Text(), Text(heading), table]
+
+
 def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
     """General questions that the model answered before, how many are lost after adaptation; and how far the adapters
     have moved from the model."""
@@ -309,6 +345,8 @@ def summary_view(run: RunRecords) -> Group:
         parts += [Text(), sweep(summary.sweep), Text(one_line(summary.choice))]
     if summary.steps:
         parts += [Text(), steps(summary.steps)]
+    if summary.retention:
+        parts += [Text(), retention(summary.retention)]
     if summary.forgetting:
         parts += [Text(), forgetting(summary.forgetting)]
     if summary.neighbours:

@@ -131,6 +131,46 @@ class ExamSummary(_Part):
     kept: Count
 
 
+class UpdateSummary(_Part):
+    """Of `asked` answers to questions that an earlier document answers otherwise, the share that gives the `new`
+    document's answer, and the share that still gives the `old` one's."""
+
+    condition: str
+    asked: Count
+    new: Fraction
+    old: Fraction
+
+
+class Spread(_Part):
+    """A figure's mean over sequences, and its standard deviation over them (None: there is one)."""
+
+    mean: Share
+    deviation: Amount | None = None
+
+
+class RetentionSummary(_Part):
+    """Continual learning with one remedy (`retain`): `accuracy[i][j]` is the accuracy on a sequence's document j after
+    its step i, j <= i, as mean over `sequences` (None: none was graded), `deviation` its standard deviation over them.
+
+    With R for the matrix and T steps, as usually defined: `average` is the mean of the last row, `backward` transfer
+    the mean over j < T of R[T][j] - R[j][j] (Lopez-Paz and Ranzato 2017, arXiv 1706.08840), `forgetting` the mean over
+    j < T of the highest of R[j][j] to R[T-1][j], less R[T][j] (Chaudhry et al. 2018, arXiv 1801.10112).  `learned` is
+    the mean of the diagonal, `before` that of the untrained model, `general` the share of the general questions known
+    before that are still answered after the last step.  None where nothing was graded, or T = 1."""
+
+    retain: str
+    sequences: Count
+    accuracy: tuple[tuple[Fraction | None, ...], ...]
+    deviation: tuple[tuple[Amount | None, ...], ...] = ()
+    average: Spread | None = None
+    learned: Spread | None = None
+    before: Spread | None = None
+    forgetting: Spread | None = None
+    backward: Spread | None = None
+    general: Spread | None = None
+    train_tokens: Count = 0
+
+
 class RoutingSummary(_Part):
     """How questions went to adapters of a document each: of `asked` questions about the documents, `right` went to
     their own document's, `none` to no adapter; of `general` ones that the model knew, `general_to_adapters` to one."""
@@ -212,10 +252,11 @@ class Summary(_Part):
 
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
-    B's, `steps` continual learning's.  `on_the_way`, `exam`, `missed` (ids of documents of which a question was
-    answered wrongly after learning) and `routing` (with an adapter per document) are `learn`'s.  `sweep` has the
-    recipes of a sweep, `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the
-    run took, over all attempts; `total_seconds` what its devices were busy."""
+    B's, `steps` (of the first sequence, with the first remedy) and `retention` (by remedy) continual learning's.
+    `on_the_way`, `exam`, `missed` (ids of documents of which a question was answered wrongly after learning) and
+    `routing` (with an adapter per document) are `learn`'s, `updates` both's.  `sweep` has the recipes of a sweep,
+    `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the run took, over all
+    attempts; `total_seconds` what its devices were busy."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
@@ -233,6 +274,8 @@ class Summary(_Part):
     untrained_validation: Accuracy | None = None
     worth_it: str = ""
     steps: tuple[StepSummary, ...] = ()
+    retention: tuple[RetentionSummary, ...] = ()
+    updates: tuple[UpdateSummary, ...] = ()
     on_the_way: tuple[LookSummary, ...] = ()
     exam: ExamSummary | None = None
     missed: tuple[str, ...] = ()
@@ -270,6 +313,11 @@ class Summary(_Part):
                     else "."
                 )
             )
+        notes += [
+            f"Updates ({one.condition}): of {one.asked:,} answers to questions that an earlier document answers"
+            f" otherwise, {one.new:.1%} are the new one's and {one.old:.1%} still the old one's."
+            for one in self.updates
+        ]
         if self.missed:
             notes.append(
                 f"Not learned, a question or more answered wrongly: {len(self.missed):,} documents:"

@@ -1,0 +1,96 @@
+"""Documents one after another into an adapter each, none of which changes another: no step forgets by training.
+
+What is lost is lost by routing: the more documents there are, the more often a question goes to another's adapter.
+Which adapter a question goes to after each step is known before anything is trained, so every document is learned once,
+all side by side, and its adapter is asked all that any sequence sends it after any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from selfedit.documents import Document
+from selfedit.editors.spec import EditorSpec
+from selfedit.errors import UserError
+from selfedit.evaluation.general import GENERAL_TITLE
+from selfedit.evaluation.search import Search
+from selfedit.methods.edits import write_edits
+from selfedit.methods.examining import known_general
+from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.learnings import Asked, one_per_document
+from selfedit.methods.model_card import add_list_of_adapters
+from selfedit.methods.run import Run
+from selfedit.methods.sequences import Lane
+from selfedit.methods.settings import ContinualSettings
+from selfedit.methods.updates import still_true
+from selfedit.runs.records import FitRecord
+
+Route = tuple[str | None, Asked]
+"""The document whose adapter answers (None: the model as it is), and what it is asked."""
+
+
+def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
+    """Learns the documents of all lanes, and records what is answered after each step, as the lanes' exams.
+
+    Errors: UserError for a fit that failed."""
+    if not every:
+        return
+    settings, condition = run.settings, every[0].condition
+    assert isinstance(settings, ContinualSettings)
+    documents = list({document.id: document for lane in every for document in lane.documents}.values())
+    edits = None
+    if spec.kind != "passage":
+        count, prompt = settings.edits, settings.edit_prompt
+        edits = write_edits(run, documents, spec, count=count, prompt=prompt, condition=condition)
+    learnings = {one.documents[0].id: one for one in one_per_document(condition, documents, edits)}
+    known = known_general(run)
+    routes: dict[tuple[int, int], list[Route]] = {}
+    asked: dict[str | None, dict[str, Asked]] = {}
+    for lane in every:
+        for step in range(1, len(lane.documents) + 1):
+            learned = [document for document in lane.documents[:step] if document.id in learnings]
+            routes[lane.number, step] = _route(run, learned, [(None, question) for question in known])
+            for id, one in routes[lane.number, step]:
+                asked.setdefault(id, {})[one[1].id] = one
+    learnings = {
+        id: replace(one, asked=tuple(asked.get(id, {}).values()), keep=run.directory.document_adapter(id))
+        for id, one in learnings.items()
+    }
+    inner_loop(run, list(learnings.values()), label="an adapter per document")
+    fits = run.store.fits(condition=condition)
+    for fit in fits:
+        if fit.error is not None:
+            raise UserError(
+                f"document {fit.document_id}: the fit failed: {fit.error}; try a lower learning rate"
+                " (--set learning_rate=...) and another --out"
+            )
+    answers = {(fit.document_id, answer.question_id): answer for fit in fits for answer in fit.answers}
+    answers |= {(None, one.question_id): one for fit in run.store.fits(condition="none") for one in fit.answers}
+    done = run.store.fit_ids()
+    for lane in every:
+        for step in range(1, len(lane.documents) + 1):
+            given: dict[str | None, list[Route]] = {}
+            for route in routes[lane.number, step]:
+                about = route[1][0]
+                given.setdefault(about.id if about else None, []).append(route)
+            for id, some in given.items():
+                record = FitRecord(lane.after, lane.number, step, id)
+                found = tuple(answers[to, one[1].id] for to, one in some if (to, one[1].id) in answers)
+                if record.id not in done:
+                    run.store.record_fits([replace(record, answers=found)])
+    if every[0].main:
+        kept = {one.keep: one.documents[0] for one in learnings.values() if one.keep is not None}
+        add_list_of_adapters(run, spec.name, kept)
+
+
+def _route(run: Run, learned: Sequence[Document], general: Sequence[Asked]) -> list[Route]:
+    # Of documents that match equally well, the latest.
+    search = Search(list(reversed(learned)))
+    found: list[Route] = []
+    for about, question in [*((d, q) for d in still_true(learned) for q in d.questions), *general]:
+        to = search.about(f"{about.title if about else GENERAL_TITLE}\n{question.question}")
+        if about is not None:
+            to = run.choices.route(to, learned)
+        found.append((to.id if to else None, (about, question)))
+    return found

@@ -1,0 +1,102 @@
+"""What a model still knows as it learns documents one after another: from answers to matrices, and from these to the
+usual figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from selfedit.evaluation.statistics import DocumentScore, pooled
+from selfedit.methods.run import Run
+from selfedit.methods.sequences import Lane
+from selfedit.runs.summary import RetentionSummary, Spread
+
+Matrix = Sequence[Sequence[float | None]]
+"""Row i, column j <= i: the accuracy on document j after step i; None where nothing was graded."""
+
+
+def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
+    """The figures of one remedy's lanes."""
+    first, steps = lanes[0], len(lanes[0].documents)
+    scored = run.store.scored_answers(run.grading.name, condition=first.after)
+    graded = pooled(
+        (f"{one.replicate} {one.round} {one.document_id}", DocumentScore(one.score, 1))
+        for one in scored
+        if one.document_id is not None and one.score is not None
+    )
+    before = {id: score / asked for id, (score, asked) in run.grading.scores("none").items()}
+
+    def cell(lane: Lane, step: int, column: int) -> float | None:
+        found = graded.get(f"{lane.number} {step} {lane.documents[column].id}")
+        return found and found.score / found.graded
+
+    matrices = [[[cell(lane, i + 1, j) for j in range(i + 1)] for i in range(steps)] for lane in lanes]
+    known = run.grading.right_before()
+    general = pooled(
+        (f"{one.replicate}", DocumentScore(one.value == "right", 1))
+        for one in scored
+        if one.round == steps and one.document_id is None and one.question_id in known and one.score is not None
+    )
+    cells = [[[m[i][j] for m in matrices] for j in range(i + 1)] for i in range(steps)]
+    figures: dict[str, Any] = {name: _spread(map(of, matrices)) for name, of in FIGURES.items()}
+    return RetentionSummary(
+        retain=first.retain,
+        sequences=len(lanes),
+        accuracy=tuple(tuple(_mean(cell) for cell in row) for row in cells),
+        deviation=tuple(tuple(_deviation(cell) for cell in row) for row in cells) if len(lanes) > 1 else (),
+        before=_spread(_mean(before.get(document.id) for document in lane.documents) for lane in lanes),
+        general=_spread(right / asked for right, asked in general.values()),
+        train_tokens=sum(fit.train_tokens for fit in run.store.fits(condition=first.condition)),
+        **figures,
+    )
+
+
+def final_scores(run: Run, lanes: Sequence[Lane]) -> dict[str, DocumentScore]:
+    """The scores after the last step, by document, over all sequences."""
+    return run.grading.scores(lanes[0].after, round=len(lanes[0].documents))
+
+
+def average(matrix: Matrix) -> float | None:
+    """The mean accuracy on all documents after the last step."""
+    return _mean(matrix[-1])
+
+
+def learned(matrix: Matrix) -> float | None:
+    """The mean accuracy on each document after its own step."""
+    return _mean(row[-1] for row in matrix)
+
+
+def backward(matrix: Matrix) -> float | None:
+    """Backward transfer (Lopez-Paz and Ranzato 2017): how much better earlier documents are known after the last step
+    than after their own; below 0 where they are forgotten."""
+    pairs = zip(matrix[-1][:-1], (row[-1] for row in matrix), strict=False)
+    return _mean(last - then for last, then in pairs if last is not None and then is not None)
+
+
+def forgetting(matrix: Matrix) -> float | None:
+    """Forgetting (Chaudhry et al. 2018): the highest accuracy on an earlier document before the last step, less that
+    after it."""
+    columns = [
+        ([value for row in matrix[j:-1] if (value := row[j]) is not None], last)
+        for j, last in enumerate(matrix[-1][:-1])
+    ]
+    return _mean(max(found) - last for found, last in columns if found and last is not None)
+
+
+FIGURES = {"average": average, "learned": learned, "backward": backward, "forgetting": forgetting}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
+
+
+def _deviation(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return stdev(found) if len(found) > 1 else None
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    found = [value for value in values if value is not None]
+    return Spread(mean=fmean(found), deviation=_deviation(found)) if found else None

@@ -1,0 +1,63 @@
+"""Documents that contradict earlier ones: "the fare is now 7 crowns".
+
+Such a question is asked under the same title in the same words, and has other answers: closed book, the model is asked
+one and the same thing, and has to say what the later document says.  Whether an answer is the earlier document's, the
+lexical rule says, whatever grades the exam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from selfedit.documents import Document, Question
+from selfedit.evaluation.lexical import accepts
+from selfedit.runs.records import ScoredAnswer
+from selfedit.runs.summary import UpdateSummary
+
+
+def superseded(documents: Sequence[Document]) -> dict[str, Question]:
+    """By the id of a question that a later one of these documents answers otherwise, that document's question."""
+    latest: dict[tuple[str, str], list[Question]] = {}
+    for document in documents:
+        for question in document.questions:
+            latest.setdefault((document.title.casefold(), question.question.casefold()), []).append(question)
+    return {old.id: some[-1] for some in latest.values() for old in some[:-1] if not _agree(old, some[-1])}
+
+
+def still_true(documents: Sequence[Document], later: Sequence[Document] = ()) -> list[Document]:
+    """The documents without the questions that a later one, of them or of others, answers otherwise."""
+    gone = superseded([*documents, *later])
+    return [replace(d, questions=tuple(q for q in d.questions if q.id not in gone)) for d in documents]
+
+
+def update_summary(
+    condition: str, replaced: Mapping[str, Sequence[Question]], answers: Iterable[ScoredAnswer]
+) -> UpdateSummary | None:
+    """How these answers go between new and old, for the questions in `replaced`: of each, by its id, those that it
+    replaces.  None where none was graded."""
+    found = [answer for answer in answers if answer.question_id in replaced and answer.score is not None]
+    if not found:
+        return None
+    new = sum(answer.value == "right" for answer in found)
+    old = sum(
+        answer.value != "right" and any(_says(question, answer.answer) for question in replaced[answer.question_id])
+        for answer in found
+    )
+    return UpdateSummary(condition=condition, asked=len(found), new=new / len(found), old=old / len(found))
+
+
+def replaced_by(old: Mapping[str, Question], documents: Iterable[Document]) -> dict[str, list[Question]]:
+    """What `superseded` found, the other way round: the old questions, of these documents, by the new one's id."""
+    found: dict[str, list[Question]] = {}
+    for question in (q for document in documents for q in document.questions if q.id in old):
+        found.setdefault(old[question.id].id, []).append(question)
+    return found
+
+
+def _agree(one: Question, other: Question) -> bool:
+    return any(_says(one, answer) for answer in other.answers)
+
+
+def _says(question: Question, text: str) -> bool:
+    return any(accepts(question.question, gold, text) for gold in question.answers)
