@@ -60,7 +60,7 @@ def test_documents(compare_words: list[str], mistake: Mistake, tmp_path: Path, c
 def test_files_that_are_not_there(compare_words: list[str], mistake: Mistake, tmp_path: Path) -> None:
     command = without(compare_words, "--documents")
     assert "nowhere.jsonl: no such file" in mistake(*command, "--documents", tmp_path / "nowhere.jsonl")
-    assert "news:sports: the built-in news has no such split" in mistake(*command, "--documents", "news:sports")
+    assert "news:sports: no such split is built in" in mistake(*command, "--documents", "news:sports")
     assert "no documents given" in mistake("learn", "--out", tmp_path / "run")
     # None of these has left a run behind that would hold the user to it.
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from selfedit.methods.updates import replaced_by, still_true, superseded, update
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.store import Store
 from summary_fields import undeclared
+from tiny_world import rows, write_rows
 
 
 def test_each_step_learns_one_document_and_asks_about_all_before_it(make: Make, chat_model: str) -> None:
@@ -119,6 +121,38 @@ def test_per_document_is_what_the_run_stands_for_where_it_comes_first(make: Make
     continual(settings)
     found = find_adapters(settings.out)
     assert [document.id for document in found.documents] == ["d0", "d1"]
+
+
+def test_a_fact_that_changes_is_asked_as_the_later_document_has_it(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    old, other = rows(2)
+    new = {
+        **old,
+        "id": "new",
+        "text": "Ada's kite cost 9 coins.",
+        "questions": [{**old["questions"][1], "answers": ["9"]}],
+    }
+    file = write_rows(tmp_path / "documents.jsonl", [old, other, new])
+    settings = ContinualSettings(
+        **{**quick, "model": chat_model, "documents": (str(file),), "editor": "passage"}, retain=REMEDIES
+    )
+    summary = continual(settings)
+    assert [(one.condition, one.asked) for one in summary.updates] == [
+        ("after", 1),
+        ("after + edits", 1),
+        ("after + kl", 1),
+        ("after + per-document", 1),
+    ]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        for after in ("after", "after + edits", "after + per-document"):
+            asked = [
+                {a.question_id for a in store.scored_answers("lexical", condition=after, round=step)} for step in (2, 3)
+            ]
+            assert asked == [{"d0/q0", "d0/q1", "d1/q0", "d1/q1"}, {"d0/q0", "d1/q0", "d1/q1", "new/q0"}]
+        learned = {fit.round: fit.sequences for fit in store.fits(condition="passage + edits")}
+    assert not any(old["text"] in text for text in learned[3]), "what is no longer true is not taught again"
+    assert any(other["text"] in text for text in learned[3])
 
 
 def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:

@@ -101,6 +101,44 @@ def test_an_adapter_of_another_model_is_not_gone_on_from(base_model: str, first:
     assert learn(without).model.endswith("tiny-chat")
 
 
+def test_the_earlier_documents_are_asked_again_and_updates_are_counted(
+    chat_model: str, first: Path, tmp_path: Path
+) -> None:
+    changed, same = rows(4)[0], rows(4)[2]
+    changed |= {"id": "d0-new", "text": "Ada's kite cost 9 coins after all."}
+    changed["questions"] = [{"question": "How many coins did the kite cost?", "answers": ["9"]}]
+    file = write_rows(tmp_path / "more.jsonl", [changed, same])
+    asked = settings(chat_model, file, tmp_path / "run", add=first)
+    found = learn(asked)
+    summary = found.summary
+    assert summary is not None
+    names = ["none", "passage", "earlier documents, before", "earlier documents, after"]
+    assert [condition.name for condition in summary.conditions] == names
+    # Of four questions about the earlier documents, one has another answer now and is not asked again.
+    assert [condition.graded for condition in summary.conditions] == [3, 3, 3, 3]
+    assert [(one.condition, one.asked) for one in summary.updates] == [("none", 1), ("passage", 1)]
+    with Store(tmp_path / "run" / "run.sqlite", readonly=True) as store:
+        assert [document.id for document in store.documents("earlier")] == ["d0", "d1"]
+        said = {fit.condition: fit.answers for fit in store.fits() if fit.document_id == "d1"}
+    assert set(said) == set(names[2:])
+    assert plan(learn, asked.model_copy(update={"out": tmp_path / "plan"})).answers >= 12
+    # A run that goes on from this one asks about all that came before; a page that is there anew takes its place.
+    changed |= {"id": "d1", "questions": []}
+    last = write_rows(tmp_path / "last.jsonl", [changed])
+    third = learn(settings(chat_model, last, tmp_path / "third", add=tmp_path / "run"))
+    assert third.summary is not None
+    assert [condition.graded for condition in third.summary.conditions][-2:] == [4, 4]
+
+
+def test_documents_that_contradict_each_other_are_named(chat_model: str, tmp_path: Path) -> None:
+    old, new = rows(1)[0], rows(1)[0] | {"id": "new"}
+    new["questions"] = [{"question": "How many coins did the kite cost?", "answers": ["9"]}]
+    learn(settings(chat_model, write_rows(tmp_path / "both.jsonl", [old, new]), tmp_path / "run"))
+    with Store(tmp_path / "run" / "run.sqlite", readonly=True) as store:
+        (event,) = store.events("documents that contradict each other")
+    assert event.message == "questions that a later document answers otherwise: 1 (first: d0/q1, by new/q0)"
+
+
 class Some(Choices):
     """The first document was missed."""
 

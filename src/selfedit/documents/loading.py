@@ -35,6 +35,8 @@ from selfedit.errors import UserError
 
 NEWS = "news"
 NEWS_SPLITS = ("train", "validation", "test")
+CORPORA = {NEWS: NEWS_SPLITS, "updates": ("before", "after")}
+"""The built-in documents, and their splits.  Each of `updates:after` contradicts one of `updates:before`."""
 
 _log = logging.getLogger(__name__)
 _NAMED = 10
@@ -83,9 +85,10 @@ def load_documents(
     """The documents of one or several sources, in their order, or a random sample of at most `limit` of them.
 
     A source is a file, a folder (its files, recursively and sorted), `news` or `news:SPLIT` (the built-in corpus;
-    train, validation, test) or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or
-    v2 or an array of document rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word,
-    PowerPoint, Excel, HTML and EPUB.  To read a file called `news`, write `./news`.
+    train, validation, test), `updates` or `updates:SPLIT` (before, after: pairs that contradict each other) or
+    `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.  Files: document rows (.jsonl), SQuAD v1.1 or v2 or an array of document
+    rows (.json), plain text and Markdown (.txt, .md), and, through markitdown, PDF, Word, PowerPoint, Excel, HTML and
+    EPUB.  To read a file called `news`, write `./news`.
 
     The sample holds the documents whose hashed (seed, id) are smallest: it depends on neither order nor machine, a
     larger limit keeps what a smaller one has, and only `limit` documents are held.
@@ -135,8 +138,9 @@ def _unique(located: Iterable[tuple[str, Document]]) -> Iterator[Document]:
 def _located(source: str | Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
     """(where it stands, document) of one source."""
     name = str(source)
-    if name == NEWS or name.startswith(f"{NEWS}:"):
-        documents = _news(name)
+    corpus, _, split = name.partition(":")
+    if corpus in CORPORA:
+        documents = _corpus(corpus, split)
     elif name.startswith(hub.PREFIX):
         counts = reading.left_out.counts
         documents = hub.hub_documents(name, require_questions=reading.require_questions, counts=counts)
@@ -154,11 +158,10 @@ def _located(source: str | Path, reading: _Reading) -> Iterator[tuple[str, Docum
         raise UserError(f"{name}: holds no documents")
 
 
-def _news(name: str) -> Iterator[tuple[str, Document]]:
-    _, _, split = name.partition(":")
-    if name != NEWS and split not in NEWS_SPLITS:
-        raise UserError(f"{name}: the built-in news has no such split; choose from {', '.join(NEWS_SPLITS)}")
-    with as_file(files("selfedit.documents") / "corpus" / "news.jsonl") as path:
+def _corpus(name: str, split: str) -> Iterator[tuple[str, Document]]:
+    if split and split not in CORPORA[name]:
+        raise UserError(f"{name}:{split}: no such split is built in; choose from {', '.join(CORPORA[name])}")
+    with as_file(files("selfedit.documents") / "corpus" / f"{name}.jsonl") as path:
         for where, row in read_rows(path):
             if not split or row["split"] == split:
                 yield where, document_from_row(row, where)
@@ -168,7 +171,7 @@ def _path(path: Path, reading: _Reading) -> Iterator[tuple[str, Document]]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder (and neither `news` nor hf:OWNER/NAME)") from None
+        raise UserError(f"{path}: no such file or folder (and neither `news`, `updates` nor hf:OWNER/NAME)") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if stat.S_ISDIR(mode):

@@ -16,6 +16,7 @@ from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED, RETRIED, Adapters, find_adapters
+from selfedit.methods.earlier import AFTER, BEFORE, earlier_documents, examine_earlier, updates
 from selfedit.methods.edits import write_edits
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import condition_on_the_way, examine_references, examine_untrained
@@ -31,6 +32,7 @@ from selfedit.methods.small_models import editor_of, say_editor
 from selfedit.methods.stacking import adapter_rank, earlier_adapters, model_of_earlier, publish, stack
 from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
+from selfedit.methods.updates import superseded
 from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import Summary
 
@@ -83,14 +85,22 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             run.store.add_documents(documents)
         else:
             documents = write_exam(run, documents, examiner, settings.exam_questions, policy)
-        examined = any(document.questions for document in documents)
+        known = earlier_documents(settings.add, documents, routed=before is not None)
+        examined = any(document.questions for document in (*documents, *known.documents))
+        if changed := superseded(documents):
+            old, new = next(iter(changed.items()))
+            run.warn(
+                "documents that contradict each other",
+                f"questions that a later document answers otherwise: {len(changed)} (first: {old}, by {new.id})",
+            )
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
         lines: list[str] = []
         if examined:
             examine_untrained(run, documents, policy=policy)
+            lines += examine_earlier(run, known, BEFORE, policy)
             if settings.references:
-                lines = examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
+                lines += examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
         edits = None
         if spec.kind != "passage":
             edits = write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt, policy=policy)
@@ -122,6 +132,9 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             final = (publish(run, folder),)
             examine_untrained(run, others, condition=names[-1], policy=final, general=False)
             run.grading.grade()
+        if BEFORE in lines:
+            lines += examine_earlier(run, known, AFTER, (publish(run, folder),))
+            run.grading.grade()
         summary = summary_of_finished(run) if examined else None
         if examined and summary is None:
             missed = _missed(run, names[-1:])
@@ -132,6 +145,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
                 on_the_way=_looks(run, spec.name, run.store.fits(condition=spec.name)[0].steps),
                 exam=exam_summary(run),
                 routing=routing and routing.summary(),
+                updates=updates(run, known, ["none", names[-1]]),
                 missed=tuple(document.id for document in documents if document.id in missed),
             )
         _track(run, settings, learnings[0].id, summary)

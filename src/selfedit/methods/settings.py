@@ -55,7 +55,7 @@ JUDGE_KEY_VARIABLE = "JUDGE_API_KEY"
 AUTO = "auto"  # the editor: chosen by the model's size
 
 _OUT = "the run's directory; the same command on it resumes"
-_DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, or news[:SPLIT]"
+_DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, news[:SPLIT], or updates[:SPLIT]"
 _GENERAL = "general questions asked per adapter, of those that the model knows, to see what it forgets; 0: none"
 _NEIGHBOURS = (
     "questions of other documents asked per adapter of a single document, to see whether it says there what it learned"
@@ -291,7 +291,9 @@ class LearnSettings(Settings):
     )
     exam_questions: int = Field(4, ge=1, description="questions of that exam per document, or part, at the most")
     add: Path | None = Field(
-        None, description="a run of learn, or an adapter, to go on from: the new adapter is one that has both"
+        None,
+        description="a run of learn, or an adapter, to go on from: the new adapter is one that has both, and is asked"
+        " about the run's documents too",
     )
     retry_missed: bool = Field(
         False, description="learn once more, on top, the documents of which a question was answered wrongly"

@@ -1,0 +1,55 @@
+"""The documents of the run that `learn --add` goes on from: asked again before and after the new ones are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfedit.documents import Document, Question
+from selfedit.methods.examining import examine_untrained
+from selfedit.methods.run import Run
+from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
+from selfedit.runs.directory import RunDirectory
+from selfedit.runs.summary import UpdateSummary
+
+BEFORE, AFTER = "earlier documents, before", "earlier documents, after"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """`documents` are the earlier run's with the questions that still have their answers; `replaced` are those that a
+    new document answers otherwise, by the new question's id."""
+
+    documents: tuple[Document, ...]
+    replaced: Mapping[str, Sequence[Question]]
+
+
+def earlier_documents(source: Path | None, new: Sequence[Document], *, routed: bool) -> Earlier:
+    """What was learned in the run `source` (none of another adapter's), without what is learned anew.
+
+    Where questions are `routed` to adapters of a document each, which stay as they were, none is asked again."""
+    if source is None or not (source / "config.yaml").is_file():
+        return Earlier((), {})
+    with RunDirectory.read(source) as run:
+        learned = run.store.documents() if run.config.get("procedure") in ("learn", "continual") else []
+    replaced = replaced_by(superseded([*learned, *new]), learned)
+    anew = {document.id for document in new}
+    left = [one for one in still_true(learned, new) if one.id not in anew and one.questions]
+    return Earlier(() if routed else tuple(left), replaced)
+
+
+def examine_earlier(run: Run, earlier: Earlier, when: str, policy: tuple[str, ...]) -> list[str]:
+    """Asks about the earlier documents; the name of the condition, where there are any."""
+    if not earlier.documents:
+        return []
+    run.store.add_documents(earlier.documents, "earlier")
+    examine_untrained(run, earlier.documents, condition=when, policy=policy, general=False)
+    return [when]
+
+
+def updates(run: Run, earlier: Earlier, conditions: Sequence[str]) -> tuple[UpdateSummary, ...]:
+    """What became of facts that the new documents change."""
+    scored = ((name, run.store.scored_answers(run.grading.name, condition=name, round=0)) for name in conditions)
+    found = (update_summary(name, earlier.replaced, answers) for name, answers in scored)
+    return tuple(one for one in found if one is not None)
