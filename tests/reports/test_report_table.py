@@ -211,17 +211,15 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     lines = [line.split() for line in told.splitlines() if "learning_rate=" in line]
     # The validated ones first, the most learned on top; what failed has no accuracy.
     assert lines == [
-        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "12.3", "1,477", "8"],
-        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "12.3", "1,477", "8"],
-        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "0", "(3)"],
+        ["3", "learning_rate=0.002", "50.0", "25.0", "–", "75.0", "21.0", "–", "12.3", "1,477", "8"],
+        ["*", "2", "learning_rate=0.001", "37.5", "–", "4.0", "–", "12.3", "1,477", "8"],
+        ["1", "learning_rate=1e+30", "4", "failed", "–", "–", "–", "–", "0", "(3)"],
     ]
     assert "Recipe 2: it is good. The rule: least harm." in " ".join(told.split())
     assert "All conditions use the same recipe" not in told
     page = build_report([folder]).read_text(encoding="utf-8")
-    assert '2 <span class="quiet">learning_rate=0.001</span> <span class="tag">chosen</span>' in page
-    assert re.search(
-        r"<td>37\.5</td><td>–</td><td>4\.0</td><td>–</td><td>12\.3</td>\s*<td>1,477</td><td>8 validation</td>", page
-    )
+    cells = "".join(f"<td>{cell}</td>" for cell in ("37.5", "–", "4.0", "–", "12.3", "1,477", "8"))
+    assert f'<tr class="chosen"><th scope="row">* 2 learning_rate=0.001</th>{cells}</tr>' in page
     assert "<td>4 failed</td>" in page
     assert "least harm." in page
     assert "Learned against forgotten" in page

@@ -55,8 +55,15 @@ def render_run(run: RunRecords) -> str:
         selected=findings.selected(rounds, run.summary),
         charts=_charts(run, signals),
         curves=len(run.curves),
-        swept=findings.best_first(summary.sweep),
-        ties=[note for entry in rounds if (note := findings.kept_without_signal(entry))],
+        tables={
+            "sweep": table.sweep(summary.sweep),
+            "differences": table.differences(summary.differences),
+            "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
+            "steps": table.steps(summary.steps),
+            "retention": table.retention(summary.retention),
+            "forgetting": table.forgetting(summary.forgetting),
+            "neighbours": table.neighbours(summary.neighbours),
+        },
         signals=signals,
         examples=findings.best_and_worst(signals, EXAMPLES),
         api_estimates=findings.api_estimates(run) if run.rounds else [],
@@ -191,24 +198,18 @@ def _environment() -> Environment:
     for filter in (
         format.percent,
         format.interval,
-        format.spread,
-        format.nats,
-        format.nats_interval,
         format.points,
         format.points_interval,
         format.seconds,
         format.usd,
         format.count,
-        format.p_value,
         format.decimals,
-        format.recipe_line,
         table.mark,
         documents.fit_line,
         documents.edit_line,
     ):
         environment.filters[filter.__name__] = filter
     environment.globals |= {"references_note": table.REFERENCES, "document_mean_note": table.DOCUMENT_MEAN}
-    environment.globals["retention_note"] = table.RETENTION
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -37,6 +38,33 @@ MOST_COLUMNS = 12
 """Documents of a sequence of which a table shows the whole matrix."""
 
 UP, DOWN = "▲", "▼"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A table, as the console (rich prints it) and the page show it: headings of columns of words, then of figures
+    (with a line break where the console has one), rows of cells, numbers of the chosen rows, and notes."""
+
+    words: Sequence[str]
+    figures: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    chosen: Collection[int] = ()
+    title: str = ""
+
+    @property
+    def headings(self) -> list[str]:
+        """On a line each."""
+        return [heading.replace("-\n", "").replace("\n", " ") for heading in (*self.words, *self.figures)]
+
+    def __rich__(self) -> Group:
+        table = _table(self.words, self.figures)
+        count = len(self.words)
+        for number, row in enumerate(self.rows):
+            # What others wrote is no markup of rich's.
+            cells: list[Text | str] = [*map(Text, row[:count]), *row[count:]]
+            table.add_row(*cells, style="bold" if number in self.chosen else "")
+        return _noted(*([Text(self.title)] if self.title else []), table, notes=self.notes)
 
 
 def plain_text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
@@ -151,33 +179,27 @@ def noise_note(marks: Collection[str], reference: str, entries: Sequence[Differe
     return text + (f" With fewer than {LEAST_DOCUMENTS} documents none can be." if findings.too_few(entries) else "")
 
 
-def differences(entries: Sequence[DifferenceSummary]) -> Group:
+def differences(entries: Sequence[DifferenceSummary]) -> Figures:
     """Paired differences between conditions, those larger than noise marked."""
-    table = _table(["difference"], ["points", "95 % interval", "p", ""])
-    for entry in entries:
-        table.add_row(
-            Text(f"{format.clean(entry.b)} against {format.clean(entry.a)}"),
+    rows = [
+        (
+            f"{format.clean(entry.b)} against {format.clean(entry.a)}",
             format.points(entry.difference),
             format.points_interval(entry.ci95),
             format.p_value(entry.p_value),
             "larger than noise" if entry.larger_than_noise else "within noise",
         )
-    return Group(table)
+        for entry in entries
+    ]
+    return Figures(["difference"], ["points", "95 % interval", "p", ""], rows)
 
 
-def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Group:
+def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Figures:
     """Step B: one row per round, the selected one marked."""
-    table = _table(
-        [],
-        [
-            *("round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval"),
-            *("kept\nedits", "no\nsignal", "time", "cost\nUSD"),
-        ],
-    )
-    for entry in entries:
-        chosen = entry.round == selected_round
-        table.add_row(
-            f"{'* ' if chosen else ''}{entry.round}",
+    chosen = [number for number, entry in enumerate(entries) if entry.round == selected_round]
+    rows = [
+        (
+            f"{'* ' if number in chosen else ''}{entry.round}",
             format.percent(entry.train_reward),
             format.interval(entry.train_reward_ci95),
             format.percent(entry.validation_accuracy),
@@ -186,53 +208,60 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected
             format.count(entry.documents_without_signal),
             format.seconds(entry.seconds),
             format.usd(entry.usd),
-            style="bold" if chosen else "",
         )
+        for number, entry in enumerate(entries)
+    ]
     notes = ["no signal: documents whose edits all scored alike, so that nothing tells good ones from bad ones."]
     for entry in entries:
         if entry.judge_correlation is not None:
             told = f"{entry.judge_correlation:.2f} on {entry.judge_sample or 0} edits"
             notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
     notes += [note for entry in entries if (note := findings.kept_without_signal(entry))]
-    if any(entry.round == selected_round for entry in entries):
+    if chosen:
         notes.insert(0, "* selected on the validation documents." if selected_on == "validation" else SELECTED_ON_TEST)
-    return _noted(table, notes=notes)
+    headings = ["round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits"]
+    return Figures([], [*headings, "no\nsignal", "time", "cost\nUSD"], rows, notes, chosen)
 
 
-def sweep(entries: Sequence[SweepRow]) -> Group:
+def sweep(entries: Sequence[SweepRow]) -> Figures:
     """The recipes that were tried: how much each taught, what was forgotten, what it cost."""
-    table = _table(
-        ["recipe"], ["accuracy\n%", "95 %\ninterval", "lost\n%", "moved", "tokens per\ndocument", "docu-\nments"]
-    )
-    for entry in findings.best_first(entries):
-        table.add_row(
-            Text(f"{'* ' if entry.chosen else '  '}{entry.number} {format.recipe_line(entry.settings)}"),
+    ordered = findings.best_first(entries)
+    rows = [
+        (
+            f"{'* ' if entry.chosen else '  '}{entry.number} {format.recipe_line(entry.settings)}",
             f"{format.count(entry.failed_fits)} failed" if entry.failed_fits else format.percent(entry.accuracy),
             format.interval(None if entry.failed_fits else entry.ci95),
             format.percent(entry.lost),
+            format.interval(entry.lost_ci95),
             format.nats(entry.divergence),
             f"{entry.train_tokens:,.0f}",
             f"{entry.documents}" if entry.validated else f"({entry.documents})",
-            style="bold" if entry.chosen else "",
         )
+        for entry in ordered
+    ]
     note = (
         "* chosen. lost: of the general questions that the model knew; moved: KL(model || adapter), 1/1000 nat per"
-        " token. (Documents) in brackets: training documents; the recipe was dropped before validation."
+        " token. (Documents) in brackets: training documents; the recipe was dropped before validation. A recipe under"
+        " which fits failed is out."
     )
-    return _noted(Text("Recipes tried"), table, notes=[note])
+    headings = ["accuracy\n%", "95 %\ninterval", "lost\n%", "95 %\ninterval", "moved", "tokens per\ndocument"]
+    chosen = [number for number, entry in enumerate(ordered) if entry.chosen]
+    return Figures(["recipe"], [*headings, "docu-\nments"], rows, [note], chosen, "Recipes tried")
 
 
-def steps(entries: Sequence[StepSummary]) -> Group:
+def steps(entries: Sequence[StepSummary]) -> Figures:
     """Continual learning: after each step, how the new document and the earlier ones are answered."""
-    table = _table(["step and document"], ["new\n%", "earlier\n%", "95 %\ninterval"])
-    for entry in entries:
-        table.add_row(
-            Text(f"{entry.step} {format.clean(entry.document)}"),
+    rows = [
+        (
+            f"{entry.step} {format.clean(entry.document)}",
             format.percent(entry.new.accuracy if entry.new else None),
             format.percent(entry.earlier.accuracy if entry.earlier else None),
             format.interval(entry.earlier.ci95 if entry.earlier else None),
         )
-    return _noted(table, notes=["earlier: accuracy on the documents of all earlier steps, after this one."])
+        for entry in entries
+    ]
+    notes = ["earlier: accuracy on the documents of all earlier steps, after this one."]
+    return Figures(["step and document"], ["new\n%", "earlier\n%", "95 %\ninterval"], rows, notes)
 
 
 RETENTION = (
@@ -242,38 +271,38 @@ RETENTION = (
 )
 
 
-def retention(entries: Sequence[RetentionSummary]) -> Group:
-    """Continual learning: what each remedy against forgetting came to, and its matrix where there is room for it."""
-    table = _table(
-        ["retain"],
-        ["average\n%", "learned\n%", "before\n%", "for-\ngetting", "backward\ntransfer", "general\n%", "train\ntokens"],
-    )
-    for one in entries:
-        figures = (one.average, one.learned, one.before, one.forgetting, one.backward, one.general)
-        table.add_row(one.retain, *map(format.spread, figures), format.short_count(one.train_tokens))
-    sequences = entries[0].sequences
+def retention(entries: Sequence[RetentionSummary]) -> Figures:
+    """Continual learning: what each remedy against forgetting came to."""
+    rows = [
+        (
+            one.retain,
+            *map(format.spread, (one.average, one.learned, one.before, one.forgetting, one.backward, one.general)),
+            format.short_count(one.train_tokens),
+        )
+        for one in entries
+    ]
+    sequences = entries[0].sequences if entries else 0
     over = f" Mean ± standard deviation over {sequences} sequences." if sequences > 1 else ""
-    return _noted(table, *(part for one in entries for part in _matrix(one)), notes=[RETENTION + over])
+    headings = ["average\n%", "learned\n%", "before\n%", "for-\ngetting", "backward\ntransfer", "general\n%"]
+    return Figures(["retain"], [*headings, "train\ntokens"], rows, [RETENTION + over])
 
 
-def _matrix(entry: RetentionSummary) -> list[RenderableType]:
+def matrix(entry: RetentionSummary) -> RenderableType:
+    """The accuracy on each document of a sequence after each step; nothing where there is no room for it."""
     steps = len(entry.accuracy)
     if not 1 < steps <= MOST_COLUMNS:
-        return []
-    table = _table([], ["after\nstep", *(f"\n{number}" for number in range(1, steps + 1))])
-    for number, row in enumerate(entry.accuracy, 1):
-        table.add_row(str(number), *(format.percent(cell) for cell in row))
-    heading = f"Accuracy in % on each document of a sequence (columns) after each step, retain {entry.retain}"
-    return [Text(), Text(heading), table]
+        return Group()
+    rows = [(str(number), *map(format.percent, row)) for number, row in enumerate(entry.accuracy, 1)]
+    heading = f"\nAccuracy in % on each document of a sequence (columns) after each step, retain {entry.retain}"
+    return Figures([], ["after\nstep", *(f"\n{number}" for number in range(1, steps + 1))], rows, title=heading)
 
 
-def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
+def forgetting(entries: Sequence[ForgettingSummary]) -> Figures:
     """General questions that the model answered before, how many are lost after adaptation; and how far the adapters
     have moved from the model."""
-    table = _table(["condition"], ["asked", "still right", "lost %", "95 % interval", "moved", "95 % interval"])
-    for entry in entries:
-        table.add_row(
-            Text(format.clean(entry.condition)),
+    rows = [
+        (
+            format.clean(entry.condition),
             format.count(entry.asked),
             format.count(entry.kept),
             format.percent(entry.lost),
@@ -281,25 +310,29 @@ def forgetting(entries: Sequence[ForgettingSummary]) -> Group:
             format.nats(entry.divergence),
             format.nats_interval(entry.divergence_ci95),
         )
-    heading = Text("Forgetting: general questions that the model answered before adaptation")
-    note = "moved: KL(model || adapter) per token of texts that the model wrote to other prompts, 1/1000 nat."
-    return _noted(heading, table, notes=[note])
+        for entry in entries
+    ]
+    headings = ["asked", "still right", "lost %", "95 % interval", "moved", "95 % interval"]
+    notes = ["moved: KL(model || adapter) per token of texts that the model wrote to other prompts, 1/1000 nat."]
+    title = "Forgetting: general questions that the model answered before adaptation"
+    return Figures(["condition"], headings, rows, notes, title=title)
 
 
-def neighbours(entries: Sequence[NeighbourSummary]) -> Group:
+def neighbours(entries: Sequence[NeighbourSummary]) -> Figures:
     """How often adapters say of other documents what they learned of their own."""
-    table = _table(["condition"], ["asked", "leaked %", "95 % interval", "untrained %"])
-    for entry in entries:
-        table.add_row(
-            Text(format.clean(entry.condition)),
+    rows = [
+        (
+            format.clean(entry.condition),
             format.count(entry.asked),
             format.percent(entry.leaked),
             format.interval(entry.ci95),
             format.percent(entry.before),
         )
-    heading = Text("Neighbours: questions of other documents")
-    note = "leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."
-    return _noted(heading, table, notes=[note])
+        for entry in entries
+    ]
+    headings = ["asked", "leaked %", "95 % interval", "untrained %"]
+    notes = ["leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."]
+    return Figures(["condition"], headings, rows, notes, title="Neighbours: questions of other documents")
 
 
 def models(rows: Sequence[findings.ModelRow]) -> Group:
@@ -346,7 +379,7 @@ def summary_view(run: RunRecords) -> Group:
     if summary.steps:
         parts += [Text(), steps(summary.steps)]
     if summary.retention:
-        parts += [Text(), retention(summary.retention)]
+        parts += [Text(), retention(summary.retention), *map(matrix, summary.retention)]
     if summary.forgetting:
         parts += [Text(), forgetting(summary.forgetting)]
     if summary.neighbours:
