@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 import fake_runs
@@ -11,7 +12,8 @@ import pytest
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.reports import findings
-from selfedit.reports.records import read_run
+from selfedit.reports.documents import document_list
+from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
 
 
@@ -41,6 +43,10 @@ def test_difference_is_given_in_the_direction_asked_for() -> None:
     assert findings.difference(recorded, "self", "passage") is None
 
 
+def changes(run: RunRecords) -> dict[str, Counter[str]]:
+    return document_list(run, findings.compared(run)).changes
+
+
 def test_changes_count_every_question_once(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=3, conditions=("none", "passage"), replicates=1)
     with sqlite3.connect(folder / "run.sqlite") as store:
@@ -56,13 +62,13 @@ def test_changes_count_every_question_once(tmp_path: Path) -> None:
                 f" (SELECT id FROM answers WHERE fit_id {fit} AND question_id LIKE ?)",
                 (question,),
             )
-    assert findings.changes(read_run(folder)) == [findings.Changes("passage", learned=6, lost=3, kept=0, unknown=6)]
+    assert changes(read_run(folder)) == {"passage": {"learned": 6, "lost": 3, "unknown": 6}}
 
 
 def test_what_is_looked_up_is_not_learned_and_lacks_no_fits(tmp_path: Path) -> None:
     names = ("none", "open-book", "passage")
     run = read_run(fake_runs.write_compare(tmp_path / "run", conditions=names, replicates=2))
-    assert [found.condition for found in findings.changes(run)] == ["passage"]
+    assert list(changes(run)) == ["passage"]
     unfinished = read_run(
         fake_runs.write_compare(
             tmp_path / "part", conditions=names, replicates=2, planned=(*names, "retrieval"), finished=False
@@ -75,7 +81,7 @@ def test_what_is_looked_up_is_not_learned_and_lacks_no_fits(tmp_path: Path) -> N
 
 def test_what_was_not_graded_was_neither_learned_nor_lost(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), ungraded=1.0)
-    assert findings.changes(read_run(folder)) == []
+    assert changes(read_run(folder)) == {}
 
 
 def test_missing_names_what_is_not_there(partial_run: Path, compare_run: Path) -> None:

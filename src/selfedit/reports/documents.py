@@ -46,8 +46,8 @@ class AnswerView:
 
 @dataclass(frozen=True, slots=True)
 class QuestionView:
-    """A question, the answers of each column that was asked, and what changed against no adaptation: learned, lost or
-    nothing."""
+    """A question, the answers of each column that was asked, and what became of it against no adaptation, by column
+    that learned: learned, lost, kept or unknown."""
 
     question: Question
     answers: Mapping[Key, Sequence[AnswerView]]
@@ -117,6 +117,16 @@ class DocumentList:
     columns: Sequence[Column]
     documents: Sequence[DocumentView]
     shared: Mapping[Key, Sequence[FitRecord]]
+    compared: Sequence[str]
+
+    @cached_property
+    def changes(self) -> dict[str, Counter[str]]:
+        """By condition that was compared, how many questions were learned, lost, kept, or stayed unknown."""
+        counts = {
+            name: Counter(q.change[0, name] for d in self.documents for q in d.questions if (0, name) in q.change)
+            for name in self.compared
+        }
+        return {name: found for name, found in counts.items() if found}
 
     @cached_property
     def examined(self) -> dict[str, list[Column]]:
@@ -171,7 +181,8 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
                 fits=_fits_by_column(fits[document.id]),
             )
         )
-    return DocumentList(columns, views, _fits_by_column(fits[None]))
+    compared = [condition.name for condition in conditions]
+    return DocumentList(columns, views, _fits_by_column(fits[None]), compared)
 
 
 def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Column]:
@@ -212,9 +223,9 @@ def _question(question: Question, answers: Sequence[Given], order: Mapping[Key, 
     before = known.get((0, findings.BASE))
     change = {}
     for key, after in known.items():
-        looked_up = findings.role(key[1]) in findings.REFERENCE_LINES  # nothing is learned
-        if before is not None and after is not None and before != after and not looked_up:
-            change[key] = "learned" if after else "lost"
+        learns = findings.role(key[1]) not in (findings.BASE, *findings.REFERENCE_LINES)
+        if learns and before is not None and after is not None:
+            change[key] = ("kept" if after else "lost") if before else ("learned" if after else "unknown")
     return QuestionView(question, {key: _merged(found) for key, found in by_column.items()}, change)
 
 

@@ -138,41 +138,6 @@ def known(values: Iterable[str]) -> bool | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """Of the questions with a grade before and after: how many a condition learned, lost, kept, or never knew."""
-
-    condition: str
-    learned: int
-    lost: int
-    kept: int
-    unknown: int
-
-
-def changes(run: RunRecords) -> list[Changes]:
-    """Per condition that learned, against no adaptation (round 0).  Conditions without graded answers before and after
-    are left out."""
-    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for given in run.answers:
-        if given.fit.round == 0:
-            values[given.fit.condition][given.answer.question_id].append(given.value)
-    if BASE not in values:
-        return []
-    before = {question: known(found) for question, found in values[BASE].items()}
-    result = []
-    for name in [c.name for c in conditions(run) if role(c.name) not in (BASE, *REFERENCE_LINES) and c.name in values]:
-        counts: Counter[tuple[bool, bool]] = Counter()
-        for question, found in values[name].items():
-            was, now = before.get(question), known(found)
-            if was is not None and now is not None:
-                counts[was, now] += 1
-        if counts:
-            result.append(
-                Changes(name, counts[False, True], counts[True, False], counts[True, True], counts[False, False])
-            )
-    return result
-
-
-@dataclass(frozen=True, slots=True)
 class DocumentRewards:
     document: Document
     edits: tuple[Edit, ...]  # with a reward, worst first

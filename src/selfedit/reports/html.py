@@ -67,7 +67,6 @@ def render_run(run: RunRecords) -> str:
         signals=signals,
         examples=findings.best_and_worst(signals, EXAMPLES),
         api_estimates=findings.api_estimates(run) if run.rounds else [],
-        changes=findings.changes(run),
         general_names=names,
         general=general,
         list=documents.document_list(run, found),
