@@ -4,6 +4,7 @@ last."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from selfedit.methods.settings import CompareSettings, TrainSettings
 from selfedit.models import load_tokenizer
 from selfedit.prompts import Prompts
 from selfedit.runs.store import Store
+from selfedit.training.jobs import Jobs
 
 MIXED = ("rewrite", "self-qa", "rewrite")
 
@@ -87,7 +89,7 @@ def test_the_editor_is_trained_on_the_prompt_of_each_edit(small_train: dict[str,
     pool = CountingPool(settings.model)
     train(settings, pool=pool)
     (outer,) = (task for task in pool.tasks if isinstance(task, FitTask) and task.id == "outer/1")
-    lessons = [lesson.ids[: lesson.prompt_length] for lesson in outer.fits[0].job.sequences]
+    lessons = outer.fits[0].job.sequences
     tokenizer, prompts = load_tokenizer(settings.model), Prompts()
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         kept = [edit for edit in store.edits(round=1) if edit.kept]
@@ -96,7 +98,10 @@ def test_the_editor_is_trained_on_the_prompt_of_each_edit(small_train: dict[str,
     for edit, lesson in zip(kept, lessons, strict=True):
         document = by_id[edit.document_id]
         asked = prompts.edit(edit.prompt, instruct=True, title=document.title, text=document.text)
-        assert list(lesson) == tokenizer.prompt_ids(asked)
+        assert list(lesson.ids[: lesson.prompt_length]) == tokenizer.prompt_ids(asked)
+        # Where an edit was cut off, the editor is not taught to end.
+        cut_off = Jobs(tokenizer, 1024, prompts).lesson(document, replace(edit, truncated=True))
+        assert (cut_off.ids, lesson.ids[-1] in tokenizer.stop_ids) == (lesson.ids[:-1], True)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def train_editor(
     def cut() -> list[FitTask]:
         by_id = {document.id: document for document in documents}
         lessons = tuple(
-            run.jobs.lesson(edit.prompt, by_id[edit.document_id], edit.text)
+            run.jobs.lesson(by_id[edit.document_id], edit)
             for edit in run.store.edits(round=round, writer=TRAIN)
             if edit.id in kept
         )

@@ -266,8 +266,8 @@ class _BoundedJobs(Jobs):
             return most + times * alone, likely + times * alone, parts
         return max(most, alone), likely, 1
 
-    def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
-        asked = super().lesson(prompt, document, "").prompt_length
+    def lesson(self, document: Document, edit: Edit) -> TokenSequence:
+        asked = super().lesson(document, replace(edit, text="", truncated=False)).prompt_length
         # Lines are counted by themselves; here line ends are learned too.
         return replace(_blank(asked + most_own_tokens(self.most) + 2 * self.most + _SEAM), prompt_length=asked)
 

@@ -88,10 +88,10 @@ class Tokenizer:
             return [*self._beginning, *self.encode("\n".join(message["content"] for message in messages) + "\n")]
         return self._template(list(messages))
 
-    def example(self, prompt: str, completion: str, *, lead: str = "") -> tuple[list[int], int]:
+    def example(self, prompt: str, completion: str, *, lead: str = "", ended: bool = True) -> tuple[list[int], int]:
         """A training example: `prompt_ids(prompt)`, then what the model has to write after them to have written
-        `completion`, up to the token that ends a turn (or a text, for a base model).  Also the number of the prompt's
-        ids.
+        `completion`, up to the token that ends a turn (or a text, for a base model), which is left out where the model
+        had not `ended`.  Also the number of the prompt's ids.
 
         `lead` is what a plain prompt ends with and a completion begins with; it is not written twice.
         """
@@ -102,7 +102,7 @@ class Tokenizer:
         elif not self.instruct and not prompt[-1:].isspace():
             between = " "  # a plain prompt such as "Answer:" is gone on with on its line
         written = [id for piece in self._pieces(between + completion) for id in self._go_on(piece)]
-        return [*ids, *written, *end], len(ids)
+        return [*ids, *written, *(end if ended else [])], len(ids)
 
     @cached_property
     def _turn(self) -> tuple[str, list[int]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from selfedit.documents import Document
-from selfedit.editors.base import edit_prompt
+from selfedit.editors.base import Edit, edit_prompt
 from selfedit.engine.jobs import FitJob, TokenSequence
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
@@ -77,10 +77,12 @@ class Jobs:
             )
         ]
 
-    def lesson(self, prompt: str, document: Document, edit: str) -> TokenSequence:
-        """What an editor is trained on: the prompt of this name for the document, and the edit that it is to write."""
-        asked, lead = edit_prompt(self.prompts, prompt, document, instruct=self.tokenizer.instruct)
-        ids, prompt_length = self.tokenizer.example(asked, edit, lead=lead)
+    def lesson(self, document: Document, edit: Edit) -> TokenSequence:
+        """What an editor is trained on: the prompt for the document, and the edit that it is to write.  Where an edit
+        was cut off, its last line is gone, and ending there would be learned as well: editors came to write one line
+        (docs/results.md)."""
+        asked, lead = edit_prompt(self.prompts, edit.prompt, document, instruct=self.tokenizer.instruct)
+        ids, prompt_length = self.tokenizer.example(asked, edit.text, lead=lead, ended=not edit.truncated)
         return TokenSequence(tuple(ids), prompt_length)
 
 
