@@ -43,10 +43,12 @@ class Recipe(BaseModel):
         ge=1,
         description="optimiser steps per document (or part of a long one), over which all epochs are dealt out",
     )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls to zero, if it does"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises to its peak")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="norm to which each adapter's gradient is clipped")
     cutting: Cutting = Field(
         "lines",
         description="each line of an edit is a sequence, or lines packed together, or the whole edit; seal and"
