@@ -148,6 +148,12 @@ def test_everything_stays_on_the_device_and_in_its_dtype(on_meta, kind, dtype, s
             ]
             losses(model, [(place, s) for place in (2, 0, None) for s in JOBS[0].sequences], bank=bank)
             answers = decode(model, requests, bank=bank, token_budget=1000)
+            # Between two steps, as when a fit is examined on the way.
+            fit(
+                bank,
+                JOBS,
+                on_step=lambda under_way: decode(model, requests[:1], bank=under_way.bank, token_budget=1000),
+            )
             bank.save_pretrained(0, tmp_path)
             _, state = load_adapter(tmp_path, model)
             bank.load_state(1, state)

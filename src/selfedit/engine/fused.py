@@ -66,6 +66,7 @@ def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Ite
     """Within this context, these modules run in these forms, and these files' rotations too, whoever calls them: they
     give the same numbers."""
     before = [getattr(file, _ROTATE) for file in files]
+    outer = {module: vars(module).get("forward") for module in forms}  # answers may be asked for between two steps
     for module, form in forms.items():
         module.forward = partial(form, module)
     for file in files:
@@ -73,8 +74,11 @@ def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Ite
     try:
         yield
     finally:
-        for module in forms:
-            del module.forward
+        for module, forward in outer.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
         for file, rotate in zip(files, before, strict=True):
             setattr(file, _ROTATE, rotate)
 
