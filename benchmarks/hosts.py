@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks import processor
 from selfedit.methods.restem import train
 from selfedit.methods.settings import TrainSettings, make_settings
-from selfedit.progress import Quiet
+from selfedit.progress import Progress
 from selfedit.runs.directory import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "hosts.json"
@@ -162,7 +162,7 @@ def start_ray(network: Network, host: str, folder: Path) -> None:
 def drive(out: str, ray: str | None) -> None:
     """One run, here or on the hosts; its notes go to standard output."""
 
-    class Notes(Quiet):
+    class Notes(Progress):
         def note(self, line: str) -> None:
             print(f"{time.time():.1f} {line}", flush=True)
 
