@@ -21,7 +21,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from selfedit.reports import documents, findings, format, plots, table
+from selfedit.reports import documents, findings, format, notes, plots, table
 from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
 from selfedit.runs.directory import flat
@@ -59,6 +59,7 @@ def render_run(run: RunRecords) -> str:
             "sweep": table.sweep(summary.sweep),
             "differences": table.differences(summary.differences),
             "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
+            "notes": notes.table(notes.written(run)),
             "steps": table.steps(summary.steps),
             "retention": table.retention(summary.retention),
             "forgetting": table.forgetting(summary.forgetting),
