@@ -111,9 +111,9 @@ def render_runs(
     return _render(
         "runs.html.jinja",
         title=title or f"{len(runs)} runs compared",
-        rows=rows or [findings.model_row(run.name, s.model_copy(update={"model": run.model})) for run, s in shown],
-        priced=any(row.trained_usd is not None or row.external_usd is not None for row in rows),
-        named=not rows,
+        models=table.models(
+            rows or [findings.model_row(run.name, s.model_copy(update={"model": run.model})) for run, s in shown]
+        ),
         notes=notes,
         runs=entries,
         side_by_side=side_by_side,
@@ -197,19 +197,15 @@ def _environment() -> Environment:
     )
     for filter in (
         format.percent,
-        format.interval,
         format.points,
         format.points_interval,
         format.seconds,
         format.usd,
         format.count,
-        format.decimals,
-        table.mark,
         documents.fit_line,
         documents.edit_line,
     ):
         environment.filters[filter.__name__] = filter
-    environment.globals |= {"references_note": table.REFERENCES, "document_mean_note": table.DOCUMENT_MEAN}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
@@ -262,16 +258,11 @@ def _level(name: str, best: str, summary: Summary) -> bool:
 
 
 def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[str, Any]:
-    """The table of conditions: each with its difference from the reference, and what the marks mean."""
-    reference = findings.reference([condition.name for condition in conditions])
-    rows = [(c, findings.difference(summary.differences, reference, c.name)) for c in conditions]
-    marks = {table.mark(difference) for _, difference in rows}
     return {
-        "rows": rows,
-        "by_document": table.means_differ(conditions),
+        "conditions": conditions,
+        "table": table.conditions_table(conditions, summary.differences, format.count),
+        "references": table.references(conditions),
         "intervals": any(condition.ci95 for condition in conditions),
-        "references": any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions),
-        "note": table.noise_note(marks, reference, summary.differences) if summary.differences else "",
     }
 
 

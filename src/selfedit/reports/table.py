@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -55,16 +55,21 @@ class Figures:
     @property
     def headings(self) -> list[str]:
         """On a line each."""
-        return [heading.replace("-\n", "").replace("\n", " ") for heading in (*self.words, *self.figures)]
+        return [h.replace("-\n", "").replace("/\n", "/").replace("\n", " ") for h in (*self.words, *self.figures)]
 
     def __rich__(self) -> Group:
-        table = _table(self.words, self.figures)
-        count = len(self.words)
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False, header_style=""
+        )
+        for heading in self.words:  # wrapped where they are long
+            table.add_column(heading, overflow="fold", min_width=12)
+        for heading in self.figures:
+            table.add_column(heading, justify="right", no_wrap=True)
         for number, row in enumerate(self.rows):
             # What others wrote is no markup of rich's.
-            cells: list[Text | str] = [*map(Text, row[:count]), *row[count:]]
+            cells = [Text(cell) if place < len(self.words) else cell for place, cell in enumerate(row)]
             table.add_row(*cells, style="bold" if number in self.chosen else "")
-        return _noted(*([Text(self.title)] if self.title else []), table, notes=self.notes)
+        return Group(*([Text(self.title)] if self.title else []), table, *_dim(self.notes))
 
 
 def plain_text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
@@ -88,63 +93,66 @@ def comparison(
     recipe: dict[str, object] | None = None,
     grader: str = "",
 ) -> Group:
-    """One row per condition, the marks explained, and the recipe that all of them share."""
+    """The conditions, what reference lines came to, and the recipe that all conditions share."""
+    notes = [f"All conditions use the same recipe: {format.recipe_line(recipe)}."] if recipe else []
+    if grader:
+        notes.append(f"Graded by: {format.clean(grader)}.")
+    looked_up = references(conditions)
+    beside: list[RenderableType] = [Text(), looked_up, Text()] if looked_up else []
+    return Group(conditions_table(conditions, differences), *beside, *_dim(notes))
+
+
+def conditions_table(
+    conditions: Sequence[ConditionSummary],
+    differences: Sequence[DifferenceSummary],
+    count: Callable[[int | None], str] = format.short_count,
+) -> Figures:
+    """One row per condition, and what the marks mean."""
     reference = findings.reference([condition.name for condition in conditions])
     ungraded = any(condition.ungraded for condition in conditions)
     by_document = means_differ(conditions)
-    table = _table(
-        ["condition"],
-        [
-            *("accuracy\n%", "95 %\ninterval"),
-            *(["mean of\ndocuments"] if by_document else []),
-            "right/\ngraded",
-            *(["un-\ngraded"] if ungraded else []),
-            *("train\ntokens", "edit\ntokens", "time", "cost\nUSD"),
-        ],
-    )
-    marks = set()
-    for condition in conditions:
-        sign = mark(findings.difference(differences, reference, condition.name))
-        marks.add(sign)
-        table.add_row(
-            Text(format.clean(condition.name), style="bold"),
+    signs = [mark(findings.difference(differences, reference, condition.name)) for condition in conditions]
+    rows = [
+        (
+            format.clean(condition.name),
             f"{sign} {format.percent(condition.accuracy)}".strip(),
             format.interval(condition.ci95),
             *([format.percent(condition.document_mean)] if by_document else []),
             f"{condition.correct}/{condition.graded}",
             *([format.count(condition.ungraded)] if ungraded else []),
-            format.short_count(condition.train_tokens),
-            format.short_count(condition.edit_tokens),
+            count(condition.train_tokens),
+            count(condition.edit_tokens),
             format.seconds(condition.seconds),
             format.usd(condition.cost_usd),
         )
-    parts: list[RenderableType] = [table]
-    if any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions):
-        parts += [Text(), references(conditions), Text()]
-    notes = [noise_note(marks, reference, differences)] if differences else []
+        for condition, sign in zip(conditions, signs, strict=True)
+    ]
+    headings = ["accuracy\n%", "95 %\ninterval", *(["mean of\ndocuments"] if by_document else []), "right/\ngraded"]
+    headings += [*(["un-\ngraded"] if ungraded else []), "train\ntokens", "edit\ntokens", "time", "cost\nUSD"]
+    notes = [noise_note(signs, reference, differences)] if differences else []
     if by_document:
         notes.append(DOCUMENT_MEAN)
     if ungraded:
         notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
-    if recipe:
-        notes.append(f"All conditions use the same recipe: {format.recipe_line(recipe)}.")
-    if grader:
-        notes.append(f"Graded by: {format.clean(grader)}.")
-    return _noted(*parts, notes=notes)
+    return Figures(["condition"], headings, rows, notes)
 
 
-def references(conditions: Sequence[ConditionSummary]) -> Group:
-    """How near conditions come to open book, and what a question costs without an adapter."""
-    table = _table(["condition"], ["of open\nbook, %", "95 %\ninterval", "tokens per\nprompt", "seconds per\nquestion"])
-    for condition in conditions:
-        table.add_row(
-            Text(format.clean(condition.name)),
+def references(conditions: Sequence[ConditionSummary]) -> Figures | None:
+    """How near conditions come to open book, and what a question costs without an adapter; None without such lines."""
+    if not any(findings.role(condition.name) in findings.REFERENCE_LINES for condition in conditions):
+        return None
+    rows = [
+        (
+            format.clean(condition.name),
             format.percent(condition.of_open_book),
             format.interval(condition.of_open_book_ci95),
             format.decimals(condition.question_tokens, 0),
             format.decimals(condition.question_seconds, 2),
         )
-    return _noted(table, notes=[REFERENCES])
+        for condition in conditions
+    ]
+    headings = ["of open\nbook, %", "95 %\ninterval", "tokens per\nprompt", "seconds per\nquestion"]
+    return Figures(["condition"], headings, rows, [REFERENCES])
 
 
 REFERENCES = (
@@ -335,29 +343,34 @@ def neighbours(entries: Sequence[NeighbourSummary]) -> Figures:
     return Figures(["condition"], headings, rows, notes, title="Neighbours: questions of other documents")
 
 
-def models(rows: Sequence[findings.ModelRow]) -> Group:
+def models(rows: Sequence[findings.ModelRow]) -> Figures:
     """The table of several runs: what each model gains from its own edits, a trained editor, an external editor."""
     named = any(row.run for row in rows)
     priced = any(row.trained_usd is not None or row.external_usd is not None for row in rows)
     columns = ["in-\nstruct", "no adap-\ntation", "untrained\neditor", "trained\neditor", "improvement"]
     columns += ["external\neditor"] + (["training\nUSD", "external\nUSD"] if priced else [])
-    table = _table(["model", *(["run"] if named else [])], columns)
-    for row in rows:
-        gain = row.improvement
-        improvement = format.points(gain.difference) if gain else format.DASH
-        if gain and gain.ci95:
-            improvement += f"\n({format.points_interval(gain.ci95)})"
-        table.add_row(
-            Text(format.clean(row.model or format.DASH), style="bold"),
-            *([Text(format.clean(row.run))] if named else []),
+    cells = [
+        (
+            format.clean(row.model or format.DASH),
+            *([format.clean(row.run)] if named else []),
             {True: "yes", False: "no", None: format.DASH}[row.instruct],
             *(format.percent(c.accuracy if c else None) for c in (row.none, row.untrained, row.trained)),
-            improvement,
+            _gain(row.improvement),
             format.percent(row.external.accuracy if row.external else None),
             *([format.usd(row.trained_usd), format.usd(row.external_usd)] if priced else []),
         )
-    note = "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document)."
-    return _noted(table, notes=[note])
+        for row in rows
+    ]
+    note = (
+        "Accuracy in %. Improvement: trained minus untrained editor, in points (95 % interval, paired by document);"
+        f" {UP} or {DOWN} where it is larger than noise."
+    )
+    return Figures(["model", *(["run"] if named else [])], columns, cells, [note])
+
+
+def _gain(found: DifferenceSummary | None) -> str:
+    told = f"{mark(found)} {format.points(found.difference if found else None)}".strip()
+    return told + (f"\n({format.points_interval(found.ci95)})" if found and found.ci95 else "")
 
 
 def summary_view(run: RunRecords) -> Group:
@@ -428,17 +441,5 @@ def mark(found: DifferenceSummary | None) -> str:
     return UP if found.difference > 0 else DOWN
 
 
-def _table(words: Sequence[str], figures: Sequence[str]) -> Table:
-    """Headings of columns: those of words, which are wrapped where they are long, then those of figures."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False, header_style=""
-    )
-    for heading in words:
-        table.add_column(heading, overflow="fold", min_width=12)
-    for heading in figures:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _noted(*parts: RenderableType, notes: Iterable[str]) -> Group:
-    return Group(*parts, *(Text(note, style="dim") for note in notes))
+def _dim(notes: Iterable[str]) -> list[Text]:
+    return [Text(note, style="dim") for note in notes]
