@@ -23,6 +23,7 @@ class Answered:
     answer: str
     value: str = ""
     score: float | None = None
+    replicate: int = 0
 
 
 class Answers:
