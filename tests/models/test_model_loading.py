@@ -52,12 +52,13 @@ def test_instruct_is_decided_by_the_chat_template_and_can_be_overridden(chat_mod
         load_tokenizer(base_model, instruct=True)
 
 
+TOLD = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+
+
 def test_chat_models_are_prompted_through_their_template(chat_model: str) -> None:
     tokenizer = load_tokenizer(chat_model)
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == f"{USER}Who?{END}{ASSISTANT}"
-    assert text(tokenizer, tokenizer.prompt_ids("Who?", system="Be brief.")) == (
-        f"<|system|>Be brief.{END}{USER}Who?{END}{ASSISTANT}"
-    )
+    assert text(tokenizer, tokenizer.chat_ids(TOLD)) == (f"<|system|>Be brief.{END}{USER}Who?{END}{ASSISTANT}")
     messages = [
         {"role": "user", "content": "Who?"},
         {"role": "assistant", "content": "Ada."},
@@ -71,7 +72,6 @@ def test_chat_models_are_prompted_through_their_template(chat_model: str) -> Non
 def test_base_models_are_prompted_in_plain_text(base_model: str) -> None:
     tokenizer = load_tokenizer(base_model)
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == "Who?"
-    assert text(tokenizer, tokenizer.prompt_ids("Who?", system="Be brief.")) == "Be brief.\n\nWho?"
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     assert text(tokenizer, tokenizer.chat_ids(messages)) == "Who?\nAda.\n"
 
@@ -114,7 +114,7 @@ def with_template(model: str, template: str, folder: Path) -> Tokenizer:
 def test_a_templates_own_system_message_is_left_empty(chat_model: str, tmp_path: Path) -> None:
     tokenizer = with_template(chat_model, DEFAULT_SYSTEM, tmp_path / "model")
     assert text(tokenizer, tokenizer.prompt_ids("Who?")) == f"<|system|>{END}{USER}Who?{END}{ASSISTANT}"
-    assert "Be brief." in text(tokenizer, tokenizer.prompt_ids("Who?", system="Be brief."))
+    assert "Be brief." in text(tokenizer, tokenizer.chat_ids(TOLD))
 
 
 def test_a_template_that_takes_no_system_message_keeps_its_own(chat_model: str, tmp_path: Path) -> None:

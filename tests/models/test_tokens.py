@@ -42,10 +42,9 @@ def all_ways(tokenizer: Tokenizer, text: str) -> dict[str, list[int]]:
     return {
         "text": tokenizer.text_ids(text),
         "prompt": tokenizer.prompt_ids(text),
-        "prompt with system": tokenizer.prompt_ids(text, system=text),
         "chat": tokenizer.chat_ids([{"role": role, "content": content} for role, content in turns]),
         "example": tokenizer.example(text, text)[0],
-        "plain prompt": plain.prompt_ids(text, system=text),
+        "plain prompt": plain.prompt_ids(text),
         "plain chat": plain.chat_ids([{"role": role, "content": content} for role, content in turns]),
         "plain example": plain.example(text, text)[0],
     }
@@ -117,13 +116,12 @@ def test_a_reply_ends_with_the_templates_own_token(tokenizers: dict[str, Tokeniz
 
 def test_a_template_without_a_system_role_has_its_text_before_the_users(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["llama2"]
-    assert tokenizer.hf.decode(tokenizer.prompt_ids("Who?", system="Be brief.")).endswith(
-        "[INST] Be brief.\n\nWho? [/INST]"
-    )
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    assert tokenizer.hf.decode(tokenizer.chat_ids(told)).endswith("[INST] Be brief.\n\nWho? [/INST]")
     silent = families.tokenizer(
         "zephyr", template=families.ZEPHYR.replace("messages %}", "messages if message.role != 'system' %}")
     )
-    assert "Be brief." in silent.hf.decode(silent.prompt_ids("Who?", system="Be brief."))
+    assert "Be brief." in silent.hf.decode(silent.chat_ids(told))
 
 
 def test_a_model_of_many_templates_is_prompted_with_its_default(tokenizers: dict[str, Tokenizer]) -> None:

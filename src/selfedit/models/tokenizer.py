@@ -73,14 +73,11 @@ class Tokenizer:
         end = [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
         return [*self._beginning, *self.encode(text), *end]
 
-    def prompt_ids(self, user: str, *, system: str | None = None) -> list[int]:
+    def prompt_ids(self, user: str) -> list[int]:
         """Ids of a prompt: through the chat template (thinking switched off where it can be), or as plain text."""
         if not self.instruct:
-            return [*self._beginning, *self.encode(user if system is None else f"{system}\n\n{user}")]
-        messages = [{"role": "user", "content": user}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        return self._template(messages)
+            return [*self._beginning, *self.encode(user)]
+        return self._template([{"role": "user", "content": user}])
 
     def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Ids of a conversation that the model is to continue; for a base model, its texts one after another."""
