@@ -61,6 +61,12 @@ RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "learn": ("learn", 3, {"editor": "self", "edits": 2, "task_size": 2}),
     "continual": ("continual", 3, {"editor": "self", "task_size": 2, "general_questions": 1}),
+    "continual with remedies": (
+        "continual",
+        3,
+        {"editor": "self", "task_size": 2, "general_questions": 1, "max_edit_tokens": 16}
+        | {"retain": ("edits", "per-document"), "sequences": 2, "length": 2},
+    ),
 }
 
 
