@@ -18,8 +18,9 @@ from selfedit.engine import DecodeRequest
 from selfedit.execution.pool import InProcess
 from selfedit.execution.tasks import CompletionTask
 from selfedit.execution.worker import ModelSource
+from selfedit.methods.continual import continual
 from selfedit.methods.restem import train
-from selfedit.methods.settings import TrainSettings, make_settings
+from selfedit.methods.settings import ContinualSettings, TrainSettings, make_settings
 from selfedit.runs.directory import RunDirectory
 
 
@@ -128,6 +129,26 @@ def test_results_do_not_depend_on_the_workers(
     assert found == expected
     assert killed
     assert any("is lost" in note for note in notes)
+
+
+def test_adapters_that_stand_on_others_are_trained_on_any_worker(
+    make_pool: Callable[..., Any], documents: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
+    small = {"max_answer_tokens": 4, "general_questions": 1, "task_size": 1, "set": {"epochs": 2}}
+    found = []
+    for name, pool in (("none", InProcess(source)), ("two", make_pool(source, workers=2))):
+        lanes = {"editor": "passage", "retain": ("edits", "kl"), "sequences": 2, "length": 2, "out": tmp_path / name}
+        where = {"model": str(tiny_folder), "device": "cpu", "dtype": "float32", "documents": (str(documents),)}
+        found.append(continual(make_settings(ContinualSettings, {**where, **small, **lanes}), pool=pool).retention)
+        pool.close()
+    assert found[0] == found[1]
+    files = [
+        {file.relative_to(run): file.read_bytes() for file in run.rglob("*.safetensors")}
+        for run in (tmp_path / "none", tmp_path / "two")
+    ]
+    assert len(files[0]) == 8
+    assert files[0] == files[1]
 
 
 def test_workers_load_another_model_that_a_task_names(

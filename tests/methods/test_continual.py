@@ -67,7 +67,7 @@ def test_what_cannot_be_learned_from_is_refused(
 REMEDIES = ("none", "edits", "kl", "per-document")
 
 
-def test_sequences_are_learned_side_by_side_with_each_remedy(make: Make, chat_model: str) -> None:
+def test_sequences_are_learned_side_by_side_with_each_remedy(make: Make, chat_model: str, tmp_path: Path) -> None:
     more = {"sequences": 2, "length": 3, "rehearsed": 1, "general_questions": 2}
     settings = make(ContinualSettings, 5, editor="passage", retain=REMEDIES, **more)
     pool = CountingPool(chat_model)
@@ -106,6 +106,26 @@ def test_sequences_are_learned_side_by_side_with_each_remedy(make: Make, chat_mo
     )
     tasks = [task for task in pool.tasks if isinstance(task, FitTask)]
     assert len(tasks[0].fits) == 6, "what starts from one model shares a bank"
+    held = [task for task in tasks if task.bank.rank > task.lora.rank]
+    assert [(len(task.fits), task.bank.rank, task.policy) for task in held] == [(4, 8, ()), (4, 12, ())]
+    # What is held is as good as merged: the first sequence alone, in that order.
+    order = [next(fit.document_id for fit in plain if (fit.replicate, fit.round) == (0, step)) for step in (1, 2, 3)]
+    by_id = {row["id"]: row for row in rows(5)}
+    file = write_rows(tmp_path / "alone.jsonl", [by_id[str(id)] for id in order])
+    single = settings.model_copy(
+        update={
+            "documents": (str(file),),
+            "retain": ("none",),
+            "sequences": 1,
+            "length": None,
+            "out": tmp_path / "alone",
+        }
+    )
+    continual(single, pool=CountingPool(chat_model))
+    with Store(single.out / "run.sqlite", readonly=True) as store:
+        merged = [(fit.first_loss, fit.last_loss) for fit in store.fits(condition="passage")]
+    beside = [(fit.first_loss, fit.last_loss) for fit in plain if fit.replicate == 0]
+    assert [pytest.approx(losses, rel=1e-3) for losses in merged] == beside
     assert {(one.a, one.b) for one in summary.differences} <= {("retain none", f"retain {r}") for r in REMEDIES[1:]}
     planned = plan(continual, settings)
     assert planned.fits >= sum(map(len, fits.values()))

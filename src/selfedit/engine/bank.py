@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -92,14 +92,31 @@ class AdapterBank:
         for name, layer in zip(self.names, self.layers, strict=True):
             _set_submodule(self.model, name, layer.base_layer)
 
-    def reset(self, adapter: int, seed: int) -> None:
-        """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero."""
+    def reset(self, adapter: int, seed: int, below: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
+        """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero.  The first
+        of its rank are those of an adapter `below`, whose B is in this bank's scale."""
         generator = torch.Generator().manual_seed(seed)
         self.parameters_NF[adapter].zero_()
-        for a_RI, _ in self.state(adapter).values():
+        for name, (a_RI, b_OR) in self.state(adapter).items():
+            fresh_RI = a_RI
+            if below is not None:
+                held_a, held_b = below[name]
+                a_RI[: len(held_a)].copy_(held_a)
+                b_OR[:, : len(held_a)].copy_(held_b)
+                fresh_RI = a_RI[len(held_a) :]
             bound = 1 / math.sqrt(a_RI.shape[1])
-            a_RI.copy_(torch.empty(a_RI.shape).uniform_(-bound, bound, generator=generator))
+            fresh_RI.copy_(torch.empty(fresh_RI.shape).uniform_(-bound, bound, generator=generator))
         self.publish([adapter])
+
+    def fresh(self, held: int) -> Tensor:
+        """[F]: 1 for the parameters of an adapter that are not the first `held` of its rank, else 0."""
+        flat_NF, rank = torch.ones(1, self.adapter_size, device=self.device), self.spec.rank
+        for group in self.groups:
+            a_NGI, b_NOR = self._views(flat_NF, group)
+            for place, b in enumerate(b_NOR):
+                a_NGI[0, place * rank : place * rank + held] = 0
+                b[0, :, :held] = 0
+        return flat_NF[0]
 
     def publish(self, adapters: Sequence[int]) -> None:
         """Copies the float32 parameters of adapters to the buffer that products read, where that is another dtype."""

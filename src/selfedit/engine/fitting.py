@@ -42,6 +42,7 @@ class _Running(Course):
         self.exp_avg_F = torch.zeros(bank.adapter_size, device=bank.device)
         self.exp_avg_sq_F = torch.zeros(bank.adapter_size, device=bank.device)
         self.count = torch.zeros((), device=bank.device)
+        self.fresh_F = bank.fresh(job.held) if job.held else None
         self.losses: list[float] = []
         self.error: str | None = None
 
@@ -116,7 +117,8 @@ def fit(
     on_step: Callable[[UnderWay], None] | None = None,
     start: Path | None = None,
 ) -> list[FitResult]:
-    """Trains adapter k of the bank on job k, from fresh weights; at most as many jobs as the bank holds.
+    """Trains adapter k of the bank on job k, from fresh weights (on top of what a job holds `below`); at most as many
+    jobs as the bank holds.
 
     `token_budget` bounds the tokens of one forward pass (a single longer sequence goes alone); running out of memory
     halves it, with a warning, and repeats the step, so nothing is lost.  `checkpointing` keeps only the layers' inputs
@@ -136,10 +138,13 @@ def fit(
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
     backbone = Backbone(bank.model)
     check(jobs, backbone.vocabulary)
+    held = max((job.held for job in jobs), default=0)
+    if held and (bank.spec.dropout or held >= bank.spec.rank):
+        raise ValueError(f"adapters that stand on others of rank {held} need a bank of more rank, without dropout")
     bank.enable_gradients()
     running = []
     for adapter, job in enumerate(jobs):
-        bank.reset(adapter, job.seed)
+        bank.reset(adapter, job.seed, job.below)
         running.append(_Running(job, adapter, bank))
     # How steps are cut into passes decides how sums are rounded.
     settings: dict[str, Any] = {"token_budget": token_budget, "checkpointing": checkpointing}
@@ -167,6 +172,9 @@ def fit(
                 continue
             tokens = sum(r.batch_tokens for r in chosen)
             gradients = [bank.gradient(r.adapter) for r in chosen]
+            for r, gradient_F in zip(chosen, gradients, strict=True):
+                if r.fresh_F is not None:
+                    gradient_F.mul_(r.fresh_F)
             # The one time in a step that the host waits for the device.
             *losses, norms = torch.stack([*sums, torch.stack(torch._foreach_norm(gradients))]).tolist()
             _update(bank, chosen, list(map(sum, zip(*losses, strict=True))), gradients, norms)

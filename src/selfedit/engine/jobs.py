@@ -10,9 +10,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UnsupportedModelError(ValueError):
@@ -151,11 +154,22 @@ class FitSettings:
 @dataclass(frozen=True)
 class FitJob:
     """One fit: sequences, settings and a seed, which decides the adapter's first weights, its data order and its
-    dropout."""
+    dropout.
+
+    The adapter may stand on another one, `below` (as `AdapterBank.state` has it), which is held as it is: the two share
+    the bank's rank, and what is trained becomes what it would become on a model into which `below` were merged.  So
+    fits on different models of one origin share a bank.  It goes without dropout and weight decay, which would act on
+    what is held."""
 
     sequences: tuple[TokenSequence, ...]
     settings: FitSettings
     seed: int
+    below: Mapping[str, tuple[Tensor, Tensor]] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def held(self) -> int:
+        """The rank of what is held."""
+        return 0 if self.below is None else next(iter(self.below.values()))[0].shape[0]
 
     @property
     def tokens(self) -> int:
@@ -233,6 +247,8 @@ def check(jobs: list[FitJob], vocabulary: int) -> None:
     for number, job in enumerate(jobs):
         if not job.sequences or any(sequence.labelled < 1 for sequence in job.sequences):
             raise ValueError(f"job {number} has no sequences, or one without a token to learn")
+        if job.held and job.settings.weight_decay:
+            raise ValueError(f"job {number}: weight decay would act on the adapter below too; merge that one instead")
         for sequence in job.sequences:
             check_sequence(sequence, vocabulary, f"job {number}")
 

@@ -33,6 +33,8 @@ def digest(bank: AdapterBank, jobs: Sequence[FitJob]) -> str:
     hashed = hashlib.sha256(json.dumps([model, asdict(bank.spec)]).encode())
     for job in jobs:
         hashed.update(json.dumps([asdict(job.settings), job.seed, len(job.sequences)]).encode())
+        for held in () if job.below is None else job.below.values():
+            hashed.update(b"".join(half.float().cpu().numpy().tobytes() for half in held))
         for sequence in job.sequences:
             hashed.update(array.array("q", (len(sequence.ids), sequence.prompt_length, *sequence.ids)).tobytes())
             if sequence.targets is not None or sequence.weight != 1.0:

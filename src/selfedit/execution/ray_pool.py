@@ -367,7 +367,7 @@ class RayPool:
 
         worker.state, worker.task = "working", task.id
         try:
-            deltas = {name: [self._deltas[name]] for name in task.policy}
+            deltas = {name: [self._deltas[name]] for name in task.deltas}
             answer = await self._watched(
                 worker.actor, worker.actor.run.remote(task, deltas, (worker.memory_share, job.halvings)), count
             )

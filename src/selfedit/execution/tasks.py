@@ -28,6 +28,11 @@ class CompletionTask:
     model: str = ""
 
     @property
+    def deltas(self) -> tuple[str, ...]:
+        """Those that a worker needs to have."""
+        return self.policy
+
+    @property
     def cost(self) -> float:
         """Tokens to be written at the most; only for comparing tasks."""
         return float(sum(request.max_new_tokens + len(request.prompt) for request in self.requests))
@@ -60,7 +65,9 @@ class Fit:
 
     A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
     (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured;
-    `known` are questions with the policy's answers of which the loss is measured.
+    `known` are questions with the policy's answers of which the loss is measured.  `below` names deltas on which its
+    adapter stands, as in a policy, but held beside it in the bank in place of merged; the adapter that comes back is
+    what was trained on top.
     """
 
     id: str
@@ -70,6 +77,7 @@ class Fit:
     looks: int = 0
     texts: tuple[TokenSequence, ...] = ()
     known: tuple[TokenSequence, ...] = ()
+    below: tuple[str, ...] = ()
 
     @property
     def looks_at(self) -> list[int]:
@@ -109,7 +117,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FitTask:
-    """Fits that share a bank, with their exams.
+    """Fits that share a bank, with their exams; all stand on equally many deltas.
 
     `memory` is how many bytes their plan may use: with the jobs, it decides which fits step together.  None leaves it
     to the worker."""
@@ -120,6 +128,21 @@ class FitTask:
     fits: tuple[Fit, ...]
     memory: int | None = None
     checkpoint: Checkpoint | None = None
+
+    @property
+    def deltas(self) -> tuple[str, ...]:
+        """Those that a worker needs to have."""
+        return (*self.policy, *dict.fromkeys(name for fit in self.fits for name in fit.below))
+
+    @property
+    def bank(self) -> LoraSpec:
+        """The shape of the bank's adapters: `lora` is that of what is trained, to which what is held comes."""
+        held = len(self.fits[0].below) if self.fits else 0
+        if not held:
+            return self.lora
+        rank = self.lora.rank * (held + 1)
+        # Updates keep their scale.
+        return replace(self.lora, rank=rank, alpha=self.lora.scaling * rank, rslora=False)
 
     @property
     def cost(self) -> float:

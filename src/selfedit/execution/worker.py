@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from selfedit import engine
 from selfedit.execution.measures import Measured, Measures
-from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Task, TaskResult
+from selfedit.execution.tasks import CompletionTask, Fit, FitOutcome, FitTask, Task, TaskResult
 from selfedit.models import BUNDLED_MODELS, Model, Tokenizer, load_model, load_tokenizer, public_name
 
 OnTokens = Callable[[int], None]
@@ -138,6 +139,7 @@ class Worker:
         return TaskResult(task.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, task: FitTask, on_tokens: OnTokens | None) -> TaskResult:
+        from selfedit.engine.peft_format import files
         from selfedit.execution.long_fit import LongFit
 
         started = time.perf_counter()
@@ -158,8 +160,12 @@ class Worker:
                 owners += [number] * len(fit.exam)
                 if fit.keep:
                     name = self.source.name
-                    adapters[number] = bank.adapter_files(
-                        slot, base_model=public_name(name), model=name if name in BUNDLED_MODELS else None
+                    state, held = bank.state(slot), task.bank.rank - task.lora.rank
+                    adapters[number] = files(
+                        task.lora,
+                        {layer: (a[held:], b[:, held:]) for layer, (a, b) in state.items()},
+                        base_model=public_name(name),
+                        model=name if name in BUNDLED_MODELS else None,
                     )
             answers: dict[int, list[engine.Completion]] = {}
             if requests:
@@ -170,9 +176,9 @@ class Worker:
             trained = {number: slot for number, (slot, result) in wave.items() if result.error is None}
             measured.update(measure(bank, task.fits, trained))
 
-        jobs = engine.teach(self.model.hf, [fit.job for fit in task.fits])
+        jobs = engine.teach(self.model.hf, [replace(fit.job, below=self._below(fit)) for fit in task.fits])
         plan = self._plan(task, jobs)
-        train = partial(engine.fit_all, self.model.hf, task.lora, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
+        train = partial(engine.fit_all, self.model.hf, task.bank, jobs, plan=plan, on_wave=examine, on_tokens=on_tokens)
         long = None
         if len(jobs) > 1:
             train()
@@ -200,6 +206,18 @@ class Worker:
         )
         return TaskResult(task.id, seconds, outcomes=outcomes)
 
+    def _below(self, fit: Fit) -> dict[str, tuple[Any, Any]] | None:
+        """What a fit's adapter stands on: deltas of one shape, as one."""
+        import torch
+
+        states = [engine.load_adapter(self.delta(name), self.model.hf)[1] for name in fit.below]
+        if not states:
+            return None
+        return {
+            layer: (torch.cat([one[layer][0] for one in states]), torch.cat([one[layer][1] for one in states], dim=1))
+            for layer in states[0]
+        }
+
     def _look(self, task: FitTask, on_tokens: OnTokens | None, under_way: engine.UnderWay) -> list[engine.Completion]:
         (fit,) = task.fits
         requests = [replace(fit.exam[number], adapter=0) for number in fit.looked_at]
@@ -212,7 +230,7 @@ class Worker:
         from selfedit.engine.memory import free_memory
 
         def plan(memory: int) -> engine.Plan:
-            return engine.plan(self.model.hf, task.lora, jobs, memory=memory, calibrate=False)
+            return engine.plan(self.model.hf, task.bank, jobs, memory=memory, calibrate=False)
 
         given = int(self.memory * self.memory_share) if task.memory is None else task.memory
         most = min(given >> self.halvings, int(free_memory(self.model.hf.device) * self.memory_share))

@@ -21,10 +21,9 @@ from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import Asked, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
 from selfedit.methods.run import Run
-from selfedit.methods.sequences import Lane
+from selfedit.methods.sequences import Lane, record_exam
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.updates import still_true
-from selfedit.runs.records import FitRecord
 
 Route = tuple[str | None, Asked]
 """The document whose adapter answers (None: the model as it is), and what it is asked."""
@@ -67,18 +66,10 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
             )
     answers = {(fit.document_id, answer.question_id): answer for fit in fits for answer in fit.answers}
     answers |= {(None, one.question_id): one for fit in run.store.fits(condition="none") for one in fit.answers}
-    done = run.store.fit_ids()
     for lane in every:
         for step in range(1, len(lane.documents) + 1):
-            given: dict[str | None, list[Route]] = {}
-            for route in routes[lane.number, step]:
-                about = route[1][0]
-                given.setdefault(about.id if about else None, []).append(route)
-            for id, some in given.items():
-                record = FitRecord(lane.after, lane.number, step, id)
-                found = tuple(answers[to, one[1].id] for to, one in some if (to, one[1].id) in answers)
-                if record.id not in done:
-                    run.store.record_fits([replace(record, answers=found)])
+            found = ((about, (to, question.id)) for to, (about, question) in routes[lane.number, step])
+            record_exam(run, lane, step, [(about, answers[key]) for about, key in found if key in answers])
     if every[0].main:
         kept = {one.keep: one.documents[0] for one in learnings.values() if one.keep is not None}
         add_list_of_adapters(run, spec.name, kept)

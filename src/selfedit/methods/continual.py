@@ -8,12 +8,14 @@
             examine θ on this document and all earlier ones
 
 The paper's continual self-editing experiment (Zweiger et al. 2025, section 5) is of this form.  The sequences go side
-by side: a step's fits are tasks of one list, each on its own sequence's θ.  `apart.py` has the remedy that merges
-nothing, `retention.py` the figures.
+by side, all in one bank: what each has learned is held below the adapter that it trains, which comes to the same as
+merging it (`FitJob.below`).  A single sequence is merged.  `apart.py` has the remedy that merges nothing,
+`retention.py` the figures.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Unpack
 
 from selfedit.documents import Question
@@ -26,11 +28,11 @@ from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
-from selfedit.methods.learnings import Learning
+from selfedit.methods.learnings import Asked, Learning
 from selfedit.methods.policies import read_delta
 from selfedit.methods.retention import final_scores, retention_summary
 from selfedit.methods.run import Parts, Run
-from selfedit.methods.sequences import Lane, lanes, remedy_recipe
+from selfedit.methods.sequences import Lane, lanes, record_exam, remedy_recipe
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.small_models import editor_of, say_editor
 from selfedit.methods.summarise import accuracy, difference_summary, summarise, summary_of_finished
@@ -76,30 +78,38 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
 
 
 def _step(run: Run, spec: EditorSpec, every: list[Lane], step: int, label: str) -> None:
-    learnings = {}
+    learnings: list[tuple[Lane, Learning]] = []
     for lane in every:
         edits = _edits(run, spec, lane, step)
         if edits != []:
-            learnings[lane.number, lane.retain] = _learning(run, lane, edits, step)
+            learning = _learning(run, lane, edits, step)
             lane.learned.append((lane.documents[step - 1], edits))
+            learnings.append((lane, replace(learning, asked=_asked(run, lane)) if lane.held else learning))
     recipes = {lane.condition: remedy_recipe(run.recipe, lane.retain) for lane in every}
-    inner_loop(run, list(learnings.values()), label=label, recipes=recipes)
-    for lane in every:
-        learning = learnings.get((lane.number, lane.retain))
-        if learning is None:
-            continue
-        folder = lane.folder(run, step)
+    inner_loop(run, [learning for _, learning in learnings], label=label, recipes=recipes)
+    fits = {fit.id: fit for fit in run.store.fits(round=step)}
+    for lane, learning in learnings:
+        folder, fit = lane.folder(run, step), fits[learning.id]
         if not folder.exists():
-            failed = next(fit for fit in run.store.fits(round=step) if fit.id == learning.id)
             raise UserError(
-                f"step {step}: the fit on {lane.documents[step - 1].id} failed ({failed.error}); try a lower learning"
+                f"step {step}: the fit on {lane.documents[step - 1].id} failed ({fit.error}); try a lower learning"
                 " rate (--set learning_rate=...) and another --out"
             )
         run.workers.publish(folder.name, read_delta(folder))
         lane.policy = (*lane.policy, folder.name)
+        if learning.asked is not None:
+            about = {question.id: document for document, question in learning.asked}
+            record_exam(run, lane, step, [(about[answer.question_id], answer) for answer in fit.answers])
+            continue
         examine_untrained(
             run, lane.asked(), condition=lane.after, round=step, replicate=lane.number, policy=lane.policy
         )
+
+
+def _asked(run: Run, lane: Lane) -> tuple[Asked, ...]:
+    """The exam after a step, where the adapter itself takes it."""
+    asked: list[Asked] = [(document, question) for document in lane.asked() for question in document.questions]
+    return (*asked, *((None, question) for question in run.store.general_questions()))
 
 
 def _edits(run: Run, spec: EditorSpec, lane: Lane, step: int) -> list[Edit] | None:
@@ -135,7 +145,8 @@ def _learning(run: Run, lane: Lane, edits: list[Edit] | None, step: int) -> Lear
         edits[0].id if edits and len(edits) == len(taught) == 1 else None,
         lane.number,
         round=step,
-        policy=lane.policy,
+        policy=() if lane.held else lane.policy,
+        below=lane.policy if lane.held else (),
         keep=lane.folder(run, step),
         examine=False,
     )

@@ -51,7 +51,7 @@ def inner_loop(
         asked.update(sittings(run, learnings))
         advance = _show_cutting(run, learnings, label)
         own: dict[tuple[str, ...], list[TokenSequence]] = {}
-        groups: dict[tuple[tuple[str, ...], LoraSpec], list[Fit]] = {}  # fits whose adapters can share a bank
+        groups: dict[tuple[tuple[str, ...], LoraSpec, int], list[Fit]] = {}  # fits whose adapters can share a bank
         for id, learning in by_id.items():
             recipe = (recipes or {}).get(learning.condition, run.recipe)
             seed = run.seed("fit", id)
@@ -66,11 +66,11 @@ def inner_loop(
                 advance=advance,
             )
             exam, texts, known = asked[id].requests(run), asked[id].texts, asked[id].known
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, known)
-            groups.setdefault((learning.policy, recipe.lora()), []).append(fit)
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, known, learning.below)
+            groups.setdefault((learning.policy, recipe.lora(), len(learning.below)), []).append(fit)
         return [
             task
-            for number, ((policy, lora), group) in enumerate(groups.items())
+            for number, ((policy, lora, _), group) in enumerate(groups.items())
             for task in fit_tasks(f"{label}/{number}", policy, lora, group, size=run.workers.task_size)
         ]
 

@@ -23,7 +23,8 @@ class Learning:
     them.  `edits` are a text, or several, for each of `documents`; None: the passage alone.  The adapter is kept in the
     folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `likelihood`, the loss of the
     model's own open-book answers is measured, whether the exam is taken or not.  The exam is `asked` in place of the
-    documents' questions where questions are routed to adapters (`routing`).
+    documents' questions where questions are routed to adapters (`routing`).  The adapter stands on the deltas `below`
+    too, which are not merged, so that adapters on different ones share a bank.
     """
 
     condition: str
@@ -38,6 +39,7 @@ class Learning:
     looks: int = 0
     likelihood: bool = False
     asked: tuple[Asked, ...] | None = None
+    below: tuple[str, ...] = ()
 
     @property
     def document_id(self) -> str | None:

@@ -160,7 +160,7 @@ class _CountingPool:
 
     def _fit(self, task: FitTask) -> TaskResult:
         plan = self.plan
-        adapter = self.shape.adapter(task.lora)
+        adapter = self.shape.adapter(task.bank)
         self._holds(16 * len(task.fits) * adapter)  # float32 parameters, gradients and two moments
         # Forward and backward through frozen weights are 4 operations per weight and token, through an adapter 6;
         # writing is 2.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from selfedit.methods.policies import delta_name
 from selfedit.methods.run import Run
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.updates import still_true, superseded
+from selfedit.runs.records import Answer, FitRecord
 from selfedit.training.recipes import Recipe
 
 _KL_TEXTS = 4  # that `kl` holds to, where the recipe names no number
@@ -32,6 +33,7 @@ class Lane:
     documents: tuple[Document, ...]
     editor: str
     main: bool
+    held: bool = False
     policy: tuple[str, ...] = ()
     learned: list[tuple[Document, list[Edit] | None]] = field(default_factory=list)
 
@@ -71,6 +73,16 @@ class Lane:
         return draw.sample(earlier, min(settings.rehearsed, len(earlier)))
 
 
+def record_exam(run: Run, lane: Lane, step: int, given: Iterable[tuple[Document | None, Answer]]) -> None:
+    """Records answers that adapters gave after a step as the lane's exam, document by document."""
+    by_document: dict[str | None, list[Answer]] = {}
+    for about, answer in given:
+        by_document.setdefault(about.id if about else None, []).append(answer)
+    done = run.store.fit_ids()
+    records = [FitRecord(lane.after, lane.number, step, id, answers=tuple(some)) for id, some in by_document.items()]
+    run.store.record_fits([record for record in records if record.id not in done])
+
+
 def with_remedy(name: str, retain: str) -> str:
     return name if retain == "none" else f"{name} + {retain}"
 
@@ -90,11 +102,25 @@ def lanes(run: Run, settings: ContinualSettings, documents: Sequence[Document], 
             for number in range(settings.sequences)
         ]
     remedies = tuple(dict.fromkeys(settings.retain))
+    several = len(drawn) * len([retain for retain in remedies if retain != "per-document"]) > 1
     return [
-        Lane(retain, number, some, editor, main=retain == remedies[0] and number == 0)
+        Lane(
+            retain,
+            number,
+            some,
+            editor,
+            main=retain == remedies[0] and number == 0,
+            held=several and _can_hold(remedy_recipe(run.recipe, retain)),
+        )
         for retain in remedies
         for number, some in enumerate(drawn)
     ]
+
+
+def _can_hold(recipe: Recipe) -> bool:
+    """Whether training on top of held deltas is training on top of merged ones: neither decay nor dropout would be, and
+    what teaches softly is the model without them."""
+    return not (recipe.weight_decay or recipe.dropout or recipe.retain or "distill" in recipe.objectives)
 
 
 def remedy_recipe(recipe: Recipe, retain: str) -> Recipe:
