@@ -265,6 +265,13 @@ def test_continual_learning_passes_over_a_document_that_has_no_edit(make: Make, 
     summary = continual(settings)
     assert [step.new is None for step in summary.steps] == [False, True, False]
     assert [step.earlier and step.earlier.documents for step in summary.steps] == [None, None, 1]
+    (figures,) = summary.retention
+    assert [[cell is not None for cell in row] for row in figures.accuracy] == [
+        [True],
+        [True, False],
+        [True, False, True],
+    ]
+    assert figures.accuracy[1][0] == figures.accuracy[0][0], "the model is as it was"
     server.refuse = lambda body: None
     asked = len(server.completions)
     assert continual(settings) == summary, "later steps were made without it"

@@ -30,7 +30,7 @@ from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
 from selfedit.methods.learnings import Asked, Learning
 from selfedit.methods.policies import read_delta
-from selfedit.methods.retention import final_scores, retention_summary
+from selfedit.methods.retention import final_answers, final_scores, retention_summary
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.sequences import Lane, lanes, record_exam, remedy_recipe
 from selfedit.methods.settings import ContinualSettings
@@ -176,7 +176,7 @@ def _compared(run: Run, remedies: list[list[Lane]]) -> tuple[DifferenceSummary, 
 
 def _updates(run: Run, some: list[Lane]) -> list[UpdateSummary]:
     """What became of facts that a later document changes, after the last step."""
-    scored = run.store.scored_answers(run.grading.name, condition=some[0].after, round=len(some[0].documents))
+    scored = final_answers(run, some)
     replaced: dict[str, list[Question]] = {}
     answers = []
     for lane in some:

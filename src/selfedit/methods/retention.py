@@ -10,6 +10,7 @@ from typing import Any
 from selfedit.evaluation.statistics import DocumentScore, pooled
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane
+from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.summary import RetentionSummary, Spread
 
 Matrix = Sequence[Sequence[float | None]]
@@ -27,16 +28,20 @@ def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
     )
     before = {id: score / asked for id, (score, asked) in run.grading.scores("none").items()}
 
+    examined = {lane.number: {one.round for one in scored if one.replicate == lane.number} for lane in lanes}
+
     def cell(lane: Lane, step: int, column: int) -> float | None:
-        found = graded.get(f"{lane.number} {step} {lane.documents[column].id}")
+        # A step whose document has no edit leaves the model as it was.
+        latest = max((one for one in examined[lane.number] if one <= step), default=0)
+        found = graded.get(f"{lane.number} {latest} {lane.documents[column].id}")
         return found and found.score / found.graded
 
     matrices = [[[cell(lane, i + 1, j) for j in range(i + 1)] for i in range(steps)] for lane in lanes]
     known = run.grading.right_before()
     general = pooled(
         (f"{one.replicate}", DocumentScore(one.value == "right", 1))
-        for one in scored
-        if one.round == steps and one.document_id is None and one.question_id in known and one.score is not None
+        for one in final_answers(run, lanes)
+        if one.document_id is None and one.question_id in known and one.score is not None
     )
     cells = [[[m[i][j] for m in matrices] for j in range(i + 1)] for i in range(steps)]
     figures: dict[str, Any] = {name: _spread(map(of, matrices)) for name, of in FIGURES.items()}
@@ -52,9 +57,20 @@ def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
     )
 
 
+def final_answers(run: Run, lanes: Sequence[Lane]) -> list[ScoredAnswer]:
+    """What the lanes of one remedy answered after the last step of each."""
+    scored = run.store.scored_answers(run.grading.name, condition=lanes[0].after)
+    last = {one.replicate: one.round for one in sorted(scored, key=lambda one: one.round)}
+    return [one for one in scored if one.round == last[one.replicate]]
+
+
 def final_scores(run: Run, lanes: Sequence[Lane]) -> dict[str, DocumentScore]:
     """The scores after the last step, by document, over all sequences."""
-    return run.grading.scores(lanes[0].after, round=len(lanes[0].documents))
+    return pooled(
+        (one.document_id, DocumentScore(one.score, 1))
+        for one in final_answers(run, lanes)
+        if one.document_id is not None and one.score is not None
+    )
 
 
 def average(matrix: Matrix) -> float | None:
