@@ -76,6 +76,7 @@ class AdapterBank:
             self.parameters_NF if self.dtype == torch.float32 else self.parameters_NF.to(self.dtype, copy=True)
         )
         self.gradients_NF: Tensor | None = None
+        self._fresh: dict[int, Tensor] = {}
         for group in self.groups:
             group.set_parameters(*self._views(self._compute_NF, group))
         for name, layer in zip(self.names, self.layers, strict=True):
@@ -109,13 +110,16 @@ class AdapterBank:
         self.publish([adapter])
 
     def fresh(self, held: int) -> Tensor:
-        """[F]: 1 for the parameters of an adapter that are not the first `held` of its rank, else 0."""
-        flat_NF, rank = torch.ones(1, self.adapter_size, device=self.device), self.spec.rank
+        """[F]: whether a parameter of an adapter is not among the first `held` of its rank.  All adapters share it."""
+        if held in self._fresh:
+            return self._fresh[held]
+        flat_NF, rank = torch.ones(1, self.adapter_size, dtype=torch.bool, device=self.device), self.spec.rank
         for group in self.groups:
             a_NGI, b_NOR = self._views(flat_NF, group)
             for place, b in enumerate(b_NOR):
-                a_NGI[0, place * rank : place * rank + held] = 0
-                b[0, :, :held] = 0
+                a_NGI[0, place * rank : place * rank + held] = False
+                b[0, :, :held] = False
+        self._fresh[held] = flat_NF[0]
         return flat_NF[0]
 
     def publish(self, adapters: Sequence[int]) -> None:
