@@ -24,14 +24,12 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from selfedit.engine import paths
+from selfedit.engine.batches import PADDING, Back, Batches, Sorted
 from selfedit.engine.memory import device_kind, move
 
 _NAME = "selfedit_packed"
 # Up to this length, a CPU is faster with whole score matrices than with torch's blockwise kernel.
 _SHORT = 512
-# How much larger padding may make a batch of sequences: few batches are best on an accelerator, little to compute on a
-# CPU.
-_PADDING = {"cpu": 0.1, "accelerator": 0.5}
 # Not cuDNN's, which builds a plan for each new shape: on an H200, three quarters of a step went into that.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Older versions of torch take fewer key-value heads without being asked.
@@ -103,7 +101,7 @@ class Layout:
     starts: Tensor | None = None
     step: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
-    batched: dict[int, _Batches] = field(default_factory=dict)
+    batched: dict[int, Batches] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -134,10 +132,10 @@ class Layout:
         move(device, layout)
         return layout
 
-    def batches(self, heads: int) -> _Batches:
+    def batches(self, heads: int) -> Batches:
         """The sequences in batches, for this many key-value heads; made once."""
         if heads not in self.batched:
-            self.batched[heads] = _Batches.of(self.lengths, heads, _PADDING[device_kind(self.device)])
+            self.batched[heads] = Batches.of(self.lengths, heads, PADDING[device_kind(self.device)])
             move(self.device, self.batched[heads])
         return self.batched[heads]
 
@@ -146,21 +144,6 @@ class Layout:
         if ("seen", length, window) not in self.masks:
             self.masks["seen", length, window] = _seen(length, window, self.device)
         return self.masks["seen", length, window]
-
-
-def _similar(lengths: list[int], padding: float) -> list[list[int]]:
-    """Numbers of the sequences, longest first, in groups that padding to the longest makes larger by at most this
-    share."""
-    groups: list[list[int]] = []
-    filled = 0
-    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
-        filled += lengths[k]
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= (1 + padding) * filled:
-            groups[-1].append(k)
-        else:
-            groups.append([k])
-            filled = lengths[k]
-    return groups
 
 
 @contextmanager
@@ -340,43 +323,12 @@ def _attend_in_batches(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
 ) -> Tensor:
     batches = layout.batches(1)
-    parts = zip(*(_Sorted.apply(x.squeeze(0).transpose(0, 1), batches) for x in (query, key, value)), strict=True)
+    parts = zip(*(Sorted.apply(x.squeeze(0).transpose(0, 1), batches) for x in (query, key, value)), strict=True)
     outs = []
     for q, k, v in parts:
         attended = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout, scale, window)
         outs.append(attended.transpose(1, 2).flatten(0, 1))
-    return _Back.apply(torch.cat(outs), batches)[None]
-
-
-class _Sorted(torch.autograd.Function):
-    """Packed rows [P, H, D] in batches [B, T, H, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_PHD: Tensor, batches: _Batches) -> tuple[Tensor, ...]:
-        ctx.batches = batches
-        x_MHD = x_PHD.index_select(0, batches.rows)
-        counts = [sequences * length for sequences, length in batches.shapes]
-        return tuple(
-            part.unflatten(0, shape) for part, shape in zip(x_MHD.split_with_sizes(counts), batches.shapes, strict=True)
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # What padding gets is zero: no real query sees it.
-        return torch.cat([grad.flatten(0, 1) for grad in grads]).index_select(0, ctx.batches.places), None
-
-
-class _Back(torch.autograd.Function):
-    """Rows of batches [M, H, D] as packed ones [P, H, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MHD: Tensor, batches: _Batches) -> Tensor:
-        ctx.batches = batches
-        return x_MHD.index_select(0, batches.places)
-
-    @staticmethod
-    def backward(ctx: Any, grad_PHD: Tensor) -> tuple[Tensor, None]:
-        return grad_PHD.index_select(0, ctx.batches.rows).index_fill_(0, ctx.batches.padding, 0.0), None
+    return Back.apply(torch.cat(outs), batches)[None]
 
 
 def _attend_to_store(
@@ -398,57 +350,6 @@ def _attend_to_store(
     scores = torch.matmul(_wide(q_BKGD), _wide(keys[:, :, :filled]).transpose(2, 3)).masked_fill_(hidden, -torch.inf)
     attended = torch.matmul(scores.softmax(-1).to(values.dtype), values[:, :, :filled])
     return attended.flatten(1, 2)[None]
-
-
-@dataclass
-class _Batches:
-    """Packed rows of K key-value heads as batches of sequences of similar length, shorter ones padded with their last
-    row.
-
-    `shapes` has sequences and length of each batch; M rows of `rows` are numbers p * K + k, batch after batch, and in a
-    batch sequence after sequence, head after head; `places` [P * K] says where each packed row has gone, `padding`
-    which are copies. A sequence is padded with rows of its own, because a number that is not finite would come through
-    a mask.
-    """
-
-    heads: int
-    shapes: list[tuple[int, int]]
-    rows: Tensor
-    places: Tensor
-    padding: Tensor
-
-    @staticmethod
-    def of(lengths: list[int], heads: int, share: float) -> _Batches:
-        """`share`: how much larger padding may make a batch."""
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        shapes, rows, real = [], [], []
-        for members in _similar(lengths, share):
-            length = lengths[members[0]]
-            shapes.append((len(members), length))
-            last_B11 = torch.tensor([lengths[k] - 1 for k in members])[:, None, None]
-            steps_T = torch.arange(length)
-            position_B1T = starts[members][:, None, None] + torch.minimum(steps_T, last_B11)
-            rows_BKT = position_B1T * heads + torch.arange(heads)[:, None]
-            rows.append(rows_BKT.flatten())
-            real.append((steps_T <= last_B11).expand(rows_BKT.shape).flatten())
-        rows_M, real_M = torch.cat(rows), torch.cat(real)
-        places = torch.empty(int(starts[-1]) * heads, dtype=torch.long)
-        places[rows_M[real_M]] = real_M.nonzero().squeeze(1)
-        return _Batches(heads, shapes, rows_M, places, (~real_M).nonzero().squeeze(1))
-
-    def gather(self, x_PW: Tensor) -> Tensor:
-        """[P, K * W] -> [M, W]"""
-        return x_PW.reshape(len(self.places), -1).index_select(0, self.rows)
-
-    def scatter(self, x_MW: Tensor, width: int) -> Tensor:
-        """[M, G * D] -> [P, K * G, D], of D = `width`"""
-        return x_MW.index_select(0, self.places).view(len(self.places) // self.heads, -1, width)
-
-    def parts(self, width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Each batch's part [B * K, T * G, D] of tensors [M, G * D], of D = `width`."""
-        counts = [sequences * self.heads * length for sequences, length in self.shapes]
-        for (sequences, _), *parts in zip(self.shapes, *(x.split_with_sizes(counts) for x in tensors), strict=True):
-            yield tuple(part.view(sequences * self.heads, -1, width) for part in parts)
 
 
 class _ShortAttention(torch.autograd.Function):
