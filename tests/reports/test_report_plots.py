@@ -115,9 +115,9 @@ def test_the_frontier_shows_what_was_learned_and_lost(tmp_path: Path) -> None:
     points = [line for line in axes.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "none"]
     # Large ones first, so that small ones lie on top; a point's area goes with its tokens.
     assert [(*line.get_xdata(), *line.get_ydata()) for line in points] == [(30, 60), (4, 50), (0, 20)]
-    assert [line.get_markersize() for line in points] == [20, 10, 5]
+    assert [line.get_markersize() for line in points] == [20, 10, 10]  # but a number has to stand in it
     assert points[0].get_markerfacecolor() != points[1].get_markerfacecolor() == points[2].get_markerfacecolor()
-    assert [text.get_text() for text in axes.texts] == ["3", "2 chosen", "1", "no adaptation", "open book"]
+    assert [text.get_text() for text in axes.texts] == ["3", "chosen", "2", "1", "no adaptation", "open book"]
     (limit,) = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert list(limit.get_xdata()) == [5, 5]
     assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"] == [[10, 10], [70, 70]]

@@ -201,13 +201,14 @@ def frontier(summary: Summary) -> Figure | None:
     most = max(row.train_tokens for row in rows) or 1.0
     for row in sorted(rows, key=lambda row: -row.train_tokens):  # small ones on top
         place = (100 * (row.lost or 0.0), 100 * (row.accuracy or 0.0))
-        size = max(5.0, 20 * (row.train_tokens / most) ** 0.5)
+        size = max(10.0, 20 * (row.train_tokens / most) ** 0.5)  # its number stands in it
         fill = FILLS[3] if row.validated else FILLS[1]
         axes.plot(*place, "o", markersize=size, markerfacecolor=fill, markeredgecolor=INK, markeredgewidth=0.8)
         if row.chosen:
             axes.plot(*place, "o", markersize=size + 6, markerfacecolor="none", markeredgecolor=INK)
-        text = f"{row.number} chosen" if row.chosen else f"{row.number}"
-        axes.annotate(text, place, (size / 2 + 3, 2), textcoords="offset points", fontsize=9)
+            axes.annotate("chosen", place, (size / 2 + 5, -3), textcoords="offset points", fontsize=9)
+        ink = PAPER if row.validated else INK
+        axes.annotate(f"{row.number}", place, ha="center", va="center", fontsize=8, color=ink)
     if summary.most_lost is not None:
         axes.axvline(100 * summary.most_lost, color=QUIET, linewidth=1, linestyle=":")
     for name, shown in ((findings.BASE, "no adaptation"), ("open-book", "open book")):
