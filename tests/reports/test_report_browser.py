@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import fake_runs
 import pytest
+import yaml
 
 from selfedit.reports import build_report
 
@@ -200,3 +202,19 @@ def test_search_sort_and_filter(chromium: str, tmp_path: Path) -> None:
     assert 0 < len(told["learned"]) <= told["changed"]
     assert told["all"][0] in told["failed"]  # a fit of "passage" on the first document fails always
     assert len(told["failed"]) < 8
+
+
+def test_settings_with_long_names_leave_room_for_their_values(chromium: str, train_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(train_run, tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["resolved"] = {"outer_recipe": {"max_sequence_tokens": 2048}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    text = build_report([folder]).read_text(encoding="utf-8")
+    assert "resolved.outer_recipe.max_sequence_tokens" in text
+    script = (
+        "<script>document.title = Math.min(...[...document.querySelectorAll('.pairs dd')].map("
+        "one => one.getBoundingClientRect().width))</script>"
+    )
+    page = tmp_path / "measured.html"
+    page.write_text(re.sub(r"<meta http-equiv=[^>]*>", "", text) + script, encoding="utf-8")
+    assert float(title_of(dump_dom(chromium, page, tmp_path / "profile"))) > 100  # else a value has a letter a line
