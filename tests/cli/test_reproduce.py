@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from api_server import reply
+from selfedit.documents import Document
+from selfedit.editors.base import Edit
 from selfedit.methods import reproduce as reproducing
 from selfedit.methods.plan import Plan, rehearse
 from selfedit.methods.reproduce import Reproduction
@@ -150,6 +152,20 @@ def test_the_selected_round_is_compared_or_the_last_where_it_is_the_untrained_ed
     assert (trained.out, compares.policy) == (tmp_path / "tiny-chat" / "train",) * 2
     assert (compares.policy_round, last.policy_round) == (compared, compared)
     assert (compares.editor, last.instruct) == (("none", "self"), False)
+
+
+def test_what_was_written_is_replayed_and_not_the_first_models_answers(plan: dict[str, Any], tmp_path: Path) -> None:
+    def perform(method: Callable[..., Any], settings: Any) -> None:
+        with RunDirectory.open(settings.out, {"procedure": method.__name__}) as run:
+            run.store.put_round(RoundRecord(1))
+            run.store.add_documents([Document("d", "Ada", "Ada made a kite.")])
+            run.store.add_edits([Edit("d", "api:writer, as written", 0, "Question: Who?\nAnswer: Ada")])
+            run.store.add_edits([Edit("d", "api:writer", 0, "Question: Who?\nAnswer: the first model's")])
+
+    more = {"models": plan["models"][:1], "compare": {**plan["compare"], "policy_round": 1}}
+    reproducing.reproduce(Reproduction.model_validate(plan | more), tmp_path, perform)
+    (row,) = map(json.loads, (tmp_path / "api-writer.jsonl").read_text().splitlines())
+    assert row == {"id": "d", "text": "Question: Who?\nAnswer: Ada"}
 
 
 def test_the_published_plan_is_bounded_and_shown_beside_what_others_paid(

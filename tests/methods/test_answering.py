@@ -154,6 +154,15 @@ def test_a_document_that_cannot_be_read_with_a_question_is_named(
         compare(chosen.model_copy(update=update), pool=pool)
 
 
+def test_the_condition_pays_for_edits_as_they_were_written_too(settings: Callable[..., CompareSettings]) -> None:
+    chosen = settings(editor=("none", "self:self-qa"), usd_per_hour=3600.0)
+    summary = compare(chosen)
+    with Store(chosen.out / "run.sqlite", readonly=True) as store:
+        costs = store.costs()
+    assert {cost.what for cost in costs} == {"answers", "edits", "fits"}
+    assert sum(one.seconds for one in summary.conditions) == pytest.approx(sum(cost.seconds for cost in costs))
+
+
 @pytest.mark.parametrize("editor", ["self:self-qa", None])
 def test_the_plan_holds(settings: Callable[..., CompareSettings], editor: str | None) -> None:
     chosen = settings(**({"editor": (editor,)} if editor else {}))

@@ -14,10 +14,12 @@ from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask
 from selfedit.methods.adapters import find_adapters
+from selfedit.methods.ask import Asker
 from selfedit.methods.continual import continual
+from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.retention import FIGURES
-from selfedit.methods.settings import ContinualSettings
+from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.store import Store
@@ -140,7 +142,42 @@ def test_per_document_is_what_the_run_stands_for_where_it_comes_first(make: Make
     settings = make(ContinualSettings, 2, editor="passage", retain=("per-document",))
     continual(settings)
     found = find_adapters(settings.out)
-    assert [document.id for document in found.documents] == ["d0", "d1"]
+    assert [document.id for document in found.documents] == ["d1", "d0"]
+
+
+def test_a_run_of_several_sequences_stands_for_the_first(make: Make, chat_model: str, tmp_path: Path) -> None:
+    settings = make(ContinualSettings, 6, editor="self", sequences=2, length=3, max_missing_edits=1.0)
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id.startswith("edits/2/self/")  # the first sequence's second document
+    continual(settings, pool=pool)
+    assert [folder.name for folder in find_adapters(settings.out).folders] == ["round-01", "round-03"]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        fits = store.fits(condition="self")
+    own = [fit.document_id for fit in fits if fit.replicate == 0]
+    assert {fit.document_id for fit in fits} > set(own)
+
+    added = make(LearnSettings, 6, editor="passage", add=settings.out, out=tmp_path / "added")
+    new = write_rows(tmp_path / "new.jsonl", rows(8)[6:])
+    learn(added.model_copy(update={"documents": (str(new),)}))
+    with Store(added.out / "run.sqlite", readonly=True) as store:
+        assert [document.id for document in store.documents("earlier")] == own
+
+
+def test_ask_goes_to_the_later_of_two_documents_that_match_equally_well(
+    quick: dict[str, Any], chat_model: str, tmp_path: Path
+) -> None:
+    some = rows(6)
+    some.append({**some[0], "id": "new", "text": some[0]["text"].replace("3", "9")})
+    file = write_rows(tmp_path / "documents.jsonl", some)
+    settings = ContinualSettings(
+        **{**quick, "model": chat_model, "documents": (str(file),), "editor": "passage"}, retain=("per-document",)
+    )
+    continual(settings)
+    with Asker(settings.out) as asker:
+        asked = f"{some[0]['title']}\n{some[0]['questions'][1]['question']}"
+        found = asker.document([{"role": "user", "content": asked}])
+    assert found is not None
+    assert found.id == "new"
 
 
 def test_a_fact_that_changes_is_asked_as_the_later_document_has_it(

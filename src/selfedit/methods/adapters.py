@@ -20,6 +20,7 @@ from selfedit.methods.sequences import with_remedy
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import write_atomically
+from selfedit.runs.records import FitRecord
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
 RETRIED = "retried"  # of the one that has also learned once more what the first had missed
@@ -56,8 +57,7 @@ def find_adapters(source: Path) -> Adapters:
         instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         documents: tuple[Document, ...] = ()
-        remedy = (run.config.get("retain") or ["none"])[0]  # of the sequence that a run of `continual` stands for
-        if run.config.get("adapters") == "per-document" or remedy == "per-document":
+        if run.config.get("adapters") == "per-document" or _remedy(run) == "per-document":
             by_folder = _listed(run.document_adapters)
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
@@ -68,8 +68,7 @@ def find_adapters(source: Path) -> Adapters:
         elif procedure == "continual":
             run.read_summary()  # an unfinished run is refused
             # A document without edits has no step of its own.
-            examined = run.store.fits(condition=with_remedy("after", remedy))
-            folders = [run.checkpoint(step) for step in sorted({fit.round for fit in examined})]
+            folders = [run.checkpoint(step) for step in sorted({exam.round for exam in exams_after_steps(run)})]
         else:
             raise UserError(
                 f"{source}: a run of {procedure} keeps no adapter; name a run of `learn`, `train` or `continual`,"
@@ -79,6 +78,15 @@ def find_adapters(source: Path) -> Adapters:
         if not is_whole(folder):
             raise UserError(f"{folder}: no adapter there; the same `selfedit {procedure}` command makes it again")
     return Adapters(tuple(folders), model, instruct, documents)
+
+
+def exams_after_steps(run: RunDirectory) -> list[FitRecord]:
+    """The exams of the sequence that a run of `continual` stands for, its first one, with its first remedy."""
+    return [exam for exam in run.store.fits(condition=with_remedy("after", _remedy(run))) if exam.replicate == 0]
+
+
+def _remedy(run: RunDirectory) -> str:
+    return (run.config.get("retain") or ["none"])[0]
 
 
 def one_model(source: Path) -> Adapters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.documents import Document, Question
+from selfedit.methods.adapters import exams_after_steps
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.run import Run
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
@@ -32,11 +33,21 @@ def earlier_documents(source: Path | None, new: Sequence[Document], *, routed: b
     if source is None or not (source / "config.yaml").is_file():
         return Earlier((), {})
     with RunDirectory.read(source) as run:
-        learned = run.store.documents() if run.config.get("procedure") in ("learn", "continual") else []
+        learned = _learned(run)
     replaced = replaced_by(superseded([*learned, *new]), learned)
     anew = {document.id for document in new}
     left = [one for one in still_true(learned, new) if one.id not in anew and one.questions]
     return Earlier(() if routed else tuple(left), replaced)
+
+
+def _learned(run: RunDirectory) -> list[Document]:
+    """In the order in which they were learned."""
+    procedure, documents = run.config.get("procedure"), run.store.documents()
+    if procedure != "continual":
+        return documents if procedure == "learn" else []
+    by_id = {document.id: document for document in documents}
+    exams = sorted(exams_after_steps(run), key=lambda exam: exam.round)
+    return [by_id[id] for id in dict.fromkeys(exam.document_id for exam in exams) if id is not None]
 
 
 def examine_earlier(run: Run, earlier: Earlier, when: str, policy: tuple[str, ...]) -> list[str]:

@@ -103,7 +103,7 @@ def make_editor(
         student=run.workers,
         model=model,
         client=lambda model: run.client(model, "editor"),
-        book=lambda model, result: run.ledger.book("edits", name, model, result, round),
+        book=lambda model, result: run.ledger.book("edits", _learned_as(name), model, result, round),
         progress=run.progress,
         seed=lambda document_id, index: run.seed("edit", round, document_id, name, index),
         max_tokens=settings.max_edit_tokens,
@@ -118,12 +118,17 @@ def _complete(run: Run, name: str, round: int, policy: tuple[str, ...], model: s
     return completer(
         run,
         f"edits/{round}/{name}",
-        lambda seconds: run.ledger.time("edits", name, seconds, round, model),
+        lambda seconds: run.ledger.time("edits", _learned_as(name), seconds, round, model),
         phase=f"writing edits ({name})",
         policy=() if model else policy,
         model=model,
         size=lambda: run.workers.task_size,
     )
+
+
+def _learned_as(name: str) -> str:
+    """The condition that pays for edits."""
+    return name.removesuffix(AS_WRITTEN)
 
 
 def _check_left_out(run: Run, name: str, wanted: int) -> None:

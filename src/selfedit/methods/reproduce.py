@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from selfedit.editors.base import AS_WRITTEN
 from selfedit.editors.prices import load_prices
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError, checked
@@ -184,7 +185,9 @@ def _replayed(comparison: CompareSettings, external: str, out: Path) -> str:
     """The external editor's edits as a file's, or itself where one of them is not there or empty."""
     spec = EditorSpec.parse(external)
     with RunDirectory.read(comparison.out) as run:
-        documents, edits = run.store.documents(), run.store.edits(writer=spec.name)
+        documents = run.store.documents()
+        # Not with the first model's answers (`--teacher open-book`): each answers for itself.
+        edits = run.store.edits(writer=spec.name + AS_WRITTEN) or run.store.edits(writer=spec.name)
     texts: dict[str, list[str]] = defaultdict(list)
     for edit in edits:
         texts[edit.document_id] += [edit.text] * bool(edit.text)
