@@ -156,6 +156,8 @@ def test_what_was_missed_is_learned_once_more_and_all_are_asked_again(
     assert [c.name for c in found.summary.conditions] == ["none", "passage", "passage twice"]
     assert [c.graded for c in found.summary.conditions] == [6, 6, 6]
     assert (found.documents, found.rank) == (3, 8)
+    # What a question costs without an adapter is said of the model alone.
+    assert [c.question_tokens is None for c in found.summary.conditions] == [False, True, True]
     with Store(asked.out / "run.sqlite", readonly=True) as store:
         fits = {fit.condition: fit for fit in store.fits() if fit.steps and " after " not in fit.condition}
         twice = store.fits(condition="passage twice")

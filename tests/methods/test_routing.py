@@ -360,6 +360,7 @@ def test_more_documents_are_more_adapters_and_the_earlier_ones_stay(
         by is None for id, (by, _) in given.items() if not id.startswith("general|") and id != "d6/q2"
     )
     assert [c.graded for c in added.summary.conditions] == [7, 7]
+    assert added.summary.conditions[1].question_tokens is None, "one answer of seven was not given in a fit"
     idle = CountingPool(chat_model)
     assert learn(asked, pool=idle).summary == added.summary
     assert idle.tasks == []

@@ -75,7 +75,8 @@ def beside_references(run: Run, name: str, conditions: Sequence[str]) -> dict[st
         except ValueError:  # nothing graded, or nothing right with the book open
             pass
     asking = Spent.of(line for line in run.store.costs() if (line.what, line.condition) == ("answers", name))
-    if asking.input_tokens:
-        answered = sum(len(fit.answers) for fit in run.store.fits(condition=name))
+    fits = run.store.fits(condition=name)
+    if asking.input_tokens and not any(fit.steps for fit in fits):  # adapters answer in the time of their fits
+        answered = sum(len(fit.answers) for fit in fits)
         found |= {"question_tokens": asking.input_tokens / answered, "question_seconds": asking.seconds / answered}
     return found
