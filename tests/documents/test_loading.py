@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.documents import Document, Question, document_from_row, document_to_row, load_documents
+from selfedit.documents import Document, Question, document_from_row, document_to_row, load_documents, load_edits
 from selfedit.documents import rows as rows_module
 from selfedit.errors import UserError
 
@@ -49,6 +49,12 @@ def test_a_row_becomes_a_document(tmp_path):
 def test_questions_and_edits_may_be_missing_and_other_fields_are_ignored(tmp_path):
     path = write_rows(tmp_path / "d.jsonl", [{**rows_named("a")[0], "split": "train", "questions": None}])
     assert load_documents(path) == [Document("a", "Title a", "Text a.")]
+
+
+def test_a_writer_without_edits_may_be_null_as_programs_with_fixed_columns_write_it(tmp_path):
+    path = write_rows(tmp_path / "d.jsonl", [{**rows_named("a")[0], "edits": {"me": ["One."], "you": None}}])
+    assert [document.edits for document in load_documents(path)] == [{"me": ("One.",), "you": ()}]
+    assert load_edits(path) == {"a": ["One."]}
 
 
 def test_white_space_around_fields_is_removed_and_titles_are_one_line(tmp_path):

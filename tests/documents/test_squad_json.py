@@ -64,6 +64,11 @@ def test_questions_without_an_answer_are_dropped_and_counted(tmp_path, caplog):
     assert caplog.text.count("3 questions without an answer left out") == 1
 
 
+def test_whether_a_question_is_impossible_may_be_null(tmp_path):
+    path = squad_file(tmp_path / "s.json", ("A", [("One.", [qa("Who?", "Ann", is_impossible=None)])]))
+    assert [question.answers for question in load_documents(path)[0].questions] == [("Ann",)]
+
+
 def test_documents_left_without_questions_are_dropped_where_an_exam_needs_them(tmp_path):
     impossible = qa("Why?", is_impossible=True)
     path = squad_file(tmp_path / "s.json", ("A", [("One.", [impossible]), ("Two.", [qa("Who?", "Ann")])]))

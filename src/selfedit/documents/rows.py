@@ -52,13 +52,13 @@ class _QuestionRow(BaseModel):
 
 
 class DocumentRow(BaseModel):
-    """`questions` and `edits` may be missing; other fields are ignored."""
+    """`questions`, `edits` and a writer's list of them may be missing or null; other fields are ignored."""
 
     id: Text
     title: Annotated[Text, AfterValidator(_on_one_line)]
     text: Text
     questions: list[_QuestionRow] | None = None
-    edits: dict[Text, list[Text]] | None = None
+    edits: dict[Text, list[Text] | None] | None = None
 
 
 def make_questions(document_id: str, pairs: Iterable[tuple[str, Iterable[str]]]) -> tuple[Question, ...]:
@@ -78,7 +78,7 @@ def document_from_row(row: object, where: str = "document") -> Document:
     remedy = 'a document is {"id", "title", "text", "questions": [{"question", "answers"}], "edits": {writer: [...]}}'
     found = checked(DocumentRow, row, where, remedy)
     questions = make_questions(found.id, ((asked.question, asked.answers) for asked in found.questions or ()))
-    edits = {writer: tuple(texts) for writer, texts in (found.edits or {}).items()}
+    edits = {writer: tuple(texts or ()) for writer, texts in (found.edits or {}).items()}
     return Document(found.id, found.title, found.text, questions, edits)
 
 

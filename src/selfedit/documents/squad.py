@@ -26,7 +26,7 @@ class _Answer(BaseModel):
 class _Asked(BaseModel):
     question: str
     answers: list[_Answer]
-    is_impossible: bool = False
+    is_impossible: bool | None = None
 
 
 class _Paragraph(BaseModel):

@@ -21,7 +21,7 @@ class _WithEdits(BaseModel):
     """As much as is needed here of a document row."""
 
     id: Text
-    edits: dict[Text, list[Text]] | None = None
+    edits: dict[Text, list[Text] | None] | None = None
 
 
 class _EditRow(BaseModel):
