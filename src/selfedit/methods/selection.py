@@ -19,7 +19,7 @@ from selfedit.training.objectives import question_pairs
 @dataclass(frozen=True)
 class Selection:
     """`kept` are ids of edits; `without_signal` are documents whose edits all scored alike, so that they teach nothing
-    about which is better; `kept_without_signal` of the kept edits are theirs, taken for their length alone."""
+    about which is better; `kept_without_signal` of the kept edits are theirs, taken for their length or place alone."""
 
     kept: tuple[str, ...]
     without_signal: tuple[str, ...]

@@ -340,7 +340,7 @@ class TrainSettings(Settings):
         0.2, gt=0, le=1, description="with --select top-fraction: the share of all edits that is kept"
     )
     ties: Literal["shorter", "first"] = Field(
-        "shorter", description="of edits that score alike, prefer the shorter one, or the one that was sampled first"
+        "first", description="of edits that score alike, prefer the shorter one, or the one that was sampled first"
     )
     keep_ties: bool = Field(True, description="keep one edit of a document whose edits all score alike")
     reward: Literal["fit", "likelihood", "judge"] = Field(
