@@ -18,6 +18,7 @@ from selfedit.methods.plan import plan
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import LearnSettings
 from selfedit.reports import build_report
+from selfedit.reports.findings import missing
 from selfedit.reports.records import read_run
 from selfedit.reports.table import plain_text, summary_view
 from selfedit.runs.store import Store
@@ -109,6 +110,11 @@ def test_documents_without_questions_are_examined_by_what_was_written_and_the_re
     table = plain_text(summary_view(read_run(asked.out)))
     for shown in (page, " ".join(table.split())):
         assert "Exam written by api:writer: of 4 questions, 2 are kept" in shown
+    # Neither the exam that was written nor the exams on the way are conditions of which fits could be missing.
+    (asked.out / "summary.json").unlink()
+    lines = missing(read_run(asked.out))
+    assert lines[0].startswith("The run has not finished")
+    assert lines[1:] == []
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_exam_that_is_written(

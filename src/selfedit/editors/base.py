@@ -53,6 +53,7 @@ class Edit:
         return edit_id(self.round, self.document_id, self.writer, self.index)
 
 
+EXAM_WRITER = "exam"  # the name under which what exams are made from is kept, beside the edits
 AS_WRITTEN = ", as written"  # behind the writer's name: of an edit that is learned with other answers
 
 

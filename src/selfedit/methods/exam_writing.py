@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question, make_questions
-from selfedit.editors.base import Edit
+from selfedit.editors.base import EXAM_WRITER, Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.text import tokens
@@ -26,7 +26,6 @@ from selfedit.methods.settings import AUTO, LearnSettings
 from selfedit.runs.summary import ExamSummary
 from selfedit.text import listed
 
-WRITER = "exam"  # the name under which what was written is kept, beside the edits
 PROMPT = "exam-questions"
 _ASKED_PER_KEPT = 3  # questions of a document that are tried, for each that may be kept
 _LONGEST_ANSWER = 12  # words, without articles
@@ -57,7 +56,7 @@ def write_exam(
     store.add_documents([d if d.questions else replace(d, questions=known.get(d.id, ())) for d in documents])
     if not store.events(_WRITTEN):
         asked = [document for document in store.documents() if document.id in set(bare)]
-        edits = write_edits(run, asked, writer, count=1, prompt=PROMPT, condition=WRITER, exam=True)
+        edits = write_edits(run, asked, writer, count=1, prompt=PROMPT, condition=EXAM_WRITER, exam=True)
         candidates = {edit.document_id: questions(run, edit, most * _ASKED_PER_KEPT) for edit in edits}
         with store.transaction():
             store.add_questions(candidates)

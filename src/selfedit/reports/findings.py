@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selfedit.documents import Document, Question
-from selfedit.editors.base import Edit
+from selfedit.editors.base import EXAM_WRITER, Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
@@ -238,7 +238,7 @@ def missing(run: RunRecords) -> list[str]:
     elif run.procedure != "sweep":  # which fits a sweep takes is seen on the way
         lines += _missing_fits(run)
     used = {fit.edit_id for fit in run.fits}
-    waiting = sum(edit.id not in used for edit in run.edits)
+    waiting = sum(edit.id not in used and edit.writer != EXAM_WRITER for edit in run.edits)
     several = _of_all_edits(run) or any(fit.document_id is None and fit.sequences for fit in run.fits)
     if waiting and not several:
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
@@ -255,13 +255,17 @@ def _missing_fits(run: RunRecords) -> list[str]:
     done: dict[str, Counter[str | None]] = defaultdict(Counter)
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
+    # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what an exam is made from.
+    others = {fit.condition for fit in run.fits if fit.steps and not fit.sequences and fit.status == "done"}
+    others |= {BASE, EXAM_WRITER}
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
-        if name == BASE or joint:
+        if name in others or joint:
             continue
         wanted = fits_per_document(run, role(name))
-        lacking = sum(done[name][document.id] < wanted for document in run.documents)
+        learns = role(name) not in REFERENCE_LINES  # which ask questions, and nothing of a document that has none
+        lacking = sum(done[name][one.id] < wanted for one in run.documents if one.questions or learns)
         if lacking:
             lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
     return lines
