@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from counting_pool import CountingPool
+from making import Make
 
 from overlap_grader import overlap_grader  # noqa: F401
 from selfedit.errors import UserError
@@ -229,6 +230,22 @@ def test_a_sweep_goes_on_where_it_stopped(settings: SweepSettings, chat_model: s
     rest = CountingPool(chat_model)
     assert sweep(settings, pool=rest).sweep == expected.sweep
     assert [task.id for task in [*part.tasks, *rest.tasks]] == [task.id for task in whole.tasks]
+
+
+def test_all_recipes_learn_the_same_edits_of_a_document(make: Make, chat_model: str) -> None:
+    more = {"edits": 2, "regime": "document", "max_missing_edits": 0.1, "task_size": 1}
+    chosen = make(SweepSettings, 6, editor=("self",), grid=("epochs=1,2",), **more)
+    stopped = Stopping(chat_model)
+    stopped.left = 12 + 1 + 2
+    stopped.gives_up = lambda task: task.id == "edits/0/self/7"
+    with pytest.raises(RuntimeError, match="stopped"):
+        sweep(chosen, pool=stopped)
+    assert len(stopped.fits) == 2
+    sweep(chosen, pool=(pool := CountingPool(chat_model)))
+    assert len(pool.fits) == 2 * 6 - 2
+    assert not [task.id for task in pool.tasks if task.id.startswith("edits/")]
+    with Store(chosen.out / "run.sqlite", readonly=True) as store:
+        assert len(store.edits(writer="self")) == 11
 
 
 def test_few_recipes_are_tried_on_all_documents(settings: SweepSettings, chat_model: str) -> None:

@@ -101,4 +101,7 @@ def _documents(
 def _edits(run: Run, settings: SweepSettings, documents: Sequence[Document], spec: EditorSpec) -> Sequence[Edit] | None:
     if spec.kind == "passage":
         return None
+    if settings.regime == "document" and any(fit.steps for fit in run.store.fits()):
+        # All recipes learn the same edits: those that were left out are not written once some have.
+        return run.store.edits(writer=spec.name)
     return write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)
