@@ -163,6 +163,16 @@ def test_a_run_of_several_sequences_stands_for_the_first(make: Make, chat_model:
         assert [document.id for document in store.documents("earlier")] == own
 
 
+def test_adapters_of_no_document_are_refused_in_one_line(make: Make, chat_model: str) -> None:
+    settings = make(ContinualSettings, 2, editor="self", retain=("per-document",), max_missing_edits=1.0)
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id.startswith("edits/")
+    with pytest.raises(UserError, match="self: no edit of the first sequence could be written"):
+        continual(settings, pool=pool)
+    continual(settings)
+    assert len(find_adapters(settings.out).documents) == 2
+
+
 def test_ask_goes_to_the_later_of_two_documents_that_match_equally_well(
     quick: dict[str, Any], chat_model: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ Route = tuple[str | None, Asked]
 def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
     """Learns the documents of all lanes, and records what is answered after each step, as the lanes' exams.
 
-    Errors: UserError for a fit that failed."""
+    Errors: UserError for a fit that failed, and where the first sequence has no edit."""
     if not every:
         return
     settings, condition = run.settings, every[0].condition
@@ -43,6 +43,8 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
         count, prompt = settings.edits, settings.edit_prompt
         edits = write_edits(run, documents, spec, count=count, prompt=prompt, condition=condition)
     learnings = {one.documents[0].id: one for one in one_per_document(condition, documents, edits)}
+    if not any(document.id in learnings for document in every[0].documents):
+        raise UserError(f"{spec.name}: no edit of the first sequence could be written, so nothing can be learned")
     known = known_general(run)
     routes: dict[tuple[int, int], list[Route]] = {}
     asked: dict[str | None, dict[str, Asked]] = {}
