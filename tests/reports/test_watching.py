@@ -47,6 +47,7 @@ def test_a_run_under_way_is_shown_until_nobody_writes_it(
     # Of a reproduction, the run that was written last.
     (tmp_path / "all" / "model").mkdir(parents=True)
     shutil.copytree(run, tmp_path / "all" / "model" / "compare")
+    (tmp_path / "all" / "model" / "compare" / "gone").symlink_to("nowhere")  # a file that is removed meanwhile
     assert "model/compare" in watched(tmp_path / "all")
 
 

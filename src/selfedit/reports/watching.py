@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +50,15 @@ def _newest(path: Path) -> Path:
         raise UserError(
             f"{path}: not the directory of a run, and no runs are in it; give the directory that --out named"
         )
-    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.iterdir()))
+    return max(runs, key=_last_written)
+
+
+def _last_written(run: Path) -> float:
+    times = [0.0]
+    for file in run.iterdir():
+        with suppress(FileNotFoundError):  # a run that goes on makes and removes files
+            times.append(file.stat().st_mtime)
+    return max(times)
 
 
 def _view(path: Path, going_on: bool) -> Group:
