@@ -223,6 +223,11 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     assert "<td>4 failed</td>" in page
     assert "least harm." in page
     assert "Learned against forgotten" in page
+    # Nor does the page of several runs say that they share one.
+    beside = fake_runs.write_compare(tmp_path / "beside", documents=1)
+    several = build_report([folder, beside]).read_text(encoding="utf-8")
+    assert several.count("Recipe, the same for all conditions") == 1
+    assert "All runs use the same recipe" not in several
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

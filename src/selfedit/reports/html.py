@@ -93,7 +93,7 @@ def render_runs(
     """The page that compares several runs; `page` is where it will be, for links to the runs' own reports.  A title,
     rows of models and bars may be given, and notes on the rows."""
     shown = [(run, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs]
-    recipes = {json.dumps(summary.recipe, sort_keys=True, default=str) for _, summary in shown if summary.recipe}
+    recipes = {json.dumps(s.recipe, sort_keys=True, default=str) for _, s in shown if s.recipe}
     entries = [
         {
             "run": run,
@@ -101,7 +101,7 @@ def render_runs(
             "compared": _compared(summary.conditions, summary),
             "missing": findings.missing(run),
             "link": _link(run.path / "report.html", page),
-            "recipe": format.recipe_line(summary.recipe),
+            "recipe": "" if summary.sweep else format.recipe_line(summary.recipe),
         }
         for run, summary in shown
     ]
@@ -117,7 +117,8 @@ def render_runs(
         notes=notes,
         runs=entries,
         side_by_side=side_by_side,
-        recipes=len(recipes),
+        # The conditions of a sweep have a recipe each.
+        recipes=0 if any(summary.sweep for _, summary in shown) else len(recipes),
     )
 
 
