@@ -84,6 +84,7 @@ def test_texts_and_answers_end_as_the_model_ends_them(chat_model: str) -> None:
     prompt = tokenizer.prompt_ids("Who?")
     assert tokenizer.example("Who?", "Ada.") == ([*prompt, *tokenizer.encode("Ada."), end], len(prompt))
     assert tokenizer.example("Who?", "Ada.", ended=False)[0] == [*prompt, *tokenizer.encode("Ada.")]
+    assert tokenizer.example("Who?", "", ended=False)[0] == [*prompt, end]  # something has to be learned
 
 
 def test_the_generation_configs_end_tokens_stop_too(chat_model: str, tmp_path: Path) -> None:

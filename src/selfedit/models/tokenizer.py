@@ -87,8 +87,8 @@ class Tokenizer:
 
     def example(self, prompt: str, completion: str, *, lead: str = "", ended: bool = True) -> tuple[list[int], int]:
         """A training example: `prompt_ids(prompt)`, then what the model has to write after them to have written
-        `completion`, up to the token that ends a turn (or a text, for a base model), which is left out where the model
-        had not `ended`.  Also the number of the prompt's ids.
+        `completion`, up to the token that ends a turn (or a text, for a base model).  Where the model had not `ended`,
+        that is left out, unless it is all that there is.  Also the number of the prompt's ids.
 
         `lead` is what a plain prompt ends with and a completion begins with; it is not written twice.
         """
@@ -99,7 +99,7 @@ class Tokenizer:
         elif not self.instruct and not prompt[-1:].isspace():
             between = " "  # a plain prompt such as "Answer:" is gone on with on its line
         written = [id for piece in self._pieces(between + completion) for id in self._go_on(piece)]
-        return [*ids, *written, *(end if ended else [])], len(ids)
+        return [*ids, *written, *(end if ended or not written else [])], len(ids)
 
     @cached_property
     def _turn(self) -> tuple[str, list[int]]:
