@@ -74,10 +74,8 @@ def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedR
         found = checked(_Row, row, where, 'a row is {"question", "gold", "answer", "correct"}')
         if labelled and found.correct is None:
             raise UserError(f"{where}: correct must be true or false; label the row")
-        gold = (found.gold,) if isinstance(found.gold, str) else tuple(found.gold)
-        rows.append(
-            GradedRow(found.title.strip(), GradeItem(found.question, gold, found.answer.strip()), found.correct)
-        )
+        item = GradeItem(found.question, tuple(found.gold), found.answer.strip())
+        rows.append(GradedRow(found.title.strip(), item, found.correct))
     return rows
 
 

@@ -37,9 +37,11 @@ class Search:
 
     def scores(self, text: str) -> Any:
         """A score for each document, in the documents' order: a NumPy array."""
+        return self._scores(*_words([text]))
+
+    def _scores(self, asked: list[str]) -> Any:
         import numpy as np
 
-        (asked,) = _words([text])
         if not asked or self._index is None:
             return np.zeros(len(self.documents))
         return self._index.get_scores(asked)
@@ -62,7 +64,7 @@ class Search:
         (asked,) = _words([text])
         if not asked or self._index is None:
             return None
-        scores = self.scores(text)
+        scores = self._scores(asked)
         best = int(scores.argmax())
         # idf · 1 / (1 + k₁)
         rare_word = math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + self._index.k1)

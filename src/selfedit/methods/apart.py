@@ -13,13 +13,13 @@ from dataclasses import replace
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.evaluation.general import GENERAL_TITLE
 from selfedit.evaluation.search import Search
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import known_general
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import Asked, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
+from selfedit.methods.routing import to_document
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane, record_exam
 from selfedit.methods.settings import ContinualSettings
@@ -82,9 +82,7 @@ def _route(run: Run, learned: Sequence[Document], general: Sequence[Asked]) -> l
     # Of documents that match equally well, the latest.
     search = Search(list(reversed(learned)))
     found: list[Route] = []
-    for about, question in [*((d, q) for d in still_true(learned) for q in d.questions), *general]:
-        to = search.about(f"{about.title if about else GENERAL_TITLE}\n{question.question}")
-        if about is not None:
-            to = run.choices.route(to, learned)
-        found.append((to.id if to else None, (about, question)))
+    for asked in [*((d, q) for d in still_true(learned) for q in d.questions), *general]:
+        to = to_document(run, search, learned, asked)
+        found.append((to.id if to else None, asked))
     return found

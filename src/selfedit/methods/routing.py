@@ -85,9 +85,7 @@ def route(
         questions += [(None, question) for question in known_general(run)]
     routed: dict[str | None, list[Asked]] = {}
     for about, question in questions:
-        found = search.about(f"{about.title if about else GENERAL_TITLE}\n{question.question}")
-        if about is not None:
-            found = run.choices.route(found, learned)
+        found = to_document(run, search, learned, (about, question))
         routed.setdefault(found.id if found else None, []).append((about, question))
     others: dict[Path | None, Sequence[Asked]] = {None: routed.get(None, ())}
     others |= {folder: routed[document.id] for folder, document in earlier.items() if document.id in routed}
@@ -96,6 +94,13 @@ def route(
         earlier,
         others,
     )
+
+
+def to_document(run: Run, search: Search, learned: Sequence[Document], asked: Asked) -> Document | None:
+    """The document, of those searched, whose adapter answers a question under its topic; None: no adapter does."""
+    about, question = asked
+    found = search.about(f"{about.title if about else GENERAL_TITLE}\n{question.question}")
+    return found if about is None else run.choices.route(found, learned)
 
 
 def answer_others(run: Run, condition: str, routing: Routing) -> None:

@@ -34,10 +34,12 @@ class Written:
 
 def written(run: RunRecords) -> list[Written]:
     """One per round that was validated; round 0 is the untrained editor."""
+    if run.procedure != "train":
+        return []
     documents = {d.id: d for d in run.documents if run.splits[d.id] == "validation"}
     rounds: dict[int, list[Edit]] = defaultdict(list)
     for edit in run.edits:
-        if edit.document_id in documents and run.procedure == "train":
+        if edit.document_id in documents:
             rounds[edit.round].append(edit)
     return [_of(number, edits, documents) for number, edits in sorted(rounds.items())]
 
