@@ -16,13 +16,13 @@ from selfedit.errors import UserError
 from selfedit.evaluation.search import Search
 from selfedit.methods.edits import write_edits
 from selfedit.methods.examining import known_general
-from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import Asked, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
 from selfedit.methods.routing import to_document
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane, record_exam
 from selfedit.methods.settings import ContinualSettings
+from selfedit.methods.stacking import fit_kept
 from selfedit.methods.updates import still_true
 
 Route = tuple[str | None, Asked]
@@ -58,14 +58,7 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
         id: replace(one, asked=tuple(asked.get(id, {}).values()), keep=run.directory.document_adapter(id))
         for id, one in learnings.items()
     }
-    inner_loop(run, list(learnings.values()), label="an adapter per document")
-    fits = run.store.fits(condition=condition)
-    for fit in fits:
-        if fit.error is not None:
-            raise UserError(
-                f"document {fit.document_id}: the fit failed: {fit.error}; try a lower learning rate"
-                " (--set learning_rate=...) and another --out"
-            )
+    fits = fit_kept(run, list(learnings.values()), label="an adapter per document")
     answers = {(fit.document_id, answer.question_id): answer for fit in fits for answer in fit.answers}
     answers |= {(None, one.question_id): one for fit in run.store.fits(condition="none") for one in fit.answers}
     for lane in every:

@@ -20,7 +20,6 @@ from selfedit.methods.earlier import AFTER, BEFORE, earlier_documents, examine_e
 from selfedit.methods.edits import write_edits
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import condition_on_the_way, examine_references, examine_untrained
-from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load_parts, warn_of_cuts
 from selfedit.methods.learnings import Learning, all_in_one
 from selfedit.methods.model_card import add_list_of_adapters, add_tokenizer_and_card
@@ -29,11 +28,10 @@ from selfedit.methods.routing import answer_others, route, take_over
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
-from selfedit.methods.stacking import adapter_rank, earlier_adapters, model_of_earlier, publish, stack
+from selfedit.methods.stacking import adapter_rank, earlier_adapters, fit_kept, model_of_earlier, publish, stack
 from selfedit.methods.summarise import accuracy, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
 from selfedit.methods.updates import superseded
-from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import Summary
 
 REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
@@ -111,14 +109,14 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         if settings.adapters == "per-document":
             routing = route(run, spec.name, documents, edits, before)
             learnings = routing.learnings
-            fits = _fit(run, learnings)
+            fits = fit_kept(run, learnings, label="learning")
             answer_others(run, spec.name, routing)
             folder = run.directory.document_adapters
             add_list_of_adapters(run, spec.name, take_over(routing))
         else:
             folder = run.directory.adapter(LEARNED)
             learnings = tuple(all_in_one(spec.name, documents, edits, keep=folder, looks=LOOKS, policy=policy))
-            fits = _fit(run, learnings, _beside(run, spec.name, learnings, earlier))
+            fits = fit_kept(run, learnings, label="learning", beside=_beside(run, spec.name, learnings, earlier))
         if settings.retry_missed and (again := run.choices.missed(documents, _missed(run, names))):
             # Once more, on top of what was learned, what was not.
             names.append(f"{spec.name} twice")
@@ -127,7 +125,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             retried = [document for document in documents if document.id in again]
             policy = (publish(run, first),)
             second = all_in_one(names[-1], retried, some, keep=folder, policy=policy)
-            fits = _fit(run, second, _beside(run, spec.name, second, [first]))
+            fits = fit_kept(run, second, label="learning", beside=_beside(run, spec.name, second, [first]))
             others = [document for document in documents if document.id not in again]
             final = (publish(run, folder),)
             examine_untrained(run, others, condition=names[-1], policy=final, general=False)
@@ -190,20 +188,6 @@ def _beside(run: Run, editor: str, learnings: Sequence[Learning], earlier: Seque
         add_tokenizer_and_card(run, editor, len(learning.documents), folder)
 
     return beside
-
-
-def _fit(run: Run, learnings: Sequence[Learning], beside: Callable[[Path], None] | None = None) -> list[FitRecord]:
-    """Trains adapters that are kept."""
-    inner_loop(run, learnings, label="learning", beside=beside)
-    ids = {learning.id for learning in learnings}
-    fits = [fit for fit in run.store.fits(condition=learnings[0].condition) if fit.id in ids]
-    for fit in fits:
-        if fit.error is not None:
-            what = f"document {fit.document_id}: the fit" if fit.document_id else "the fit"
-            raise UserError(
-                f"{what} failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
-            )
-    return fits
 
 
 def _missed(run: Run, names: Sequence[str]) -> set[str]:

@@ -2,21 +2,25 @@
 
     s₁ B₁ A₁ + s₂ B₂ A₂ = [s₁ B₁, s₂ B₂] [A₁; A₂]
 
-So what `learn` adds to an earlier run is again one adapter, of the sum of the ranks, that every tool loads.
+So what `learn` adds to an earlier run is again one adapter, of the sum of the ranks, that every tool loads.  And the
+training of adapters that are kept, stacked or not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
+from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
+from selfedit.runs.records import FitRecord
 
 _CONFIG, _WEIGHTS = DELTA_FILES
 
@@ -81,3 +85,19 @@ def adapter_rank(folder: Path) -> int:
     """The rank of an adapter in PEFT's format; 0 for a plan's."""
     content = (folder / _CONFIG).read_bytes()
     return int(json.loads(content)["r"]) if content else 0
+
+
+def fit_kept(
+    run: Run, learnings: Sequence[Learning], *, label: str, beside: Callable[[Path], None] | None = None
+) -> list[FitRecord]:
+    """Trains adapters that are kept; `beside` as for `inner_loop`.  Errors: UserError for a fit that failed."""
+    inner_loop(run, learnings, label=label, beside=beside)
+    ids = {learning.id for learning in learnings}
+    fits = [fit for fit in run.store.fits(condition=learnings[0].condition) if fit.id in ids]
+    for fit in fits:
+        if fit.error is not None:
+            what = f"document {fit.document_id}: the fit" if fit.document_id else "the fit"
+            raise UserError(
+                f"{what} failed: {fit.error}; try a lower learning rate (--set learning_rate=...) and another --out"
+            )
+    return fits
