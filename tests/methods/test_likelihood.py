@@ -118,8 +118,9 @@ def test_the_plan_holds(small_train: dict[str, Any]) -> None:
     assert planned.answers == answers
 
 
-def test_a_baseline_of_exams_cannot_be_compared_with(small_train: dict[str, Any], tmp_path: Path) -> None:
-    settings = TrainSettings(**{**small_train, "reward": "likelihood", "select": "above-baseline"})
-    with pytest.raises(UserError, match="--select above-baseline compares rewards with the exam's scores"):
+@pytest.mark.parametrize("reward", ["likelihood", "judge"])
+def test_a_baseline_of_exams_cannot_be_compared_with(small_train: dict[str, Any], reward: str) -> None:
+    settings = TrainSettings(**{**small_train, "reward": reward, "select": "above-baseline"})
+    with pytest.raises(UserError, match=f"above-baseline compares .* the exam's scores, and --reward {reward}"):
         train(settings, pool=CountingPool(small_train["model"]))
     assert not settings.out.exists()

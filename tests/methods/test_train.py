@@ -22,12 +22,13 @@ from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore
 from selfedit.execution.tasks import FitTask, Task
 from selfedit.methods.compare import compare
+from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
 from selfedit.methods.rounds import select_round, worth_it
 from selfedit.methods.settings import CompareSettings, TrainSettings
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
-from selfedit.reports import format, table
+from selfedit.reports import format, table, watching
 from selfedit.reports.findings import model_row
 from selfedit.reports.records import read_run
 from selfedit.runs.records import RoundRecord
@@ -327,6 +328,56 @@ def test_other_rules_of_selection(small_train: dict[str, Any], rule: str) -> Non
             for edit in edits:
                 scores = baseline[edit.document_id]
                 assert edit.kept == (edit.reward > sum(scores) / len(scores))
+
+
+def test_edits_are_held_against_the_passage_alone(small_train: dict[str, Any]) -> None:
+    settings = TrainSettings(
+        **{**small_train, "set": {**small_train["set"], "document_copies": 0}},
+        grader="overlap",
+        select="above-baseline",
+        baseline="passage",
+    )
+    planned = plan(train, settings)
+
+    def stop(task: Task) -> Task:
+        if task.id.startswith("round 2 passages alone"):
+            raise KeyboardInterrupt
+        return task
+
+    pool = CountingPool(settings.model)
+    pool.alter = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, pool=pool)
+    pool.alter, pool.tasks = lambda task: task, pool.tasks[:-1]
+    summary = train(settings, pool=pool)
+    assert len([id for id in pool.fits if "|passage|" in id]) == 2 * 4
+    assert len(pool.fits) == len(set(pool.fits)) == planned.fits - settings.rounds
+    with opened(settings) as store:
+        assert sum(fit.train_tokens for fit in store.fits()) < planned.train_tokens
+    assert summary.rounds is not None
+    with opened(settings) as store:
+        spent = {(cost.what, cost.round) for cost in store.costs() if cost.condition == "passage"}
+        for round in summary.rounds:
+            alone: dict[str, list[float]] = {}
+            for a in store.scored_answers("overlap", condition="passage", round=round.round):
+                alone.setdefault(str(a.document_id), []).append(float(a.score or 0))
+            edits = [e for e in store.edits(round=round.round, writer="train") if e.text]
+            for edit in edits:
+                assert edit.kept == (edit.reward > sum(alone[edit.document_id]) / len(alone[edit.document_id]))
+            assert round.above_passage == len({e.document_id for e in edits if e.kept}) > 0
+            assert round.passage_alone is not None
+            assert round.passage_alone.documents == 4
+            assert round.passage_alone.accuracy == pytest.approx(sum(map(sum, alone.values())) / 8)
+    assert spent == {("fits", 1), ("fits", 2)}
+    (note,) = [note for note in table.rounds(summary.rounds[1:], None).notes if "passage" in note]
+    assert note.startswith("Round 2: the passage alone earns ")
+    assert f"of {summary.rounds[1].above_passage} of 4 documents an edit earned more, and was kept." in note
+    assert watching.planned_fits(read_run(settings.out)) == len(pool.fits)
+
+
+def test_only_one_rule_has_a_baseline(small_train: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"--baseline passage: only --select above-baseline .* --select best-of-k"):
+        train(TrainSettings(**small_train, baseline="passage"))
 
 
 def test_where_no_edit_is_kept_the_run_says_so(small_train: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,18 @@ def test_the_best_edit_is_also_scored_by_a_fit_that_did_not_choose_it() -> None:
     assert findings.Signal(1, signal.documents, {edit.id: {0: 1.0} for edit in edits}).best_unseen is None
 
 
+def test_an_empty_edit_is_not_the_best_one_since_it_cannot_be_kept() -> None:
+    document, other = Document("d", "", "Text."), Document("e", "", "Text.")
+    edits = tuple(Edit("d", "train", k, "edit" * k, round=1, reward=reward) for k, reward in ((1, 0.5), (0, 1.0)))
+    empty = Edit("e", "train", 0, "", round=1, reward=1.0)
+    scores = {edits[0].id: {0: 0.25, 1: 0.75}, edits[1].id: {0: 1.0, 1: 1.0}, empty.id: {0: 1.0, 1: 1.0}}
+    rewarded = (findings.DocumentRewards(document, edits), findings.DocumentRewards(other, (empty,)))
+    signal = findings.Signal(1, rewarded, scores)
+    assert signal.best == signal.best_unseen == 0.5
+    assert signal.mean == (0.75 + 1.0) / 2
+    assert findings.Signal(1, rewarded[1:], scores).best_unseen is None
+
+
 def test_an_empty_edit_gives_no_signal() -> None:
     edits = tuple(Edit("d", "train", k, text, round=1, reward=0.2 * k) for k, text in enumerate(("", "a", "b")))
     rewards = findings.DocumentRewards(Document("d", "", "Text."), edits)

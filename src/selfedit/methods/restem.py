@@ -26,7 +26,7 @@ from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
 from selfedit.methods.references import check_references
 from selfedit.methods.rewards import REWARDS, TRAIN
-from selfedit.methods.rounds import VALIDATION, metrics, round_record, select_round, summarise_training
+from selfedit.methods.rounds import PASSAGE, VALIDATION, metrics, round_record, select_round, summarise_training
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Selection
 from selfedit.methods.settings import TrainSettings
@@ -48,10 +48,15 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
     check_tracker(settings.track)
     if settings.select_on == "test" and not settings.validation:
         raise UserError("--select-on test: on which documents?  Name the test documents with --validation")
-    if settings.select == "above-baseline" and settings.reward == "likelihood":
+    if settings.baseline != "none" and settings.select != "above-baseline":
         raise UserError(
-            "--select above-baseline compares rewards with the exam's scores, and --reward likelihood gives none; "
-            "choose --select best-of-k or top-fraction"
+            f"--baseline {settings.baseline}: only --select above-baseline compares edits with a baseline, and --select"
+            f" {settings.select} does not; choose that, or leave --baseline out"
+        )
+    if settings.select == "above-baseline" and settings.reward != "fit":
+        raise UserError(
+            f"--select above-baseline compares rewards with the exam's scores, and --reward {settings.reward} gives"
+            " none; choose --select best-of-k or top-fraction"
         )
     with Run("train", settings, **parts) as run:
         if settings.edits == 1 and settings.select == "best-of-k":
@@ -111,7 +116,7 @@ def keep(
         # An edit of which nothing was left cannot be taught, whatever its document alone earned.
         [edit for edit in edits if edit.text],
         rule=settings.select,
-        baseline=_baseline(run, training, round, policy) if settings.select == "above-baseline" else None,
+        baseline=_baseline(run, settings, training, round, policy) if settings.select == "above-baseline" else None,
         fraction=settings.top_fraction,
         keep_ties=settings.keep_ties,
         ties=settings.ties,
@@ -120,11 +125,19 @@ def keep(
     return selection
 
 
-def _baseline(run: Run, training: Sequence[Document], round: int, policy: tuple[str, ...]) -> dict[str, float]:
-    """Each document's score by the round's student before it learns the document."""
-    condition, number = ("none", 0) if round == 1 else (BASELINE, round)
-    examine_untrained(run, training, condition=condition, round=number, policy=policy, general=False)
-    run.grading.grade()
+def _baseline(
+    run: Run, settings: TrainSettings, training: Sequence[Document], round: int, policy: tuple[str, ...]
+) -> dict[str, float]:
+    """Each document's score by the round's student before it learns the document, or after S fits on the passage alone:
+    in each round anew, since the student is another one."""
+    if settings.baseline == "passage":
+        condition, number = PASSAGE, round
+        learnings = one_each(condition, training, None, settings.replicates, round=round, policy=policy)
+        inner_loop(run, learnings, label=f"round {round} passages alone")
+    else:
+        condition, number = ("none", 0) if round == 1 else (BASELINE, round)
+        examine_untrained(run, training, condition=condition, round=number, policy=policy, general=False)
+        run.grading.grade()
     scores = run.grading.scores(condition, round=number)
     return {document: score.score / score.graded for document, score in scores.items() if score.graded}
 

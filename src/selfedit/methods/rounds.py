@@ -21,9 +21,10 @@ from selfedit.methods.selection import Selection
 from selfedit.methods.summarise import accuracy, summarise
 from selfedit.runs.costs import Spent
 from selfedit.runs.records import RoundRecord
-from selfedit.runs.summary import Summary, round_summary
+from selfedit.runs.summary import Accuracy, Summary, round_summary
 
 VALIDATION = "validation"
+PASSAGE = "passage"  # the condition of fits without an edit, with which `--baseline passage` compares
 
 
 def round_record(
@@ -49,9 +50,20 @@ def round_record(
             "kept_without_signal": selection.kept_without_signal,
             "device_seconds": spent.seconds,
             "usd": spent.usd,
+            **_against_passages(run, round),
             **details,
         },
     )
+
+
+def _against_passages(run: Run, round: int) -> dict[str, Any]:
+    """With --baseline passage: what the passages alone earned, and of how many an edit earned more and was kept."""
+    if not (scores := run.grading.scores(PASSAGE, round=round)):
+        return {}
+    above = {edit.document_id for edit in run.store.edits(round=round, writer=TRAIN) if edit.kept}
+    alone = accuracy_interval(scores)
+    found = Accuracy(accuracy=alone.mean, ci95=(alone.lo, alone.hi), documents=len(scores))
+    return {"passage_alone": found.model_dump(), "above_passage": len(above)}
 
 
 def _rewards(run: Run, training: Sequence[Document], round: int) -> dict[str, DocumentScore]:

@@ -336,6 +336,11 @@ class TrainSettings(Settings):
     select: Literal["best-of-k", "above-baseline", "top-fraction"] = Field(
         "best-of-k", description="which edits are kept"
     )
+    baseline: Literal["none", "passage"] = Field(
+        "none",
+        description="with --select above-baseline: an edit has to beat the round's model before it learns the document,"
+        " or after it learned the passage alone",
+    )
     top_fraction: float = Field(
         0.2, gt=0, le=1, description="with --select top-fraction: the share of all edits that is kept"
     )

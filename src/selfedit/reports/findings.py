@@ -13,6 +13,7 @@ from selfedit.editors.base import EXAM_WRITER, Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
+from selfedit.reports import format
 from selfedit.reports.records import Given, RunRecords
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.records import CostRecord
@@ -119,6 +120,17 @@ def kept_without_signal(entry: RoundSummary) -> str:
     )
 
 
+def above_passage(entry: RoundSummary) -> str:
+    """A sentence on what edits gained over the passage alone; nothing where they were not compared with it."""
+    if entry.passage_alone is None or entry.above_passage is None:
+        return ""
+    return (
+        f"Round {entry.round}: the passage alone earns {format.percent(entry.passage_alone.accuracy)} %"
+        f" ({format.interval(entry.passage_alone.ci95)}); of {entry.above_passage} of {entry.passage_alone.documents}"
+        " documents an edit earned more, and was kept. The others teach nothing."
+    )
+
+
 def difference(differences: Iterable[DifferenceSummary], a: str, b: str) -> DifferenceSummary | None:
     """Accuracy of `b` minus that of `a`, whichever way round it is recorded."""
     for found in differences:
@@ -147,6 +159,11 @@ class DocumentRewards:
         return [edit.reward for edit in self.edits if edit.reward is not None]
 
     @property
+    def written(self) -> list[Edit]:
+        """Those that can be kept: of which something was left.  The best is last."""
+        return [edit for edit in self.edits if edit.text]
+
+    @property
     def spread(self) -> float:
         return self.rewards[-1] - self.rewards[0]
 
@@ -161,8 +178,8 @@ class Signal:
 
     @property
     def without_signal(self) -> int:
-        """Documents whose edits all scored alike: nothing can be selected there.  Empty ones cannot be kept."""
-        return sum(len({edit.reward for edit in document.edits if edit.text}) < 2 for document in self.documents)
+        """Documents whose edits all scored alike: nothing can be selected there."""
+        return sum(len({edit.reward for edit in document.written}) < 2 for document in self.documents)
 
     @property
     def mean(self) -> float:
@@ -171,7 +188,7 @@ class Signal:
     @property
     def best(self) -> float:
         """Mean over documents of the best edit's reward (its luck included)."""
-        return _mean([d.rewards[-1] for d in self.documents])
+        return _mean([d.written[-1].reward or 0.0 for d in self.documents if d.written])
 
     @property
     def best_unseen(self) -> float | None:
@@ -179,8 +196,8 @@ class Signal:
         where edits have one fit each."""
         found = []
         for document in self.documents:
-            scores = [self.scores.get(edit.id, {}) for edit in sorted(document.edits, key=lambda edit: edit.index)]
-            replicates = sorted(set.intersection(*(set(one) for one in scores)))
+            scores = [self.scores.get(edit.id, {}) for edit in sorted(document.written, key=lambda edit: edit.index)]
+            replicates = sorted(set.intersection(*map(set, scores))) if scores else []
             if len(replicates) > 1:
                 others = [[sum(one.values()) - one[r] for one in scores] for r in replicates]
                 best = [scores[rest.index(max(rest))] for rest in others]

@@ -224,7 +224,8 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected
         if entry.judge_correlation is not None:
             told = f"{entry.judge_correlation:.2f} on {entry.judge_sample or 0} edits"
             notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
-    notes += [note for entry in entries if (note := findings.kept_without_signal(entry))]
+    for finding in (findings.above_passage, findings.kept_without_signal):
+        notes += [note for entry in entries if (note := finding(entry))]
     if chosen:
         notes.insert(0, "* selected on the validation documents." if selected_on == "validation" else SELECTED_ON_TEST)
     headings = ["round", "reward\n%", "95 %\ninterval", "validation\n%", "95 %\ninterval", "kept\nedits"]

@@ -103,8 +103,9 @@ def planned_fits(run: RunRecords) -> int | None:
     if run.procedure == "train" and isinstance(rounds := config.get("rounds"), int) and config.get("reward") != "judge":
         training = splits.count("train")
         of_round = min(training, config.get("documents_per_round") or training)
+        trained = each("self") + each("passage") * (config.get("baseline") == "passage")
         # One edit of a validation document takes as many as its passage.
-        return rounds * of_round * each("self") + (rounds + 1) * splits.count("validation") * each("passage")
+        return rounds * of_round * trained + (rounds + 1) * splits.count("validation") * each("passage")
     return None
 
 

@@ -187,7 +187,9 @@ class RoundSummary(_Part):
     version.
 
     `documents_without_signal` are those whose edits all scored alike, `kept_without_signal` the edits of theirs that
-    were kept. `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.
+    were kept. `passage_alone` is what the documents without edits earned (`--baseline passage`), `above_passage` counts
+    those of which an edit that earned more was kept.
+    `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.
     `seconds` is the time that passed while the round was worked on, over all attempts; `device_seconds` what the
     devices were busy."""
 
@@ -199,6 +201,8 @@ class RoundSummary(_Part):
     kept_edits: Count | None = None
     documents_without_signal: Count | None = None
     kept_without_signal: Count | None = None
+    passage_alone: Accuracy | None = None
+    above_passage: Count | None = None
     judge_correlation: Share | None = None
     judge_sample: Count | None = None
     seconds: Amount | None = None
