@@ -11,7 +11,7 @@ import pytest
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.reports import findings
+from selfedit.reports import findings, format, table
 from selfedit.reports.documents import document_list
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
@@ -199,11 +199,10 @@ def test_best_and_worst_are_the_widest_gaps(train_run: Path) -> None:
 
 def test_api_estimate_prices_one_edit_a_document(train_run: Path) -> None:
     run = read_run(train_run)
-    found = {estimate.model: estimate for estimate in findings.api_estimates(run)}
-    documents = len({edit.document_id for edit in run.edits})
+    live, batch = next(row[1:3] for row in table.api_estimates(run).rows if row[0] == "gpt-5")
     # gpt-5: 1.25 and 10 US dollars a million tokens; every made-up edit has 150 and 90.
-    assert found["gpt-5"].usd == pytest.approx(documents * (150 * 1.25 + 90 * 10) / 1e6, rel=1e-3)
-    assert found["gpt-5"].batch_usd == pytest.approx(found["gpt-5"].usd / 2, rel=1e-3)
+    usd = len({edit.document_id for edit in run.edits}) * (150 * 1.25 + 90 * 10) / 1e6
+    assert (live, batch) == (format.usd(usd), format.usd(usd / 2))
 
 
 def test_model_row_finds_the_editors() -> None:

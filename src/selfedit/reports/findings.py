@@ -17,7 +17,14 @@ from selfedit.reports import format
 from selfedit.reports.records import Given, RunRecords
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.records import CostRecord
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, RoundSummary, Summary, SweepRow
+from selfedit.runs.summary import (
+    ConditionSummary,
+    DifferenceSummary,
+    RoundSummary,
+    Summary,
+    SweepRow,
+    empty_summary,
+)
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
@@ -32,6 +39,13 @@ EXTERNAL = ("api", "model", "replay")
 def conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
     return run.summary.conditions if run.summary else partial_conditions(run)
+
+
+def so_far(run: RunRecords) -> Summary:
+    """The summary, with the model's name; for an unfinished run, its conditions alone."""
+    if run.summary is None:
+        return empty_summary(run.model, partial_conditions(run))
+    return run.summary.model_copy(update={"model": run.model})
 
 
 def partial_conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
@@ -364,12 +378,6 @@ def model_row(run: str, summary: Summary) -> ModelRow:
     return ModelRow(run, summary.model, summary.instruct, first(BASE), untrained, trained, improvement, external)
 
 
-def selected(rounds: Sequence[RoundSummary], summary: Summary | None) -> RoundSummary | None:
-    """The round whose policy was selected on validation documents."""
-    number = summary.selected_round if summary else None
-    return next((entry for entry in rounds if entry.round == number), None)
-
-
 def costs(run: RunRecords) -> list[CostRecord]:
     """The ledger's lines summed by condition, purpose and model, in the order in which they first spent something."""
     groups: dict[tuple[str, str, str], list[CostRecord]] = defaultdict(list)
@@ -384,17 +392,9 @@ def costs(run: RunRecords) -> list[CostRecord]:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class GeneralAnswers:
-    """How a condition's fits answered one general question: counts, and one answer that was graded wrong."""
-
-    right: int
-    graded: int
-    wrong_example: str
-
-
-def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, GeneralAnswers]]]]:
-    """The conditions that were asked general questions, and each of these with the answers of every condition."""
+def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, tuple[int, int, str]]]]]:
+    """The conditions that were asked general questions; and each of these with every condition's answers: how many are
+    right, how many are graded, and one that is wrong."""
     graded: dict[str, dict[str, list[Given]]] = defaultdict(lambda: defaultdict(list))
     for given in run.general_answers:
         if given.grade:
@@ -403,10 +403,10 @@ def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, 
         (
             question,
             {
-                name: GeneralAnswers(
-                    right=sum(given.value == "right" for given in found),
-                    graded=sum(given.value != "ungraded" for given in found),
-                    wrong_example=min((given.answer.text for given in found if given.value == "wrong"), default=""),
+                name: (
+                    sum(given.value == "right" for given in found),
+                    sum(given.value != "ungraded" for given in found),
+                    min((given.answer.text for given in found if given.value == "wrong"), default=""),
                 )
                 for name, found in graded[question.id].items()
             },
@@ -419,34 +419,6 @@ def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, 
     others = [] if run.figures.sweep else sorted(asked)
     names = dict.fromkeys([BASE, *(condition.name for condition in conditions(run)), *others])
     return [name for name in names if name in asked], rows
-
-
-@dataclass(frozen=True, slots=True)
-class ApiEstimate:
-    """What an API model would charge for one edit of each document, of as many tokens as this run's edits have."""
-
-    model: str
-    date: str
-    usd: float
-    batch_usd: float
-
-
-def api_estimates(run: RunRecords) -> list[ApiEstimate]:
-    """From the built-in price list; empty where the run wrote no edits.  Reasoning tokens would come on top."""
-    from selfedit.editors.prices import load_prices
-
-    written = [edit for edit in run.edits if edit.output_tokens]
-    if not written:
-        return []
-    documents = len({edit.document_id for edit in written})
-    read, wrote = (
-        round(documents * _mean([getattr(edit, tokens) for edit in written]))
-        for tokens in ("input_tokens", "output_tokens")
-    )
-    return [
-        ApiEstimate(model, price.date, price.cost(read, wrote), price.cost(read, wrote, batch=True))
-        for model, price in load_prices().models.items()
-    ]
 
 
 def _mean(values: Sequence[float]) -> float:

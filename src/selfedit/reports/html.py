@@ -10,7 +10,6 @@ import base64
 import functools
 import hashlib
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from selfedit.reports import documents, findings, format, notes, plots, table
 from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
 from selfedit.runs.directory import flat
-from selfedit.runs.summary import ConditionSummary, Summary, empty_summary
+from selfedit.runs.summary import ConditionSummary, Summary
 
 EXAMPLES = 3
 """Documents whose best and worst edits are shown side by side."""
@@ -42,42 +41,44 @@ def render_run(run: RunRecords) -> str:
     rounds = findings.rounds(run)
     signals = findings.signals(run)
     names, general = findings.general(run)
-    return _render(
-        "run.html.jinja",
-        title=f"{run.model or run.name}: {run.procedure or 'run'}",
-        run=run,
-        summary=summary,
-        facts=table.facts(run),
-        headline=_headline(found, summary),
-        missing=findings.missing(run),
-        compared=_compared(found, summary),
-        rounds=rounds,
-        selected=findings.selected(rounds, run.summary),
-        charts=_charts(run, signals),
-        curves=len(run.curves),
-        tables={
-            "sweep": table.sweep(summary.sweep),
-            "differences": table.differences(summary.differences),
-            "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
-            "notes": notes.table(notes.written(run)),
-            "steps": table.steps(summary.steps),
-            "retention": table.retention(summary.retention),
-            "forgetting": table.forgetting(summary.forgetting),
-            "neighbours": table.neighbours(summary.neighbours),
-        },
-        signals=signals,
-        examples=findings.best_and_worst(signals, EXAMPLES),
-        api_estimates=findings.api_estimates(run) if run.rounds else [],
-        general_names=names,
-        general=general,
-        list=documents.document_list(run, found),
-        costs=findings.costs(run),
-        spent=Spent.of(run.costs),
-        counts=_counts(run),
-        events=_events(run),
-        settings=_flat({key: value for key, value in run.config.items() if key != "recipe_settings"}),
-        recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
-        versions=_flat(run.versions),
+    return (
+        _environment()
+        .get_template("run.html.jinja")
+        .render(
+            title=f"{run.model or run.name}: {run.procedure or 'run'}",
+            run=run,
+            summary=summary,
+            facts=table.facts(run),
+            headline=_headline(found, summary),
+            missing=findings.missing(run),
+            compared=_compared(found, summary),
+            rounds=rounds,
+            charts=_charts(run),
+            curves=len(run.curves),
+            tables={
+                "sweep": table.sweep(summary.sweep),
+                "differences": table.differences(summary.differences),
+                "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
+                "notes": notes.table(run),
+                "steps": table.steps(summary.steps),
+                "retention": table.retention(summary.retention),
+                "forgetting": table.forgetting(summary.forgetting),
+                "neighbours": table.neighbours(summary.neighbours),
+                "api": table.api_estimates(run),
+            },
+            signals=signals,
+            examples=findings.best_and_worst(signals, EXAMPLES),
+            general_names=names,
+            general=general,
+            list=documents.document_list(run, found),
+            costs=findings.costs(run),
+            spent=Spent.of(run.costs),
+            counts=_counts(run),
+            events=_events(run),
+            settings=_flat({key: value for key, value in run.config.items() if key != "recipe_settings"}),
+            recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
+            versions=_flat(run.versions),
+        )
     )
 
 
@@ -92,7 +93,7 @@ def render_runs(
 ) -> str:
     """The page that compares several runs; `page` is where it will be, for links to the runs' own reports.  A title,
     rows of models and bars may be given, and notes on the rows."""
-    shown = [(run, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs]
+    shown = [(run, findings.so_far(run)) for run in runs]
     recipes = {json.dumps(s.recipe, sort_keys=True, default=str) for _, s in shown if s.recipe}
     entries = [
         {
@@ -107,18 +108,20 @@ def render_runs(
     ]
     with plots.style():
         chart = plots.grouped(bars or labelled(runs))
-        side_by_side = plots.inline(chart, "grouped", "Accuracy of each run's conditions") if chart else ""
-    return _render(
-        "runs.html.jinja",
-        title=title or f"{len(runs)} runs compared",
-        models=table.models(
-            rows or [findings.model_row(run.name, s.model_copy(update={"model": run.model})) for run, s in shown]
-        ),
-        notes=notes,
-        runs=entries,
-        side_by_side=side_by_side,
-        # The conditions of a sweep have a recipe each.
-        recipes=0 if any(summary.sweep for _, summary in shown) else len(recipes),
+        label = "Accuracy of each run's conditions"
+        side_by_side = plots.inline(plots.Chart(chart, "", label), "grouped") if chart else ""
+    return (
+        _environment()
+        .get_template("runs.html.jinja")
+        .render(
+            title=title or f"{len(runs)} runs compared",
+            models=table.models(rows or [findings.model_row(run.name, summary) for run, summary in shown]),
+            notes=notes,
+            runs=entries,
+            side_by_side=side_by_side,
+            # The conditions of a sweep have a recipe each.
+            recipes=0 if any(summary.sweep for _, summary in shown) else len(recipes),
+        )
     )
 
 
@@ -127,64 +130,40 @@ def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
     models = [run.model or run.name for run in runs]
     alike = len(set(models)) < len(models)
     return [
-        (f"{model} ({run.name})" if alike else model, run.summary or empty_summary("", findings.conditions(run)))
+        (f"{model} ({run.name})" if alike else model, findings.so_far(run))
         for model, run in zip(models, runs, strict=True)
     ]
 
 
-_LABELS = {
-    "frontier": "What each recipe learned and forgot; the same figures are in the table",
-    "chart": "Accuracy of each condition, with 95 % intervals; the same figures are in the table",
-    "reward": "Reward by round; the same figures are in the table",
-    "validation": "Validation by round; the same figures are in the table",
-    "steps": "Accuracy on earlier documents by step; the same figures are in the table",
-    "looks": "Accuracy by training step",
-}
-
-
-def _charts(run: RunRecords, signals: Sequence[findings.Signal]) -> dict[str, Any]:
-    """The page's charts, the same as in the files beside it; None where there are no figures to draw."""
+def _charts(run: RunRecords) -> dict[str, Any]:
+    """The charts of the files beside the page, and those of steps, fits and exams on the way.  An empty text where
+    there are no figures to draw."""
     earlier = [(s.step, s.earlier.accuracy, s.earlier.ci95) for s in run.figures.steps if s.earlier]
     looks = [(look.step, look.accuracy, look.ci95) for look in run.figures.on_the_way]
     with plots.style():
-        drawn = plots.charts(run) | {
-            "steps": plots.line(earlier, "step", "accuracy, %"),
-            "looks": plots.line(looks, "step", "accuracy, %"),
-        }
-        matrices = {f"matrix-{one.retain}": plots.matrix_title(one) for one in run.figures.retention}
-        labels = _LABELS | matrices
-        charts: dict[str, Any] = {
-            name: figure and plots.inline(figure, name, labels[name])
-            for name, figure in drawn.items()
-            if name in labels
-        }
-        charts["matrices"] = [(title, charts[name]) for name, title in matrices.items() if charts[name]]
+        drawn = plots.charts(run)
+        for name, points, label in (
+            ("steps", earlier, "Accuracy on earlier documents by step; the same figures are in the table"),
+            ("looks", looks, "Accuracy by training step"),
+        ):
+            if figure := plots.line(points, "step", "accuracy, %"):
+                drawn[name] = plots.Chart(figure, "", label)
+        charts: dict[str, Any] = defaultdict(str)
+        charts |= {name: plots.inline(chart, name) for name, chart in drawn.items()}
+        charts["matrices"] = [(drawn[name].title, charts[name]) for name in drawn if name.startswith("matrix-")]
         charts["losses"] = []
-        for id, points in list(run.curves.items())[:CURVES_SHOWN]:
-            finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
-            if len(finite) > 1:
-                fit = next(fit for fit in run.fits if fit.id == id)
-                (first, begin), (last, end) = finite[0], finite[-1]
-                label = f"Loss of {fit.condition}: {begin:.2f} at step {first}, {end:.2f} at step {last}"
-                name = f"loss-{len(charts['losses'])}"
-                charts["losses"].append((fit, plots.inline(plots.loss(finite), name, label)))
-        charts["signals"] = []
-        for signal in signals:
-            label = f"Rewards of each document's edits in round {signal.round}"
-            titles = [entry.document.title for entry in signal.documents]
-            name = f"signal-{signal.round}"
-            if (figure := drawn[name]) is not None:
-                charts["signals"].append((signal, plots.inline(figure, name, label, titles)))
+        for id, curve in [one for one in list(run.curves.items())[:CURVES_SHOWN] if len(one[1]) > 1]:
+            fit = next(fit for fit in run.fits if fit.id == id)
+            (first, begin), (last, end) = curve[0], curve[-1]
+            label = f"Loss of {fit.condition}: {begin:.2f} at step {first}, {end:.2f} at step {last}"
+            chart = plots.Chart(plots.loss(curve), "", label)
+            charts["losses"].append((fit, plots.inline(chart, f"loss-{len(charts['losses'])}")))
     return charts
 
 
 def to_bytes(page: str) -> bytes:
     """UTF-8; a lone surrogate, which has none, is written as its escape."""
     return page.encode("utf-8", "backslashreplace")
-
-
-def _render(template: str, **context: Any) -> str:
-    return _environment().get_template(template).render(**context)
 
 
 @functools.cache

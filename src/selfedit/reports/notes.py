@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
@@ -15,88 +14,42 @@ from selfedit.reports.records import RunRecords
 from selfedit.reports.table import Figures
 
 RUN_LENGTH = 3  # words in a row that count as copied
+SHARES = ("cut off", "empty", "questions", "copied", "answers")
+NOTE = (
+    "Of the validation documents. questions: lines that ask; copied: runs of three words that are in the document;"
+    " answers: questions of the exam of which an accepted answer stands in the edit."
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The edits of a round's editor of the validation documents: means of tokens and lines, and shares."""
-
-    round: int
-    edits: int
-    tokens: float
-    lines: float
-    cut_off: float
-    empty: float
-    questions: float  # of its lines
-    copied: float  # of its runs of three words
-    answers: float  # of the exam's questions: an accepted answer stands in the edit
-
-
-def written(run: RunRecords) -> list[Written]:
-    """One per round that was validated; round 0 is the untrained editor."""
-    if run.procedure != "train":
-        return []
-    documents = {d.id: d for d in run.documents if run.splits[d.id] == "validation"}
+def table(run: RunRecords) -> Figures:
+    """A row for each round that was validated; round 0 is the untrained editor."""
+    documents = {d.id: d for d in run.documents if run.procedure == "train" and run.splits[d.id] == "validation"}
     rounds: dict[int, list[Edit]] = defaultdict(list)
     for edit in run.edits:
         if edit.document_id in documents:
             rounds[edit.round].append(edit)
-    return [_of(number, edits, documents) for number, edits in sorted(rounds.items())]
+    rows = [_row(number, edits, documents) for number, edits in sorted(rounds.items())]
+    headings = ["round", "edits", "tokens", "lines", *(f"{name}\n%" for name in SHARES)]
+    return Figures([], headings, rows, [NOTE], title="What the editor of each round writes")
 
 
-def _of(number: int, edits: Sequence[Edit], documents: dict[str, Document]) -> Written:
-    lines = [edit.text.splitlines() for edit in edits]
-    all_lines = [line for some in lines for line in some]
-    copied, runs, found, asked = 0, 0, 0, 0
+def _row(number: int, edits: Sequence[Edit], documents: Mapping[str, Document]) -> tuple[str, ...]:
+    lines: list[str] = []
+    copied: list[bool] = []
+    answered: list[bool] = []
     for edit in edits:
-        document = documents[edit.document_id]
-        known, own = set(_runs(document.text)), _runs(edit.text)
-        copied, runs = copied + sum(one in known for one in own), runs + len(own)
-        text = edit.text.casefold()
-        found += sum(any(answer.casefold() in text for answer in q.answers) for q in document.questions)
-        asked += len(document.questions)
-    return Written(
-        round=number,
-        edits=len(edits),
-        tokens=sum(edit.output_tokens for edit in edits) / len(edits),
-        lines=len(all_lines) / len(edits),
-        cut_off=sum(edit.truncated for edit in edits) / len(edits),
-        empty=sum(not edit.text for edit in edits) / len(edits),
-        questions=sum(line.rstrip().endswith("?") for line in all_lines) / max(1, len(all_lines)),
-        copied=copied / max(1, runs),
-        answers=found / max(1, asked),
-    )
+        document, text = documents[edit.document_id], edit.text.casefold()
+        known = set(_runs(document.text))
+        lines += edit.text.splitlines()
+        copied += [run in known for run in _runs(edit.text)]
+        answered += [any(answer.casefold() in text for answer in q.answers) for q in document.questions]
+    cut_off, empty = [edit.truncated for edit in edits], [not edit.text for edit in edits]
+    asking = [line.rstrip().endswith("?") for line in lines]
+    tokens = sum(edit.output_tokens for edit in edits) / len(edits)
+    shares = (sum(found) / max(1, len(found)) for found in (cut_off, empty, asking, copied, answered))
+    return f"{number}", f"{len(edits)}", f"{tokens:.0f}", f"{len(lines) / len(edits):.1f}", *map(format.percent, shares)
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
     words = re.findall(r"\w+", text.casefold())
     return [tuple(words[k : k + RUN_LENGTH]) for k in range(len(words) - RUN_LENGTH + 1)]
-
-
-def table(rounds: Sequence[Written]) -> Figures:
-    rows = [
-        (
-            f"{one.round}",
-            f"{one.edits}",
-            f"{one.tokens:.0f}",
-            f"{one.lines:.1f}",
-            *map(format.percent, (one.cut_off, one.empty, one.questions, one.copied, one.answers)),
-        )
-        for one in rounds
-    ]
-    headings = [
-        "round",
-        "edits",
-        "tokens",
-        "lines",
-        "cut off\n%",
-        "empty\n%",
-        "questions\n%",
-        "copied\n%",
-        "answers\n%",
-    ]
-    note = (
-        "Of the validation documents. questions: lines that ask; copied: runs of three words that are in the document;"
-        " answers: questions of the exam of which an accepted answer stands in the edit."
-    )
-    return Figures([], headings, rows, [note], title="What the editor of each round writes")

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -18,6 +18,7 @@ from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
 from selfedit.runs.files import disk_errors, write_atomically
 from selfedit.runs.summary import ConditionSummary, RetentionSummary, Summary
+from selfedit.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,45 +68,69 @@ _STYLE = {
 }
 
 
+class Chart(NamedTuple):
+    """`title` stands above it in its files, `label` in its place where it is not seen, `hints` over its columns (see
+    `rewards_of_round`)."""
+
+    figure: Figure
+    title: str
+    label: str
+    hints: Sequence[str] = ()
+
+
 def write_charts(run: RunRecords, folder: Path) -> list[Path]:
-    """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths.
+    """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths."""
+    paths = []
+    with style():
+        for name, chart in charts(run).items():
+            chart.figure.suptitle(_wrapped(chart.title, 60), x=0.02, ha="left", fontsize=12)
+            paths += save(chart.figure, folder / name)
+    return paths
+
+
+def charts(run: RunRecords) -> dict[str, Chart]:
+    """The charts that files and page share, by name.  Inside `style()`.
 
     `chart` compares the conditions; a sweep adds `frontier`, Step B `reward`, `validation` and for each round
     `signal-N`, continual learning a `matrix` for each remedy.  What has no figures has no chart.
     """
-    titles = {
-        "frontier": "Learned and forgotten: " + format.clean(run.model),
-        "chart": "What was learned: " + format.clean(run.model),
-        "reward": "Reward by round (training documents)",
-        "validation": "Validation by round",
-    }
-    titles |= {f"matrix-{one.retain}": matrix_title(one) for one in run.figures.retention}
-    titles |= {
-        f"signal-{s.round}": f"Round {s.round}: {s.without_signal} of {len(s.documents)} documents without signal"
-        for s in findings.signals(run)
-    }
-    paths = []
-    with style():
-        for name, figure in charts(run).items():
-            if figure is not None:
-                figure.suptitle(_wrapped(titles[name], 60), x=0.02, ha="left", fontsize=12)
-                paths += save(figure, folder / name)
-    return paths
-
-
-def charts(run: RunRecords) -> dict[str, Figure | None]:
-    """The charts that the page has too, by name; None where there is nothing to draw.  Inside `style()`."""
-    rounds, summary = findings.rounds(run), run.figures
+    rounds, summary, model = findings.rounds(run), run.figures, format.clean(run.model)
     rewards = [(entry.round, entry.train_reward, entry.train_reward_ci95) for entry in rounds]
     validation = [(entry.round, entry.validation_accuracy, entry.validation_ci95) for entry in rounds]
-    return {
-        "frontier": frontier(summary),
-        "chart": comparison(findings.compared(run)),
-        "reward": line(rewards, "round", "mean reward, %"),
-        "validation": line(validation, "round", "accuracy, %", summary.selected_round),
-        **{f"signal-{signal.round}": rewards_of_round(signal) for signal in findings.signals(run)},
-        **{f"matrix-{one.retain}": matrix(one) for one in summary.retention},
+    drawn = {
+        "frontier": (frontier(summary), f"Learned and forgotten: {model}", "What each recipe learned and forgot"),
+        "chart": (
+            comparison(findings.compared(run)),
+            f"What was learned: {model}",
+            "Accuracy of each condition, with 95 % intervals",
+        ),
+        "reward": (
+            line(rewards, "round", "mean reward, %"),
+            "Reward by round (training documents)",
+            "Reward by round",
+        ),
+        "validation": (
+            line(validation, "round", "accuracy, %", summary.selected_round),
+            "Validation by round",
+            "Validation by round",
+        ),
     }
+    found = {
+        name: Chart(figure, title, f"{label}; the same figures are in the table")
+        for name, (figure, title, label) in drawn.items()
+        if figure is not None
+    }
+    for signal in findings.signals(run):
+        title = f"Round {signal.round}: {signal.without_signal} of {len(signal.documents)} documents without signal"
+        label = f"Rewards of each document's edits in round {signal.round}"
+        hints = [entry.document.title for entry in signal.documents]
+        found[f"signal-{signal.round}"] = Chart(rewards_of_round(signal), title, label, hints)
+    for one in summary.retention:
+        if (figure := matrix(one)) is not None:
+            over = f", mean of {one.sequences} sequences" if one.sequences > 1 else ""
+            title = f"What is still known, in %: retain {one.retain}{over}"
+            found[f"matrix-{one.retain}"] = Chart(figure, title, title)
+    return found
 
 
 @contextmanager
@@ -130,13 +155,11 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def inline(figure: Figure, name: str, label: str, hints: Sequence[str] = ()) -> Markup:
-    """The figure as an SVG element of the page, inside `style()`: in the page's colours, and with attributes in the
-    place of style sheets, which the page's policy forbids.  `name` is the chart's own on its page; `hints` are shown
-    over its columns (see `rewards_of_round`).
-    """
+def inline(chart: Chart, name: str) -> Markup:
+    """The chart as an SVG element of the page, inside `style()`: in the page's colours, and with attributes in the
+    place of style sheets, which the page's policy forbids.  `name` is its own on its page."""
     content = io.BytesIO()
-    figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    chart.figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(content.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
@@ -144,7 +167,7 @@ def inline(figure: Figure, name: str, label: str, hints: Sequence[str] = ()) -> 
                 parent.remove(child)
     for node in root.iter():
         if node.get("id") == "columns":
-            for column, hint in zip(node, hints, strict=True):
+            for column, hint in zip(node, chart.hints, strict=True):
                 ElementTree.SubElement(column, f"{_SVG}title").text = hint
         if node.tag == f"{_SVG}g":
             node.attrib.pop("id", None)
@@ -165,7 +188,7 @@ def inline(figure: Figure, name: str, label: str, hints: Sequence[str] = ()) -> 
                 node.set(key, _ON_THE_PAGE[value])
     width = float(root.attrib.pop("width").removesuffix("pt")) * 4 / 3
     del root.attrib["height"]
-    root.attrib |= {"class": "chart", "width": f"{width:.0f}", "role": "img", "aria-label": label}
+    root.attrib |= {"class": "chart", "width": f"{width:.0f}", "role": "img", "aria-label": chart.label}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -245,7 +268,7 @@ def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure | None:
     handles = []
     for index, name in enumerate(names):
         fill, hatch = _look(index)
-        handles.append(Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=_shortened(name, 30)))
+        handles.append(Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=one_line(format.label(name), 30)))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -312,11 +335,6 @@ def matrix(entry: RetentionSummary) -> Figure | None:
     axes.set_xlabel("document, in the order of learning")
     axes.set_ylabel("after step")
     return figure
-
-
-def matrix_title(entry: RetentionSummary) -> str:
-    over = f", mean of {entry.sequences} sequences" if entry.sequences > 1 else ""
-    return f"What is still known, in %: retain {entry.retain}{over}"
 
 
 def loss(points: Sequence[tuple[int, float]]) -> Figure:
@@ -392,8 +410,3 @@ def _wrapped(name: str, width: int) -> str:
         text = text.replace(mark, mark + " \0")  # a blank to wrap at, to be taken out again
     lines = textwrap.wrap(text, width, break_long_words=True, max_lines=5, placeholder=" …")
     return "\n".join(line.replace(" \0", "").replace("\0", "") for line in lines)
-
-
-def _shortened(name: str, width: int) -> str:
-    text = format.label(name)
-    return text if len(text) <= width else text[: width // 2 - 1] + "…" + text[-(width // 2) :]

@@ -14,7 +14,6 @@ from selfedit.errors import UserError
 from selfedit.reports import findings, table
 from selfedit.reports.records import read_run
 from selfedit.runs.files import write_atomically
-from selfedit.runs.summary import empty_summary
 
 
 def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -71,7 +70,5 @@ def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -
         UserError: a directory is no run.
     """
     runs = [read_run(Path(path)) for path in run_dirs]
-    rows = [
-        findings.model_row(run.name, run.summary or empty_summary(run.model, findings.conditions(run))) for run in runs
-    ]
+    rows = [findings.model_row(run.name, findings.so_far(run)) for run in runs]
     table.print_wide(Group(table.models(rows), *(table.summary_view(run) for run in runs)), console or Console())

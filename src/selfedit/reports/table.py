@@ -15,6 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from selfedit.editors.prices import load_prices
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
@@ -342,6 +343,23 @@ def neighbours(entries: Sequence[NeighbourSummary]) -> Figures:
     headings = ["asked", "leaked %", "95 % interval", "untrained %"]
     notes = ["leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."]
     return Figures(["condition"], headings, rows, notes, title="Neighbours: questions of other documents")
+
+
+def api_estimates(run: RunRecords) -> Figures:
+    """What an API model would charge, at the built-in prices, for one edit of each document, of as many tokens as this
+    run's edits have; no rows where it wrote none, or trained no editor.  Reasoning tokens would come on top."""
+    written = [edit for edit in run.edits if edit.output_tokens and run.rounds]
+    documents = len({edit.document_id for edit in written})
+    read, wrote = (
+        round(documents * sum(amounts) / max(1, len(written)))
+        for amounts in ([edit.input_tokens for edit in written], [edit.output_tokens for edit in written])
+    )
+    rows = [
+        (model, format.usd(price.cost(read, wrote)), format.usd(price.cost(read, wrote, batch=True)), price.date)
+        for model, price in load_prices().models.items()
+        if written
+    ]
+    return Figures(["API model"], ["live, USD", "batch, USD", "price of"], rows)
 
 
 def models(rows: Sequence[findings.ModelRow]) -> Figures:

@@ -111,10 +111,7 @@ def planned_fits(run: RunRecords) -> int | None:
 
 def _curve(values: list[float]) -> str:
     """A line of blocks, the height of each a mean over a share of the values."""
-    known = [value for value in values if math.isfinite(value)]
-    size = max(1, math.ceil(len(known) / _COLUMNS))
-    if not known:
-        return ""
-    means = [sum(part) / len(part) for k in range(0, len(known), size) if (part := known[k : k + size])]
+    size = math.ceil(len(values) / _COLUMNS)
+    means = [sum(part) / len(part) for k in range(0, len(values), size) if (part := values[k : k + size])]
     low, high = min(means), max(means)
     return "".join(_BARS[round((value - low) / (high - low or 1.0) * (len(_BARS) - 1))] for value in means)
