@@ -217,7 +217,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
 
         def finish(self) -> None: ...
 
-    monkeypatch.setattr("selfedit.methods.learn.make_tracker", lambda *_: Listening())
+    monkeypatch.setattr("selfedit.methods.tracking.make_tracker", lambda *_: Listening())
     learned = learn(settings)
     assert learned.summary is not None
     assert [(look.step, look.steps) for look in learned.summary.on_the_way] == [(4, 16), (8, 16), (12, 16)]
@@ -232,7 +232,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
     assert [step for step, _ in curve] == list(range(1, 17))
     assert sum(loss for _, loss in curve[-4:]) / 4 == pytest.approx(fit.last_loss)
     assert [step for step, values in logged if "loss" in values] == list(range(1, 17))
-    assert [step for step, values in logged if "accuracy" in values] == [4, 8, 12]
+    assert [step for step, values in logged if "accuracy" in values] == [4, 8, 12, 16]
     assert learn(settings).summary == learned.summary
     page = build_report([settings.out]).read_text()
     assert re.search(r'aria-label="Loss of passage: \d\.\d\d at step 1, \d\.\d\d at step 16"', page)
@@ -253,7 +253,7 @@ def test_a_fit_without_an_exam_shows_its_losses(quick: dict[str, Any], chat_mode
 def test_the_exams_on_the_way_change_nothing(
     settings: LearnSettings, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfedit.methods.learn.LOOKS", 0)
+    monkeypatch.setattr("selfedit.methods.joint.LOOKS", 0)
     learned = learn(settings)
     assert learned.summary is not None
     assert learned.summary.on_the_way == ()

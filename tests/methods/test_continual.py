@@ -142,7 +142,7 @@ def test_per_document_is_what_the_run_stands_for_where_it_comes_first(make: Make
     settings = make(ContinualSettings, 2, editor="passage", retain=("per-document",))
     continual(settings)
     found = find_adapters(settings.out)
-    assert [document.id for document in found.documents] == ["d1", "d0"]
+    assert [document.id for document in found.documents] == ["d0", "d1"]
 
 
 def test_a_run_of_several_sequences_stands_for_the_first(make: Make, chat_model: str, tmp_path: Path) -> None:

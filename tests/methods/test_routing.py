@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from counting_pool import CountingPool
 from making import Make
 from peft import AutoPeftModelForCausalLM
@@ -26,6 +27,7 @@ from selfedit.methods.ask import Asker
 from selfedit.methods.export import export
 from selfedit.methods.learn import Learned, learn
 from selfedit.methods.plan import plan
+from selfedit.methods.selection import Choices
 from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from selfedit.models import load_model
@@ -224,19 +226,83 @@ def test_a_plan_bounds_it(chat_model: str, make: Make, tmp_path: Path, more: dic
     assert answers <= planned.answers
 
 
-@pytest.mark.parametrize(
-    ("more", "line"),
-    [
-        ({"retry_missed": True}, "--retry-missed: with --adapters per-document, give all more steps instead"),
-        ({"track": "tensorboard"}, "--track tensorboard: with --adapters per-document there is no one loss curve"),
-    ],
-)
-def test_what_needs_one_adapter_is_refused(
-    chat_model: str, documents: Callable[[int], str], tmp_path: Path, more: dict[str, Any], line: str
+class Some(Choices):
+    """Two documents were missed."""
+
+    def missed(self, documents: Any, wrong: set[str]) -> set[str]:
+        assert wrong <= {document.id for document in documents}
+        return {"d1", "d4"}
+
+
+@pytest.mark.parametrize("recipe", [{}, {"weight_decay": 0.1}])
+def test_what_was_missed_is_learned_once_more_on_top_of_its_own_adapter(
+    chat_model: str, file: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match=line):
-        learn(settings(chat_model, Path(documents(2)), tmp_path / "run", **more))
-    assert not (tmp_path / "run").exists()
+    asked = settings(chat_model, file, tmp_path / "run", retry_missed=True, task_size=1 if recipe else None)
+    asked = asked.model_copy(update={"set": asked.set | recipe})
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id.startswith("learning/") and len(pool.fits) == 7
+    if recipe:  # one after another: it ends between the two
+        with pytest.raises(UserError, match="learning was given up"):
+            learn(asked, pool=pool, choices=Some())
+        pool.gives_up = lambda task: False
+    found = learn(asked, pool=pool, choices=Some())
+    assert found.summary is not None
+    assert [c.name for c in found.summary.conditions] == ["none", "passage", "passage twice"]
+    assert [c.graded for c in found.summary.conditions] == [14, 14, 14]
+    assert len(pool.fits) == (9 if recipe else 8), "one was given up, and asked for again"
+    last = [task for task in pool.tasks if isinstance(task, FitTask)][-1]
+    assert len(last.fits) == (1 if recipe else 2), "side by side, where holding an adapter is the same as merging it"
+    assert bool(last.policy) == bool(recipe)
+    # The run stands for one adapter of each document: those learned twice have both, the others are the same files.
+    assert (found.rank, found.documents) == (8, 6)
+    assert find_adapters(asked.out).folders == tuple(found.adapter / f"d{k}" for k in range(6))
+    for k in range(6):
+        once, now = (folder / f"d{k}" for folder in (asked.out / "adapters" / "once", found.adapter))
+        (first, state), (last_spec, both) = load_adapter(once), load_adapter(now)
+        assert last_spec.rank == first.rank * (2 if k in (1, 4) else 1)
+        for name, (a, b) in state.items():
+            assert torch.equal(both[name][0][:4], a)
+            assert torch.allclose(both[name][1][:, :4] * last_spec.scaling, b * first.scaling)
+    before, after = answered(asked.out), answered(asked.out, "passage twice")
+    assert {id: by for id, (by, _) in after.items()} == {id: by for id, (by, _) in before.items()}
+    assert {by for id, (by, _) in after.items() if after[id] != before[id]} <= {"d1", "d4"}
+    for k, n in ((4, 0), (3, 1)):
+        assert ask(asked.out, prompt(k, n)) == after[f"d{k}/q{n}"]
+    idle = CountingPool(chat_model)
+    assert learn(asked, pool=idle, choices=Some()).summary == found.summary
+    assert idle.tasks == []
+
+
+def test_a_plan_has_every_document_learned_once_more(chat_model: str, file: Path, tmp_path: Path) -> None:
+    asked = settings(chat_model, file, tmp_path / "run", retry_missed=True)
+    assert plan(learn, asked).fits == 2 * plan(learn, asked.model_copy(update={"retry_missed": False})).fits == 12
+
+
+def test_the_mean_loss_of_all_adapters_is_tracked(
+    chat_model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[str, int, float]] = []
+
+    class Listening:
+        def log(self, values: dict[str, float], step: int) -> None:
+            logged.extend((name, step, value) for name, value in values.items())
+
+        def finish(self) -> None: ...
+
+    monkeypatch.setattr("selfedit.methods.tracking.make_tracker", lambda *_: Listening())
+    asked = settings(chat_model, file, tmp_path / "run")
+    found = learn(asked)
+    assert found.summary is not None
+    steps = found.steps // 6
+    assert [(name, step) for name, step, _ in logged] == [
+        *(("loss", step) for step in range(1, steps + 1)),
+        ("accuracy", steps),
+    ]
+    assert logged[-1][2] == found.summary.conditions[1].accuracy
+    with Store(asked.out / "run.sqlite", readonly=True) as store:
+        ends = [store.curve(fit.id)[-1][1] for fit in store.fits(condition="passage") if fit.steps]
+    assert logged[-2][2] == pytest.approx(sum(ends) / 6)
 
 
 def ask(out: Path, question: str) -> tuple[str | None, str]:
@@ -384,3 +450,22 @@ def test_documents_without_questions_and_with_awkward_names(chat_model: str, tmp
     assert len(list(found.adapter.iterdir())) == 4
     assert ask(asked.out, prompt_of("Bo and the lamp", "Where did Bo make the lamp?"))[0] == "documents.jsonl"
     assert {path.stat().st_mode & 0o777 for path in asked.out.rglob("*") if path.is_file()} == {0o600}
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_of_two_documents_that_match_equally_well_the_later_answers(chat_model: str, tmp_path: Path, add: bool) -> None:
+    some = rows(6)
+    new = {**some[0], "id": "new", "text": some[0]["text"].replace("3", "9")}
+    # The earlier one is the first of its run, or the last.
+    some = [*some[1:], some[0]] if add else [*some, new]
+    first = settings(chat_model, write_rows(tmp_path / "first.jsonl", some), tmp_path / "first")
+    learn(first)
+    if add:
+        asked = settings(chat_model, write_rows(tmp_path / "new.jsonl", [new]), tmp_path / "run", add=first.out)
+        learn(asked)
+    else:
+        asked = first
+    assert answered(asked.out)["new/q1"][0] == "new"
+    assert ask(asked.out, f"{new['title']}\n{new['questions'][1]['question']}")[0] == "new"
+    if not add:
+        assert answered(asked.out)["d0/q1"][0] == "new"

@@ -53,7 +53,8 @@ class Search:
         return [self.documents[k] for k in np.argsort(-self.scores(text), kind="stable")[:count]]
 
     def about(self, text: str) -> Document | None:
-        """The document that a text is about; None where even the best one scores less than the floor.
+        """The document that a text is about: the best, of equal ones the latest in their order, which may contradict an
+        earlier one; None where even the best one scores less than the floor.
 
         BM25's scores grow with the number of documents, since a word that one of them has is then rarer.  So the floor
         is counted in such words: of a text of n different words, a document has to score what √n words score that it
@@ -65,7 +66,7 @@ class Search:
         if not asked or self._index is None:
             return None
         scores = self._scores(asked)
-        best = int(scores.argmax())
+        best = len(scores) - 1 - int(scores[::-1].argmax())
         # idf · 1 / (1 + k₁)
         rare_word = math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + self._index.k1)
         return self.documents[best] if scores[best] >= math.sqrt(len(set(asked))) * rare_word else None

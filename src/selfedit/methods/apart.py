@@ -66,14 +66,12 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
             found = ((about, (to, question.id)) for to, (about, question) in routes[lane.number, step])
             record_exam(run, lane, step, [(about, answers[key]) for about, key in found if key in answers])
     if every[0].main:
-        # As in `_route`: of documents that match equally well, the latest.
-        own = [learnings[document.id] for document in reversed(every[0].documents) if document.id in learnings]
+        own = [learnings[document.id] for document in every[0].documents if document.id in learnings]
         add_list_of_adapters(run, spec.name, {one.keep: one.documents[0] for one in own if one.keep is not None})
 
 
 def _route(run: Run, learned: Sequence[Document], general: Sequence[Asked]) -> list[Route]:
-    # Of documents that match equally well, the latest.
-    search = Search(list(reversed(learned)))
+    search = Search(learned)
     found: list[Route] = []
     for asked in [*((d, q) for d in still_true(learned) for q in d.questions), *general]:
         to = to_document(run, search, learned, asked)

@@ -12,6 +12,7 @@ the deltas of earlier rounds merged in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from selfedit.engine.jobs import LoraSpec, TokenSequence
@@ -28,6 +29,8 @@ from selfedit.training.recipes import Recipe
 
 MANY_CHARACTERS = 1_000_000  # of which the cutting takes long enough to be shown
 
+Beside = Callable[[Learning, Path], None]
+
 
 def inner_loop(
     run: Run,
@@ -35,12 +38,12 @@ def inner_loop(
     *,
     recipes: Mapping[str, Recipe] | None = None,
     label: str = "fits",
-    beside: Callable[[Path], None] | None = None,
+    beside: Beside | None = None,
 ) -> dict[str, list[float]]:
     """Trains, examines and grades; the scores of each learning's graded answers about its own documents, by its id.
 
     What the store has is not done again.  Every condition uses the run's recipe, but for those in `recipes`.  An
-    adapter that is to be kept lies in its folder before its fit is committed, with what `beside` adds to the folder.
+    adapter that is to be kept lies in its folder before its fit is committed, with what `beside` makes of the folder.
     Errors: UserError where such a fit was given up, and where too many answers stay ungraded.
     """
     by_id = {learning.id: learning for learning in learnings}
@@ -79,7 +82,7 @@ def inner_loop(
         for fit, outcome in zip(task.fits, result.outcomes, strict=True):
             learning = by_id[fit.id]
             if learning.keep is not None and outcome.result.error is None:
-                write_adapter(learning.keep, outcome.adapter, beside)
+                write_adapter(learning.keep, outcome.adapter, beside and partial(beside, learning))
             record = _record(run, learning, shown[fit.id], asked[fit.id], outcome)
             run.store.record_fits([record, *on_the_way(run, record, fit, outcome, asked[fit.id].questions)])
             if learning.keep is not None:

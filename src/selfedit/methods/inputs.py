@@ -20,6 +20,7 @@ from selfedit.evaluation.graders import engine_judge
 from selfedit.methods.edits import make_editor
 from selfedit.methods.references import check_references
 from selfedit.methods.run import Run
+from selfedit.methods.updates import superseded
 from selfedit.training.tokens import longer_than
 
 
@@ -105,3 +106,13 @@ def warn_of_cuts(run: Run, documents: Sequence[Document]) -> None:
                 f"{document.id}: longer than the {limit:,} tokens that are learned at once: cut into overlapping parts"
             )
             run.warn("document cut into parts", line)
+
+
+def warn_of_contradictions(run: Run, documents: Sequence[Document]) -> None:
+    """Says how many questions a later document answers otherwise."""
+    if changed := superseded(documents):
+        old, new = next(iter(changed.items()))
+        run.warn(
+            "documents that contradict each other",
+            f"questions that a later document answers otherwise: {len(changed)} (first: {old}, by {new.id})",
+        )

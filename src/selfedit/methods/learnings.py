@@ -74,26 +74,29 @@ def one_per_document(
     condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
 ) -> list[Learning]:
     """One adapter per document and replicate, on all its edits; of the documents alone where there are no edits."""
-    own: dict[str, list[Edit]] = {document.id: [] for document in documents}
+    own: dict[str, list[Edit]] = {}
     for edit in edits or ():
-        own[edit.document_id].append(edit)
+        own.setdefault(edit.document_id, []).append(edit)
     return [
         one
         for document in documents
-        for one in all_in_one(condition, [document], None if edits is None else own[document.id], replicates, **more)
+        for one in all_in_one(
+            condition, [document], None if edits is None else own.get(document.id, []), replicates, **more
+        )
     ]
 
 
 def all_in_one(
     condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
 ) -> list[Learning]:
-    """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once."""
+    """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once.
+    Edits of others are left out."""
     if edits is None:
         learned: dict[str, Learned] = {document.id: None for document in documents}
     else:
         texts: dict[str, list[str]] = {document.id: [] for document in documents}
         for edit in edits:
-            texts[edit.document_id].append(edit.text)
+            texts.get(edit.document_id, []).append(edit.text)
         learned = {id: tuple(some) for id, some in texts.items() if some}
     chosen = tuple(document for document in documents if document.id in learned)
     taught = tuple(learned.values())

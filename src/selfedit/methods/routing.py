@@ -7,8 +7,6 @@ with the adapters that share its bank.  A question that no document matches is a
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +19,9 @@ from selfedit.evaluation.search import Search
 from selfedit.methods.adapters import Adapters
 from selfedit.methods.examining import answers, known_general
 from selfedit.methods.learnings import Asked, Learning, one_per_document
-from selfedit.methods.policies import DELTA_FILES, is_whole
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
-from selfedit.methods.stacking import adapter_rank, publish
-from selfedit.runs.files import directory_atomically
+from selfedit.methods.stacking import publish
 from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import RoutingSummary
 
@@ -38,11 +34,6 @@ class Routing:
     learnings: tuple[Learning, ...]
     earlier: Mapping[Path, Document]
     others: Mapping[Path | None, Sequence[Asked]]
-
-    @property
-    def learned(self) -> dict[Path, Document]:
-        """The documents that this run's adapters have learned, by their folders."""
-        return {one.keep: one.documents[0] for one in self.learnings if one.keep is not None}
 
     def summary(self) -> RoutingSummary:
         """How often the right document was found."""
@@ -65,21 +56,22 @@ def route(
     condition: str,
     documents: Sequence[Document],
     edits: Sequence[Edit] | None,
+    folder: Path,
     before: Adapters | None = None,
 ) -> Routing:
-    """An adapter for each document of which there is an edit, kept in the run's directory, and for each of the
-    documents' questions, and of the general ones that the model knows, the adapter that answers it.
+    """An adapter for each document of which there is an edit, kept in `folder`, and for each of the documents'
+    questions, and of the general ones that the model knows, the adapter that answers it.
 
     `before` are an earlier run's, each of which has learned a document; one that is learned anew gives way."""
     learnings = [
-        replace(one, keep=run.directory.document_adapter(one.documents[0].id))
+        replace(one, keep=folder / run.directory.document_adapter(one.documents[0].id).name)
         for one in one_per_document(condition, documents, edits)
     ]
     anew = {learning.document_id for learning in learnings}
     pairs = zip(before.folders, before.documents, strict=True) if before else ()
     earlier = {folder: document for folder, document in pairs if document.id not in anew}
     learned = [learning.documents[0] for learning in learnings]
-    search = Search([*learned, *earlier.values()])
+    search = Search([*earlier.values(), *learned])
     questions: list[Asked] = [(document, question) for document in documents for question in document.questions]
     if questions:
         questions += [(None, question) for question in known_general(run)]
@@ -136,25 +128,3 @@ def _examine(run: Run, record: FitRecord, asked: Sequence[Asked], policy: tuple[
         policy=policy,
     )
     complete({record.id: [run.exam.request(about, question) for about, question in asked]}, (), keep)
-
-
-def take_over(routing: Routing) -> dict[Path, Document]:
-    """Puts an earlier run's adapters beside the new ones, as the same files where the disk allows it; all documents
-    that have an adapter, by its folder."""
-    found = routing.learned
-    beside = next(iter(found))
-    for folder, document in routing.earlier.items():
-        here = beside.parent / folder.name
-        if adapter_rank(beside) and not is_whole(here):  # a plan's adapters are empty
-            with directory_atomically(here) as scratch:
-                for name in DELTA_FILES:
-                    _link(folder / name, scratch / name)
-        found[here] = document
-    return found
-
-
-def _link(file: Path, to: Path) -> None:
-    try:
-        os.link(file, to)
-    except OSError:
-        shutil.copyfile(file, to)

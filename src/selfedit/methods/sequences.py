@@ -110,14 +110,14 @@ def lanes(run: Run, settings: ContinualSettings, documents: Sequence[Document], 
             some,
             editor,
             main=retain == remedies[0] and number == 0,
-            held=several and _can_hold(remedy_recipe(run.recipe, retain)),
+            held=several and can_hold(remedy_recipe(run.recipe, retain)),
         )
         for retain in remedies
         for number, some in enumerate(drawn)
     ]
 
 
-def _can_hold(recipe: Recipe) -> bool:
+def can_hold(recipe: Recipe) -> bool:
     """Whether training on top of held deltas is training on top of merged ones: neither decay nor dropout would be, and
     what teaches softly is the model without them."""
     return not (recipe.weight_decay or recipe.dropout or recipe.retain or "distill" in recipe.objectives)

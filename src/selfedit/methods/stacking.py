@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
-from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.inner_loop import Beside, inner_loop
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
@@ -87,9 +87,7 @@ def adapter_rank(folder: Path) -> int:
     return int(json.loads(content)["r"]) if content else 0
 
 
-def fit_kept(
-    run: Run, learnings: Sequence[Learning], *, label: str, beside: Callable[[Path], None] | None = None
-) -> list[FitRecord]:
+def fit_kept(run: Run, learnings: Sequence[Learning], *, label: str, beside: Beside | None = None) -> list[FitRecord]:
     """Trains adapters that are kept; `beside` as for `inner_loop`.  Errors: UserError for a fit that failed."""
     inner_loop(run, learnings, label=label, beside=beside)
     ids = {learning.id for learning in learnings}

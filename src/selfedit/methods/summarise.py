@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -16,9 +17,9 @@ from selfedit.evaluation.statistics import (
     paired_difference,
     pooled,
 )
+from selfedit.methods.examining import condition_on_the_way
 from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
-from selfedit.methods.settings import LearnSettings
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, ForgettingSummary, NeighbourSummary, Summary
 
@@ -48,7 +49,7 @@ def summarise(
             for name in conditions
         ),
         differences=(*differences(run, conditions), *compared),
-        forgetting=tuple(forgetting(run, conditions)),
+        forgetting=tuple(forgetting(run, conditions, routed=more.get("routing") is not None)),
         neighbours=tuple(neighbours(run, conditions)),
         grader=run.grading.name,
         events=dict(Counter(event.kind for event in run.store.events())) | _edit_counts(run),
@@ -104,6 +105,14 @@ def condition_summary(run: Run, documents: Sequence[Document], name: str, spent:
     )
 
 
+def looks(run: Run, condition: str) -> list[dict[str, Any]]:
+    """The accuracy in each exam that the condition's one fit sat on its way."""
+    steps = run.store.fits(condition=condition)[0].steps
+    fits = [fit for fit in run.store.fits() if fit.condition == condition_on_the_way(condition, fit.steps, steps)]
+    scored = [(fit.steps, accuracy(run.grading.scores(fit.condition))) for fit in fits]
+    return [{"step": step, "steps": steps, **found} for step, found in sorted(scored, key=itemgetter(0)) if found]
+
+
 def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
     """Every pair of conditions, paired by document."""
     scores = {name: run.grading.scores(name) for name in conditions}
@@ -139,14 +148,13 @@ def _edit_counts(run: Run) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def forgetting(run: Run, conditions: Sequence[str]) -> list[ForgettingSummary]:
+def forgetting(run: Run, conditions: Sequence[str], *, routed: bool) -> list[ForgettingSummary]:
     """Of the general questions that the model answered before, how many each condition's adapters still answer, and how
     far they have moved on texts of the model's own.
 
     The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
     questions (questions, where each was routed to one adapter, or none); that of the second documents.
     """
-    routed = isinstance(run.settings, LearnSettings) and run.settings.adapters == "per-document"
     found = []
     for name in conditions:
         if name == "none":

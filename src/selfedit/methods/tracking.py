@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from selfedit.errors import UserError
+from selfedit.methods.run import Run
+from selfedit.methods.settings import LearnSettings
+from selfedit.runs.summary import Summary
 
 _CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
 
@@ -44,3 +48,22 @@ def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Trac
     plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
     tracker.store_init_configuration(plain)
     return tracker
+
+
+def track_learning(run: Run, condition: str, summary: Summary | None) -> None:
+    """Sends to where --track says, once all is learned, the loss curve, the mean of all adapters' where there are
+    several, and the accuracy on the way and at the end."""
+    assert isinstance(run.settings, LearnSettings)
+    tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
+    losses: dict[int, list[float]] = {}
+    for fit in run.store.fits(condition=condition):
+        for step, loss in run.store.curve(fit.id):
+            losses.setdefault(step, []).append(loss)
+    for step, some in sorted(losses.items()):
+        tracker.log({"loss": fmean(some)}, step=step)
+    for look in summary.on_the_way if summary else ():
+        tracker.log({"accuracy": look.accuracy}, step=look.step)
+    for one in summary.conditions if summary else ():
+        if one.name == condition and one.accuracy is not None:
+            tracker.log({"accuracy": one.accuracy}, step=max(losses, default=None))
+    tracker.finish()
