@@ -130,17 +130,6 @@ def _bad_config(folder: Path) -> None:
         (_file, "is a file"),
         (_damaged_store, "run.sqlite"),
         (_newer_store, "newer selfedit (schema 99"),
-        (_spoiled("UPDATE edits SET reward = 'high'"), "edits.reward holds text"),
-        (_spoiled("UPDATE answers SET text = x'ff00'"), "answers.text holds blob"),
-        (_spoiled("DELETE FROM fits"), "a row of answers belongs to none of fits"),
-        (_spoiled("UPDATE questions SET answers = '7'"), "a list in questions.answers is none"),
-        (_spoiled("UPDATE fits SET sequences = '{'"), "a list in fits.sequences is none"),
-        (_spoiled("UPDATE fits SET sequences = '[1]'"), "a list in fits.sequences holds something else"),
-        *(
-            (_spoiled(f"INSERT INTO curves SELECT id, '{points}' FROM fits LIMIT 1"), "a list in curves.points")
-            for points in ("[1, 2]", '{"a": 1}', "[[1, [2]]]", "[[1", '[["x", 1]]')
-        ),
-        (_spoiled("UPDATE fits SET seconds = 9e999"), "fits.seconds holds real"),
         (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
         (_spoiled("DROP TABLE events"), "not the tables of schema 3"),
         (_half_summary, "not valid JSON"),

@@ -26,12 +26,12 @@ from selfedit.runs.files import TEMPORARY, directory_atomically, write_atomicall
 from selfedit.runs.lock import RunLock
 from selfedit.runs.records import Event
 
-CONFIG = {"procedure": "compare", "recipe": {"rank": 16, "lr": 1e-3}, "data": Path("news.jsonl"), "device": "cpu"}
+CONFIG = {"procedure": "compare", "recipe": {"rank": 16, "lr": 1e-3}, "data": "news.jsonl", "device": "cpu"}
 
 
 def test_a_new_run_records_settings_and_versions(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "runs" / "a", CONFIG) as run:
-        assert run.config == {**CONFIG, "data": "news.jsonl"}
+        assert run.config == CONFIG
         assert run.store.documents() == []
         assert run.adapter("self") == run.path / "adapters" / "self"
         assert run.checkpoint(3) == run.path / "checkpoints" / "round-03"
@@ -135,15 +135,8 @@ plain = st.recursive(
 @given(st.dictionaries(st.text("abcxyz", min_size=1), plain, max_size=4))
 def test_settings_survive_the_file(tmp_path_factory: pytest.TempPathFactory, config: dict) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
-    write_atomically(path, directory._config_text(directory._plain(config, "config"), {"selfedit": "1"}))
+    write_atomically(path, directory._config_text(config, {"selfedit": "1"}, {}))
     assert read_recorded(path)[0] == config
-
-
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
-def test_settings_that_a_file_cannot_hold_are_an_error(tmp_path: Path, value: object) -> None:
-    with pytest.raises(TypeError, match=r"config\.x"):
-        RunDirectory.open(tmp_path / "a", {"x": value})
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from types import TracebackType
 from typing import TypedDict, Unpack
 
 from selfedit.editors.api import ApiClient
@@ -71,7 +70,7 @@ class Run(AbstractContextManager["Run"]):
             **settings.model_dump(mode="json"),
             "api_base": shown_address(settings.api_base),
             "judge_api_base": shown_address(settings.judge_api_base),
-            "recipe_settings": self.recipe.model_dump(),
+            "recipe_settings": self.recipe.model_dump(mode="json"),
         }
         self.directory = RunDirectory.open(settings.out, config, free=FREE)
         self.store = self.directory.store
@@ -90,9 +89,7 @@ class Run(AbstractContextManager["Run"]):
         self._readers: dict[str, Reader] = {"": self.workers}
         self._clients: dict[tuple[str, Role], ApiClient] = {}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         for client in self._clients.values():
             client.close()
         self.workers.close()

@@ -72,9 +72,7 @@ def accuracy(scores: Mapping[str, DocumentScore]) -> dict[str, Any] | None:
 
 def summary_of_finished(run: Run) -> Summary | None:
     """The summary that is there, where the run was finished before and nothing has changed since; else None."""
-    if run.store.changed or not run.directory.summary_path.is_file():
-        return None
-    return run.directory.read_summary()
+    return None if run.store.changed else run.directory.summary
 
 
 def condition_summary(run: Run, documents: Sequence[Document], name: str, spent: Spent) -> ConditionSummary:

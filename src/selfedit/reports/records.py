@@ -119,7 +119,6 @@ def read_run(path: Path) -> RunRecords:
     """
     with RunDirectory.read(path) as directory, directory.store.transaction():
         store, resolved, summary = directory.store, directory.resolved, directory.summary
-        store.refuse_damage()
         graders = store.graders()
         wanted = (summary.grader if summary else "", str(directory.config.get("grader") or ""))
         grader = next((name for name in (*wanted, *graders) if name in graders), wanted[0])

@@ -20,8 +20,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from selfedit.errors import UserError
 from selfedit.runs.files import disk_errors, is_private
@@ -32,20 +31,7 @@ _SCHEMA = resources.files("selfedit.runs").joinpath("schema.sql").read_text(enco
 # Seconds to wait for another connection's write.  Only one process writes a run (its lock), so this is for other tools.
 _BUSY_SECONDS = 30.0
 
-# What JSON there is: its kind, and when an item of it is wrong.  A curve's items are (step, loss).
-_LISTS = (
-    ("questions", "answers", "array", "item.type <> 'text'"),
-    ("fits", "sequences", "array", "item.type <> 'text'"),
-    ("own_texts", "ids", "array", "item.type <> 'integer'"),
-    ("rounds", "details", "object", "0"),
-    (
-        "curves",
-        "points",
-        "array",
-        "item.type <> 'array' OR json_array_length(item.value) <> 2 OR json_type(item.value, '$[0]') <> 'integer'"
-        " OR json_type(item.value, '$[1]') NOT IN ('integer', 'real')",
-    ),
-)
+_JSON = {"answers", "sequences", "ids", "details", "points"}
 _BOOLEAN = {"truncated", "kept"}
 
 R = TypeVar("R")
@@ -72,59 +58,50 @@ class Database:
                 self._connection = _connect("file::memory:")
                 _create(self._connection)
             elif readonly:
-                self._connection = self._open_for_reading()
+                self._open_for_reading()
             else:
-                self._connection = self._open_for_writing()
+                self._open_for_writing()
         self._opened_with = self._connection.total_changes
 
-    def _open_for_writing(self) -> sqlite3.Connection:
+    def _open_for_writing(self) -> None:
         if is_private(self.path):
             # SQLite gives the files beside it the same permissions.
             with disk_errors(self.path):
                 self.path.touch()
                 self.path.chmod(0o600)
-        connection = _connect(f"{self.path.absolute().as_uri()}?mode=rwc")
-        try:
-            self._check_schema(connection)
-            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise UserError(
-                    f"{self.path}: this file system cannot hold SQLite's write-ahead log (a network drive?); "
-                    "put the run on a local disk"
-                )
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            if _is_empty(connection):
-                _create(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        self._connection = _connect(f"{self.path.absolute().as_uri()}?mode=rwc")
+        self._check_schema()
+        if self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise UserError(
+                f"{self.path}: this file system cannot hold SQLite's write-ahead log (a network drive?); "
+                "put the run on a local disk"
+            )
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        if _is_empty(self._connection):
+            _create(self._connection)
 
-    def _open_for_reading(self) -> sqlite3.Connection:
+    def _open_for_reading(self) -> None:
+        uri = self.path.absolute().as_uri()
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such store; name the directory of a run")
-        uri = self.path.absolute().as_uri()
-        connection = _connect(f"{uri}?mode=ro")
+        self._connection = _connect(f"{uri}?mode=ro")
         try:
-            try:
-                _is_empty(connection)
-            except sqlite3.OperationalError:
-                wal = Path(f"{self.path}-wal")
-                if wal.exists() and wal.stat().st_size > 0:
-                    raise
-                # A finished run in a directory that may not be written: SQLite cannot make its shared-memory file
-                # there, and without a log none is needed.
-                connection.close()
-                connection = _connect(f"{uri}?immutable=1")
-            self._check_schema(connection)
-            if _is_empty(connection):
-                raise UserError(f"{self.path}: the store is still empty; the run has not begun its work")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            _is_empty(self._connection)
+        except sqlite3.OperationalError:
+            wal = Path(f"{self.path}-wal")
+            if wal.exists() and wal.stat().st_size > 0:
+                raise
+            # A finished run in a directory that may not be written: SQLite cannot make its shared-memory file there,
+            # and without a log none is needed.
+            self._connection.close()
+            self._connection = _connect(f"{uri}?immutable=1")
+        self._check_schema()
+        if _is_empty(self._connection):
+            raise UserError(f"{self.path}: the store is still empty; the run has not begun its work")
 
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
+    def _check_schema(self) -> None:
+        connection = self._connection
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == SCHEMA_VERSION:
             if not _expected_columns() <= _columns(connection):
@@ -144,9 +121,7 @@ class Database:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextmanager
@@ -221,28 +196,6 @@ class Database:
                 for row in cursor
             ]
 
-    def refuse_damage(self) -> None:
-        """UserError where another program has left what is never written here, and SQLite keeps: a value that is not of
-        its column's type, a row that belongs to none, a list that is none.  Reads the whole file."""
-        for table, column, declared in sorted(_expected_columns()):
-            value = f'"{column}"'
-            wrong = f"typeof({value}) NOT IN ('null', 'text')"
-            if declared != "TEXT":
-                wrong = f"typeof({value}) NOT IN ('null', 'integer', 'real') OR abs({value}) = 9e999"
-            if found := self._rows(f"SELECT typeof({value}) FROM {table} WHERE {wrong} LIMIT 1"):
-                self._damaged(f"{table}.{column} holds {found[0][0]}")
-        for table, column, kind, wrong in _LISTS:
-            is_none = f"CASE WHEN json_valid({column}) THEN json_type({column}) ELSE 'none' END <> '{kind}'"
-            if self._rows(f"SELECT 1 FROM {table} WHERE {is_none} LIMIT 1"):
-                self._damaged(f"a list in {table}.{column} is none")
-            if self._rows(f"SELECT 1 FROM {table}, json_each({column}) item WHERE {wrong} LIMIT 1"):
-                self._damaged(f"a list in {table}.{column} holds something else")
-        if broken := self._rows("PRAGMA foreign_key_check"):
-            self._damaged(f"a row of {broken[0][0]} belongs to none of {broken[0][2]}")
-
-    def _damaged(self, what: str) -> NoReturn:
-        raise UserError(f"{self.path}: cannot be read as a run's store ({what}); is the file damaged?")
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """SQLite's errors that a user can mend, in one line each; all others are bugs and pass."""
@@ -307,7 +260,7 @@ def _from_json(text: str) -> Any:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys((column for _, column, *_ in _LISTS), _from_json),
+    **dict.fromkeys(_JSON, _from_json),
     **dict.fromkeys(_BOOLEAN, lambda value: None if value is None else bool(value)),
 }
 
@@ -326,13 +279,13 @@ _MEND = {
 
 
 def _version_advice(version: int) -> str:
+    if version == 0:
+        return "a SQLite file, but not a store of selfedit; name another run directory"
     if version > SCHEMA_VERSION:
         return (
             f"written by a newer selfedit (schema {version}, this one knows {SCHEMA_VERSION}); "
             "update selfedit, or start a new run"
         )
-    if version == 0:
-        return "a SQLite file, but not a store of selfedit; name another run directory"
     return (
         f"written by an older selfedit (schema {version}, this one needs {SCHEMA_VERSION}); "
         "read it with that version, or start a new run"

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import platform
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePath
-from types import MappingProxyType, TracebackType
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,46 +69,35 @@ class RunDirectory:
     def open(cls, path: str | Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> RunDirectory:
         """Begin a run, or go on with the one that is there, and hold its lock until `close`.
 
-        `config` is every setting, defaults filled in (plain data, paths and tuples allowed).  On resume each must be
+        `config` is every setting, defaults filled in, as plain data.  On resume each must be
         what it was, but for those named in `free` (they change no result; of a group, "group" or "group.key"):
         UserError names the setting, the old and the new value.  UserError also for a directory that holds something
         else, and for a run that another process is writing.  Other versions of libraries than when the run began are
         noted as events of kind "versions".
         """
-        path = Path(path)
-        settings = _plain(config, "config")
-        for name in (_VERSIONS, _RESOLVED):
-            if name in settings:
-                raise ValueError(f"a setting may not be called {name!r}")
+        path, settings = Path(path), dict(config)
         _refuse_foreign(path)
         if not (path / "config.yaml").exists():
             begin_privately(path)
-        lock = RunLock(path / "lock")
-        try:
+        with ExitStack() as undo:
+            lock = RunLock(path / "lock")
+            undo.callback(lock.release)
             sweep(path)
             config_path = path / "config.yaml"
-            versions = library_versions()
+            began_with = versions = library_versions()
             resolved: dict[str, Any] = {}
+            before = None
             if config_path.exists():
                 before, began_with, resolved = read_recorded(config_path)
                 _refuse_changes(path, before, settings, free)
-                if before != settings:
-                    write_atomically(config_path, _config_text(settings, began_with, resolved))
-            else:
-                began_with = versions
-                write_atomically(config_path, _config_text(settings, versions))
-            store = Store(path / "run.sqlite")
-            try:
-                for name in sorted(began_with.keys() | versions.keys()):
-                    was, now = began_with.get(name, "absent"), versions.get(name, "absent")
-                    if was != now:
-                        store.add_event("versions", name, f"{name} was {was} when the run began, {now} on resume")
-            except BaseException:
-                store.close()
-                raise
-        except BaseException:
-            lock.release()
-            raise
+            if before != settings:
+                write_atomically(config_path, _config_text(settings, began_with, resolved))
+            store = undo.enter_context(Store(path / "run.sqlite"))
+            for name in sorted(began_with.keys() | versions.keys()):
+                was, now = began_with.get(name, "absent"), versions.get(name, "absent")
+                if was != now:
+                    store.add_event("versions", name, f"{name} was {was} when the run began, {now} on resume")
+            undo.pop_all()
         return cls(path, settings, began_with, store, resolved=resolved, lock=lock)
 
     @classmethod
@@ -136,7 +124,6 @@ class RunDirectory:
         For what no setting says and a result depends on: a dtype that was chosen by the device, the content of a file.
         With `what`, UserError where `value` is another now: "`what` changed since this run began".  (A run that an
         older version began has nothing recorded; it goes on with what is found now.)"""
-        value = _plain(value, name)
         if name not in self.resolved:
             self.resolved[name] = value
             text = _config_text(self.config, self.versions, self.resolved)
@@ -144,10 +131,6 @@ class RunDirectory:
         elif what is not None and self.resolved[name] != value:
             raise UserError(f"{self.path}: {what} changed since this run began; put it back, or name another directory")
         return self.resolved[name]
-
-    @property
-    def summary_path(self) -> Path:
-        return self.path / "summary.json"
 
     def adapter(self, name: str) -> Path:
         """Where the adapter of this name lies; no two names share a place."""
@@ -180,22 +163,22 @@ class RunDirectory:
         """Write `summary.json`, whole or not at all; no fit is under way any more."""
         # A kill between a fit's commit and the removal of its state left that.
         shutil.rmtree(self.path / "unfinished", ignore_errors=True)
-        write_summary(self.summary_path, summary)
+        write_summary(self.path / "summary.json", summary)
 
     def write_recipe(self, settings: Mapping[str, Any]) -> Path:
         """Write `recipe.yaml`, a recipe's settings for `--recipe`; its path."""
         path = self.path / "recipe.yaml"
-        write_atomically(path, yaml.safe_dump(_plain(settings, "recipe"), sort_keys=False, allow_unicode=True))
+        write_atomically(path, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return path
 
     def read_summary(self) -> Summary:
         """The summary of a finished run.  UserError where the run is not finished."""
-        return read_summary(self.summary_path)
+        return read_summary(self.path / "summary.json")
 
     @property
     def summary(self) -> Summary | None:
         """The summary; None while the run is not finished.  UserError where it cannot be read."""
-        return self.read_summary() if self.summary_path.exists() else None
+        return self.read_summary() if (self.path / "summary.json").exists() else None
 
     def close(self) -> None:
         """Close the store and let others in."""
@@ -206,9 +189,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -261,23 +242,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any, where: str) -> Any:
-    """`value` as YAML gives it back: dicts with string keys, lists, strings, finite numbers, booleans, None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, PurePath):
-        return str(value)
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
-        return value
-    raise TypeError(f"{where}: {value!r} is not plain data")
-
-
-def _config_text(
-    settings: dict[str, Any], versions: dict[str, str], resolved: Mapping[str, Any] = MappingProxyType({})
-) -> str:
-    data = {**settings, **({_RESOLVED: dict(resolved)} if resolved else {}), _VERSIONS: versions}
+def _config_text(settings: dict[str, Any], versions: dict[str, str], resolved: dict[str, Any]) -> str:
+    data = {**settings, **({_RESOLVED: resolved} if resolved else {}), _VERSIONS: versions}
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     if yaml.safe_load(text) != data:
         # PyYAML leaves a few characters (U+0085) bare that it does not read back; escaped, it reads all.

@@ -56,7 +56,7 @@ class Store(Database):
         with self.transaction():
             before = {document.id: document for document in self.documents(split)}
             for document in documents:
-                if document.id in before and _content(before[document.id]) != _content(document):
+                if document.id in before and before[document.id] != replace(document, edits={}):
                     raise UserError(
                         f"{self.path}: document {document.id!r} has changed since this run began; "
                         "put it back, or start a new run"
@@ -84,7 +84,7 @@ class Store(Database):
         with self.transaction():
             before = {question.id: question for question in self.general_questions()}
             for question in questions:
-                if question.id in before and _asked(before[question.id]) != _asked(question):
+                if question.id in before and before[question.id] != question:
                     raise UserError(
                         f"{self.path}: general question {question.id!r} has changed since this run began; "
                         "start a new run"
@@ -422,11 +422,3 @@ class Store(Database):
     def put_batch(self, key: str, batch_id: str, status: str) -> None:
         """Store a batch's id and status, so that a restart goes on polling."""
         self._write("INSERT OR REPLACE INTO api_batches VALUES (?, ?, ?)", (key, batch_id, status))
-
-
-def _asked(question: Question) -> tuple[str, str, list[str]]:
-    return question.id, question.question, list(question.answers)
-
-
-def _content(document: Document) -> tuple[Any, ...]:
-    return document.title, document.text, [_asked(question) for question in document.questions]
