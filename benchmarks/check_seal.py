@@ -27,6 +27,7 @@ from selfedit.methods.import_seal import ASKING, EDITS, constants, find_home, im
 from selfedit.methods.selection import select
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import cut
+from selfedit.training.recipes import Recipe
 
 LONGEST = 1 << 30  # texts that are cut off in the released code are not compared
 
@@ -56,9 +57,8 @@ def comparisons(clone: Path) -> Iterator[tuple[str, bool]]:
             for edit in filter(str.strip, article.get("completions") or ()):
                 for cutting in ("seal", "seal-whole"):
                     theirs = published(edit, document.text, document.title, split_newlines=cutting == "seal")
-                    ours = cut(
-                        document, edit.strip(), cutting=cutting, most_texts=most, max_tokens=LONGEST, count_tokens=len
-                    )
+                    recipe = Recipe(cutting=cutting, most_texts=most)
+                    ours = cut(document, edit.strip(), recipe, max_tokens=LONGEST, count_tokens=len)
                     yield f"sequences ({cutting})", theirs == [f"{one.title}\n{one.text}" for one in ours]
             if asked := article.get("prompt"):
                 made = (

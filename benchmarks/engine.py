@@ -28,6 +28,7 @@ import io
 import json
 import os
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -55,7 +56,6 @@ from selfedit.engine import (
     plan,
     soft_targets,
 )
-from selfedit.engine.memory import peak_memory, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -288,6 +288,14 @@ def sample(count: int) -> list[int]:
     return [lengths[(2 * k + 1) * len(lengths) // (2 * count)] for k in range(count)]
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes in use at most since `run_bank` began; on a CPU, the whole process's since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.device) -> dict[str, Any]:
     chosen = plan(model, spec, work)
     say(
@@ -310,7 +318,8 @@ def run_bank(model: Any, spec: LoraSpec, work: list[FitJob], device: torch.devic
             pause += time.perf_counter() - start
 
     hook = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
-    reset_peak(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     results = fit_all(model, spec, work, plan=chosen, on_tokens=look_at_the_peak)
     finish(device)

@@ -24,9 +24,9 @@ from selfedit.runs.directory import RunDirectory
 def test_no_prompt_is_for_both_uses() -> None:
     measure, retain = general_prompts("measure"), general_prompts("retain")
     assert (len(measure), len(retain)) == (40, 60)
-    both = [*measure, *retain]
-    assert len({p.id for p in both}) == len({p.prompt.lower() for p in both}) == 100
-    assert all(p.prompt == p.prompt.strip() and len(p.prompt) >= 15 for p in both)
+    prompts = [*measure.values(), *retain.values()]
+    assert len(measure | retain) == len({prompt.lower() for prompt in prompts}) == 100
+    assert all(prompt == prompt.strip() and len(prompt) >= 15 for prompt in prompts)
 
 
 @pytest.mark.parametrize("kind", ["chat", "base"])
@@ -37,7 +37,7 @@ def test_texts_are_written_once_and_are_the_models_own(
     settings = CompareSettings(**quick, model=model)
     with Run("compare", settings, pool=(pool := CountingPool(model))) as run:
         texts = own_texts(run, "measure")
-        assert [t.prompt_id for t in texts] == [p.id for p in general_prompts("measure")]
+        assert [t.prompt_id for t in texts] == list(general_prompts("measure"))
         assert all(len(t.ids) <= 32 and t.text == run.workers.tokenizer.decode(t.ids) for t in texts)
         assert len({t.ids for t in texts}) > 2, "all alike"  # a base model this small writes few different texts
         tasks = len(pool.tasks)

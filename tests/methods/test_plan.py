@@ -37,8 +37,9 @@ from selfedit.models import load_tokenizer
 from selfedit.prompts import Prompts
 from selfedit.runs.costs import Spent
 from selfedit.runs.directory import RunDirectory
+from selfedit.training.jobs import Jobs
 from selfedit.training.recipes import load_recipe
-from selfedit.training.tokens import tokenize, training_sequences, within_bounds
+from selfedit.training.tokens import tokenize, within_bounds
 from tiny_world import rows, write_rows
 
 
@@ -353,6 +354,7 @@ def test_no_edit_is_more_than_planned(
     assert chosen.max_edit_tokens == most_tokens
     planned = plan(learn, chosen).train_tokens
     tokenizer, prompts = load_tokenizer(model), Prompts()
+    jobs = Jobs(tokenizer, 1024, prompts)
     vocabulary = st.lists(st.integers(0, len(tokenizer.hf) - 1), max_size=most_tokens).map(tokenizer.decode)
     lines = st.lists(st.text(max_size=6), max_size=60).map("\n".join)
     pairs = st.lists(
@@ -364,7 +366,7 @@ def test_no_edit_is_more_than_planned(
     def check(raw: str) -> None:
         written = raw.strip() if recipe.cutting.startswith("seal") else clean(raw, cut_off=False)[0]
         text = within_bounds(written, most_tokens, tokenizer)
-        sequences = training_sequences(document, text, recipe, tokenizer, 1024)
+        sequences = jobs.sequences([document], [text], recipe)
         assert sum(len(tokenize(one, recipe, tokenizer, prompts).ids) for one in sequences) <= planned
 
     check()

@@ -26,7 +26,6 @@ from selfedit.runs.records import (
     OwnText,
     RoundRecord,
     ScoredAnswer,
-    fit_id,
 )
 from selfedit.runs.store import Store
 
@@ -181,16 +180,16 @@ def test_ids_of_different_things_differ() -> None:
     assert len(edits) == 4
     edit = edit_id(0, "d", "self", 1)
     fits = [
-        fit_id(round=0, condition="self", replicate=0, document_id="d", edit_id=edit),
-        fit_id(round=0, condition="self@lr=1e-3", replicate=0, document_id="d", edit_id=edit),
-        fit_id(round=1, condition="self", replicate=0, document_id="d", edit_id=edit),
-        fit_id(round=0, condition="self", replicate=0, document_id="d"),
-        fit_id(round=0, condition="self", replicate=1, document_id="d"),
-        fit_id(round=0, condition="self", replicate=0),
+        FitRecord("self", 0, 0, "d", edit).id,
+        FitRecord("self@lr=1e-3", 0, 0, "d", edit).id,
+        FitRecord("self", 0, 1, "d", edit).id,
+        FitRecord("self", 0, 0, "d").id,
+        FitRecord("self", 1, 0, "d").id,
+        FitRecord("self").id,
     ]
     assert len(set(fits)) == len(fits)
     assert fits[0] == f"{edit}|0" == "0|d|self|1|0"
-    assert fit_id(round=0, condition="none", replicate=0) == "0||none|0"
+    assert FitRecord("none").id == "0||none|0"
 
 
 def test_grades_are_added_once_and_ungraded_ones_give_way(store: Store, documents: tuple[Document, ...]) -> None:

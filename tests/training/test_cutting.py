@@ -11,6 +11,7 @@ import pytest
 from selfedit.documents import Document
 from selfedit.training.cutting import cut
 from selfedit.training.objectives import TrainingSequence, question_pairs
+from selfedit.training.recipes import Recipe
 
 DOCUMENT = Document("d", "Kites", "Ada made a kite. It is new.")
 EDIT = "Ada made it.\nQuestion: Who made it?\nAnswer: Ada\nIt is new."
@@ -21,7 +22,7 @@ def words(text: str) -> int:
 
 
 def texts(edit: str | None, **settings: Any) -> list[str]:
-    found = cut(DOCUMENT, edit, **{"cutting": "lines", "max_tokens": 1000, "count_tokens": words, **settings})
+    found = cut(DOCUMENT, edit, Recipe(**settings), max_tokens=1000, count_tokens=words)
     assert {sequence.title for sequence in found} == {"Kites"}
     assert not any(sequence.question for sequence in found)
     return [sequence.text for sequence in found]
@@ -42,13 +43,17 @@ def test_neighbouring_lines_are_packed_together() -> None:
 
 
 def test_objectives_learn_pairs_once_and_distill_shows_the_passage() -> None:
-    made: dict[str, Any] = {"cutting": "lines", "max_tokens": 1000, "count_tokens": words, "document_copies": 0}
+
+    def learned(*objectives: Any) -> list[TrainingSequence]:
+        recipe = Recipe(objectives=objectives, document_copies=0)
+        return cut(DOCUMENT, EDIT, recipe, max_tokens=1000, count_tokens=words)
+
     pair = TrainingSequence("Kites", "Ada", "Who made it?")
     lines = [TrainingSequence("Kites", "Ada made it."), TrainingSequence("Kites", "It is new.")]
     taught = [replace(one, passage=DOCUMENT.text) for one in (pair, *lines)]
-    assert cut(DOCUMENT, EDIT, objectives=("answers",), **made) == [pair]
-    assert cut(DOCUMENT, EDIT, objectives=("distill",), **made) == taught
-    assert cut(DOCUMENT, EDIT, objectives=("text", "distill"), **made) == [*lines, *taught]
+    assert learned("answers") == [pair]
+    assert learned("distill") == taught
+    assert learned("text", "distill") == [*lines, *taught]
 
 
 def test_without_an_edit_the_document_is_learned() -> None:
@@ -65,15 +70,8 @@ def test_the_document_can_be_left_out_unless_nothing_else_is_there() -> None:
 
 @pytest.mark.parametrize("cutting", ["lines", "whole"])
 def test_questions_in_the_exams_own_form(cutting: Any) -> None:
-    found = cut(
-        DOCUMENT,
-        EDIT,
-        cutting=cutting,
-        objectives=("text", "answers"),
-        max_tokens=1000,
-        count_tokens=words,
-        document_copies=0,
-    )
+    recipe = Recipe(cutting=cutting, objectives=("text", "answers"), document_copies=0)
+    found = cut(DOCUMENT, EDIT, recipe, max_tokens=1000, count_tokens=words)
     others = ["Ada made it.", "It is new."] if cutting == "lines" else ["Ada made it.\nIt is new."]
     assert found[-1] == TrainingSequence("Kites", "Ada", "Who made it?")
     assert [sequence.text for sequence in found[:-1]] == others
@@ -97,7 +95,7 @@ def test_question_pairs(lines: list[str], pairs: list[tuple[str, str]], others: 
 def test_long_texts_are_cut_into_overlapping_parts() -> None:
     sentences = [f"Ada made kite number {k} in Oslo." for k in range(60)]
     document = Document("d", "Kites", " ".join(sentences))
-    found = cut(document, "It is new.", cutting="lines", max_tokens=150, count_tokens=words)
+    found = cut(document, "It is new.", Recipe(), max_tokens=150, count_tokens=words)
     assert found[0].text == "It is new."
     parts = [sequence.text for sequence in found[1:]]
     assert len(parts) > 1

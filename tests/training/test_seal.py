@@ -13,7 +13,8 @@ from selfedit.models import load_tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import cut
 from selfedit.training.jobs import Jobs
-from selfedit.training.recipes import load_recipe
+from selfedit.training.objectives import TrainingSequence
+from selfedit.training.recipes import Recipe, load_recipe
 from selfedit.training.seal import seal_texts
 from tiny_world import model_folder
 
@@ -58,13 +59,16 @@ def words(text: str) -> int:
 
 
 def test_the_passage_is_the_last_and_nothing_is_trimmed() -> None:
-    made: dict[str, Any] = {"max_tokens": 1000, "count_tokens": words}
-    found = cut(KITE, PAIRS, cutting="seal", **made)
+
+    def learned(edit: str, **settings: Any) -> list[TrainingSequence]:
+        return cut(KITE, edit, Recipe(cutting="seal", **settings), max_tokens=1000, count_tokens=words)
+
+    found = learned(PAIRS)
     assert [one.text for one in found] == [*seal_texts(PAIRS, by_line=True), KITE.text.strip()]
     assert [one.of_document for one in found] == [False, False, True]
-    assert [one.text for one in cut(KITE, "", cutting="seal", **made)] == [KITE.text.strip()]
-    assert [one.text for one in cut(KITE, "", cutting="seal", document_copies=2, **made)] == [KITE.text.strip()] * 2
-    assert [one.text for one in cut(KITE, PAIRS, cutting="seal", most_texts=1, **made)][1:] == [KITE.text.strip()]
+    assert [one.text for one in learned("")] == [KITE.text.strip()]
+    assert [one.text for one in learned("", document_copies=2)] == [KITE.text.strip()] * 2
+    assert [one.text for one in learned(PAIRS, most_texts=1)][1:] == [KITE.text.strip()]
 
 
 @pytest.fixture(scope="module")

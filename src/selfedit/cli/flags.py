@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -61,7 +60,7 @@ def add_settings(
         options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
         if annotation is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif get_origin(annotation) is dict or annotation is dict:
+        elif get_origin(annotation) is dict:
             group.add_argument(flag, action="append", metavar="NAME=VALUE", **options)
         elif get_origin(annotation) is Literal:
             action = "append" if many else "store"
@@ -84,7 +83,8 @@ def read_settings(kind: type[S], arguments: argparse.Namespace) -> S:
         given = getattr(arguments, name, None)
         if given is None or given == []:
             continue
-        values[name] = _pairs(name, given) if isinstance(given, list) and _is_dict(kind, name) else given
+        pairs = isinstance(given, list) and get_origin(kind.model_fields[name].annotation) is dict
+        values[name] = _pairs(name, given) if pairs else given
     return make_settings(kind, values, where)
 
 
@@ -115,11 +115,6 @@ def _element(annotation: Any) -> tuple[Any, bool]:
     if get_origin(annotation) is tuple:
         return get_args(annotation)[0], True
     return annotation, False
-
-
-def _is_dict(kind: type[Settings], name: str) -> bool:
-    annotation = kind.model_fields[name].annotation
-    return annotation is dict or typing.get_origin(annotation) is dict
 
 
 def _show(value: Any) -> str:

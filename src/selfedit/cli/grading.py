@@ -7,11 +7,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from selfedit.errors import UserError
-from selfedit.evaluation.check import check_grader, grade_rows, read_graded_rows
+from selfedit.evaluation.check import check_grader, read_graded_rows
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.judge import Complete as Ask
@@ -32,20 +33,20 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
     for label in ("right", "wrong"):
         found = report.confusion[label]
         say(f"labelled {label}  {found.get('right', 0):>12}  {found.get('wrong', 0):>12}")
-    return report.to_json()
+    return asdict(report)
 
 
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     """Writes each row with `value` and `score`; returns counts."""
     rows = read_graded_rows(path, labelled=False)
-    grades = grade_rows(_grader(arguments), rows)
+    grades = _grader(arguments).grade([row.item for row in rows])
     lines = "".join(
         json.dumps(
             {
                 "title": row.title,
-                "question": row.item.question,
-                "gold": row.item.gold[0] if len(row.item.gold) == 1 else list(row.item.gold),
-                "answer": row.item.answer,
+                "question": row.question,
+                "gold": row.gold[0] if len(row.gold) == 1 else row.gold,
+                "answer": row.answer,
                 "value": grade.value,
                 "score": grade.score,
                 **({"note": grade.note} if grade.note else {}),

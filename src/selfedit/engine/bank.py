@@ -80,7 +80,7 @@ class AdapterBank:
         for group in self.groups:
             group.set_parameters(*self._views(self._compute_NF, group))
         for name, layer in zip(self.names, self.layers, strict=True):
-            _set_submodule(model, name, layer)
+            model.set_submodule(name, layer)
 
     def __enter__(self) -> AdapterBank:
         return self
@@ -91,7 +91,7 @@ class AdapterBank:
     def detach(self) -> None:
         """Gives the model its own layers back."""
         for name, layer in zip(self.names, self.layers, strict=True):
-            _set_submodule(self.model, name, layer.base_layer)
+            self.model.set_submodule(name, layer.base_layer)
 
     def reset(self, adapter: int, seed: int, below: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
         """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero.  The first
@@ -294,11 +294,6 @@ def _matches(name: str, module: nn.Module, spec: LoraSpec) -> bool:
     # As in PEFT: the first number in a dotted name is the decoder layer's.
     number = next((int(part) for part in name.split(".") if part.isdigit()), None)
     return number is not None and spec.layers[0] <= number <= spec.layers[1]
-
-
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _aligned(count: int) -> int:

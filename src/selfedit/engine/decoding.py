@@ -14,6 +14,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -26,7 +27,7 @@ from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning
 from selfedit.engine.lora import Routing
-from selfedit.engine.memory import device_kind, free_memory, move, out_of_memory, release_memory
+from selfedit.engine.memory import attempted, device_kind, free_memory, move, release_memory
 
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
@@ -62,7 +63,12 @@ def decode(
         # Rows of one adapter lie together.
         batch = sorted(waiting[:rows], key=lambda k: (requests[k].adapter or 0, requests[k].prompt, k))
         told = None if on_token is None else lambda k, token, batch=batch: on_token(batch[k], token)
-        results = _attempt(backbone, [requests[k] for k in batch], bank, on_tokens, told)
+        asked = [requests[k] for k in batch]
+        compute = partial(_decode_batch, backbone, asked, bank, on_tokens, told)
+        # Starting operations is what takes the time of a token on an accelerator, and training's forms start fewer.
+        on_cpu = backbone.head_VD.device.type == "cpu"
+        with packed_attention(model) if on_cpu else backbone.training():
+            results = attempted(compute, last=len(batch) == 1)
         if results is None:
             line = f"out of memory: answers go on in batches of {budget // 2} tokens instead of {budget}"
             warnings.warn(line, LessMemoryWarning, stacklevel=2)
@@ -104,25 +110,6 @@ def _default_budget(backbone: Backbone, memory: int | None) -> int:
     return max(1024, int(usable / 2 / (kept + 64 * config.hidden_size)))
 
 
-def _attempt(
-    backbone: Backbone,
-    requests: list[DecodeRequest],
-    bank: AdapterBank | None,
-    on_tokens: Callable[[int], None] | None,
-    on_token: Callable[[int, int], None] | None,
-) -> list[Completion] | None:
-    """The completions of one batch, or None where memory ran out and a smaller one may fit."""
-    # Starting operations is what takes the time of a token on an accelerator, and training's forms start fewer.
-    on_cpu = backbone.head_VD.device.type == "cpu"
-    try:
-        with packed_attention(backbone.model) if on_cpu else backbone.training():
-            return _decode_batch(backbone, requests, bank, on_tokens, on_token)
-    except RuntimeError as error:
-        if len(requests) == 1 or not out_of_memory(error):
-            raise
-        return None
-
-
 @torch.no_grad()
 def _decode_batch(
     backbone: Backbone,
@@ -131,6 +118,7 @@ def _decode_batch(
     on_tokens: Callable[[int], None] | None,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
+    """The completions of one batch."""
     device = backbone.head_VD.device
     # Requests with the same adapter and prompt (several samples of one edit) share its prefill.
     unique: dict[tuple[int | None, tuple[int, ...]], int] = {}

@@ -1,4 +1,4 @@
-"""Memory of the device that a model lies on: how much is free, how much was used, and when it has run out.
+"""Memory of the device that a model lies on: how much is free, and when it has run out.
 
 Figures come from torch for accelerators, from the operating system and the process's control group for CPUs.
 """
@@ -6,13 +6,14 @@ Figures come from torch for accelerators, from the operating system and the proc
 from __future__ import annotations
 
 import os
-import resource
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+R = TypeVar("R")
 
 # The share of free memory that one process may use: others share a CPU's.
 _SHARE = {"cpu": 0.5, "accelerator": 0.9}
@@ -57,22 +58,20 @@ def usable_memory(device: torch.device) -> int:
     return int(free_memory(device) * _SHARE[device_kind(device)])
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes in use at most since `reset_peak`; on a CPU, the whole process's since it began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out (on a CPU, torch raises a plain RuntimeError)."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
+def attempted(compute: Callable[[], R], *, last: bool = False) -> R | None:
+    """What `compute` gives, or None where memory ran out; its tensors go with the error, when this function returns.
+    The `last` attempt raises."""
+    try:
+        return compute()
+    except RuntimeError as error:
+        if last or not out_of_memory(error):
+            raise
+        return None
 
 
 def release_memory() -> None:

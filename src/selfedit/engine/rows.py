@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.decoding import PREFILL_TOKENS, parts
 from selfedit.engine.jobs import LessMemoryWarning
-from selfedit.engine.memory import device_kind, out_of_memory, release_memory
+from selfedit.engine.memory import attempted, device_kind, release_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ def in_rows(
         while (begin := len(found)) < len(items):
             end = begin + next(parts(lengths[begin:], budget)).stop
             row, tokens = list(items[begin:end]), sum(lengths[begin:end])
-            results = _attempt(compute, row)
+            results = attempted(partial(compute, row))
             if results is None:
                 if len(row) == 1:
                     raise torch.OutOfMemoryError(
@@ -54,14 +55,3 @@ def in_rows(
             if on_tokens is not None:
                 on_tokens(tokens)
     return found
-
-
-def _attempt(compute: Callable[[list[T]], list[R]], row: list[T]) -> list[R] | None:
-    """The results of one row, or None where memory ran out."""
-    try:
-        return compute(row)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        # The error holds the pass's tensors; they go with it, when this function returns.
-        return None

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fitting import UnderWay, fit
 from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, LoraSpec, NotEnoughMemoryError
-from selfedit.engine.memory import out_of_memory, release_memory
+from selfedit.engine.memory import attempted, release_memory
 from selfedit.engine.planning import Plan
 from selfedit.engine.planning import plan as make_plan
 
@@ -45,17 +47,18 @@ def fit_all(
     chosen = make_plan(model, spec, jobs, calibrate=False) if plan is None else plan
     if len(chosen.waves) > 1 and (on_step is not None or start is not None):
         raise ValueError(f"a state is saved of one wave only, and these jobs take {len(chosen.waves)}")
+    how: dict[str, Any] = {"token_budget": chosen.token_budget, "checkpointing": chosen.checkpointing}
+    how |= {"on_tokens": on_tokens, "on_step": on_step, "start": start}
     results: dict[int, FitResult] = {}
     waves, size, warned = list(chosen.waves), chosen.bank_size, False
     while waves:
-        bank = _bank(model, spec, size)
+        bank = attempted(partial(AdapterBank, model, spec, size))
         if bank is not None:
             with bank:
-                while (
-                    waves
-                    and (fitted := _wave(bank, [jobs[k] for k in waves[0]], chosen, on_tokens, on_step, start))
-                    is not None
-                ):
+                while waves:
+                    fitted = attempted(partial(fit, bank, [jobs[k] for k in waves[0]], **how), last=size == 1)
+                    if fitted is None:
+                        break
                     wave = waves.pop(0)
                     results.update(zip(wave, fitted, strict=True))
                     if on_wave is not None:
@@ -73,38 +76,3 @@ def fit_all(
             waves = [wave[k : k + size] for wave in waves for k in range(0, len(wave), size)]
             release_memory()
     return [results[k] for k in range(len(jobs))]
-
-
-def _bank(model: PreTrainedModel, spec: LoraSpec, size: int) -> AdapterBank | None:
-    """A bank, or None where it does not fit into memory."""
-    try:
-        return AdapterBank(model, spec, size)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        return None
-
-
-def _wave(
-    bank: AdapterBank,
-    jobs: list[FitJob],
-    chosen: Plan,
-    on_tokens: Callable[[int], None] | None,
-    on_step: Callable[[UnderWay], None] | None,
-    start: Path | None,
-) -> list[FitResult] | None:
-    """The results of one wave, or None where its optimiser states do not fit into memory."""
-    try:
-        return fit(
-            bank,
-            jobs,
-            token_budget=chosen.token_budget,
-            checkpointing=chosen.checkpointing,
-            on_tokens=on_tokens,
-            on_step=on_step,
-            start=start,
-        )
-    except RuntimeError as error:
-        if not out_of_memory(error) or bank.size == 1:
-            raise
-        return None

@@ -6,21 +6,22 @@ Labels come as JSONL rows with `question`, `gold`, `answer` and `correct`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool
 
 from selfedit.documents.rows import BlankText, Text, read_rows
 from selfedit.errors import UserError, checked
-from selfedit.evaluation.grade import Grade, GradeItem, Grader
-from selfedit.evaluation.statistics import bootstrap, cohen_kappa, kappa_interval
+from selfedit.evaluation.grade import GradeItem, Grader
+from selfedit.evaluation.statistics import bootstrap_interval, kappa
 
 
-class _Row(BaseModel):
+class GradedRow(BaseModel):
+    """One row of a file of answers: `correct` is the label, None where it has none."""
+
     question: Text
     gold: Annotated[
         list[Text], Field(min_length=1), BeforeValidator(lambda gold: [gold] if isinstance(gold, str) else gold)
@@ -29,14 +30,9 @@ class _Row(BaseModel):
     title: BlankText = ""
     correct: StrictBool | None = None
 
-
-@dataclass(frozen=True)
-class GradedRow:
-    """One row of a file of answers: `correct` is the label, None where it has none."""
-
-    title: str
-    item: GradeItem
-    correct: bool | None
+    @property
+    def item(self) -> GradeItem:
+        return GradeItem(self.question, tuple(self.gold), self.answer)
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,6 @@ class GraderReport:
     bias_ci95: tuple[float, float]
     confusion: dict[str, dict[str, int]]
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain data; intervals are lists of two."""
-        plain = asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-
 
 def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedRow]:
     """Rows of `{"question", "gold", "answer", "correct"}`, perhaps with a `title`; one JSON object per line.
@@ -71,63 +62,41 @@ def read_graded_rows(path: str | Path, *, labelled: bool = True) -> list[GradedR
     lines are skipped.  Raises UserError naming file and row."""
     rows = []
     for where, row in read_rows(Path(path)):
-        found = checked(_Row, row, where, 'a row is {"question", "gold", "answer", "correct"}')
-        if labelled and found.correct is None:
+        rows.append(checked(GradedRow, row, where, 'a row is {"question", "gold", "answer", "correct"}'))
+        if labelled and rows[-1].correct is None:
             raise UserError(f"{where}: correct must be true or false; label the row")
-        item = GradeItem(found.question, tuple(found.gold), found.answer.strip())
-        rows.append(GradedRow(found.title.strip(), item, found.correct))
     return rows
 
 
-def grade_rows(grader: Grader, rows: Sequence[GradedRow]) -> list[Grade]:
-    """One grade per row, in order."""
-    grades = grader.grade([row.item for row in rows])
-    if len(grades) != len(rows):
-        raise RuntimeError(f"grader {grader.name} returned {len(grades)} grades for {len(rows)} answers")
-    return grades
-
-
 def check_grader(grader: Grader, rows: Sequence[GradedRow]) -> GraderReport:
-    """Grades labelled rows and compares.  Raises UserError where nothing was graded, ValueError on a row without a
-    label."""
-    if any(row.correct is None for row in rows):
-        raise ValueError("a row has no label: nothing to compare with")
-    graded: list[tuple[GradedRow, bool, float]] = []
-    grades = grade_rows(grader, rows)
-    for row, grade in zip(rows, grades, strict=True):
-        if grade.value != "ungraded" and grade.score is not None:
-            graded.append((row, grade.value == "right", grade.score))
+    """Grades labelled rows and compares.  Raises UserError where nothing was graded."""
+    grades = grader.grade([row.item for row in rows])
+    graded = [(row, grade) for row, grade in zip(rows, grades, strict=True) if grade.score is not None]
     if not graded:
-        reason = next((v.note for v in grades if v.note), "no rows")
+        reason = next((grade.note for grade in grades if grade.note), "no rows")
         raise UserError(
             f"{grader.name}: not one of {len(rows)} answers could be graded ({reason}); mend the cause and run again"
         )
-    labels = [bool(row.correct) for row, _, _ in graded]
-    said = [right for _, right, _ in graded]
-    questions = [f"{row.title}\n{row.item.question}" for row, _, _ in graded]
+    questions = [f"{row.title}\n{row.question}" for row, _ in graded]
+    labels = np.asarray([bool(row.correct) for row, _ in graded], dtype=np.float64)
+    said = np.asarray([grade.value == "right" for _, grade in graded], dtype=np.float64)
+    excess = np.asarray([grade.score for _, grade in graded]) - labels
+    ones = np.ones(len(graded))
+    agreed, *kappa_ci95 = bootstrap_interval(np.stack([labels * said, labels, said, ones]), questions, kappa)
+    bias, *bias_ci95 = bootstrap_interval(np.stack([excess, ones]), questions, lambda sums: sums[0] / sums[1])
     names = {True: "right", False: "wrong"}
     confusion = {label: dict.fromkeys(names.values(), 0) for label in names.values()}
-    for label, right in zip(labels, said, strict=True):
-        confusion[names[label]][names[right]] += 1
-    kappa = kappa_interval(labels, said, questions)
-    excess = np.asarray([score - label for (_, _, score), label in zip(graded, labels, strict=True)])
+    for row, grade in graded:
+        confusion[names[bool(row.correct)]][grade.value] += 1
     return GraderReport(
         grader=grader.name,
         n=len(graded),
         ungraded=len(rows) - len(graded),
         questions=len(set(questions)),
-        agreement=sum(a == b for a, b in zip(labels, said, strict=True)) / len(graded),
-        kappa=cohen_kappa(labels, said),
-        kappa_ci95=(kappa.lo, kappa.hi),
-        bias=float(excess.mean()),
-        bias_ci95=_mean_interval(excess, questions),
+        agreement=float((labels == said).mean()),
+        kappa=agreed,
+        kappa_ci95=(kappa_ci95[0], kappa_ci95[1]),
+        bias=bias,
+        bias_ci95=(bias_ci95[0], bias_ci95[1]),
         confusion=confusion,
     )
-
-
-def _mean_interval(values: NDArray[np.float64], clusters: Sequence[str]) -> tuple[float, float]:
-    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, counts = np.bincount(inverse, weights=values), np.bincount(inverse)
-    draws = bootstrap(len(sums), lambda index: sums[index].sum(axis=1) / counts[index].sum(axis=1))
-    lo, hi = np.quantile(draws, [0.025, 0.975])
-    return float(lo), float(hi)

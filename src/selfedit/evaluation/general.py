@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -25,21 +24,12 @@ _ASKED_PER_QUESTION = 20
 Use = Literal["measure", "retain"]
 
 
-@dataclass(frozen=True)
-class GeneralPrompt:
-    """An everyday instruction.  What is written to a prompt for `measure` shows how far an adapter has moved; what is
-    written to one for `retain` may be trained on, so that it does not move.  No prompt is for both."""
-
-    id: str
-    use: Use
-    prompt: str
-
-
 @cache
-def general_prompts(use: Use) -> tuple[GeneralPrompt, ...]:
-    """The built-in prompts for one use, in a fixed order."""
-    prompts = (GeneralPrompt(**row) for row in _rows("general_prompts.jsonl"))
-    return tuple(prompt for prompt in prompts if prompt.use == use)
+def general_prompts(use: Use) -> dict[str, str]:
+    """The built-in everyday instructions for one use, by id, in a fixed order.  What is written to a prompt for
+    `measure` shows how far an adapter has moved; what is written to one for `retain` may be trained on, so that it does
+    not move.  No prompt is for both."""
+    return {row["id"]: row["prompt"] for row in _rows("general_prompts.jsonl") if row["use"] == use}
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -54,13 +44,10 @@ def _questions() -> tuple[Question, ...]:
 
 
 def general_questions(per_adapter: int | None = None, seed: int = 0) -> list[Question]:
-    """The built-in everyday questions, in a fixed order, each with its accepted answers; their ids begin with
-    `general|`.
+    """Built-in everyday questions, each with its accepted answers; their ids begin with `general|`.
 
-    With `per_adapter`, only those that a run asks the untrained model: 20 times as many as it asks each adapter, drawn
-    with `seed`, so that the first exam does not grow with the list.
+    With `per_adapter`, those that a run asks the untrained model: 20 times as many as it asks each adapter, drawn with
+    `seed`, so that the first exam does not grow with the list.
     """
-    if per_adapter is None:
-        return list(_questions())
     drawn = sorted(_questions(), key=lambda q: hashlib.sha256(f"{seed}|{q.id}".encode()).digest())
-    return drawn[: _ASKED_PER_QUESTION * per_adapter]
+    return drawn if per_adapter is None else drawn[: _ASKED_PER_QUESTION * per_adapter]

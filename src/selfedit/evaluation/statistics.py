@@ -157,19 +157,27 @@ def accuracy_ratio(
     common = sorted(d for d in first if d in second and first[d].graded > 0 and second[d].graded > 0)
     columns = np.asarray([(*first[d], *second[d]) for d in common], dtype=np.float64).reshape(-1, 4).T
 
-    def ratio(sums: Sequence[Floats]) -> Floats:
+    def ratio(sums: Floats) -> Floats:
         right_1, graded_1, right_2, graded_2 = sums
         return (right_2 / graded_2) * (graded_1 / right_1)
 
     if not columns[0].sum() > 0:
         raise ValueError("no document of which anything was answered rightly: there is no ratio")
-    mean = float(ratio(list(columns.sum(axis=1))))
     if len(common) < LEAST_DOCUMENTS:
-        return mean, None
+        return float(ratio(columns.sum(axis=1))), None
     with np.errstate(divide="ignore", invalid="ignore"):
-        draws = bootstrap(len(common), lambda index: ratio([column[index].sum(axis=1) for column in columns]))
-        low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return mean, (float(low), float(high)) if np.isfinite(high) and high - low > 1e-12 else None
+        mean, low, high = bootstrap_interval(columns, common, ratio)
+    return mean, (low, high) if np.isfinite(high) and high - low > 1e-12 else None
+
+
+def bootstrap_interval(columns: Floats, clusters: Sequence[str], statistic: Callable[[Floats], Floats]) -> Interval:
+    """A statistic of sums over rows, with its 95 % interval by bootstrap over clusters of rows (those of one question,
+    say).  `statistic` is given the sums of the `columns` [K, rows], as [K] or [K, B]."""
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.stack([np.bincount(inverse, weights=column) for column in columns])
+    draws = bootstrap(len(sums[0]), lambda index: statistic(np.stack([column[index].sum(axis=1) for column in sums])))
+    lo, hi = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(statistic(sums.sum(axis=1))), float(lo), float(hi))
 
 
 def _rates(pairs: Floats) -> Floats:
@@ -266,46 +274,17 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None where it is undefined (under two values, or one side constant)."""
     from scipy.stats import spearmanr
 
-    if len(x) != len(y):
-        raise ValueError(f"as many values on both sides: {len(x)} and {len(y)}")
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     return float(spearmanr(x, y).statistic)
 
 
-def _kappa(both: Floats, first: Floats, second: Floats, n: Floats) -> Floats:
-    """Cohen's kappa from counts: said yes by both, by the first, by the second, of n.  1 where both say one same thing
-    always."""
+def kappa(counts: Floats) -> Floats:
+    """Cohen's kappa, the agreement of two raters beyond what their rates would give by chance, from counts [4] or
+    [4, B]: said yes by both, by the first, by the second, of so many.  1 where both say one same thing always."""
+    both, first, second, n = counts
     neither = n - first - second + both
     observed = (both + neither) / n
     expected = (first * second + (n - first) * (n - second)) / n**2
     # Expected agreement is 1 only where both raters are constant and alike: they agree, as far as one can tell.
     return np.where(expected < 1, (observed - expected) / np.where(expected < 1, 1 - expected, 1.0), 1.0)
-
-
-def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Cohen's kappa of two raters' yes and no: agreement beyond what their rates would give by chance."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.shape != b.shape or not a.size:
-        raise ValueError(f"kappa needs as many grades on both sides, at least one: {a.size} and {b.size}")
-    return float(_kappa(*(np.asarray(v, dtype=np.float64) for v in (a @ b, a.sum(), b.sum(), a.size))))
-
-
-def kappa_interval(first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str] | None = None) -> Interval:
-    """Cohen's kappa with its 95 % interval, by bootstrap over clusters (rows of one question, say); over rows without
-    them."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    point = cohen_kappa(first, second)
-    names = range(len(a)) if clusters is None else clusters
-    if len(names) != len(a):
-        raise ValueError(f"one cluster per row: {len(names)} for {len(a)}")
-    _, inverse = np.unique(np.asarray(names), return_inverse=True)
-    counts = np.zeros((int(inverse.max()) + 1, 4))
-    np.add.at(counts, inverse, np.stack([a * b, a, b, np.ones_like(a)], axis=1))
-
-    def statistic(index: NDArray[np.int64]) -> Floats:
-        both, one, other, n = (counts[:, k][index].sum(axis=1) for k in range(4))
-        return _kappa(both, one, other, n)
-
-    lo, hi = np.quantile(bootstrap(len(counts), statistic), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(point, float(lo), float(hi))

@@ -29,10 +29,19 @@ def _ordinal(number: int) -> str:
     return f"{number}" + {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
-_UNIT_VALUE = {word: value for value, word in enumerate(_UNITS)}
-_TENS_VALUE = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
-_ORDINAL_VALUE = {word: value for value, word in enumerate(_ORDINAL_UNITS, start=1)}
-_ORDINAL_TENS_VALUE = {word: 10 * value for value, word in enumerate(_ORDINAL_TENS, start=2)}
+def _number_words() -> dict[str, str]:
+    """Units, tens, tens followed by a unit, and their ordinals, as digits.  `hundred` and above stay words."""
+    found = {word: str(value) for value, word in enumerate(_UNITS)}
+    found |= {word: _ordinal(value) for value, word in enumerate(_ORDINAL_UNITS, start=1)}
+    for value, (tens, ordinal_tens) in enumerate(zip(_TENS, _ORDINAL_TENS, strict=True), start=2):
+        found |= {tens: str(10 * value), ordinal_tens: _ordinal(10 * value)}
+        for unit in range(1, 10):
+            found[f"{tens} {_UNITS[unit]}"] = str(10 * value + unit)
+            found[f"{tens} {_ORDINAL_UNITS[unit - 1]}"] = _ordinal(10 * value + unit)
+    return found
+
+
+_NUMBERS = _number_words()
 
 # A number with thousands separators or decimals is one token; letters and digits that touch (`11th`, `1990s`) stay
 # together. Scripts without blanks between words (kana, Chinese characters, Thai) are taken character by character.
@@ -56,36 +65,16 @@ def _fold(text: str) -> str:
 
 
 def _unify_numbers(tokens: Sequence[str]) -> list[str]:
-    """Number words to digits: units, tens, tens followed by a unit, and their ordinals.  `hundred` and above stay
-    words."""
+    """Number words to digits."""
     out: list[str] = []
-    i = 0
-    while i < len(tokens):
-        word = tokens[i]
-        after = tokens[i + 1] if i + 1 < len(tokens) else ""
-        if word in _TENS_VALUE:
-            tens = _TENS_VALUE[word]
-            if 1 <= _UNIT_VALUE.get(after, 0) <= 9:
-                out.append(str(tens + _UNIT_VALUE[after]))
-                i += 2
-                continue
-            if 1 <= _ORDINAL_VALUE.get(after, 0) <= 9:
-                out.append(_ordinal(tens + _ORDINAL_VALUE[after]))
-                i += 2
-                continue
-            out.append(str(tens))
-        elif word in _UNIT_VALUE:
-            out.append(str(_UNIT_VALUE[word]))
-        elif word in _ORDINAL_VALUE:
-            out.append(_ordinal(_ORDINAL_VALUE[word]))
-        elif word in _ORDINAL_TENS_VALUE:
-            out.append(_ordinal(_ORDINAL_TENS_VALUE[word]))
-        elif word.isdecimal():
-            # int() also reads other scripts' digits; leading zeros carry no meaning in a quantity or a date.
-            out.append(str(int(word)) if len(word) < 300 else word)
-        else:
-            out.append(word)
-        i += 1
+    place = 0
+    while place < len(tokens):
+        two = " ".join(tokens[place : place + 2])
+        word = two if two in _NUMBERS else tokens[place]
+        place += 1 + word.count(" ")
+        if word.isdecimal() and len(word) < 300:
+            word = str(int(word))  # also other scripts' digits; leading zeros carry no meaning in a quantity or a date
+        out.append(_NUMBERS.get(word, word))
     return out
 
 

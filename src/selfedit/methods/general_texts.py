@@ -24,7 +24,7 @@ def own_texts(run: Run, use: Use, policy: tuple[str, ...] = (), *, round: int = 
     """The texts that the policy wrote to the general prompts of this use, in their order: greedily, so that they are
     what the model says, whatever the run's seed.  Those that the store lacks are written now."""
     name = "/".join(policy)
-    prompts = {prompt.id: prompt.prompt for prompt in general_prompts(use)}
+    prompts = general_prompts(use)
     tokenizer = run.workers.tokenizer
 
     def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
-from selfedit.runs.records import fit_id
+from selfedit.runs.records import FitRecord
 from selfedit.training.jobs import Learned
 
 Asked = tuple[Document | None, Question]  # None: a general question
@@ -47,13 +47,8 @@ class Learning:
 
     @property
     def id(self) -> str:
-        return fit_id(
-            round=self.round,
-            condition=self.condition,
-            replicate=self.replicate,
-            document_id=self.document_id,
-            edit_id=self.edit_id,
-        )
+        """Its fit's."""
+        return FitRecord(self.condition, self.replicate, self.round, self.document_id, self.edit_id).id
 
 
 def one_each(

@@ -12,24 +12,6 @@ from selfedit.editors.base import id_part
 from selfedit.evaluation.grade import GradeValue
 
 
-def fit_id(
-    *, round: int, condition: str, replicate: int, document_id: str | None = None, edit_id: str | None = None
-) -> str:
-    """The id of a fit.
-
-    - `EDIT_ID|REPLICATE`: trained on an edit, under the condition named like the edit's writer, in the edit's round;
-    - `EDIT_ID|ROUND|CONDITION|REPLICATE`: trained on an edit under another condition or in another round;
-    - `ROUND|DOCUMENT|CONDITION|REPLICATE`: no edit (passage alone, no adaptation); DOCUMENT is empty where the adapter
-      learned all documents, or where one exam of the unadapted model asks about all of them (`0||none|0`).
-    """
-    if edit_id is None:
-        return f"{round}|{id_part(document_id or '')}|{id_part(condition)}|{replicate}"
-    edit_round, _, writer, _ = edit_id.split("|")
-    if edit_round == str(round) and writer == id_part(condition):
-        return f"{edit_id}|{replicate}"
-    return f"{edit_id}|{round}|{id_part(condition)}|{replicate}"
-
-
 @dataclass(frozen=True)
 class Answer:
     """A student's answer to one question; `tokens` counts what was generated."""
@@ -77,13 +59,20 @@ class FitRecord:
 
     @property
     def id(self) -> str:
-        return fit_id(
-            round=self.round,
-            condition=self.condition,
-            replicate=self.replicate,
-            document_id=self.document_id,
-            edit_id=self.edit_id,
-        )
+        """The fit's name.
+
+        - `EDIT_ID|REPLICATE`: trained on an edit, under the condition named like the edit's writer, in its round;
+        - `EDIT_ID|ROUND|CONDITION|REPLICATE`: trained on an edit under another condition or in another round;
+        - `ROUND|DOCUMENT|CONDITION|REPLICATE`: no edit (passage alone, no adaptation); DOCUMENT is empty where the
+          adapter learned all documents, or where one exam of the unadapted model asks about all of them (`0||none|0`).
+        """
+        condition = id_part(self.condition)
+        if self.edit_id is None:
+            return f"{self.round}|{id_part(self.document_id or '')}|{condition}|{self.replicate}"
+        edit_round, _, writer, _ = self.edit_id.split("|")
+        if (edit_round, writer) == (str(self.round), condition):
+            return f"{self.edit_id}|{self.replicate}"
+        return f"{self.edit_id}|{self.round}|{condition}|{self.replicate}"
 
 
 @dataclass(frozen=True)

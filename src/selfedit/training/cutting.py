@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from selfedit.documents import Document, part_spans
 from selfedit.training.objectives import OBJECTIVES, Notes, TrainingSequence
+from selfedit.training.recipes import Recipe
 from selfedit.training.seal import seal_texts
-
-Cutting = Literal["lines", "packed", "whole", "seal", "seal-whole"]
 
 _FORM = 48  # tokens that a chat template may put around a text
 _SMALLEST_PART = 32
@@ -22,44 +20,41 @@ _SMALLEST_PART = 32
 def cut(
     document: Document,
     edit: str | None,
+    recipe: Recipe,
     *,
-    cutting: Cutting,
-    pack_tokens: int = 128,
-    most_texts: int | None = None,
-    objectives: Sequence[str] = ("text",),
-    document_copies: int = 1,
     max_tokens: int,
     count_tokens: Callable[[str], int],
     advance: Callable[[int], None] | None = None,
 ) -> list[TrainingSequence]:
     """The training sequences of one fit: the edit's, then the document's (as published, the document is the last).
 
-    `lines` makes each line of the edit a sequence of its own, `packed` joins lines up to `pack_tokens` tokens, `whole`
-    the edit; `seal` and `seal-whole` cut by lines and as a whole as the published code does (`seal_texts`), and learn
-    at most `most_texts` of an edit's texts.  A text longer than `max_tokens` is cut into overlapping parts.  The
-    document is there `document_copies` times; an edit of which nothing is left leaves it in any case.  `advance` is
-    called, part by part, with how many characters were cut.
+    The recipe's `cutting` `lines` makes each line of the edit a sequence of its own, `packed` joins lines up to
+    `pack_tokens` tokens, `whole` the edit; `seal` and `seal-whole` cut by lines and as a whole as the published code
+    does (`seal_texts`), and learn at most `most_texts` of an edit's texts.  A text longer than `max_tokens` is cut into
+    overlapping parts.  The document is there `document_copies` times; an edit of which nothing is left leaves it in any
+    case.  `advance` is called, part by part, with how many characters were cut.
     """
+    cutting = recipe.cutting
 
     def texts(lines: Sequence[str]) -> list[str]:
         if cutting == "lines":
             return list(lines)
-        return _packed(lines, pack_tokens if cutting == "packed" else None, count_tokens)
+        return _packed(lines, recipe.pack_tokens if cutting == "packed" else None, count_tokens)
 
     published = cutting in ("seal", "seal-whole")
     if published:
-        found = seal_texts(edit or "", by_line=cutting == "seal", most=most_texts)
+        found = seal_texts(edit or "", by_line=cutting == "seal", most=recipe.most_texts)
         whole = [TrainingSequence(document.title, text) for text in found]
     else:
         notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
-        whole = [one for name in objectives for one in OBJECTIVES[name].sequences(notes, objectives)]
-    if document_copies or not whole:
+        whole = [one for name in recipe.objectives for one in OBJECTIVES[name].sequences(notes, recipe.objectives)]
+    if recipe.document_copies or not whole:
         text = document.text.strip() if published else document.text
         whole.append(TrainingSequence(document.title, text, of_document=True))
     room = part_size(count_tokens(document.title), max_tokens)
     sequences: list[TrainingSequence] = []
     for one in whole:
-        copies = max(1, document_copies) if one.of_document else 1
+        copies = max(1, recipe.document_copies) if one.of_document else 1
         if one.question is not None or (published and count_tokens(one.text) <= room):
             sequences += [one] * copies
             if advance is not None and published:

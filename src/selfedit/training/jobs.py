@@ -13,9 +13,10 @@ from selfedit.engine.jobs import FitJob, TokenSequence
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
+from selfedit.training.cutting import cut
 from selfedit.training.objectives import TrainingSequence
 from selfedit.training.recipes import Recipe
-from selfedit.training.tokens import tokenize, training_sequences
+from selfedit.training.tokens import tokenize
 
 Advance = Callable[[int], None]
 Learned = str | tuple[str, ...] | None  # of a document: its edit, several of them, or none
@@ -68,14 +69,16 @@ class Jobs:
     ) -> list[TrainingSequence]:
         if recipe.pad_to is not None and recipe.pad_to > self.context_length:
             raise UserError(f"--set pad_to={recipe.pad_to}: the model reads {self.context_length:,} tokens at the most")
+        most = min(recipe.max_sequence_tokens, self.context_length)
         return [
             sequence
             for document, learned in zip(documents, edits, strict=True)
             for edit in _passes(learned, recipe)
-            for sequence in training_sequences(
-                document, edit, recipe, self.tokenizer, self.context_length, advance=advance
-            )
+            for sequence in cut(document, edit, recipe, max_tokens=most, count_tokens=self._count, advance=advance)
         ]
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
 
     def lesson(self, document: Document, edit: Edit) -> TokenSequence:
         """What an editor is trained on: the prompt for the document, and the edit that it is to write.  Where an edit

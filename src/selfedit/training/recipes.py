@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from selfedit.errors import UserError
 from selfedit.presets import read_preset
-from selfedit.training.cutting import Cutting
 from selfedit.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from selfedit.engine.jobs import FitSettings, LoraSpec
+
+Cutting = Literal["lines", "packed", "whole", "seal", "seal-whole"]
 
 
 class Recipe(BaseModel):

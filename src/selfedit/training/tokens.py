@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from selfedit.documents import Document
 from selfedit.engine.jobs import TokenSequence
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
-from selfedit.training.cutting import TrainingSequence, cut
+from selfedit.training.objectives import TrainingSequence
 from selfedit.training.recipes import Recipe
 
 _PIECE = 1 << 16  # characters
@@ -63,31 +60,6 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, context_length: int) -> tuple
         if len(ids) <= most:
             return ids
     raise UserError(f"the prompt is longer than the {context_length:,} tokens that the model reads")
-
-
-def training_sequences(
-    document: Document,
-    edit: str | None,
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    context_length: int,
-    *,
-    advance: Callable[[int], None] | None = None,
-) -> list[TrainingSequence]:
-    """What is learned of one document: its edit's texts, then its own.  `advance` is called with how many characters
-    were cut."""
-    return cut(
-        document,
-        edit,
-        cutting=recipe.cutting,
-        pack_tokens=recipe.pack_tokens,
-        most_texts=recipe.most_texts,
-        objectives=recipe.objectives,
-        document_copies=recipe.document_copies,
-        max_tokens=min(recipe.max_sequence_tokens, context_length),
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-        advance=advance,
-    )
 
 
 def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> TokenSequence:
