@@ -109,7 +109,6 @@ class Prompts:
 
     @property
     def content(self) -> dict[str, Any]:
-        """All texts, by purpose."""
         return self._texts
 
     @property

@@ -42,7 +42,6 @@ def read_yaml(path: str | Path, where: str) -> Any:
 
 
 def read_shipped(package: str, name: str) -> Any:
-    """A YAML file of the package itself, as plain data."""
     import yaml
 
     return yaml.safe_load((files(package) / name).read_text(encoding="utf-8"))

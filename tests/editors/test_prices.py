@@ -98,12 +98,9 @@ def test_a_budget_counts_what_is_spent_and_what_is_held() -> None:
     assert "budget of 1.00 USD" in str(error)
 
 
-def test_no_limit_refuses_nothing_and_a_nonsensical_one_is_refused() -> None:
+def test_no_limit_refuses_nothing() -> None:
     assert not Budget().would_exceed(1e9)
     assert Budget(0).would_exceed(0.01)
-    for limit in (-1, float("nan")):
-        with pytest.raises(UserError, match="must be an amount in US dollars"):
-            Budget(limit)
 
 
 def test_estimated_tokens_round_up() -> None:

@@ -131,7 +131,7 @@ def test_documents_without_questions_are_not_unfinished(tmp_path: Path) -> None:
 
 def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:
     run = read_run(partial_run)
-    found = {condition.name: condition for condition in findings.conditions(run)}
+    found = {condition.name: condition for condition in run.figures.conditions}
     with sqlite3.connect(partial_run / "run.sqlite") as store:
         expected = store.execute(
             "SELECT SUM(v.value = 'right'), COUNT(v.score), AVG(v.score) FROM grades v JOIN answers a ON a.id "

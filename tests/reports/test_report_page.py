@@ -16,8 +16,8 @@ import pytest
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.methods.settings import CompareSettings
-from selfedit.reports import build_report, findings, table, write_charts
-from selfedit.reports.records import read_run
+from selfedit.reports import build_report, table, write_charts
+from selfedit.reports.records import mean_score, read_run
 from selfedit.runs.records import Answer, FitRecord
 
 HOSTILE = (
@@ -177,7 +177,7 @@ def test_what_the_list_says_of_a_document_is_what_its_answers_say(compare_run: P
     for document, shown in zip(run.documents, page.documents, strict=True):
         asked = {question.id for question in document.questions}
         scores = [
-            findings.mean_score(g for g in run.answers if g.answer.question_id in asked and g.fit.condition == name)
+            mean_score(g for g in run.answers if g.answer.question_id in asked and g.fit.condition == name)
             for name in names
         ]
         assert (shown.attributes["data-score"] or "").split() == [

@@ -15,7 +15,7 @@ from selfedit.errors import UserError
 from selfedit.evaluation.check import check_grader, read_graded_rows
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
-from selfedit.evaluation.judge import Complete as Ask
+from selfedit.evaluation.judge import Ask, api_judge, local_judge
 
 
 def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], None]) -> Any:
@@ -82,7 +82,6 @@ def _grader(arguments: argparse.Namespace) -> Grader:
         return make_grader(arguments.grader, complete=_engine(engine))
     from selfedit.editors.api import ApiClient
     from selfedit.editors.endpoint import Endpoint
-    from selfedit.evaluation.judges import api_judge
     from selfedit.runs.store import Store
 
     client = ApiClient(model, Endpoint(base_url=arguments.api_base), store=Store(None))
@@ -90,8 +89,6 @@ def _grader(arguments: argparse.Namespace) -> Grader:
 
 
 def _engine(name: str) -> Ask:
-    """Asks a model that is loaded here."""
-    from selfedit.evaluation.judges import local_judge
     from selfedit.execution.pool import InProcess
     from selfedit.execution.tasks import completion_tasks
     from selfedit.execution.worker import ModelSource

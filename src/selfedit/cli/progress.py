@@ -56,8 +56,6 @@ class PlainProgress(Progress):
 
 
 class BarProgress(Progress):
-    """Rich's progress bar."""
-
     def __init__(self) -> None:
         from rich import progress
         from rich.console import Console

@@ -63,7 +63,6 @@ def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
 
 
 def edit_writer(id: str) -> str:
-    """The writer in an edit's id."""
     return id.split("|")[2].replace("%7C", "|").replace("%25", "%")
 
 

@@ -110,7 +110,6 @@ def _pairs(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _said(line: str) -> str:
-    """What stands behind `Question:` or `Answer:`."""
     form = QUESTION.match(line) or ANSWER.match(line)
     return form[1] if form else line
 

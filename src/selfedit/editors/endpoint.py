@@ -55,7 +55,6 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """The path of the interface below the server's address."""
         return "/chat/completions" if self.kind == "chat" else "/completions"
 
     def address(self, model: str) -> Address:

@@ -5,7 +5,6 @@ The built-in prices are `prices.yaml` beside this file; each entry carries the d
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +43,6 @@ class ModelPrice(BaseModel):
 
 
 class PriceFile(BaseModel):
-    """What a price file holds."""
-
     model_config = ConfigDict(extra="forbid")
 
     models: dict[Words, ModelPrice] = {}
@@ -71,13 +68,8 @@ class Prices:
 
 def load_prices(path: str | Path | None = None) -> Prices:
     """The built-in prices, or those of a price file laid over them; UserError names file, entry and remedy."""
-    built_in = _built_in()
-    return built_in if path is None else Prices(Path(path), {**built_in.models, **_read(Path(path))})
-
-
-@functools.cache
-def _built_in() -> Prices:
-    return Prices(BUILT_IN, _read(BUILT_IN))
+    models = _read(BUILT_IN)
+    return Prices(BUILT_IN, models) if path is None else Prices(Path(path), {**models, **_read(Path(path))})
 
 
 def _read(path: Path) -> dict[str, ModelPrice]:
@@ -97,15 +89,12 @@ class Budget:
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        if limit is not None and not limit >= 0:
-            raise UserError(f"the budget must be an amount in US dollars, 0 or more, not {limit}")
         self.limit = limit
         self.spent = 0.0
         self._held: dict[str, float] = {}
 
     @property
     def held(self) -> float:
-        """US dollars that work under way may cost at most."""
         return sum(self._held.values())
 
     def would_exceed(self, usd: float) -> bool:
@@ -113,15 +102,12 @@ class Budget:
         return self.limit is not None and self.spent + self.held + usd > self.limit + 1e-9
 
     def hold(self, key: str, usd: float) -> None:
-        """Sets `usd` aside for a piece of work that is about to start."""
         self._held[key] = usd
 
     def release(self, key: str) -> None:
-        """Ends the hold on a piece of work, if there is one."""
         self._held.pop(key, None)
 
     def spend(self, usd: float) -> None:
-        """Adds what a piece of work has cost."""
         self.spent += usd
 
     def reached(self, what: str, usd: float) -> BudgetReached:

@@ -100,7 +100,6 @@ Text = Annotated[str, AfterValidator(_whole)]
 
 
 def _at(first: str, *path: str | int, default: Any = None) -> Any:
-    """A field at this place of an answer."""
     return Field(default, validation_alias=AliasPath(first, *path))
 
 
@@ -117,8 +116,6 @@ class Completion(BaseModel):
 
 
 class File(BaseModel):
-    """An uploaded file."""
-
     id: Annotated[str, Field(min_length=1)]
 
 
@@ -128,8 +125,6 @@ class BatchError(BaseModel):
 
 
 class Batch(BaseModel):
-    """A batch under way or over."""
-
     id: Annotated[str, Field(min_length=1)]
     status: str
     output_file_id: str | None = None
@@ -141,8 +136,6 @@ class Batch(BaseModel):
 
 
 class Listed(BaseModel):
-    """A batch in the list of batches."""
-
     id: str
     input_file_id: str | None = None
 

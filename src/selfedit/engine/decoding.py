@@ -118,7 +118,6 @@ def _decode_batch(
     on_tokens: Callable[[int], None] | None,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
-    """The completions of one batch."""
     device = backbone.head_VD.device
     # Requests with the same adapter and prompt (several samples of one edit) share its prefill.
     unique: dict[tuple[int | None, tuple[int, ...]], int] = {}

@@ -58,7 +58,6 @@ def losses(
 
 
 def _means(backbone: Backbone, bank: AdapterBank | None, row: list[Measured]) -> list[float]:
-    """The mean losses of the sequences of one row."""
     device = backbone.head_VD.device
     sequences = [sequence for _, sequence in row]
     lengths = [len(sequence.ids) for sequence in sequences]

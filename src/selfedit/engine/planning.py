@@ -85,7 +85,6 @@ class Costs:
         return (self.forward + self.backward) * length + self.head * sequence.labelled + attention
 
     def repeated_flops(self, sequence: TokenSequence) -> float:
-        """What checkpointing computes a second time."""
         return self.forward * len(sequence.ids) + self.attention * len(sequence.ids) ** 2
 
 
@@ -304,16 +303,12 @@ def _seconds(bank: AdapterBank, jobs: list[FitJob], token_budget: int, checkpoin
     times: list[float] = []
 
     def note(_: int) -> None:
-        _finish(bank.device)
+        if bank.device.type != "cpu":
+            torch.accelerator.synchronize(bank.device)
         times.append(time.perf_counter())
 
     fit(bank, jobs, token_budget=token_budget, checkpointing=checkpointing, on_tokens=note)
     return statistics.median(b - a for a, b in pairwise(times))
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _device(model: PreTrainedModel) -> torch.device:

@@ -30,7 +30,6 @@ class Course:
 
     @property
     def batch(self) -> list[TokenSequence]:
-        """The sequences of the next step."""
         return [self.job.sequences[k] for k in self.order[self.done]]
 
     @property
@@ -42,7 +41,6 @@ class Course:
         return sum(self.job.sequences[k].labelled for k in self.order[self.done])
 
     def advance(self) -> None:
-        """The next step was taken."""
         self.tokens_left -= self.batch_tokens
         self.done += 1
 

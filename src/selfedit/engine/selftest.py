@@ -58,7 +58,6 @@ def random_job(
 
 
 def five_jobs() -> list[FitJob]:
-    """Fits whose settings all differ."""
     return [
         random_job(11, sequences=2, learning_rate=3e-4, epochs=3),
         random_job(12, sequences=5, learning_rate=2e-4, epochs=1, batch_size=2, schedule="cosine", warmup_steps=1),
@@ -132,7 +131,6 @@ def difference(own: State, other: State) -> tuple[float, float]:
 
 @torch.no_grad()
 def greedy_alone(wrapped: Any, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
-    """Greedy tokens, without a cache."""
     ids = list(prompt)
     for _ in range(new_tokens):
         logits = wrapped(input_ids=torch.tensor([ids], device=wrapped.device), use_cache=False).logits[0, -1]

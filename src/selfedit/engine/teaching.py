@@ -85,7 +85,6 @@ def teach(
 
 
 def _targets(backbone: Backbone, pairs: list[_Pair], top: int) -> list[SoftTargets]:
-    """The targets of the pairs of one row."""
     device = backbone.head_VD.device
     lengths = [len(prefix) + len(continuation) for prefix, continuation in pairs]
     positions: list[int] = []

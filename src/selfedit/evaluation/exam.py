@@ -71,7 +71,6 @@ class Exam:
         return {"instruct": self.tokenizer.instruct, "title": title, "question": question.question}
 
     def answer(self, ids: Sequence[int]) -> str:
-        """What a student answered."""
         text = self.tokenizer.decode(ids).strip()
         if not self.tokenizer.instruct and not self.whole:
             # A base model goes on with questions of its own; the answer is its first line.

@@ -11,8 +11,6 @@ GradeValue = Literal["right", "wrong", "ungraded"]
 
 @dataclass(frozen=True)
 class GradeItem:
-    """One answer to be graded: the question, its accepted answers, the student's answer."""
-
     question: str
     gold: tuple[str, ...]
     answer: str

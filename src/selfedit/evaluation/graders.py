@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grader
-from selfedit.evaluation.judge import Complete, JudgeGrader
+from selfedit.evaluation.judge import Ask, JudgeGrader
 from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.prompts import Prompts
 
@@ -38,7 +38,7 @@ def engine_judge(judge: str | None) -> str | None:
     return judge.removeprefix(_ENGINE).strip() if judge is not None and judge.startswith(_ENGINE) else None
 
 
-def make_grader(spec: str, *, complete: Complete | None = None, prompts: Prompts | None = None) -> Grader:
+def make_grader(spec: str, *, complete: Ask | None = None, prompts: Prompts | None = None) -> Grader:
     """The grader of that name.  `judge:MODEL` needs `complete`, and asks with the built-in prompt unless `prompts` are
     given.
 

@@ -1,7 +1,7 @@
 """The judge: a language model is asked whether an answer conveys the gold answer.
 
-The model is reached through `complete`, a callable: an API's client or the local engine.  A failed call, or a reply
-that is neither yes nor no, leaves the answer ungraded, with the reason, and never wrong."""
+The model is reached through a callable: `local_judge` makes it of the engine, `api_judge` of an API's client.  A failed
+call, or a reply that is neither yes nor no, leaves the answer ungraded, with the reason, and never wrong."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from selfedit.editors.api import ApiClient
+from selfedit.editors.base import Complete, Reader
+from selfedit.editors.replies import ApiRequest, ApiResult
+from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.prompts import Prompts
 
 # A chat to be completed greedily, by at most REPLY_TOKENS tokens that match VERDICT_SCHEMA where it can be asked for.
-Messages = tuple[Mapping[str, str], ...]
+Messages = tuple[dict[str, str], ...]
 REPLY_TOKENS = 64
 
 # One result per chat, in order: the completion's text, or an error (an exception, not raised; anything whose str() is a
 # reason) where the call failed for good.  Retrying is the client's business.
-Complete = Callable[[Sequence[Messages]], Sequence[Any]]
+Ask = Callable[[Sequence[Messages]], Sequence[Any]]
 
 VERDICT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -85,7 +89,6 @@ def parse_reply(reply: str) -> bool | None:
 
 
 def _reason(error: object) -> str:
-    """One line about an error."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -94,7 +97,7 @@ class JudgeGrader:
     """Grades by asking a model; `name` is `judge:MODEL`.  An empty answer is wrong without being asked about, and what
     is there twice is asked once."""
 
-    def __init__(self, complete: Complete, model_name: str, prompts: Prompts) -> None:
+    def __init__(self, complete: Ask, model_name: str, prompts: Prompts) -> None:
         self.name = f"judge:{model_name}"
         self._complete = complete
         self._prompts = prompts
@@ -115,3 +118,44 @@ class JudgeGrader:
         if yes is None:
             return Grade("ungraded", None, self.name, note=f"neither yes nor no: {_reason(reply)}")
         return Grade("right" if yes else "wrong", 1.0 if yes else 0.0, self.name)
+
+
+def local_judge(model: Callable[[], Reader], complete: Complete) -> Ask:
+    """Asks a model of the engine, untrained."""
+
+    def ask(requests: Sequence[Messages]) -> list[Any]:
+        tokenizer = model().tokenizer
+        prompts = {
+            str(number): [DecodeRequest(tuple(tokenizer.chat_ids(messages)), REPLY_TOKENS, tokenizer.stop_ids)]
+            for number, messages in enumerate(requests)
+        }
+        replies: dict[str, Any] = {}
+
+        def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
+            replies[id] = tokenizer.decode(completions[0].ids)
+
+        def fail(id: str, reason: str) -> None:
+            replies[id] = RuntimeError(f"the task was given up: {reason}")
+
+        complete(prompts, (), keep, fail)
+        return [replies[number] for number in prompts]
+
+    return ask
+
+
+def api_judge(client: Callable[[], ApiClient], book: Callable[[ApiResult], None]) -> Ask:
+    """Asks a model behind an API; `book` is called with each reply, in the transaction that keeps it."""
+
+    def ask(requests: Sequence[Messages]) -> list[Any]:
+        results = client().complete(
+            [
+                ApiRequest(messages, max_tokens=REPLY_TOKENS, temperature=0.0, json_schema=VERDICT_SCHEMA)
+                for messages in requests
+            ],
+            lambda _, result: book(result),
+            # An answer that is tried again must not get a reply again that could not be read.
+            accept=lambda result: result.error is None and parse_reply(result.text) is not None,
+        )
+        return [result.text if result.error is None else RuntimeError(result.error) for result in results]
+
+    return ask

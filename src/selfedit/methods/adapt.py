@@ -45,7 +45,6 @@ class Adapted:
         return Path(path)
 
     def ask(self, question: str, *, max_tokens: int = 128) -> str:
-        """The adapted model's answer, greedily."""
         with tempfile.TemporaryDirectory() as folder:
             adapter = self.save(Path(folder) / "adapter")
             with Asker(adapter, model=self.model, max_tokens=max_tokens) as asker:

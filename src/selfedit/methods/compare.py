@@ -66,7 +66,6 @@ def condition(
     name: str | None = None,
     policy: tuple[str, ...] = (),
 ) -> list[Learning]:
-    """What the adapters of one condition learn."""
     if not spec.learns:
         return []
     name = name or spec.name

@@ -86,7 +86,6 @@ class Trial:
         return (asked - kept) / asked  # 5 of 100 are 0.05, which 1 - 0.95 is not
 
     def over(self, most_lost: float) -> float:
-        """By how much it loses more than it may."""
         return max(0.0, (self.lost or 0.0) - most_lost)
 
 

@@ -169,7 +169,6 @@ def constants(file: Path) -> dict[str, Any]:
 
 
 def _template(text: str, fields: Mapping[str, str] = _FIELDS) -> str:
-    """A template of Python's as one of ours."""
     try:
         parts = [(literal, field) for literal, field, _, _ in Formatter().parse(text)]
         return "".join(literal + (fields[field] if field else "") for literal, field in parts)

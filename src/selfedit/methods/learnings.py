@@ -47,7 +47,6 @@ class Learning:
 
     @property
     def id(self) -> str:
-        """Its fit's."""
         return FitRecord(self.condition, self.replicate, self.round, self.document_id, self.edit_id).id
 
 

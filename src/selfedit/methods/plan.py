@@ -51,7 +51,6 @@ class Plan:
     documents_for_three_points: int = documents_needed(_POINTS)
 
     def text(self) -> str:
-        """The plan for people."""
 
         def most(amount: str, likely: str) -> str:
             return amount if amount == likely else f"at most {amount}, likely {likely}"

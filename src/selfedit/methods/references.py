@@ -22,7 +22,6 @@ Passages = Callable[[Document, Question], Sequence[Document]]  # what is shown w
 
 
 def open_book(spec: EditorSpec, documents: Sequence[Document]) -> Passages:
-    """The document that is asked about."""
     return lambda document, question: (document,)
 
 

@@ -81,13 +81,11 @@ class Shape:
         self._others: dict[str, Shape] = {}
 
     def of(self, model: str, **how: Any) -> Shape:
-        """Another model's."""
         if model not in self._others:
             self._others[model] = Shape(load_outline(model, **how))
         return self._others[model]
 
     def _adapter(self, lora: LoraSpec) -> int:
-        """Parameters of one adapter.  Errors: UnsupportedModelError."""
         from selfedit.engine.bank import target_layers
 
         layers = [self.model.get_submodule(name) for name in target_layers(self.model, lora)]
@@ -95,8 +93,6 @@ class Shape:
 
 
 class _MarkingTokenizer(Tokenizer):
-    """Decodes marks too."""
-
     def decode(self, ids: Sequence[int]) -> str:
         marks = [_EDIT if id == _EDIT_ID else _ANSWER.format(-id) for id in ids if id < 0]
         return super().decode([id for id in ids if id >= 0]) + "".join(marks)
@@ -307,8 +303,6 @@ class _Dearest(Choices):
 
 
 class _AllRight:
-    """Grades without looking."""
-
     def __init__(self, name: str) -> None:
         self.name = name
 

@@ -18,7 +18,6 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
-    """The figures of one remedy's lanes."""
     first, steps = lanes[0], len(lanes[0].documents)
     scored = run.store.scored_answers(run.grading.name, condition=first.after)
     graded = pooled(

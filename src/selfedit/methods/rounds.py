@@ -30,7 +30,6 @@ PASSAGE = "passage"  # the condition of fits without an edit, with which `--base
 def round_record(
     run: Run, training: Sequence[Document], round: int, selection: Selection, details: dict[str, Any]
 ) -> RoundRecord:
-    """What a round came to, from the store."""
     rewards = _rewards(run, training, round)
     mean = accuracy_interval(rewards) if rewards else None
     scores = run.grading.scores(VALIDATION, round=round)
@@ -75,7 +74,6 @@ def _rewards(run: Run, training: Sequence[Document], round: int) -> dict[str, Do
 
 
 def metrics(run: Run, round: int) -> dict[str, float]:
-    """What --track is sent of a round."""
     record = next(record for record in run.store.rounds() if record.round == round)
     values = {
         "train_reward": record.train_reward,

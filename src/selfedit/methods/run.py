@@ -17,7 +17,7 @@ from selfedit.evaluation.exam import Exam
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.grading import Grading, Together
-from selfedit.evaluation.judges import api_judge, local_judge
+from selfedit.evaluation.judge import api_judge, local_judge
 from selfedit.execution.pool import Pool
 from selfedit.methods.resuming import completer
 from selfedit.methods.selection import Choices

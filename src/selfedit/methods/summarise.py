@@ -76,7 +76,6 @@ def summary_of_finished(run: Run) -> Summary | None:
 
 
 def condition_summary(run: Run, documents: Sequence[Document], name: str, spent: Spent) -> ConditionSummary:
-    """One bar of the comparison."""
     store = run.store
     answers = [
         answer for answer in store.scored_answers(run.grading.name, condition=name) if answer.document_id is not None

@@ -93,7 +93,6 @@ class Workers:
 
     @property
     def description(self) -> str:
-        """Device and precision."""
         return f"{self._resolved('device')}, {self._resolved('dtype')}"
 
     @property
@@ -125,7 +124,6 @@ class Workers:
 
 
 def make_pool(settings: Settings, progress: Progress) -> Pool:
-    """The workers that the settings ask for."""
     source = ModelSource(settings.model, settings.device, settings.dtype, settings.instruct, settings.trust_remote_code)
     if settings.workers or settings.ray:
         from selfedit.execution.ray_pool import RayPool
@@ -143,5 +141,4 @@ def make_pool(settings: Settings, progress: Progress) -> Pool:
 
 
 def digest(content: Any) -> str:
-    """What a changed content is known by."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -107,7 +107,6 @@ def _numbers(file: Path) -> int:
 
 
 def _skeleton(name: str, trust_remote_code: bool) -> Any:
-    """A model's layers, on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

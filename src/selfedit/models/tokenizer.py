@@ -144,7 +144,6 @@ class Tokenizer:
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
     def _join(self, pieces: Sequence[str]) -> list[int]:
-        """Ids of pieces of one text."""
         ids = self._plain(pieces[0])
         for piece in pieces[1:]:
             ids += self._go_on(piece)

@@ -13,7 +13,7 @@ from functools import cached_property
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.reports import findings, format
-from selfedit.reports.records import Given, RunRecords
+from selfedit.reports.records import Given, RunRecords, mean_score
 from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import ConditionSummary
 
@@ -56,8 +56,6 @@ class QuestionView:
 
 @dataclass(frozen=True, slots=True)
 class EditView:
-    """An edit, its reward or its fits' mean score, and the fits."""
-
     edit: Edit
     score: float | None
     fits: Sequence[FitRecord]
@@ -146,7 +144,6 @@ class DocumentList:
 
 
 def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> DocumentList:
-    """Everything about a run's documents, in the run's order."""
     columns = _columns(run, conditions)
     order = {column.key: number for number, column in enumerate(columns)}
     answers: dict[str, list[Given]] = defaultdict(list)
@@ -162,7 +159,7 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
     edits: dict[str, list[EditView]] = defaultdict(list)
     for edit in run.edits:
         id = edit.id
-        score = findings.mean_score(on_edit[id]) if edit.reward is None else edit.reward
+        score = mean_score(on_edit[id]) if edit.reward is None else edit.reward
         edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
     views = []
     for document in run.documents:
@@ -174,7 +171,7 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
                 scores={
                     key: score
                     for key, of_column in _by_column(found, order).items()
-                    if (score := findings.mean_score(of_column)) is not None
+                    if (score := mean_score(of_column)) is not None
                 },
                 questions=[_question(question, answers[question.id], order) for question in document.questions],
                 edits=sorted(edits[document.id], key=lambda view: (order[view.key], view.edit.index)),

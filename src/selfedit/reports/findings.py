@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import EXAM_WRITER, Edit
@@ -14,8 +15,8 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import format
-from selfedit.reports.records import Given, RunRecords
-from selfedit.runs.costs import Spent, cost_by_condition
+from selfedit.reports.records import Given, RunRecords, mean_score
+from selfedit.runs.costs import Spent
 from selfedit.runs.records import CostRecord
 from selfedit.runs.summary import (
     ConditionSummary,
@@ -23,7 +24,6 @@ from selfedit.runs.summary import (
     RoundSummary,
     Summary,
     SweepRow,
-    empty_summary,
 )
 
 BASE = "none"
@@ -36,59 +36,9 @@ EXTERNAL = ("api", "model", "replay")
 """Roles of conditions in which another than the model writes the edits."""
 
 
-def conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
-    """The summary's conditions; for an unfinished run, what the store holds so far (pooled answers, no intervals)."""
-    return run.summary.conditions if run.summary else partial_conditions(run)
-
-
-def so_far(run: RunRecords) -> Summary:
-    """The summary, with the model's name; for an unfinished run, its conditions alone."""
-    if run.summary is None:
-        return empty_summary(run.model, partial_conditions(run))
-    return run.summary.model_copy(update={"model": run.model})
-
-
-def partial_conditions(run: RunRecords) -> tuple[ConditionSummary, ...]:
-    """Accuracy so far, per condition, over the graded answers.  Step B's rounds are no conditions: none for them."""
-    if run.rounds or any(edit.round for edit in run.edits):
-        return ()
-    fits = [fit for fit in run.fits if fit.round == 0]
-    answers: dict[str, list[Given]] = defaultdict(list)
-    for given in run.answers:
-        if given.fit.round == 0:
-            answers[given.fit.condition].append(given)
-    names = list(dict.fromkeys([fit.condition for fit in fits] + [edit.writer for edit in run.edits]))
-    names.sort(key=lambda name: name != BASE)
-    costs = cost_by_condition(run.costs)
-    result = []
-    for name in names:
-        values = Counter(given.value for given in answers[name])
-        spent = costs.get(name, Spent())
-        result.append(
-            ConditionSummary(
-                name=name,
-                accuracy=mean_score(answers[name]),
-                correct=values["right"],
-                graded=values["right"] + values["wrong"],
-                ungraded=values["ungraded"],
-                train_tokens=sum(fit.train_tokens for fit in fits if fit.condition == name),
-                edit_tokens=sum(edit.output_tokens for edit in run.edits if edit.writer == name),
-                seconds=spent.seconds,
-                cost_usd=spent.usd,
-            )
-        )
-    return tuple(result)
-
-
-def mean_score(answers: Iterable[Given]) -> float | None:
-    """The mean score of the graded answers; None where none is graded."""
-    scores = [given.score for given in answers if given.score is not None]
-    return _mean(scores) if scores else None
-
-
 def compared(run: RunRecords) -> tuple[ConditionSummary, ...]:
     """The conditions that are there to be compared: none where a run trains an editor or learns step by step."""
-    found = conditions(run)
+    found = run.figures.conditions
     sequential = run.rounds or (run.summary and run.summary.steps)
     return () if sequential and len(found) < 2 else found
 
@@ -197,12 +147,12 @@ class Signal:
 
     @property
     def mean(self) -> float:
-        return _mean([_mean(d.rewards) for d in self.documents])
+        return fmean([fmean(d.rewards) for d in self.documents])
 
     @property
     def best(self) -> float:
         """Mean over documents of the best edit's reward (its luck included)."""
-        return _mean([d.written[-1].reward or 0.0 for d in self.documents if d.written])
+        return fmean([d.written[-1].reward or 0.0 for d in self.documents if d.written])
 
     @property
     def best_unseen(self) -> float | None:
@@ -215,8 +165,8 @@ class Signal:
             if len(replicates) > 1:
                 others = [[sum(one.values()) - one[r] for one in scores] for r in replicates]
                 best = [scores[rest.index(max(rest))] for rest in others]
-                found.append(_mean([one[r] for one, r in zip(best, replicates, strict=True)]))
-        return _mean(found) if found else None
+                found.append(fmean([one[r] for one, r in zip(best, replicates, strict=True)]))
+        return fmean(found) if found else None
 
 
 def signals(run: RunRecords) -> list[Signal]:
@@ -238,7 +188,7 @@ def signals(run: RunRecords) -> list[Signal]:
             for key, edits in by_document.items()
         ]
         if any(len(d.edits) > 1 for d in rewarded):
-            rewarded.sort(key=lambda d: (_mean(d.rewards), d.rewards[-1], d.document.id))
+            rewarded.sort(key=lambda d: (fmean(d.rewards), d.rewards[-1], d.document.id))
             result.append(Signal(number, tuple(rewarded), scores))
     return result
 
@@ -417,9 +367,5 @@ def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, 
     asked = {name for by_condition in graded.values() for name in by_condition}
     # Of a sweep, those that were validated; dozens were dropped before.
     others = [] if run.figures.sweep else sorted(asked)
-    names = dict.fromkeys([BASE, *(condition.name for condition in conditions(run)), *others])
+    names = dict.fromkeys([BASE, *(condition.name for condition in run.figures.conditions), *others])
     return [name for name in names if name in asked], rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -35,50 +35,46 @@ CURVES_SHOWN = 6
 
 
 def render_run(run: RunRecords) -> str:
-    """The page of one run, finished or not."""
     summary = run.figures
     found = findings.compared(run)
     rounds = findings.rounds(run)
     signals = findings.signals(run)
     names, general = findings.general(run)
-    return (
-        _environment()
-        .get_template("run.html.jinja")
-        .render(
-            title=f"{run.model or run.name}: {run.procedure or 'run'}",
-            run=run,
-            summary=summary,
-            facts=table.facts(run),
-            headline=_headline(found, summary),
-            missing=findings.missing(run),
-            compared=_compared(found, summary),
-            rounds=rounds,
-            charts=_charts(run),
-            curves=len(run.curves),
-            tables={
-                "sweep": table.sweep(summary.sweep),
-                "differences": table.differences(summary.differences),
-                "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
-                "notes": notes.table(run),
-                "steps": table.steps(summary.steps),
-                "retention": table.retention(summary.retention),
-                "forgetting": table.forgetting(summary.forgetting),
-                "neighbours": table.neighbours(summary.neighbours),
-                "api": table.api_estimates(run),
-            },
-            signals=signals,
-            examples=findings.best_and_worst(signals, EXAMPLES),
-            general_names=names,
-            general=general,
-            list=documents.document_list(run, found),
-            costs=findings.costs(run),
-            spent=Spent.of(run.costs),
-            counts=_counts(run),
-            events=_events(run),
-            settings=_flat({key: value for key, value in run.config.items() if key != "recipe_settings"}),
-            recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
-            versions=_flat(run.versions),
-        )
+    template = _environment().get_template("run.html.jinja")
+    return template.render(
+        title=f"{run.model or run.name}: {run.procedure or 'run'}",
+        run=run,
+        summary=summary,
+        facts=table.facts(run),
+        headline=_headline(found, summary),
+        missing=findings.missing(run),
+        compared=_compared(found, summary),
+        rounds=rounds,
+        charts=_charts(run),
+        curves=len(run.curves),
+        tables={
+            "sweep": table.sweep(summary.sweep),
+            "differences": table.differences(summary.differences),
+            "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
+            "notes": notes.table(run),
+            "steps": table.steps(summary.steps),
+            "retention": table.retention(summary.retention),
+            "forgetting": table.forgetting(summary.forgetting),
+            "neighbours": table.neighbours(summary.neighbours),
+            "api": table.api_estimates(run),
+        },
+        signals=signals,
+        examples=findings.best_and_worst(signals, EXAMPLES),
+        general_names=names,
+        general=general,
+        list=documents.document_list(run, found),
+        costs=findings.costs(run),
+        spent=Spent.of(run.costs),
+        counts=_counts(run),
+        events=_events(run),
+        settings=_flat({key: value for key, value in run.config.items() if key != "recipe_settings"}),
+        recipe=_flat(summary.recipe or run.config.get("recipe_settings") or {}),
+        versions=_flat(run.versions),
     )
 
 
@@ -93,35 +89,31 @@ def render_runs(
 ) -> str:
     """The page that compares several runs; `page` is where it will be, for links to the runs' own reports.  A title,
     rows of models and bars may be given, and notes on the rows."""
-    shown = [(run, findings.so_far(run)) for run in runs]
-    recipes = {json.dumps(s.recipe, sort_keys=True, default=str) for _, s in shown if s.recipe}
+    recipes = {json.dumps(run.figures.recipe, sort_keys=True, default=str) for run in runs if run.figures.recipe}
     entries = [
         {
             "run": run,
             "facts": table.facts(run),
-            "compared": _compared(summary.conditions, summary),
+            "compared": _compared(run.figures.conditions, run.figures),
             "missing": findings.missing(run),
             "link": _link(run.path / "report.html", page),
-            "recipe": "" if summary.sweep else format.recipe_line(summary.recipe),
+            "recipe": "" if run.figures.sweep else format.recipe_line(run.figures.recipe),
         }
-        for run, summary in shown
+        for run in runs
     ]
     with plots.style():
         chart = plots.grouped(bars or labelled(runs))
         label = "Accuracy of each run's conditions"
         side_by_side = plots.inline(plots.Chart(chart, "", label), "grouped") if chart else ""
-    return (
-        _environment()
-        .get_template("runs.html.jinja")
-        .render(
-            title=title or f"{len(runs)} runs compared",
-            models=table.models(rows or [findings.model_row(run.name, summary) for run, summary in shown]),
-            notes=notes,
-            runs=entries,
-            side_by_side=side_by_side,
-            # The conditions of a sweep have a recipe each.
-            recipes=0 if any(summary.sweep for _, summary in shown) else len(recipes),
-        )
+    template = _environment().get_template("runs.html.jinja")
+    return template.render(
+        title=title or f"{len(runs)} runs compared",
+        models=table.models(rows or [findings.model_row(run.name, run.figures) for run in runs]),
+        notes=notes,
+        runs=entries,
+        side_by_side=side_by_side,
+        # The conditions of a sweep have a recipe each.
+        recipes=0 if any(run.figures.sweep for run in runs) else len(recipes),
     )
 
 
@@ -129,10 +121,7 @@ def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
     """Each run's figures so far under its model's name, and its own where one model comes several times."""
     models = [run.model or run.name for run in runs]
     alike = len(set(models)) < len(models)
-    return [
-        (f"{model} ({run.name})" if alike else model, findings.so_far(run))
-        for model, run in zip(models, runs, strict=True)
-    ]
+    return [(f"{model} ({run.name})" if alike else model, run.figures) for model, run in zip(models, runs, strict=True)]
 
 
 def _charts(run: RunRecords) -> dict[str, Any]:

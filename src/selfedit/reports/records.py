@@ -5,18 +5,21 @@ An unfinished run is read as far as it goes, even while another process writes i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.evaluation.grade import Grade
+from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, CostRecord, Event, FitRecord
-from selfedit.runs.summary import RoundSummary, Summary, empty_summary, round_summary
+from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary, empty_summary, round_summary
 
 
 class Given(NamedTuple):
@@ -64,14 +67,14 @@ class RunRecords:
     def name(self) -> str:
         return self.path.resolve().name
 
-    @property
+    @cached_property
     def figures(self) -> Summary:
-        """The summary; an empty one while there is none."""
-        return self.summary or empty_summary()
+        """The summary; of an unfinished run, its model and what its conditions have come to so far."""
+        return self.summary or empty_summary(str(self.config.get("model") or ""), _conditions_so_far(self))
 
     @property
     def model(self) -> str:
-        return self.figures.model or str(self.config.get("model") or "")
+        return self.figures.model
 
     @property
     def instruct(self) -> bool | None:
@@ -89,12 +92,10 @@ class RunRecords:
 
     @cached_property
     def answers(self) -> list[Given]:
-        """The answers to the documents' questions."""
         return [given for given in self._given if given.answer.question_id not in self._general]
 
     @cached_property
     def general_answers(self) -> list[Given]:
-        """The answers to general questions."""
         return [given for given in self._given if given.answer.question_id in self._general]
 
     @cached_property
@@ -109,6 +110,43 @@ class RunRecords:
             for id in (fit.id,)
             for answer in fit.answers
         ]
+
+
+def mean_score(answers: Iterable[Given]) -> float | None:
+    """The mean score of the graded answers; None where none is graded."""
+    scores = [given.score for given in answers if given.score is not None]
+    return fmean(scores) if scores else None
+
+
+def _conditions_so_far(run: RunRecords) -> list[ConditionSummary]:
+    """Over pooled answers, without intervals.  Step B's rounds are no conditions: none for them."""
+    if run.rounds or any(edit.round for edit in run.edits):
+        return []
+    fits = [fit for fit in run.fits if fit.round == 0]
+    answers: dict[str, list[Given]] = defaultdict(list)
+    for given in run.answers:
+        if given.fit.round == 0:
+            answers[given.fit.condition].append(given)
+    names = list(dict.fromkeys([fit.condition for fit in fits] + [edit.writer for edit in run.edits]))
+    costs = cost_by_condition(run.costs)
+    result = []
+    for name in sorted(names, key=lambda name: name != "none"):
+        values = Counter(given.value for given in answers[name])
+        spent = costs.get(name, Spent())
+        result.append(
+            ConditionSummary(
+                name=name,
+                accuracy=mean_score(answers[name]),
+                correct=values["right"],
+                graded=values["right"] + values["wrong"],
+                ungraded=values["ungraded"],
+                train_tokens=sum(fit.train_tokens for fit in fits if fit.condition == name),
+                edit_tokens=sum(edit.output_tokens for edit in run.edits if edit.writer == name),
+                seconds=spent.seconds,
+                cost_usd=spent.usd,
+            )
+        )
+    return result
 
 
 def read_run(path: Path) -> RunRecords:

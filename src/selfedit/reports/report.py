@@ -70,5 +70,5 @@ def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -
         UserError: a directory is no run.
     """
     runs = [read_run(Path(path)) for path in run_dirs]
-    rows = [findings.model_row(run.name, findings.so_far(run)) for run in runs]
+    rows = [findings.model_row(run.name, run.figures) for run in runs]
     table.print_wide(Group(table.models(rows), *(table.summary_view(run) for run in runs)), console or Console())

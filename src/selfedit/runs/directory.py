@@ -181,7 +181,6 @@ class RunDirectory:
         return self.read_summary() if (self.path / "summary.json").exists() else None
 
     def close(self) -> None:
-        """Close the store and let others in."""
         self.store.close()
         if self._lock is not None:
             self._lock.release()

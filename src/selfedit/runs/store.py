@@ -129,7 +129,6 @@ class Store(Database):
         return [Document(id, title, text, tuple(questions[id])) for id, title, text in rows]
 
     def splits(self) -> dict[str, str]:
-        """The split of every document, by document id."""
         return dict(self._rows("SELECT id, split FROM documents ORDER BY position"))
 
     def general_questions(self) -> list[Question]:
@@ -274,7 +273,6 @@ class Store(Database):
         )
 
     def fits_of_answers(self) -> dict[int, str]:
-        """The fit of every answer, by the answer's id."""
         return dict(self._rows("SELECT id, fit_id FROM answers"))
 
     def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[CostRecord] = ()) -> int:
@@ -338,7 +336,6 @@ class Store(Database):
             self._insert("rounds", vars(record))
 
     def rounds(self) -> list[RoundRecord]:
-        """The rounds so far, in order."""
         return self._records(RoundRecord, f"SELECT {_fields('rounds', RoundRecord)} FROM rounds ORDER BY round")
 
     def count_time_for(self, round: int) -> None:
@@ -365,7 +362,6 @@ class Store(Database):
                 self._insert("costs", vars(cost))
 
     def costs(self) -> list[CostRecord]:
-        """The ledger, in the order of writing."""
         return self._records(
             CostRecord,
             f"SELECT {_fields('costs', CostRecord)} FROM costs ORDER BY id",
@@ -394,7 +390,6 @@ class Store(Database):
     # What an API returned
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The stored response to the request with this key, or None."""
         rows = self._rows("SELECT response FROM api_calls WHERE key = ?", (key,))
         return json.loads(rows[0][0]) if rows else None
 
@@ -420,5 +415,4 @@ class Store(Database):
         return rows[0] if rows else None
 
     def put_batch(self, key: str, batch_id: str, status: str) -> None:
-        """Store a batch's id and status, so that a restart goes on polling."""
         self._write("INSERT OR REPLACE INTO api_batches VALUES (?, ?, ?)", (key, batch_id, status))

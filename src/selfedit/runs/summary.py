@@ -376,7 +376,6 @@ def round_summary(record: RoundRecord, where: str | Path = "run.sqlite") -> Roun
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write `summary.json`, whole or not at all."""
     write_atomically(path, json.dumps(summary.to_json(), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 

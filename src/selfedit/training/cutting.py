@@ -47,7 +47,7 @@ def cut(
         whole = [TrainingSequence(document.title, text) for text in found]
     else:
         notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
-        whole = [one for name in recipe.objectives for one in OBJECTIVES[name].sequences(notes, recipe.objectives)]
+        whole = [one for name in recipe.objectives for one in OBJECTIVES[name](notes, recipe.objectives)]
     if recipe.document_copies or not whole:
         text = document.text.strip() if published else document.text
         whole.append(TrainingSequence(document.title, text, of_document=True))

@@ -1,11 +1,10 @@
-"""What is learned of an edit: objectives, one class each, found by `OBJECTIVES`.  A recipe names one or several, and
+"""What is learned of an edit: objectives, one function each, found by `OBJECTIVES`.  A recipe names one or several, and
 the sequences of all of them are learned together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from selfedit.documents import Document
 from selfedit.editors.cleaning import ANSWER, QUESTION
@@ -35,41 +34,34 @@ class Notes:
     cut: Callable[[Sequence[str]], list[str]]
 
 
-class Objective(Protocol):
-    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
-        """What this objective learns of an edit; `beside` are the recipe's objectives by name."""
-
-
-class Text:
+def learn_text(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     """The edit's texts, token by token, as published (Zweiger et al. 2025).  Question-answer pairs are texts too, but
     not where `answers` or `distill` learns them in the exam's form."""
-
-    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
-        apart = not {"answers", "distill"}.isdisjoint(beside)
-        lines = question_pairs(notes.lines)[1] if apart else _join_pairs(notes.lines)
-        return [TrainingSequence(notes.document.title, text) for text in notes.cut(lines)]
+    apart = not {"answers", "distill"}.isdisjoint(beside)
+    lines = question_pairs(notes.lines)[1] if apart else _join_pairs(notes.lines)
+    return [TrainingSequence(notes.document.title, text) for text in notes.cut(lines)]
 
 
-class Answers:
+def learn_answers(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     """The edit's question-answer pairs in the exam's own form, with the loss on the answer."""
-
-    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
-        pairs, _ = question_pairs(notes.lines)
-        return [TrainingSequence(notes.document.title, answer, question) for question, answer in pairs]
+    return [TrainingSequence(notes.document.title, answer, asked) for asked, answer in question_pairs(notes.lines)[0]]
 
 
-class Distill:
+def distill(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     """The edit's pairs in the exam's own form, and its other texts, by the soft targets of the frozen model that has
     the document in its prompt (Snell et al. 2022, arXiv 2209.15189; Kujanpää et al. 2024, arXiv 2412.14964)."""
-
-    def sequences(self, notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
-        document = notes.document
-        pairs, others = question_pairs(notes.lines)
-        learned = [TrainingSequence(document.title, answer, question, document.text) for question, answer in pairs]
-        return learned + [TrainingSequence(document.title, text, None, document.text) for text in notes.cut(others)]
+    title, passage = notes.document.title, notes.document.text
+    pairs, others = question_pairs(notes.lines)
+    learned = [TrainingSequence(title, answer, question, passage) for question, answer in pairs]
+    return learned + [TrainingSequence(title, text, None, passage) for text in notes.cut(others)]
 
 
-OBJECTIVES: dict[str, Objective] = {"text": Text(), "answers": Answers(), "distill": Distill()}
+# What each objective learns of an edit; it is told of all objectives of the recipe.
+OBJECTIVES: dict[str, Callable[[Notes, Collection[str]], list[TrainingSequence]]] = {
+    "text": learn_text,
+    "answers": learn_answers,
+    "distill": distill,
+}
 
 
 def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
