@@ -285,13 +285,13 @@ def test_a_folder_is_learned_part_by_part_and_a_text_that_is_there_twice_once(
     settings = LearnSettings(model=chat_model, documents=(str(folder),), editor="passage", part_tokens=64, **quick)
     found = learn(settings)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
-        (fit,) = store.fits()
+        fits = {fit.document_id: fit for fit in store.fits()}
         documents = store.documents()
         said = [event.message for event in store.events()]
     assert [document.id for document in documents] == ["a.md#1", "a.md#2", "a.md#3", "a.md#4", "b.txt"]
     assert [document.title for document in documents] == [*["Things / Kite"] * 3, "Things / Lamp", "b"]
-    assert found.documents == 5
-    assert all(any(document.text in sequence for sequence in fit.sequences) for document in documents)
+    assert (found.documents, found.routed) == (5, True)
+    assert all(any(d.text in sequence for sequence in fits[d.id].sequences) for d in documents)
     assert said == [
         f"left out: {folder / 'd.txt'}: the file holds no text",
         "c.txt: has the text of b.txt, which is learned once",
@@ -334,7 +334,7 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
         assert any(f"for {k} coins." in part for part in parts)
     for one, two in itertools.pairwise(parts):
         assert two[:20] in one
-    assert notes == [event.message]
+    assert [note for note in notes if not note.startswith("adapters: one for all (1 document)")] == [event.message]
     assert "longer than the 1,024 tokens that are learned at once: cut into overlapping parts" in event.message
 
 

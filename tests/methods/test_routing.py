@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from counting_pool import CountingPool
 from making import Make
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from run_content import content
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfedit.cli.main import main
 from selfedit.engine import AdapterBank, DecodeRequest, decode, load_adapter
@@ -28,7 +29,6 @@ from selfedit.methods.export import export
 from selfedit.methods.learn import Learned, learn
 from selfedit.methods.plan import plan
 from selfedit.methods.selection import Choices
-from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
@@ -354,13 +354,17 @@ def test_the_command_line_names_the_document(
 
 
 def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
-    learned: tuple[LearnSettings, Learned], tmp_path: Path, chat_model: str, file: Path
+    learned: tuple[LearnSettings, Learned],
+    tmp_path: Path,
+    chat_model: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked, found = learned
     line = r"an adapter per document, which make no one model; give the folder of one of them \(they are in PEFT's"
-    for use in (lambda: export(asked.out, tmp_path / "model"), lambda: serve(asked.out)):
-        with pytest.raises(UserError, match=line):
-            use()
+    monkeypatch.setattr("selfedit.methods.export.find_converter", lambda name: Path(name))
+    with pytest.raises(UserError, match=line):
+        export(asked.out, tmp_path / "model", gguf="f32")
     with pytest.raises(UserError, match="of which each question has its own; ask it alone"):
         Asker(asked.out, others={"other": found.adapter / "d1"})
     joint = settings(chat_model, file, tmp_path / "joint", adapters="joint", add=asked.out)
@@ -376,6 +380,35 @@ def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
     said = peft.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
     assert text == answered(asked.out)["d3/q0"][1]
+
+
+def test_an_export_has_all_adapters_for_peft_and_is_asked_like_the_run(
+    learned: tuple[LearnSettings, Learned], tmp_path: Path, chat_model: str
+) -> None:
+    asked, _ = learned
+    exported = export(asked.out, tmp_path / "all")
+    assert (exported.merged, exported.copied) == (0, 6)
+    names = {path.name for path in (tmp_path / "all").iterdir()}
+    assert names == {"README.md", "documents", "documents.jsonl", "tokenizer"}
+    head = yaml.safe_load((tmp_path / "all" / "README.md").read_text().split("---\n")[1])
+    assert head["library_name"] == "peft"
+    given = answered(asked.out)
+    # As the card says.
+    base = AutoModelForCausalLM.from_pretrained(chat_model)
+    peft = PeftModel.from_pretrained(base, tmp_path / "all", subfolder="documents/d3").eval()
+    peft.load_adapter(tmp_path / "all", "another", subfolder="documents/d4")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "all", subfolder="tokenizer")
+    for k, name in ((3, "default"), (4, "another")):
+        peft.set_adapter(name)
+        chat = [{"role": "user", "content": prompt(k)}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        said = peft.generate(input_ids=ids["input_ids"], max_new_tokens=6, do_sample=False)
+        text = tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert text == given[f"d{k}/q0"][1]
+        assert ask(tmp_path / "all", prompt(k)) == (f"d{k}", text)
+    shutil.rmtree(tmp_path / "all" / "documents" / "d2")
+    with pytest.raises(UserError, match="d2: no adapter there; export the run again"):
+        Asker(tmp_path / "all")
 
 
 def test_an_unfinished_or_damaged_run_is_not_asked(learned: tuple[LearnSettings, Learned], tmp_path: Path) -> None:

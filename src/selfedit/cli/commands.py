@@ -174,15 +174,17 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
         _say(arguments, "")
     loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
     documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
+    adapter = f"{learned.adapter}, one per document" if learned.routed else learned.adapter
     _say(
         arguments,
         f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
-        f'adapter: {learned.adapter}\nask it:  selfedit ask {out} "your question"',
+        f'adapter: {adapter}\nask it:  selfedit ask {out} "your question"\nserve:   selfedit serve {out}',
     )
     ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat, routed=learned.routed)
     _say(arguments, "load it:\n" + "\n".join(f"  {name}: {line}" for name, line in ways.items()))
     return {
         "adapter": str(learned.adapter),
+        "adapters": "per-document" if learned.routed else "joint",
         "documents": learned.documents,
         "train_tokens": learned.train_tokens,
         "last_loss": learned.last_loss,
@@ -291,7 +293,9 @@ def _cost(arguments: argparse.Namespace) -> Any:
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
     adapter_flags(parser, device=False)
-    parser.add_argument("out", help="the folder to write the merged model to")
+    parser.add_argument(
+        "out", help="the folder to write the merged model to, or the adapters, where there is one per document"
+    )
     parser.add_argument(
         "--gguf",
         nargs="?",
@@ -316,7 +320,10 @@ def _export(arguments: argparse.Namespace) -> Any:
         adapter_only=arguments.adapter_only,
         trust_remote_code=arguments.trust_remote_code,
     )
-    _say(arguments, f"model: {exported.folder} ({exported.model} with {exported.merged} adapter(s) merged)")
+    if exported.copied:
+        _say(arguments, f"adapters: {exported.folder} ({exported.copied}, one per document, of {exported.model})")
+    else:
+        _say(arguments, f"model: {exported.folder} ({exported.model} with {exported.merged} adapter(s) merged)")
     return asdict(exported)
 
 
@@ -371,10 +378,10 @@ COMMANDS = {
         lambda arguments: run_method(arguments, _settings(arguments, "SweepSettings"), "sweep.sweep"),
     ),
     "learn": Command(
-        "teach one adapter a set of documents", _method_flags("LearnSettings", positional="documents"), _learn
+        "teach a model a set of documents", _method_flags("LearnSettings", positional="documents"), _learn
     ),
     "ask": Command("ask learned adapters, once or in a chat", ask_flags, ask),
-    "serve": Command("serve a learned adapter, as an OpenAI-compatible API", serve_flags, serve),
+    "serve": Command("serve what was learned, as an OpenAI-compatible API", serve_flags, serve),
     "train": Command(
         "train the model to write better notes (ReST-EM)",
         _method_flags("TrainSettings"),

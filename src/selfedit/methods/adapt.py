@@ -57,8 +57,8 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
     `settings` are those of `selfedit learn` (`editor="self"`, `edits=1`, `recipe="default"`, `seed=0`, ...).  The model
     itself is not changed.  Errors: UserError for a setting that is wrong, or a fit that failed."""
     with tempfile.TemporaryDirectory() as folder:
-        editor = {"editor": default_editor(model.hf.num_parameters())}
-        chosen = make_settings(LearnSettings, {**editor, **settings, "model": model.name, "out": Path(folder) / "run"})
+        usual = {"editor": default_editor(model.hf.num_parameters()), "adapters": "joint"}
+        chosen = make_settings(LearnSettings, {**usual, **settings, "model": model.name, "out": Path(folder) / "run"})
         if chosen.adapters != "joint":
             raise UserError("adapt gives back one adapter; for adapters='per-document' use learn, and ask its run")
         pool = InProcess(ModelSource(model.name), model=model)

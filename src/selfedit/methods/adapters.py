@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,15 @@ class Adapters:
 
 
 def find_adapters(source: Path) -> Adapters:
-    """What an adapter's folder, or the run directory of `learn`, `train` or `continual`, stands for.
+    """What an adapter's folder, an export of an adapter per document, or the run directory of `learn`, `train` or
+    `continual` stands for.
 
     Errors: UserError where there is none, where a run is unfinished, and where an adapter of it is gone.
     """
+    if os.path.isfile(source / LIST):
+        listed = _listed(source / "documents")
+        _refuse_missing(listed, "export the run again")
+        return Adapters(tuple(listed), _model_name(next(iter(listed))) or BUNDLED, None, tuple(listed.values()))
     if not os.path.isfile(source / "config.yaml") or os.path.isfile(source / "adapter_config.json"):
         if not os.path.isdir(source):
             raise UserError(
@@ -57,7 +62,7 @@ def find_adapters(source: Path) -> Adapters:
         instruct: bool | None = run.resolved.get("instruct", run.config.get("instruct"))
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         documents: tuple[Document, ...] = ()
-        if run.config.get("adapters") == "per-document" or _remedy(run) == "per-document":
+        if "per-document" in (run.config.get("adapters"), run.resolved.get("adapters"), _remedy(run)):
             by_folder = _listed(run.document_adapters)
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
@@ -74,10 +79,14 @@ def find_adapters(source: Path) -> Adapters:
                 f"{source}: a run of {procedure} keeps no adapter; name a run of `learn`, `train` or `continual`,"
                 " or an adapter's folder"
             )
+    _refuse_missing(folders, f"the same `selfedit {procedure}` command makes it again")
+    return Adapters(tuple(folders), model, instruct, documents)
+
+
+def _refuse_missing(folders: Iterable[Path], remedy: str) -> None:
     for folder in folders:
         if not is_whole(folder):
-            raise UserError(f"{folder}: no adapter there; the same `selfedit {procedure}` command makes it again")
-    return Adapters(tuple(folders), model, instruct, documents)
+            raise UserError(f"{folder}: no adapter there; {remedy}")
 
 
 def exams_after_steps(run: RunDirectory) -> list[FitRecord]:
@@ -95,7 +104,7 @@ def one_model(source: Path) -> Adapters:
     if found.documents:
         raise UserError(
             f"{source}: an adapter per document, which make no one model; give the folder of one of them (they are in"
-            f" PEFT's format in {found.folders[0].parent}), or serve them side by side (docs/serving.md)"
+            f" PEFT's format in {found.folders[0].parent})"
         )
     return found
 
@@ -111,11 +120,14 @@ def _listed(folder: Path) -> dict[Path, Document]:
     file = folder.parent / LIST
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {folder / Path(row["adapter"]).name: Document(row["id"], row["title"], row["text"]) for row in rows}
+        found = {folder / Path(row["adapter"]).name: Document(row["id"], row["title"], row["text"]) for row in rows}
     except FileNotFoundError:
         raise UserError(f"{file}: not there, so the run has not finished; the same command goes on") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: damaged; delete it, and the same `selfedit learn` command writes it again") from None
+        found = {}
+    if not found:
+        raise UserError(f"{file}: damaged; delete it, and the same `selfedit learn` command writes it again")
+    return found
 
 
 def _model_name(folder: Path) -> str | None:

@@ -8,7 +8,7 @@
         A   ← the answer of one of them (a search finds it), or of θ, where none is about Q
     where asked for: once more, on top, those C of which an answer was wrong
 
-`PerDocument` and `Joint` are the two ways.  Asking what was learned afterwards is in `ask`.
+`per_document` and `joint` are the two ways, between which `ways` chooses.  Asking what was learned is in `ask`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from selfedit.methods.edits import write_edits
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inputs import check, load_parts, warn_of_contradictions, warn_of_cuts
-from selfedit.methods.joint import Joint
 from selfedit.methods.per_document import PerDocument
 from selfedit.methods.references import references_that_fit
 from selfedit.methods.run import Parts, Run
@@ -37,10 +36,10 @@ from selfedit.methods.small_models import editor_of, say_editor
 from selfedit.methods.stacking import model_of_earlier
 from selfedit.methods.summarise import looks, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, track_learning
+from selfedit.methods.ways import choose_way
 from selfedit.runs.summary import Summary
 
 REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
-WAYS: dict[str, type[Joint | PerDocument]] = {"joint": Joint, "per-document": PerDocument}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,9 @@ class Learned:
 
 
 def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = None, **parts: Unpack[Parts]) -> Learned:
-    """Teaches one adapter all the documents, and writes it to `adapters/learned` in the run's directory; or an adapter
-    each, and writes them to folders named like the documents in `adapters/documents`.
+    """Teaches an adapter each document, and writes them to folders named like the documents in `adapters/documents` in
+    the run's directory; or one adapter all of them, and writes it to `adapters/learned`.  `settings.adapters` says
+    which, or the number of documents (`ways`).
 
     `documents` are used in place of those that the settings name.
 
@@ -82,7 +82,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         specs = [spec] if examiner is None or examiner == spec else [spec, examiner]
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
-        way = WAYS[settings.adapters](run, spec.name, settings)
+        way = choose_way(run, spec.name, settings, documents)
         if examiner is None:
             run.store.add_documents(documents)
         else:

@@ -52,7 +52,10 @@ Remedy = Literal["none", "edits", "kl", "per-document"]  # against forgetting
 
 Role = Literal["editor", "judge"]  # of an API model
 JUDGE_KEY_VARIABLE = "JUDGE_API_KEY"
-AUTO = "auto"  # the editor: chosen by the model's size
+AUTO = "auto"  # the editor: chosen by the model's size; adapters: by the number of documents
+# Documents, or parts, from which on each has an adapter: from five on no more general questions are sent to a document
+# than of ten, while of fewer documents nearly every word is rare, or none is (docs/routing.md has the figures).
+MANY = 5
 
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, news[:SPLIT], or updates[:SPLIT]"
@@ -269,10 +272,11 @@ class LearnSettings(Settings):
     documents: Words = Field((), description=_DOCUMENTS)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
-    adapters: Literal["joint", "per-document"] = Field(
-        "joint",
+    adapters: Literal["auto", "joint", "per-document"] = Field(
+        "auto",
         description="one adapter for all documents, or one per document (or part), of which the one whose document "
-        "has most words in common with a question answers it; where none has enough, the model as it is",
+        "has most words in common with a question answers it; where none has enough, the model as it is; auto: as the "
+        f"run of --add, else per-document from {MANY} documents on",
     )
     part_tokens: int = Field(
         512,
@@ -293,7 +297,7 @@ class LearnSettings(Settings):
     add: Path | None = Field(
         None,
         description="a run of learn, or an adapter, to go on from: the new adapter is one that has both, and is asked"
-        " about the run's documents too",
+        " about the run's documents too; of one per document, the run's are put beside the new ones",
     )
     retry_missed: bool = Field(
         False, description="learn once more, on top, the documents of which a question was answered wrongly"

@@ -262,7 +262,8 @@ def fits_per_document(run: RunRecords, kind: str) -> int:
 
 def _of_all_edits(run: RunRecords) -> bool:
     """Whether a fit learns all edits of its document."""
-    return run.config.get("regime") == "document" or run.config.get("adapters") == "per-document"
+    adapters = (run.config.get("resolved") or {}).get("adapters", run.config.get("adapters"))
+    return run.config.get("regime") == "document" or adapters == "per-document"
 
 
 def planned(run: RunRecords) -> list[str]:
