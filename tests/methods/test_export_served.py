@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfedit.editors.api import ApiClient, ApiRequest
 from selfedit.editors.endpoint import Endpoint
 from selfedit.engine import load_adapter
-from selfedit.errors import UserError
 from selfedit.methods.ask import Asker
 from selfedit.methods.export import export
 from selfedit.methods.learn import learn
-from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from selfedit.models import load_model
 from selfedit.runs.store import Store
-from serving import needs_serving, running, serving
+from serving import needs_serving, serving
 from tiny_world import SMALL, rows, write_rows
 
 TEMPLATE = (
@@ -84,35 +81,6 @@ def test_an_exported_model_is_served_as_it_is_asked(
     assert [result.error for result in results] == [None] * len(requests)
     assert [result.text.strip() for result in results] == expected
     assert len(set(expected)) > 3
-
-
-@needs_serving
-def test_a_run_is_served_by_one_command_and_nothing_is_left_behind(
-    learned: Path, tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with Asker(learned, device="cpu", dtype="float32", max_tokens=MAX_TOKENS) as asker:
-        expected = [asker.answer(messages) for messages in conversations()[:3]]
-    requests = [ApiRequest(messages=tuple(messages), max_tokens=MAX_TOKENS) for messages in conversations()[:3]]
-    port = free_port()
-    command = [sys.executable, "-m", "selfedit", "serve", str(learned)]
-    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, port, tmp_path) as url:
-        assert list(tmp_path.glob("selfedit-serve-*/learned/model.safetensors"))
-        results = ApiClient("learned", Endpoint(url), store=Store(None)).complete(requests)
-    assert [result.text.strip() for result in results] == expected
-    assert list(tmp_path.glob("selfedit-serve-*")) == []
-
-
-def test_what_cannot_be_served_is_said_before_anything_is_merged(
-    learned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match="no such folder"):
-        serve(learned / "nothing")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'selfedit\[serving\]'"):
-        serve(learned)
 
 
 def prompts_elsewhere(folder: Path) -> list[Any]:

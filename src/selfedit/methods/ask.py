@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfedit.documents import Document
 from selfedit.errors import UserError
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BASE = "base"  # the name of the model without an adapter
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of so many `tokens` to a prompt of `prompt_tokens`; cut off where it is not `finished`."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    finished: bool
 
 
 class Asker:
@@ -146,17 +157,38 @@ class Asker:
     ) -> str:
         """Goes on with a conversation, greedily, by the adapter of this name; with `base`, or as `base`, as the model
         without any would.  `on_text` is called with the answer piece by piece, as it comes."""
-        (answer,) = self._answers(messages, [BASE if base else name], on_text)
-        return answer
+        return self.reply(messages, name=BASE if base else name, on_text=on_text).text
+
+    def reply(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        name: str = LEARNED,
+        on_text: Callable[[str], None] | None = None,
+        max_tokens: int | None = None,
+        **sampling: Any,
+    ) -> Reply:
+        """`answer`, with what it took; `sampling` are temperature, top_p and seed of a `DecodeRequest`."""
+        (reply,) = self._replies(messages, [name], on_text, max_tokens or self.max_tokens, **sampling)
+        return reply
 
     def compare(self, messages: Sequence[dict[str, str]]) -> dict[str, str]:
         """What each adapter would say, and the model without any, by name."""
         names = [*self.names, BASE]
-        return dict(zip(names, [*self._answers(messages, self.names), *self._answers(messages, [BASE])], strict=True))
+        replies = [
+            *self._replies(messages, self.names, None, self.max_tokens),
+            *self._replies(messages, [BASE], None, self.max_tokens),
+        ]
+        return {name: reply.text for name, reply in zip(names, replies, strict=True)}
 
-    def _answers(
-        self, messages: Sequence[dict[str, str]], names: Sequence[str], on_text: Callable[[str], None] | None = None
-    ) -> list[str]:
+    def _replies(
+        self,
+        messages: Sequence[dict[str, str]],
+        names: Sequence[str],
+        on_text: Callable[[str], None] | None,
+        max_tokens: int,
+        **sampling: Any,
+    ) -> list[Reply]:
         from selfedit.engine import DecodeRequest, decode
 
         if self._search is not None and list(names) != [BASE]:
@@ -167,10 +199,10 @@ class Asker:
                 self._attach(self._adapters[document.id])
         model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
         tokenizer = model.tokenizer
-        ids = tuple(tokenizer.chat_ids(messages)[-(model.context_length - self.max_tokens) :])
+        ids = tuple(tokenizer.chat_ids(messages)[-(model.context_length - max_tokens) :])
         numbers = [None if bank is None else self.names.index(name) for name in names]
         requests: list[DecodeRequest] = [
-            DecodeRequest(ids, self.max_tokens, tokenizer.stop_ids, adapter=number) for number in numbers
+            DecodeRequest(ids, max_tokens, tokenizer.stop_ids, number, **sampling) for number in numbers
         ]
         written: list[int] = []
         shown = ""
@@ -185,10 +217,13 @@ class Asker:
                 shown = text
 
         completions = decode(model.hf, requests, bank=bank, on_token=None if on_text is None else show)
-        answers = [tokenizer.decode(completion.ids).strip() for completion in completions]
+        replies = [
+            Reply(tokenizer.decode(completion.ids).strip(), len(ids), len(completion.ids), completion.finished)
+            for completion in completions
+        ]
         if on_text is not None:
-            on_text(answers[0].removeprefix(shown))
-        return answers
+            on_text(replies[0].text.removeprefix(shown))
+        return replies
 
 
 def _check_alike(sources: Mapping[str, Adapters], model: str | None) -> None:

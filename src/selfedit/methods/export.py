@@ -1,4 +1,5 @@
-"""A model with its adapters merged in, as a folder that `from_pretrained` loads.
+"""A model with its adapters merged in, as a folder that `from_pretrained` loads; of a run with an adapter per document,
+the adapters.
 
 Which adapters a folder or a run stands for is `adapters`' part.
 """
@@ -6,13 +7,14 @@ Which adapters a folder or a run stands for is `adapters`' part.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import adapter_errors, one_model
+from selfedit.methods.adapters import LIST, Adapters, adapter_errors, find_adapters, one_model
 from selfedit.methods.gguf_export import (
     ADAPTER,
     MODEL,
@@ -22,6 +24,7 @@ from selfedit.methods.gguf_export import (
     find_converter,
     modelfile,
 )
+from selfedit.methods.model_card import CARD
 from selfedit.models import Model, load_model, local_path, stored_dtype, torch_dtype
 from selfedit.runs.files import directory_atomically
 
@@ -33,11 +36,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exported:
-    """`merged` counts the adapters that were merged into `model`."""
+    """`merged` counts the adapters that were merged into `model`, `copied` those that lie in the folder apart."""
 
     folder: Path
     model: str
     merged: int
+    copied: int = 0
 
 
 def export(
@@ -58,8 +62,12 @@ def export(
     is the dtype that the model's own files have.  With `gguf` there is a GGUF file of that type beside it, with a
     Modelfile for Ollama; `adapter_only` then leaves model and adapter apart, a GGUF file each, and writes no others.
 
-    Errors: UserError where `source` is none of these, or has an adapter per document, `out` is taken, an adapter does
-    not fit the model, or llama.cpp's converter is not there.
+    Adapters that have learned a document each make no one model.  They are copied, each to a folder in PEFT's format,
+    with a tokenizer, a card for the hub and the list of documents (their texts too) by which `ask` and `serve` find the
+    one for a question, in this folder as in the run's.
+
+    Errors: UserError where `source` is none of these, `out` is taken, an adapter does not fit the model, llama.cpp's
+    converter is not there, or is to write one model of an adapter per document.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
@@ -67,6 +75,8 @@ def export(
         raise UserError("--adapter-only: an adapter needs no export but to GGUF; add --gguf")
     for converter in (MODEL, ADAPTER) if adapter_only else (MODEL,) if gguf else ():
         find_converter(converter)
+    if gguf is None and (several := find_adapters(source)).documents:
+        return _copy(several, out)
     found = one_model(source)
     if adapter_only and len(found.folders) != 1:
         raise UserError(f"{source}: a run of several steps, which can only be merged; leave out --adapter-only")
@@ -97,6 +107,16 @@ def export(
             convert_model(scratch, scratch / "model.gguf", gguf)
             (scratch / "Modelfile").write_text(modelfile("model.gguf", loaded.tokenizer), encoding="utf-8")
     return Exported(out, loaded.name, len(found.folders))
+
+
+def _copy(adapters: Adapters, out: Path) -> Exported:
+    beside = adapters.folders[0].parent.parent
+    with directory_atomically(out) as scratch:
+        for folder in (*adapters.folders, beside / "tokenizer"):
+            shutil.copytree(folder, scratch / folder.relative_to(beside))
+        for name in (CARD, LIST):
+            shutil.copyfile(beside / name, scratch / name)
+    return Exported(out, adapters.model, 0, len(adapters.folders))
 
 
 def _write(model: Model, folder: Path, dtype: torch.dtype) -> None:

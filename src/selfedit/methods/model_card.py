@@ -56,17 +56,40 @@ def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]
         _add_tokenizer(run, scratch)
     base = public_name(run.settings.model)
     rows = "".join(f"| `{one.name}` | {_cell(d.title)} | {_cell(d.id)} |\n" for one, d in learned.items())
-    text = f"""# One adapter per document
+    text = f"""{_head(base)}
+# One adapter per document
 
-LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn --adapters per-document`
-(notes by: {one_line(editor)}). `selfedit ask` on the run's directory finds the one for a question. They lie in
-`documents`, the tokenizer of all in `tokenizer`.
+LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn` (notes by: {one_line(editor)}).
+`selfedit ask` and `selfedit serve` on this folder find the one for a question, by the documents' texts in
+`{LIST}`.
+
+## Loading one by its name
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, "path/to/this/folder", subfolder="documents/{next(iter(learned)).name}")
+model.load_adapter("path/to/this/folder", "another", subfolder="documents/...")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", subfolder="tokenizer")
+```
+
+The tokenizer's chat template prompts as the adapters were trained.
+
+## Which has learned what
 
 | folder | title | document |
 | --- | --- | --- |
 {rows}"""
     write_atomically(folder.parent / CARD, text)
     write_list(folder, learned)
+
+
+def _head(base: str) -> str:
+    """What the hub reads of a card."""
+    head = {"base_model": base, "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "selfedit"]}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=False)}---\n"
 
 
 def _cell(text: str) -> str:
@@ -99,16 +122,6 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
     """A card in the hub's form; `settings` are the recipe's, `rank` is the adapter's, and `chat` says whether the model
     is prompted through its chat template."""
     base = public_name(model)
-    head = yaml.safe_dump(
-        {
-            "base_model": base,
-            "library_name": "peft",
-            "pipeline_tag": "text-generation",
-            "tags": ["lora", "selfedit"],
-        },
-        sort_keys=False,
-        allow_unicode=False,
-    )
     quantised = ""
     if model in BUNDLED_MODELS:
         quantised = (
@@ -119,9 +132,7 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
     ways = loading("path/to/this/folder", model, rank=rank, chat=chat)
     served = one_line(ways["vLLM"])
     count = "1 document" if documents == 1 else f"{documents:,} documents"
-    return f"""---
-{head}---
-
+    return f"""{_head(base)}
 # An adapter that learned {count}
 
 A LoRA adapter for `{one_line(base)}`, made by `selfedit learn`: the model was fine-tuned on the documents
