@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -141,10 +142,7 @@ def _overlap_begin(text: str, begin: int, end: int, measure: Callable[[int], int
     """Where the next part begins: the earliest start of a sentence, else of a word, in (begin, end] that fits."""
     for boundary in _BOUNDARIES[2:]:
         starts = [match.end() for match in boundary.finditer(text, begin, end) if begin < match.end() < end]
-        low, high = 0, len(starts)  # later starts give shorter overlaps
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if measure(starts[middle]) <= limit else (middle + 1, high)
-        if low < len(starts):
-            return starts[low]
+        first = bisect_left(starts, -limit, key=lambda start: -measure(start))  # later starts give shorter overlaps
+        if first < len(starts):
+            return starts[first]
     return end

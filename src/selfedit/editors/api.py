@@ -95,8 +95,6 @@ class ApiClient:
         budget: Budget | None = None,
         on_poll: OnPoll | None = None,
     ) -> None:
-        if budget is not None and budget.limit is not None and price is None:
-            raise ValueError("a budget can only be kept with a price")
         self.model = model
         self.endpoint = endpoint
         self.store = store

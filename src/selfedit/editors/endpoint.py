@@ -48,8 +48,6 @@ class Endpoint:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.max_retries < 0:
-            raise ValueError("concurrency must be at least 1, max_retries at least 0")
         if self.effort is not None and self.kind == "completions":
             raise UserError("a reasoning effort works with chat only, not with plain completions: leave it out")
 

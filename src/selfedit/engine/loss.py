@@ -53,8 +53,7 @@ def linear_cross_entropy(
         slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
         return losses
 
-    total, losses_L = _LinearLoss.apply(hidden_LD, head_VD, weights_L, softcap, turn)
-    return total, losses_L
+    return _LinearLoss.apply(hidden_LD, head_VD, weights_L, softcap, turn)
 
 
 def linear_divergence(
@@ -96,8 +95,7 @@ def linear_divergence(
             losses[rows], slope[rows] = _divergence(exact, ids[rows], log_p[rows], rest_p[rows])
         return losses
 
-    total, losses_L = _LinearLoss.apply(hidden_LD, head_VD, weights_L, softcap, turn)
-    return total, losses_L
+    return _LinearLoss.apply(hidden_LD, head_VD, weights_L, softcap, turn)
 
 
 def left_over(log_probs_LK: Tensor) -> Tensor:

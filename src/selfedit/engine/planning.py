@@ -148,8 +148,8 @@ def plan(
     again = sum(count * costs.repeated_flops(sequence) for sequence, count in uses)
     seconds = None
     if calibrate:
-        trial = _calibrate(model, spec, jobs, min(budget, 256 if kind == "cpu" else 4096), checkpointing)
-        seconds = len(passes) * trial.a_pass + tokens * trial.a_token + steps * trial.a_step
+        tried = min(budget, 256 if kind == "cpu" else 4096)
+        seconds = _estimate(model, spec, jobs, tried, checkpointing, len(passes))
     return Plan(
         bank_size=bank_size,
         token_budget=budget,
@@ -254,19 +254,11 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
     return sum(storage.nbytes() for storage in kept.values()), products
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Seconds for each forward and backward pass, each token, and each optimiser step of a fit."""
-
-    a_pass: float
-    a_token: float
-    a_step: float
-
-
-def _calibrate(
-    model: PreTrainedModel, spec: LoraSpec, jobs: Sequence[FitJob], tokens: int, checkpointing: bool
-) -> _Trial:
-    """Times three kinds of steps: one short sequence, many sequences of one fit, many fits with one sequence each."""
+def _estimate(
+    model: PreTrainedModel, spec: LoraSpec, jobs: Sequence[FitJob], tokens: int, checkpointing: bool, passes: int
+) -> float:
+    """Seconds that the jobs take in so many forward passes, from what each pass, each token and each optimiser step of
+    a fit takes.  Times three kinds of steps: one short sequence, many sequences of one fit, many fits with one each."""
     sequences = list(_some_sequences(jobs, tokens))
     # Repeated, because the first steps on a device prepare it.
     repeats = 4 if _device(model).type == "cpu" else 6
@@ -277,12 +269,13 @@ def _calibrate(
         one = _seconds(bank, [FitJob((shortest,), settings, 0)], tokens, checkpointing)
         many = _seconds(bank, [together], together.tokens, checkpointing)
         apart = _seconds(bank, [FitJob((s,), settings, 0) for s in sequences], together.tokens, checkpointing)
-    size, least = sum(len(s.ids) for s in sequences), len(shortest.ids)
+    all_tokens, size, least = sum(job.tokens for job in jobs), sum(len(s.ids) for s in sequences), len(shortest.ids)
     if len(sequences) == 1:
-        return _Trial(0.0, one / least, 0.0)
+        return all_tokens * one / least
     a_step = max(0.0, (apart - many) / (len(sequences) - 1))
     a_token = max(0.0, (many - one) / max(1, size - least))
-    return _Trial(max(0.0, one - a_step - least * a_token), a_token, a_step)
+    a_pass = max(0.0, one - a_step - least * a_token)
+    return passes * a_pass + all_tokens * a_token + sum(job.steps for job in jobs) * a_step
 
 
 def _some_sequences(jobs: Sequence[FitJob], tokens: int) -> Iterator[TokenSequence]:

@@ -14,14 +14,13 @@ from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.search import Search
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import known_general
 from selfedit.methods.learnings import Asked, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
 from selfedit.methods.routing import to_document
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane, record_exam
-from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.stacking import fit_kept
 from selfedit.methods.updates import still_true
 
@@ -35,13 +34,9 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
     Errors: UserError for a fit that failed, and where the first sequence has no edit."""
     if not every:
         return
-    settings, condition = run.settings, every[0].condition
-    assert isinstance(settings, ContinualSettings)
+    condition = every[0].condition
     documents = list({document.id: document for lane in every for document in lane.documents}.values())
-    edits = None
-    if spec.kind != "passage":
-        count, prompt = settings.edits, settings.edit_prompt
-        edits = write_edits(run, documents, spec, count=count, prompt=prompt, condition=condition)
+    edits = edits_to_learn(run, documents, spec, condition=condition)
     learnings = {one.documents[0].id: one for one in one_per_document(condition, documents, edits)}
     if not any(document.id in learnings for document in every[0].documents):
         raise UserError(f"{spec.name}: no edit of the first sequence could be written, so nothing can be learned")

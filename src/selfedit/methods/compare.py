@@ -16,7 +16,7 @@ from typing import Unpack
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec, parse_editors
 from selfedit.errors import UserError
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
@@ -69,8 +69,5 @@ def condition(
     if not spec.learns:
         return []
     name = name or spec.name
-    edits = None
-    if spec.kind != "passage":
-        count, prompt = settings.edits, settings.edit_prompt
-        edits = write_edits(run, documents, spec, count=count, prompt=prompt, condition=name, policy=policy)
+    edits = edits_to_learn(run, documents, spec, condition=name, policy=policy)
     return REGIMES[settings.regime](name, documents, edits, settings.replicates, policy=policy)

@@ -24,7 +24,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import paired_difference
 from selfedit.methods.apart import learn_apart
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
@@ -116,22 +116,12 @@ def _edits(run: Run, spec: EditorSpec, lane: Lane, step: int) -> list[Edit] | No
     """The edits of a step's document; None: the passage alone is learned."""
     if spec.kind == "passage":
         return None
-    settings, document = run.settings, lane.documents[step - 1]
-    assert isinstance(settings, ContinualSettings)
+    document = lane.documents[step - 1]
     own = (lane.number, lane.condition), (lane.number, lane.after)
     reached = (fit.round for fit in run.store.fits() if (fit.replicate, fit.condition) in own)
     if step > max(reached, default=0):  # what was left out of an earlier step is not in the models of the later ones
-        write_edits(
-            run,
-            [document],
-            spec,
-            count=settings.edits,
-            prompt=settings.edit_prompt,
-            condition=lane.writer,
-            round=step,
-            policy=lane.policy,
-            wanted=len(lane.documents) * settings.edits,
-        )
+        how: Any = {"condition": lane.writer, "round": step, "policy": lane.policy}
+        edits_to_learn(run, [document], spec, of=len(lane.documents), **how)
     return run.store.edits(round=step, writer=lane.writer, document_id=document.id)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from selfedit.documents import Document
 from selfedit.editors.base import AS_WRITTEN, Complete, Edit, Editor, Reader, Tools, edit_id, edit_writer
@@ -59,18 +60,8 @@ def write_edits(
             run.progress.note(f"edit {id} could not be written: {reason}")
 
         if not exam and (teacher or run.settings.teacher) == "open-book":
-            written = write_edits(
-                run,
-                documents,
-                spec,
-                count=count,
-                prompt=prompt,
-                condition=name + AS_WRITTEN,
-                round=round,
-                policy=policy,
-                wanted=wanted,
-                teacher="writer",
-            )
+            how: Any = {"count": count, "prompt": prompt, "round": round, "policy": policy, "wanted": wanted}
+            written = write_edits(run, documents, spec, condition=name + AS_WRITTEN, teacher="writer", **how)
             answer_edits(run, documents, written, name, _complete(run, name, round, policy), done, keep, fail)
         else:
             temperature = 0.0 if exam else None
@@ -78,6 +69,18 @@ def write_edits(
         if not exam:
             _check_left_out(run, name, wanted or len(asked))
     return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
+
+
+def edits_to_learn(
+    run: Run, documents: Sequence[Document], spec: EditorSpec, *, of: int | None = None, **how: Any
+) -> list[Edit] | None:
+    """The edits of each document that the settings ask for, of so many documents in all (`of`, by default these); None
+    where the passage alone is learned."""
+    settings: Any = run.settings
+    if spec.kind == "passage":
+        return None
+    wanted = of and of * settings.edits
+    return write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt, wanted=wanted, **how)
 
 
 def make_editor(

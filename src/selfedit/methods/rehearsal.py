@@ -66,7 +66,7 @@ def stand_ins(settings: Settings, shape: Shape, plan: Plan, *, begin_only: bool 
 
 
 class Shape:
-    """A model's sizes, from its configuration alone, and a tokenizer that decodes marks too."""
+    """A model's sizes, from its configuration alone, and a tokenizer that decodes marks too; `of` gives another's."""
 
     def __init__(self, outline: Model) -> None:
         import torch
@@ -78,12 +78,7 @@ class Shape:
         self.context_length = outline.context_length
         self.tokenizer = _MarkingTokenizer(tokenizer.hf, tokenizer.instruct, tokenizer.stop_ids)
         self.adapter = cache(self._adapter)
-        self._others: dict[str, Shape] = {}
-
-    def of(self, model: str, **how: Any) -> Shape:
-        if model not in self._others:
-            self._others[model] = Shape(load_outline(model, **how))
-        return self._others[model]
+        self.of = cache(lambda model, **how: Shape(load_outline(model, **how)))
 
     def _adapter(self, lora: LoraSpec) -> int:
         from selfedit.engine.bank import target_layers

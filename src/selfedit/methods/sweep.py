@@ -19,7 +19,7 @@ from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec, parse_editors
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.frontier import Trial, list_candidates, reason
 from selfedit.methods.inputs import check, load, set_apart
@@ -99,9 +99,7 @@ def _documents(
 
 
 def _edits(run: Run, settings: SweepSettings, documents: Sequence[Document], spec: EditorSpec) -> Sequence[Edit] | None:
-    if spec.kind == "passage":
-        return None
-    if settings.regime == "document" and any(fit.steps for fit in run.store.fits()):
+    if spec.kind != "passage" and settings.regime == "document" and any(fit.steps for fit in run.store.fits()):
         # All recipes learn the same edits: those that were left out are not written once some have.
         return run.store.edits(writer=spec.name)
-    return write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt)
+    return edits_to_learn(run, documents, spec)

@@ -6,9 +6,11 @@ All figures of the list are computed here; the page's script only sorts, hides a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
+from typing import TypeVar
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
@@ -19,6 +21,9 @@ from selfedit.runs.summary import ConditionSummary
 
 Key = tuple[int, str]
 """A column: round and condition."""
+
+T = TypeVar("T")
+FIT_OF = attrgetter("fit")  # of an answer
 
 
 @dataclass(frozen=True)
@@ -170,16 +175,16 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
                 split=run.splits[document.id],
                 scores={
                     key: score
-                    for key, of_column in _by_column(found, order).items()
+                    for key, of_column in _by_column(found, FIT_OF).items()
                     if (score := mean_score(of_column)) is not None
                 },
-                questions=[_question(question, answers[question.id], order) for question in document.questions],
+                questions=[_question(question, answers[question.id]) for question in document.questions],
                 edits=sorted(edits[document.id], key=lambda view: (order[view.key], view.edit.index)),
-                fits=_fits_by_column(fits[document.id]),
+                fits=_by_column(fits[document.id], lambda fit: fit),
             )
         )
     compared = [condition.name for condition in conditions]
-    return DocumentList(columns, views, _fits_by_column(fits[None]), compared)
+    return DocumentList(columns, views, _by_column(fits[None], lambda fit: fit), compared)
 
 
 def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Column]:
@@ -200,22 +205,16 @@ def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Co
     return [Column(key, name(key)) for key in sorted(keys, key=place)]
 
 
-def _by_column(answers: Iterable[Given], order: Mapping[Key, int]) -> dict[Key, list[Given]]:
-    found: dict[Key, list[Given]] = defaultdict(list)
-    for given in answers:
-        found[given.fit.round, given.fit.condition].append(given)
-    return {key: found[key] for key in sorted(found, key=lambda key: order[key])}
+def _by_column(found: Iterable[T], fit_of: Callable[[T], FitRecord]) -> dict[Key, list[T]]:
+    columns: dict[Key, list[T]] = defaultdict(list)
+    for one in found:
+        fit = fit_of(one)
+        columns[fit.round, fit.condition].append(one)
+    return dict(columns)
 
 
-def _fits_by_column(fits: Iterable[FitRecord]) -> dict[Key, list[FitRecord]]:
-    found: dict[Key, list[FitRecord]] = defaultdict(list)
-    for fit in fits:
-        found[fit.round, fit.condition].append(fit)
-    return dict(found)
-
-
-def _question(question: Question, answers: Sequence[Given], order: Mapping[Key, int]) -> QuestionView:
-    by_column = _by_column(answers, order)
+def _question(question: Question, answers: Sequence[Given]) -> QuestionView:
+    by_column = _by_column(answers, FIT_OF)
     known = {key: findings.known(given.value for given in found) for key, found in by_column.items()}
     before = known.get((0, findings.BASE))
     change = {}
