@@ -281,14 +281,8 @@ def _cost(arguments: argparse.Namespace) -> Any:
             raise UserError("--device-seconds needs --usd-per-hour")
         usd += arguments.device_seconds / 3600 * arguments.usd_per_hour
     _say(arguments, f"{usd:.4f} USD")
-    return {
-        "model": arguments.model,
-        "input_tokens": arguments.input_tokens,
-        "output_tokens": arguments.output_tokens,
-        "batch": arguments.batch,
-        "device_seconds": arguments.device_seconds,
-        "cost_usd": usd,
-    }
+    given = ("model", "input_tokens", "output_tokens", "batch", "device_seconds")
+    return {name: getattr(arguments, name) for name in given} | {"cost_usd": usd}
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:

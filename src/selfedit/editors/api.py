@@ -62,15 +62,7 @@ class ApiStore(Protocol):
 
     def get(self, key: str) -> dict[str, Any] | None: ...
 
-    def put(
-        self,
-        key: str,
-        model: str,
-        request: dict[str, Any],
-        response: dict[str, Any],
-        input_tokens: int,
-        output_tokens: int,
-    ) -> None: ...
+    def put(self, key: str, model: str, request: dict[str, Any], response: dict[str, Any], *tokens: int) -> None: ...
 
     def get_batch(self, key: str) -> tuple[str, str] | None: ...
 

@@ -69,9 +69,8 @@ class Grading:
         total = sum(counts.values())
         if total and counts["ungraded"] / total > self.max_ungraded:
             raise UserError(
-                f"{counts['ungraded']} of {total} answers could not be graded by {self.name}, more than"
-                f" --max-ungraded {self.max_ungraded:.0%} allows; nothing is reported.  The same command tries them"
-                " again"
+                f"{counts['ungraded']} of {total} answers could not be graded by {self.name}, more than --max-ungraded"
+                f" {self.max_ungraded:.0%} allows; nothing is reported.  The same command tries them again"
             )
 
     def grade_beside(self) -> None:

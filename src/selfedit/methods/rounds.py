@@ -130,12 +130,11 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
     It claims nothing that the intervals do not carry."""
     if not validation:
         return (
-            "No documents were set apart for validation, so nothing can be said about whether training the "
-            "editor helped:"
-            " run it again with --validation-share, or compare it on other documents with `selfedit compare --policy`."
+            "No documents were set apart for validation, so nothing can be said about whether training the editor"
+            " helped: run it again with --validation-share, or compare it on other documents with `selfedit compare"
+            " --policy`."
         )
-    wanted = set(validation)
-    before = _of(run.grading.scores("none", round=0), wanted)
+    before = {id: score for id, score in run.grading.scores("none", round=0).items() if id in set(validation)}
     untrained = run.grading.scores("validation", round=0)
     last = max((record.round for record in run.store.rounds()), default=0)
     shown = selected or last
@@ -147,11 +146,14 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
         )
     step_a = paired_difference(before, untrained)
     step_b = paired_difference(untrained, trained)
-    cost_a, cost_b = _costs(run)
+    # Validation in round 0 is Step A; everything in later rounds is Step B.
+    lines = run.store.costs()
+    cost_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
+    cost_b = Spent.of(line for line in lines if line.round > 0)
     sentences = [
-        f"On {len(validation)} validation documents the untrained model's accuracy is "
-        f"{accuracy_interval(before).mean:.1%} before"
-        f" it learns anything; learning its own edits (Step A) changes that by {_points(step_a)}.",
+        f"On {len(validation)} validation documents the untrained model's accuracy is"
+        f" {accuracy_interval(before).mean:.1%} before it learns anything; learning its own edits (Step A) changes that"
+        f" by {_points(step_a)}.",
         f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b)}.",
         f"Step A took {_spent(cost_a)}; Step B {_spent(cost_b)}.",
     ]
@@ -161,9 +163,8 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
         )
     if selected == 0:
         sentences.append(
-            "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do "
-            "not recommend"
-            " training the editor. " + _instead(step_a)
+            "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do not"
+            f" recommend training the editor. {_instead(step_a)}"
         )
     elif step_b.larger_than_noise:
         sentences.append(
@@ -172,9 +173,9 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
         )
     else:
         sentences.append(
-            f"Round {selected} is selected because every earlier one is worse than the best by more than "
-            "noise; against the"
-            " untrained editor its gain is within noise. Confirm it on test documents with `selfedit compare --policy`."
+            f"Round {selected} is selected because every earlier one is worse than the best by more than noise; against"
+            " the untrained editor its gain is within noise. Confirm it on test documents with `selfedit compare"
+            " --policy`."
         )
     return " ".join(sentences)
 
@@ -187,20 +188,9 @@ def _instead(step_a: Difference) -> str:
     )
 
 
-def _of(scores: dict[str, DocumentScore], wanted: set[str]) -> dict[str, DocumentScore]:
-    return {document: score for document, score in scores.items() if document in wanted}
-
-
 def _points(difference: Difference) -> str:
     note = "" if difference.larger_than_noise else ", within noise"
     return f"{100 * difference.mean:+.1f} points ({100 * difference.lo:+.1f} to {100 * difference.hi:+.1f}{note})"
-
-
-def _costs(run: Run) -> tuple[Spent, Spent]:
-    """Validation in round 0 is Step A; everything in later rounds is Step B."""
-    lines = run.store.costs()
-    step_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
-    return step_a, Spent.of(line for line in lines if line.round > 0)
 
 
 def _spent(spent: Spent) -> str:

@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Unpack
 
+import yaml
+
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec, parse_editors
@@ -27,6 +29,7 @@ from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import SweepSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
 from selfedit.methods.trials import condition, row, try_out
+from selfedit.runs.files import write_atomically
 from selfedit.runs.summary import Summary
 
 FINALISTS = 3  # recipes that are tried on the validation documents, at most
@@ -60,7 +63,10 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
 
         chosen = run.choices.recipe(trials, settings.most_lost)
         run.recipe = chosen.candidate.recipe
-        run.directory.write_recipe(run.recipe.model_dump(mode="json", exclude={"name"}))
+        recipe = run.recipe.model_dump(mode="json", exclude={"name"})
+        write_atomically(
+            run.directory.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        )
         names = ["none", *(condition(editor, trial.number) for trial in trials for editor in edits), *lines]
         rows = [row(trial, trial in trials, trial is chosen) for _, trial in sorted(tried.items())]
         told = reason(trials, chosen, settings.most_lost, run.grading.scores("none"))

@@ -22,7 +22,8 @@ def superseded(documents: Sequence[Document]) -> dict[str, Question]:
     for document in documents:
         for question in document.questions:
             latest.setdefault((document.title.casefold(), question.question.casefold()), []).append(question)
-    return {old.id: some[-1] for some in latest.values() for old in some[:-1] if not _agree(old, some[-1])}
+    pairs = [(old, some[-1]) for some in latest.values() for old in some[:-1]]
+    return {old.id: new for old, new in pairs if not any(_says(old, answer) for answer in new.answers)}
 
 
 def still_true(documents: Sequence[Document], later: Sequence[Document] = ()) -> list[Document]:
@@ -53,10 +54,6 @@ def replaced_by(old: Mapping[str, Question], documents: Iterable[Document]) -> d
     for question in (q for document in documents for q in document.questions if q.id in old):
         found.setdefault(old[question.id].id, []).append(question)
     return found
-
-
-def _agree(one: Question, other: Question) -> bool:
-    return any(_says(one, answer) for answer in other.answers)
 
 
 def _says(question: Question, text: str) -> bool:

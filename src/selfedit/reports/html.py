@@ -216,14 +216,10 @@ def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
         few = f"; {found.documents} documents are too few for a finding" if findings.too_few([found]) else ""
         return f"{start}: a difference within noise ({format.points_interval(found.ci95)} points{few}).{share}"
     gain = f"{format.points(found.difference)} points, 95 % interval {format.points_interval(found.ci95)}"
-    rivals = [c.name for c in others if c is not best and _level(c.name, best.name, summary)]
+    leads = {c.name: findings.difference(summary.differences, c.name, best.name) for c in others if c is not best}
+    rivals = [name for name, lead in leads.items() if lead is not None and not lead.larger_than_noise]
     tied = f" Its lead over {' and '.join(f'“{name}”' for name in rivals)} is within noise." if rivals else ""
     return f"{start}: {gain}.{tied}{share}"
-
-
-def _level(name: str, best: str, summary: Summary) -> bool:
-    found = findings.difference(summary.differences, name, best)
-    return found is not None and not found.larger_than_noise
 
 
 def _compared(conditions: Sequence[ConditionSummary], summary: Summary) -> dict[str, Any]:

@@ -1,16 +1,7 @@
 """A run's directory: where its settings, store, summary, report, adapters and checkpoints lie, and who may write them.
 
-A run's directory is its owner's alone (0700, files 0600): it holds the documents.
-
-    config.yaml     all settings with defaults filled in, what was resolved when the run began (dtype, task size,
-                    memory, hashes of prompts and chat template), and the versions of the libraries that began it
-    run.sqlite      the store (see `store`); -wal and -shm beside it belong to it
-    lock            held by the process that writes
-    summary.json    the figures of a finished run (see `summary`)
-    report.html     the page
-    adapters/       adapters in PEFT format
-    checkpoints/    round-NN/, the policy after each round
-    unfinished/     states of fits under way, gone when they are done
+A run's directory is its owner's alone (0700, files 0600): it holds the documents.  docs/architecture.md says what lies
+in it.
 """
 
 from __future__ import annotations
@@ -164,12 +155,6 @@ class RunDirectory:
         # A kill between a fit's commit and the removal of its state left that.
         shutil.rmtree(self.path / "unfinished", ignore_errors=True)
         write_summary(self.path / "summary.json", summary)
-
-    def write_recipe(self, settings: Mapping[str, Any]) -> Path:
-        """Write `recipe.yaml`, a recipe's settings for `--recipe`; its path."""
-        path = self.path / "recipe.yaml"
-        write_atomically(path, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-        return path
 
     def read_summary(self) -> Summary:
         """The summary of a finished run.  UserError where the run is not finished."""

@@ -66,15 +66,10 @@ def directory_atomically(path: str | Path) -> Iterator[Path]:
             if private:
                 temporary.chmod(0o700)
             yield temporary
-            for folder, folders, names in os.walk(temporary):
+            for entry in (*temporary.rglob("*"), temporary):
                 if private:
-                    for name in folders:
-                        Path(folder, name).chmod(0o700)
-                    for name in names:
-                        Path(folder, name).chmod(0o600)
-                for name in names:
-                    _sync(Path(folder, name))
-                _sync(Path(folder))
+                    entry.chmod(0o700 if entry.is_dir() else 0o600)
+                _sync(entry)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(temporary, path)

@@ -393,20 +393,12 @@ class Store(Database):
         rows = self._rows("SELECT response FROM api_calls WHERE key = ?", (key,))
         return json.loads(rows[0][0]) if rows else None
 
-    def put(
-        self,
-        key: str,
-        model: str,
-        request: Mapping[str, Any],
-        response: Mapping[str, Any],
-        input_tokens: int,
-        output_tokens: int,
-    ) -> None:
-        """Store a response; one that was stored under the same key is replaced."""
+    def put(self, key: str, model: str, request: Mapping[str, Any], response: Mapping[str, Any], *tokens: int) -> None:
+        """Store a response, with the tokens read and written; one that was stored under the same key is replaced."""
         self._write(
             "INSERT OR REPLACE INTO api_calls VALUES (?, ?, ?, ?, ?, ?)",
             # In ASCII: a reply may hold half a character, which SQLite could not store.
-            (key, model, json.dumps(request), json.dumps(response), input_tokens, output_tokens),
+            (key, model, json.dumps(request), json.dumps(response), *tokens),
         )
 
     def get_batch(self, key: str) -> tuple[str, str] | None:
