@@ -24,8 +24,8 @@ def test_finished_run_is_read_whole(compare_run: Path) -> None:
     assert run.questions == 30  # the eight general ones are counted apart
     asked = {f"general/{number}" for number in range(8)}
     assert {question.id for question in run.general_questions} == asked
-    assert {given.answer.question_id for given in run.general_answers} == asked
-    base = [given for given in run.answers if given.fit.condition == "none"]
+    assert {answer.question_id for answer in run.scored if answer.document_id is None} == asked
+    base = [answer for answer in run.answers if answer.condition == "none"]
     assert len(base) == 30
     assert run.grader == "lexical"
 
@@ -34,7 +34,7 @@ def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:
     run = read_run(partial_run)
     assert run.summary is None
     assert run.model == "smollm2-135m"
-    assert any(given.grade is None for given in run.answers)
+    assert any(not answer.value for answer in run.answers)
 
 
 def test_reading_leaves_the_run_as_it_was(tmp_path: Path) -> None:

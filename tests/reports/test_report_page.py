@@ -177,8 +177,7 @@ def test_what_the_list_says_of_a_document_is_what_its_answers_say(compare_run: P
     for document, shown in zip(run.documents, page.documents, strict=True):
         asked = {question.id for question in document.questions}
         scores = [
-            mean_score(g for g in run.answers if g.answer.question_id in asked and g.fit.condition == name)
-            for name in names
+            mean_score(g for g in run.answers if g.question_id in asked and g.condition == name) for name in names
         ]
         assert (shown.attributes["data-score"] or "").split() == [
             "-1.000" if score is None else f"{score:.3f}" for score in scores

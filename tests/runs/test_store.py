@@ -228,7 +228,7 @@ def test_a_grade_that_contradicts_itself_is_refused(store: Store, documents, gra
     assert store.grade_counts("g") == {"right": 0, "wrong": 0, "ungraded": 0}
 
 
-def test_grades_come_by_fit_and_question_and_graders_by_how_much_they_graded(
+def test_grades_come_with_their_answers_and_graders_by_how_much_they_graded(
     store: Store, documents: tuple[Document, ...]
 ) -> None:
     store.add_documents(documents)
@@ -238,10 +238,15 @@ def test_grades_come_by_fit_and_question_and_graders_by_how_much_they_graded(
     store.add_grades([(id, Grade("right", 1.0, "lexical")) for id in answers])
     store.add_grades([(answers[0], Grade("ungraded", None, "judge", "timed out"))])
     assert store.graders() == ["lexical", "judge"]
-    first = (fit.id, documents[0].questions[0].id)
-    assert store.grades("judge") == {first: Grade("ungraded", None, "judge", "timed out")}
-    assert store.grades("lexical")[first] == Grade("right", 1.0, "lexical")
-    assert store.grades("nobody") == {}
+    first = documents[0].questions[0].id
+
+    def told(grader: str, **how: bool) -> list[tuple[str, str, float | None, str]]:
+        return [(one.question_id, one.value, one.score, one.note) for one in store.scored_answers(grader, **how)]
+
+    assert told("judge") == [(first, "ungraded", None, "timed out")]
+    assert told("lexical")[0] == (first, "right", 1.0, "")
+    assert told("nobody") == []
+    assert told("nobody", graded=False) == [(id, "", None, "") for id, *_ in told("lexical")]
 
 
 def test_curves_come_by_fit(store: Store, documents: tuple[Document, ...]) -> None:

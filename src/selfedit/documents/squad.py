@@ -39,6 +39,10 @@ class _Article(BaseModel):
     paragraphs: list[_Paragraph]
 
 
+# Where a paragraph stands, its article's title, its text, and each question about it with its answers.
+_Asking = tuple[str, str, str, list[tuple[str, list[str]]]]
+
+
 class _Texts(BaseModel):
     text: list[str]
 
@@ -62,21 +66,20 @@ def read_documents(path: Path, *, require_questions: bool, counts: Counter[str])
         raise UserError(
             f'{path}: no list "data", so not SQuAD JSON; put document rows into a .jsonl file, one object per line'
         )
-    paragraphs_of: Counter[str] = Counter()
-    for n, value in enumerate(found["data"], 1):
-        article = checked(_Article, value, f"{path}, article {n}", "SQuAD has title, paragraphs, context and qas")
+    found = ((f"{path}, article {n}", article) for n, article in enumerate(found["data"], 1))
+    yield from _documents(_paragraphs(found), require_questions, counts)
+
+
+def _paragraphs(articles: Iterable[tuple[str, Any]]) -> Iterator[_Asking]:
+    for where, value in articles:
+        article = checked(_Article, value, where, "SQuAD has title, paragraphs, context and qas")
         for m, paragraph in enumerate(article.paragraphs, 1):
             # The answers to a v2 question that is impossible are plausible only.
             asked = [
                 (one.question, [] if one.is_impossible else [answer.text for answer in one.answers])
                 for one in paragraph.qas
             ]
-            where = f"{path}, article {n} ({article.title}), paragraph {m}"
-            document = _document(article.title, paragraph.context, asked, where, paragraphs_of, counts)
-            if asked and not document.questions and require_questions:
-                counts["unanswerable_documents"] += 1
-            else:
-                yield where, document
+            yield f"{where} ({article.title}), paragraph {m}", article.title, paragraph.context, asked
 
 
 def group_flat_rows(
@@ -86,31 +89,28 @@ def group_flat_rows(
 
     Rows of one passage must follow one another, as they do in SQuAD on the Hugging Face hub.
     """
-    paragraphs_of: Counter[str] = Counter()
     form = 'SQuAD has title, context, question and answers ({"text": [...]})'
     found = ((where, checked(_FlatRow, row, where, form)) for where, row in rows)
-    for (title, context), group in groupby(found, key=lambda item: (item[1].title, item[1].context)):
-        (where, first), *others = group
-        asked = [(row.question, row.answers.text) for row in (first, *(row for _, row in others))]
-        document = _document(title, context, asked, where, paragraphs_of, counts)
-        if not document.questions and require_questions:
+    groups = (list(group) for _, group in groupby(found, key=lambda item: (item[1].title, item[1].context)))
+    asking = (
+        (group[0][0], group[0][1].title, group[0][1].context, [(row.question, row.answers.text) for _, row in group])
+        for group in groups
+    )
+    yield from _documents(asking, require_questions, counts)
+
+
+def _documents(
+    paragraphs: Iterable[_Asking], require_questions: bool, counts: Counter[str]
+) -> Iterator[tuple[str, Document]]:
+    """Each paragraph as a document; its id is `ARTICLE/N`, N counting the article's paragraphs from 0."""
+    paragraphs_of: Counter[str] = Counter()
+    for where, article, text, asked in paragraphs:
+        questions = [{"question": question, "answers": answers} for question, answers in asked if answers]
+        counts["unanswerable_questions"] += len(asked) - len(questions)
+        row = {"id": f"{article}/{paragraphs_of[article]}", "title": article.replace("_", " "), "text": text}
+        paragraphs_of[article] += 1
+        document = document_from_row({**row, "questions": questions}, where)
+        if asked and not questions and require_questions:
             counts["unanswerable_documents"] += 1
         else:
             yield where, document
-
-
-def _document(
-    article: str,
-    text: str,
-    asked: list[tuple[str, list[str]]],
-    where: str,
-    paragraphs_of: Counter[str],
-    counts: Counter[str],
-) -> Document:
-    """One paragraph as a document; its id is `ARTICLE/N`, N counting the article's paragraphs from 0."""
-    number = paragraphs_of[article]
-    paragraphs_of[article] += 1
-    questions = [{"question": question, "answers": answers} for question, answers in asked if answers]
-    counts["unanswerable_questions"] += len(asked) - len(questions)
-    title = article.replace("_", " ")
-    return document_from_row({"id": f"{article}/{number}", "title": title, "text": text, "questions": questions}, where)

@@ -73,6 +73,7 @@ def id_part(text: str) -> str:
 
 # An edit that is wanted: of which document, and which of its edits, counted from 0.
 Wanted = tuple[Document, int]
+Keep = Callable[[Sequence[Edit]], None]
 Fail = Callable[[str, str], None]  # (id, reason)
 
 
@@ -150,9 +151,7 @@ class Editor(Protocol):
     def check(self, documents: Sequence[Document], count: int) -> None:
         """Finds what a user got wrong before a run does any work.  Errors: UserError."""
 
-    def write(
-        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
-    ) -> None:
+    def write(self, wanted: Mapping[str, Wanted], done: Container[str], keep: Keep, fail: Fail) -> None:
         """Has the edits of `wanted` written, by id, that are not `done`.
 
         `keep` is called with edits as they come, in the transaction that commits their cost; `fail(id, reason)` for

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document
-from selfedit.editors.base import Edit, Fail, Reader, Tools, Wanted, check_prompts, edit_prompt, prompt_of
+from selfedit.editors.base import Fail, Keep, Reader, Tools, Wanted, check_prompts, edit_prompt, prompt_of
 from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import UserError
@@ -27,9 +27,7 @@ class ModelEditor:
         for index in range(count):
             self._prompt(documents[0], index, reader)
 
-    def write(
-        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
-    ) -> None:
+    def write(self, wanted: Mapping[str, Wanted], done: Container[str], keep: Keep, fail: Fail) -> None:
         tools = self.tools
         reader, complete = tools.model(self.name)
         tokenizer = reader.tokenizer

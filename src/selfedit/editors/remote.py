@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document
-from selfedit.editors.base import Edit, Fail, Tools, Wanted, check_prompts, edit_prompt, prompt_of
+from selfedit.editors.base import Fail, Keep, Tools, Wanted, check_prompts, edit_prompt, prompt_of
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.editors.spec import EditorSpec
 
@@ -21,9 +21,7 @@ class ApiEditor:
         for index in range(count):
             self._prompt(documents[0], index)
 
-    def write(
-        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
-    ) -> None:
+    def write(self, wanted: Mapping[str, Wanted], done: Container[str], keep: Keep, fail: Fail) -> None:
         tools = self.tools
         missing = [(id, *one) for id, one in wanted.items() if id not in done]
         prompts = [self._prompt(document, index) for _, document, index in missing]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from selfedit.documents import Document, load_edits
-from selfedit.editors.base import Edit, Fail, Tools, Wanted
+from selfedit.editors.base import Fail, Keep, Tools, Wanted
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 
@@ -18,9 +18,7 @@ class ReplayEditor:
     def check(self, documents: Sequence[Document], count: int) -> None:
         self._texts([(document, count - 1) for document in documents])
 
-    def write(
-        self, wanted: Mapping[str, Wanted], done: Container[str], keep: Callable[[Sequence[Edit]], None], fail: Fail
-    ) -> None:
+    def write(self, wanted: Mapping[str, Wanted], done: Container[str], keep: Keep, fail: Fail) -> None:
         missing = [one for id, one in wanted.items() if id not in done]
         texts = self._texts(missing)
         keep([self.tools.edit(*one, text) for one, text in zip(missing, texts, strict=True)])

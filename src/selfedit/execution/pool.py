@@ -8,23 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
+from selfedit.editors.base import Reader
 from selfedit.execution.tasks import Task, TaskResult
 from selfedit.execution.worker import ModelSource, OnTokens, Worker
 from selfedit.models import Model, Tokenizer
 
 
-class Pool(Protocol):
+class Pool(Reader, Protocol):
     """Does tasks, in any order, and yields each result as it comes.  `memory` is what a plan of one worker should use,
     bytes.
 
     `publish` makes a policy's delta (an adapter's files, by name) known under a name that tasks can then follow.
     """
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    @property
-    def context_length(self) -> int: ...
 
     @property
     def description(self) -> str: ...

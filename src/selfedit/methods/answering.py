@@ -11,11 +11,11 @@ So what is learned is in the model's own words, of which training changes less t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question
-from selfedit.editors.base import Complete, Edit, Fail
+from selfedit.editors.base import Complete, Edit, Fail, Keep
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import UserError
 from selfedit.methods.run import Run
@@ -32,7 +32,7 @@ def answer_edits(
     name: str,
     complete: Complete,
     done: Container[str],
-    keep: Callable[[Sequence[Edit]], None],
+    keep: Keep,
     fail: Fail,
 ) -> None:
     """Makes edits of the writer `name` of these, with other answers to their questions; those in `done` are not made

@@ -30,7 +30,7 @@ from selfedit.methods.selection import Choices, Selection, select
 from selfedit.methods.settings import Role, Settings
 from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
-from selfedit.training.jobs import Advance, Jobs, Learned
+from selfedit.training.jobs import Jobs, Learned
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
 
@@ -199,24 +199,17 @@ class _BoundedJobs(Jobs):
         self._sizes: dict[tuple[str, int, str], tuple[int, int, int]] = {}
 
     def job(
-        self,
-        documents: Sequence[Document],
-        edits: Sequence[Learned],
-        recipe: Recipe,
-        *,
-        seed: int,
-        own: Sequence[TokenSequence] = (),
-        advance: Advance | None = None,
+        self, documents: Sequence[Document], edits: Sequence[Learned], recipe: Recipe, **how: Any
     ) -> tuple[FitJob, tuple[str, ...]]:
         unwritten = [" ".join([edit] if isinstance(edit, str) else edit or ()).count(_EDIT) for edit in edits]
         if not any(unwritten):
-            return super().job(documents, edits, recipe, seed=seed, own=own, advance=advance)
+            return super().job(documents, edits, recipe, **how)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
-        retained = sorted(own, key=lambda one: -len(one.ids))[: recipe.retain]
+        retained = sorted(how.get("own", ()), key=lambda one: -len(one.ids))[: recipe.retain]
         likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in retained)
         blanks = [_blank(-(-most // parts)) for most, _, parts in sizes for _ in range(parts)]
         settings = recipe.settings(len(blanks))
-        return _UnwrittenJob((*blanks, *retained), settings, seed, likely=likely * recipe.epochs), ()
+        return _UnwrittenJob((*blanks, *retained), settings, how["seed"], likely=likely * recipe.epochs), ()
 
     def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int, int]:
         """Training tokens of one epoch on a document with so many edits that are not written yet, the most and the

@@ -6,24 +6,22 @@ All figures of the list are computed here; the page's script only sorts, hides a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from typing import TypeVar
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.reports import findings, format
-from selfedit.reports.records import Given, RunRecords, mean_score
-from selfedit.runs.records import FitRecord
+from selfedit.reports.records import RunRecords, mean_score
+from selfedit.runs.records import FitRecord, ScoredAnswer
 from selfedit.runs.summary import ConditionSummary
 
 Key = tuple[int, str]
 """A column: round and condition."""
 
-T = TypeVar("T")
-FIT_OF = attrgetter("fit")  # of an answer
+T = TypeVar("T", FitRecord, ScoredAnswer)
 
 
 @dataclass(frozen=True)
@@ -151,11 +149,11 @@ class DocumentList:
 def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> DocumentList:
     columns = _columns(run, conditions)
     order = {column.key: number for number, column in enumerate(columns)}
-    answers: dict[str, list[Given]] = defaultdict(list)
-    on_edit: dict[str, list[Given]] = defaultdict(list)
-    for given in run.answers:
-        answers[given.answer.question_id].append(given)
-        on_edit[given.fit.edit_id or ""].append(given)
+    answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    on_edit: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    for answer in run.answers:
+        answers[answer.question_id].append(answer)
+        on_edit[answer.edit_id or ""].append(answer)
     fits: dict[str | None, list[FitRecord]] = defaultdict(list)  # without an edit, by document
     edit_fits: dict[str, list[FitRecord]] = defaultdict(list)
     for fit in run.fits:
@@ -175,16 +173,16 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
                 split=run.splits[document.id],
                 scores={
                     key: score
-                    for key, of_column in _by_column(found, FIT_OF).items()
+                    for key, of_column in _by_column(found).items()
                     if (score := mean_score(of_column)) is not None
                 },
                 questions=[_question(question, answers[question.id]) for question in document.questions],
                 edits=sorted(edits[document.id], key=lambda view: (order[view.key], view.edit.index)),
-                fits=_by_column(fits[document.id], lambda fit: fit),
+                fits=_by_column(fits[document.id]),
             )
         )
     compared = [condition.name for condition in conditions]
-    return DocumentList(columns, views, _by_column(fits[None], lambda fit: fit), compared)
+    return DocumentList(columns, views, _by_column(fits[None]), compared)
 
 
 def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Column]:
@@ -205,17 +203,16 @@ def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Co
     return [Column(key, name(key)) for key in sorted(keys, key=place)]
 
 
-def _by_column(found: Iterable[T], fit_of: Callable[[T], FitRecord]) -> dict[Key, list[T]]:
+def _by_column(found: Iterable[T]) -> dict[Key, list[T]]:
     columns: dict[Key, list[T]] = defaultdict(list)
     for one in found:
-        fit = fit_of(one)
-        columns[fit.round, fit.condition].append(one)
+        columns[one.round, one.condition].append(one)
     return dict(columns)
 
 
-def _question(question: Question, answers: Sequence[Given]) -> QuestionView:
-    by_column = _by_column(answers, FIT_OF)
-    known = {key: findings.known(given.value for given in found) for key, found in by_column.items()}
+def _question(question: Question, answers: Sequence[ScoredAnswer]) -> QuestionView:
+    by_column = _by_column(answers)
+    known = {key: findings.known(answer.value for answer in found) for key, found in by_column.items()}
     before = known.get((0, findings.BASE))
     change = {}
     for key, after in known.items():
@@ -225,12 +222,12 @@ def _question(question: Question, answers: Sequence[Given]) -> QuestionView:
     return QuestionView(question, {key: _merged(found) for key, found in by_column.items()}, change)
 
 
-def _merged(answers: Iterable[Given]) -> list[AnswerView]:
+def _merged(answers: Iterable[ScoredAnswer]) -> list[AnswerView]:
     """Answers that read and count alike as one, the most frequent first."""
     counts: Counter[tuple[str, str, float | None, str]] = Counter()
     for given in answers:
         score = None if given.score is None else round(given.score, 3)
-        counts[given.answer.text, given.value, score, given.grade.note if given.grade else ""] += 1
+        counts[given.answer, given.value, score, given.note] += 1
     return [AnswerView(*answer, fits) for answer, fits in counts.most_common()]
 
 

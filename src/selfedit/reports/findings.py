@@ -15,9 +15,9 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import format
-from selfedit.reports.records import Given, RunRecords, mean_score
+from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.costs import Spent
-from selfedit.runs.records import CostRecord
+from selfedit.runs.records import CostRecord, ScoredAnswer
 from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
@@ -52,7 +52,7 @@ def rounds(run: RunRecords) -> Sequence[RoundSummary]:
     if untrained is not None:
         first = RoundSummary(round=0, validation_accuracy=untrained.accuracy, validation_ci95=untrained.ci95)
         return (first, *run.rounds)
-    found = mean_score(given for given in run.answers if (given.fit.round, given.fit.condition) == (0, "validation"))
+    found = mean_score(one for one in run.answers if (one.round, one.condition) == (0, "validation"))
     return run.rounds if found is None else (RoundSummary(round=0, validation_accuracy=found), *run.rounds)
 
 
@@ -176,10 +176,10 @@ def signals(run: RunRecords) -> list[Signal]:
     for edit in run.edits:
         if edit.reward is not None and edit.document_id in documents:
             grouped[edit.round][edit.document_id].append(edit)
-    answers: dict[str, dict[int, list[Given]]] = defaultdict(lambda: defaultdict(list))
-    for given in run.answers:
-        if given.fit.edit_id and given.score is not None and run.config.get("reward") == "fit":
-            answers[given.fit.edit_id][given.fit.replicate].append(given)
+    answers: dict[str, dict[int, list[ScoredAnswer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in run.answers:
+        if answer.edit_id and answer.score is not None and run.config.get("reward") == "fit":
+            answers[answer.edit_id][answer.replicate].append(answer)
     scores = {edit: {k: mean_score(some) or 0.0 for k, some in fits.items()} for edit, fits in answers.items()}
     result = []
     for number, by_document in sorted(grouped.items()):
@@ -225,7 +225,7 @@ def missing(run: RunRecords) -> list[str]:
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
     if not any(fit.condition == BASE for fit in run.fits):
         lines.append("The model has not been examined without adaptation yet.")
-    unjudged = sum(given.grade is None for given in run.answers)
+    unjudged = sum(not answer.value for answer in run.answers)
     if unjudged:
         lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no grade yet.")
     return lines
@@ -346,18 +346,18 @@ def costs(run: RunRecords) -> list[CostRecord]:
 def general(run: RunRecords) -> tuple[list[str], list[tuple[Question, dict[str, tuple[int, int, str]]]]]:
     """The conditions that were asked general questions; and each of these with every condition's answers: how many are
     right, how many are graded, and one that is wrong."""
-    graded: dict[str, dict[str, list[Given]]] = defaultdict(lambda: defaultdict(list))
-    for given in run.general_answers:
-        if given.grade:
-            graded[given.answer.question_id][given.fit.condition].append(given)
+    graded: dict[str, dict[str, list[ScoredAnswer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in run.scored:
+        if answer.document_id is None and answer.value:
+            graded[answer.question_id][answer.condition].append(answer)
     rows = [
         (
             question,
             {
                 name: (
-                    sum(given.value == "right" for given in found),
-                    sum(given.value != "ungraded" for given in found),
-                    min((given.answer.text for given in found if given.value == "wrong"), default=""),
+                    sum(one.value == "right" for one in found),
+                    sum(one.value != "ungraded" for one in found),
+                    min((one.answer for one in found if one.value == "wrong"), default=""),
                 )
                 for name, found in graded[question.id].items()
             },

@@ -239,7 +239,7 @@ def _counts(run: RunRecords) -> dict[str, int]:
         "fits": sum(bool(fit.sequences) for fit in run.fits),
         "failed": sum(fit.status == "failed" for fit in run.fits),
         "answers": len(run.answers),
-        "ungraded": sum(given.value == "ungraded" for given in run.answers),
+        "ungraded": sum(answer.value == "ungraded" for answer in run.answers),
     }
 
 

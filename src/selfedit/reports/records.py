@@ -11,39 +11,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
-from selfedit.evaluation.grade import Grade
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
-from selfedit.runs.records import Answer, CostRecord, Event, FitRecord
+from selfedit.runs.records import CostRecord, Event, FitRecord, ScoredAnswer
 from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary, empty_summary, round_summary
-
-
-class Given(NamedTuple):
-    """An answer, the fit that gave it, and its grade; None where it has none yet."""
-
-    fit: FitRecord
-    answer: Answer
-    grade: Grade | None
-
-    @property
-    def score(self) -> float | None:
-        return self.grade.score if self.grade else None
-
-    @property
-    def value(self) -> str:
-        """right, wrong or ungraded; empty where there is no grade yet."""
-        return self.grade.value if self.grade else ""
 
 
 @dataclass(frozen=True)
 class RunRecords:
     """A run as reports see it.  `summary` is None while the run has not finished.
 
-    `grades` are those of `grader`, by fit and question; `curves` are losses by fit.
+    `scored` are all answers, with their grades by `grader`; `curves` are losses by fit.
     """
 
     path: Path
@@ -57,7 +39,7 @@ class RunRecords:
     general_questions: Sequence[Question]
     edits: Sequence[Edit]
     fits: Sequence[FitRecord]
-    grades: Mapping[tuple[str, str], Grade]
+    scored: Sequence[ScoredAnswer]
     curves: Mapping[str, Sequence[tuple[int, float]]]
     costs: Sequence[CostRecord]
     events: Sequence[Event]
@@ -91,30 +73,14 @@ class RunRecords:
         return sum(len(document.questions) for document in self.documents)
 
     @cached_property
-    def answers(self) -> list[Given]:
-        return [given for given in self._given if given.answer.question_id not in self._general]
-
-    @cached_property
-    def general_answers(self) -> list[Given]:
-        return [given for given in self._given if given.answer.question_id in self._general]
-
-    @cached_property
-    def _general(self) -> set[str]:
-        return {question.id for question in self.general_questions}
-
-    @cached_property
-    def _given(self) -> list[Given]:
-        return [
-            Given(fit, answer, self.grades.get((id, answer.question_id)))
-            for fit in self.fits
-            for id in (fit.id,)
-            for answer in fit.answers
-        ]
+    def answers(self) -> list[ScoredAnswer]:
+        """To the documents' questions."""
+        return [answer for answer in self.scored if answer.document_id is not None]
 
 
-def mean_score(answers: Iterable[Given]) -> float | None:
+def mean_score(answers: Iterable[ScoredAnswer]) -> float | None:
     """The mean score of the graded answers; None where none is graded."""
-    scores = [given.score for given in answers if given.score is not None]
+    scores = [answer.score for answer in answers if answer.score is not None]
     return fmean(scores) if scores else None
 
 
@@ -123,15 +89,15 @@ def _conditions_so_far(run: RunRecords) -> list[ConditionSummary]:
     if run.rounds or any(edit.round for edit in run.edits):
         return []
     fits = [fit for fit in run.fits if fit.round == 0]
-    answers: dict[str, list[Given]] = defaultdict(list)
-    for given in run.answers:
-        if given.fit.round == 0:
-            answers[given.fit.condition].append(given)
+    answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    for answer in run.answers:
+        if answer.round == 0:
+            answers[answer.condition].append(answer)
     names = list(dict.fromkeys([fit.condition for fit in fits] + [edit.writer for edit in run.edits]))
     costs = cost_by_condition(run.costs)
     result = []
     for name in sorted(names, key=lambda name: name != "none"):
-        values = Counter(given.value for given in answers[name])
+        values = Counter(answer.value for answer in answers[name])
         spent = costs.get(name, Spent())
         result.append(
             ConditionSummary(
@@ -173,7 +139,7 @@ def read_run(path: Path) -> RunRecords:
             general_questions=store.general_questions(),
             edits=store.edits(),
             fits=store.fits(),
-            grades=store.grades(grader),
+            scored=store.scored_answers(grader, graded=False),
             curves=store.curves(),
             costs=store.costs(),
             events=store.events(),

@@ -90,7 +90,8 @@ class OwnText:
 class ScoredAnswer:
     """One answer with its place in the experiment and one grader's grade.
 
-    `document_id` is the question's document, None for a general question (asked to measure forgetting).
+    `document_id` is the question's document, None for a general question (asked to measure forgetting); `value` is
+    empty where there is no grade yet.
     """
 
     round: int
@@ -101,8 +102,9 @@ class ScoredAnswer:
     document_id: str | None
     question_id: str
     answer: str
-    value: GradeValue
+    value: GradeValue | Literal[""]
     score: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True)

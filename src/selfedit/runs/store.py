@@ -294,27 +294,20 @@ class Store(Database):
         return new
 
     def scored_answers(
-        self, grader: str, *, round: int | None = None, condition: str | None = None
+        self, grader: str, *, round: int | None = None, condition: str | None = None, graded: bool = True
     ) -> list[ScoredAnswer]:
-        """Every answer that has a grade by this grader, in the run's order of conditions, documents and questions."""
+        """Every answer that has a grade by this grader (every answer, if not `graded`), in the run's order of
+        conditions, documents and questions."""
         rows = self._rows(
-            "SELECT f.round, f.condition, f.id, f.edit_id, f.replicate, q.document_id, q.id, a.text, g.value, g.score"
-            " FROM grades g JOIN answers a ON a.id = g.answer_id JOIN fits f ON f.id = a.fit_id"
-            " JOIN questions q ON q.id = a.question_id"
-            " WHERE g.grader = ?1 AND (?2 IS NULL OR f.round = ?2) AND (?3 IS NULL OR f.condition = ?3)"
-            " ORDER BY f.round, f.condition, q.position, f.id",
-            (grader, round, condition),
+            "SELECT f.round, f.condition, f.id, f.edit_id, f.replicate, q.document_id, q.id, a.text,"
+            " coalesce(g.value, ''), g.score, coalesce(g.note, '')"
+            " FROM answers a JOIN fits f ON f.id = a.fit_id JOIN questions q ON q.id = a.question_id"
+            " LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1"
+            " WHERE (g.value IS NOT NULL OR NOT ?4) AND (?2 IS NULL OR f.round = ?2)"
+            " AND (?3 IS NULL OR f.condition = ?3) ORDER BY f.round, f.condition, q.position, f.id",
+            (grader, round, condition, graded),
         )
         return [ScoredAnswer(*row) for row in rows]
-
-    def grades(self, grader: str) -> dict[tuple[str, str], Grade]:
-        """Every grade by this grader, by the fit and the question of its answer."""
-        rows = self._rows(
-            "SELECT a.fit_id, a.question_id, g.value, g.score, g.note FROM grades g"
-            " JOIN answers a ON a.id = g.answer_id WHERE g.grader = ?",
-            (grader,),
-        )
-        return {(fit, question): Grade(value, score, grader, note) for fit, question, value, score, note in rows}
 
     def graders(self) -> list[str]:
         """The graders that have graded answers, the one with the most grades first."""
