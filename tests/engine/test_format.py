@@ -185,7 +185,7 @@ TENSORS = [
     (lambda t: t.update({A: t[A][:, :-1].contiguous()}), "has another shape in"),
     (lambda t: t.update({A: t[A][:4].contiguous()}), "which do not go with r = 8"),
     (lambda t: t.update({A: t[A][None]}), "which do not go with r = 8"),
-    (lambda t: t.update({A: t[A].to(torch.int8)}), "has numbers of type I8"),
+    (lambda t: t.update({A: t[A].to(torch.int8)}), "has numbers of type int8"),
     (lambda t: t[A].view(-1)[3:4].fill_(float("nan")), "the numbers of .* are not finite"),
     (lambda t: t[B].view(-1)[3:4].fill_(float("-inf")), "the numbers of .* are not finite"),
     (lambda t: (t[A].fill_(1e30), t[B].fill_(1e30)), "too large to be used"),

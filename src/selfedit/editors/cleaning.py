@@ -85,7 +85,7 @@ def about(text: str, passage: str, *, keep_first: bool = False) -> tuple[str, in
     known = _stems(tokens(passage))
     kept: list[str] = []
     dropped = 0
-    for lines in _pairs(text.splitlines()):
+    for lines in with_answers(text.splitlines()):
         words = tokens("\n".join(_said(line) for line in lines))
         if words and not (keep_first and not kept) and (known.isdisjoint(_stems(content(words))) or _repeats(words)):
             dropped += len(lines)
@@ -94,7 +94,7 @@ def about(text: str, passage: str, *, keep_first: bool = False) -> tuple[str, in
     return "\n".join(kept), dropped
 
 
-def _pairs(lines: list[str]) -> Iterator[list[str]]:
+def with_answers(lines: Iterable[str]) -> Iterator[list[str]]:
     """The lines, a question together with the answer behind it."""
     waiting: list[str] = []
     for line in lines:

@@ -1,6 +1,6 @@
 """Adapters on disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Nothing is unpickled, and shapes are checked before a tensor is read: an adapter from elsewhere is untrusted.
+Nothing is unpickled, and shapes are checked before a number is used: an adapter from elsewhere is untrusted.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
@@ -24,7 +22,7 @@ if TYPE_CHECKING:  # which model an adapter belongs to is read without torch
 _PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HALVES = ("lora_A", "lora_B")
-_DTYPES = ("F64", "F32", "BF16", "F16")
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # In the metadata of the weights: the user's name for the model, where PEFT needs another to load it.
 _MODEL = "selfedit_model"
 # Variants of LoRA that compute something else, or on other base weights.
@@ -90,30 +88,22 @@ def load(
     ValueError, in one line, for an adapter that is not a plain LoRA, whose numbers cannot be used, or that does not fit
     the model."""
     import torch
+    from safetensors.torch import load as load_tensors
 
-    folder = _folder(adapter)
-    spec = _read_config(adapter)
-    state = {}
-    with (
-        _InMemory(adapter[WEIGHTS])
-        if isinstance(adapter, Mapping)
-        else safe_open(folder / WEIGHTS, framework="pt") as file
-    ):
-        # Shapes are checked before anything is read: what a configuration names may be larger than any memory.
-        shapes = _shapes(folder, file, spec["rank"])
-        if spec["targets"] is None:
-            spec["targets"] = tuple(shapes)
-        if stray := [name for name in shapes if not _targeted(name, spec["targets"])]:
-            raise ValueError(f"{folder}: unexpected tensors for {_short(stray[0])}, which target_modules does not name")
-        lora = LoraSpec(**spec)
-        if model is not None:
-            _check_fit(folder, shapes, lora.targets, model)
-        for name in shapes:
-            a, b = (file.get_tensor(f"{_PREFIX}{name}.{half}.weight").float() for half in _HALVES)
-            largest = lora.rank * abs(lora.scaling) * float(a.abs().max()) * float(b.abs().max())
-            if not largest < torch.finfo(torch.float32).max:  # also where it is not a number
-                raise ValueError(f"{folder}: the numbers of {_short(name)} are not finite, or too large to be used")
-            state[name] = a, b
+    folder, spec = _folder(adapter), _read_config(adapter)
+    weights = adapter[WEIGHTS] if isinstance(adapter, Mapping) else (folder / WEIGHTS).read_bytes()
+    state = _layers(folder, load_tensors(weights), spec["rank"])
+    if spec["targets"] is None:
+        spec["targets"] = tuple(state)
+    if stray := [name for name in state if not _targeted(name, spec["targets"])]:
+        raise ValueError(f"{folder}: unexpected tensors for {_short(stray[0])}, which target_modules does not name")
+    lora = LoraSpec(**spec)
+    if model is not None:
+        _check_fit(folder, state, lora.targets, model)
+    for name, (a, b) in state.items():
+        largest = lora.rank * abs(lora.scaling) * float(a.abs().max()) * float(b.abs().max())
+        if not largest < torch.finfo(torch.float32).max:  # also where it is not a number
+            raise ValueError(f"{folder}: the numbers of {_short(name)} are not finite, or too large to be used")
     return lora, state
 
 
@@ -125,29 +115,6 @@ def model_name(folder: Path) -> str | None:
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
         name = (file.metadata() or {}).get(_MODEL, base)
     return name if isinstance(name, str) and name else None
-
-
-class _InMemory(AbstractContextManager["_InMemory"]):
-    """What this module uses of `safe_open`, for weights that are bytes already."""
-
-    def __init__(self, content: bytes) -> None:
-        from safetensors.torch import load
-
-        self._tensors = load(content)  # checks the header, too
-        length = int.from_bytes(content[:8], "little")
-        self._header = json.loads(content[8 : 8 + length])
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def keys(self) -> list[str]:
-        return list(self._tensors)
-
-    def get_tensor(self, key: str) -> Tensor:
-        return self._tensors[key]
-
-    def get_slice(self, key: str) -> Any:
-        entry = self._header[key]
-        return SimpleNamespace(get_shape=lambda: entry["shape"], get_dtype=lambda: entry["dtype"])
 
 
 def _folder(adapter: Path | Mapping[str, bytes]) -> Path:
@@ -209,50 +176,49 @@ def _read_config(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _shapes(folder: Path, file: Any, rank: int) -> dict[str, tuple[int, int]]:
-    """Layer name -> (D_out, D_in), from the file's header."""
-    halves: dict[str, dict[str, Any]] = {}
-    for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+def _layers(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer name -> (A [R, D_in], B [D_out, R]), float32."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
         name, _, half = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
         if half not in _HALVES or key != f"{_PREFIX}{name}.{half}.weight":
             raise ValueError(f"{folder}: unexpected tensor {_short(key)}")
-        halves.setdefault(name, {})[half] = file.get_slice(key)
+        halves.setdefault(name, {})[half] = tensor
     if not halves:
         raise ValueError(f"{folder / WEIGHTS}: holds no tensors")
-    shapes = {}
+    layers = {}
     for name, found in halves.items():
         for half in _HALVES:
             if half not in found:
                 raise ValueError(f"{folder}: {half} of {_short(name)} is missing")
-            if found[half].get_dtype() not in _DTYPES:
-                raise ValueError(
-                    f"{folder}: {_short(name)} has numbers of type {found[half].get_dtype()}, not {', '.join(_DTYPES)}"
-                )
-        a, b = (list(found[half].get_shape()) for half in _HALVES)
-        if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank or 0 in (*a, *b):
-            raise ValueError(f"{folder}: {_short(name)} has shapes {a} and {b}, which do not go with r = {rank}")
-        shapes[name] = b[0], a[1]
-    return shapes
+            if (dtype := str(found[half].dtype).removeprefix("torch.")) not in _DTYPES:
+                raise ValueError(f"{folder}: {_short(name)} has numbers of type {dtype}, not {', '.join(_DTYPES)}")
+        a, b = (found[half] for half in _HALVES)
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in (*a.shape, *b.shape):
+            shapes = f"{list(a.shape)} and {list(b.shape)}"
+            raise ValueError(f"{folder}: {_short(name)} has shapes {shapes}, which do not go with r = {rank}")
+        layers[name] = a.float(), b.float()
+    return layers
 
 
 def _check_fit(
-    folder: Path, shapes: dict[str, tuple[int, int]], targets: Sequence[str], model: PreTrainedModel
+    folder: Path, state: Mapping[str, tuple[Tensor, Tensor]], targets: Sequence[str], model: PreTrainedModel
 ) -> None:
     model_name = model.config.name_or_path or type(model).__name__
-    for name, shape in shapes.items():
+    for name, (a, b) in state.items():
         weight = _weight(model, name)
         if weight is None:
             raise ValueError(
                 f"{folder}: {model_name} has no layer {_short(name)}; the adapter belongs to another model"
             )
-        if tuple(weight.shape) != shape:
+        if weight.shape != (b.shape[0], a.shape[1]):
             raise ValueError(
                 f"{folder}: {_short(name)} has another shape in {model_name}; the adapter belongs to another model"
             )
-    missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in shapes]
+    missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in state]
     if missing:
         raise ValueError(
-            f"{folder}: of {len(missing) + len(shapes)} layers of {model_name}, {len(missing)} are missing (first: "
+            f"{folder}: of {len(missing) + len(state)} layers of {model_name}, {len(missing)} are missing (first: "
             f"{missing[0]}); the adapter is not whole, or belongs to another model"
         )
 

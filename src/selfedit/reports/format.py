@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from selfedit.runs.summary import Spread
 from selfedit.text import one_line
 
@@ -9,39 +11,33 @@ _LONGEST_NAME = 200  # characters
 DASH = "–"
 
 
-def percent(share: float | None) -> str:
-    """A share in [0, 1] as a percentage with one decimal, without the sign; a dash where there is none."""
-    return DASH if share is None else f"{100 * share:.1f}"
+def _scaled(factor: float, form: str) -> Callable[[float | None], str]:
+    return lambda value: DASH if value is None else f"{factor * value:{form}}".replace("-", "−")
 
 
-def interval(ci95: tuple[float, float] | None) -> str:
-    return DASH if ci95 is None else f"{100 * ci95[0]:.1f} – {100 * ci95[1]:.1f}"
+percent = _scaled(100, ".1f")
+"""A share in [0, 1] as a percentage with one decimal, without the sign; a dash where there is none, as below."""
+
+points = _scaled(100, "+.1f")
+"""A difference of shares in percentage points, signed."""
+
+nats = _scaled(1000, ".1f")
+"""A divergence in thousandths of a nat."""
 
 
-def points(difference: float | None) -> str:
-    """A difference of shares in percentage points, signed."""
-    return DASH if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+def interval(ci95: tuple[float, float] | None, show: Callable[[float], str] = percent, to: str = "–") -> str:
+    return DASH if ci95 is None else f"{show(ci95[0])} {to} {show(ci95[1])}"
 
 
 def points_interval(ci95: tuple[float, float] | None) -> str:
-    return DASH if ci95 is None else f"{points(ci95[0])} to {points(ci95[1])}"
+    return interval(ci95, points, "to")
 
 
 def spread(figure: Spread | None) -> str:
     """A share's mean over sequences and its standard deviation, as percentages."""
     if figure is None:
         return DASH
-    deviation = "" if figure.deviation is None else f" ± {percent(figure.deviation)}"
-    return f"{percent(figure.mean)}{deviation}".replace("-", "−")
-
-
-def nats(value: float | None) -> str:
-    """A divergence in thousandths of a nat."""
-    return DASH if value is None else f"{1000 * value:.1f}"
-
-
-def nats_interval(ci95: tuple[float, float] | None) -> str:
-    return DASH if ci95 is None else f"{nats(ci95[0])} – {nats(ci95[1])}"
+    return percent(figure.mean) + ("" if figure.deviation is None else f" ± {percent(figure.deviation)}")
 
 
 def seconds(value: float | None) -> str:

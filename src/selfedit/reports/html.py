@@ -164,17 +164,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter in (
-        format.percent,
-        format.points,
-        format.points_interval,
-        format.seconds,
-        format.usd,
-        format.count,
-        documents.fit_line,
-        documents.edit_line,
-    ):
+    for filter in (format.points_interval, format.seconds, format.usd, format.count):
         environment.filters[filter.__name__] = filter
+    environment.filters |= {"percent": format.percent, "points": format.points}
+    environment.filters |= {"fit_line": documents.fit_line, "edit_line": documents.edit_line}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"

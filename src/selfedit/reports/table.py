@@ -318,7 +318,7 @@ def forgetting(entries: Sequence[ForgettingSummary]) -> Figures:
             format.percent(entry.lost),
             format.interval(entry.ci95),
             format.nats(entry.divergence),
-            format.nats_interval(entry.divergence_ci95),
+            format.interval(entry.divergence_ci95, format.nats),
         )
         for entry in entries
     ]

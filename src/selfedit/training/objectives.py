@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from selfedit.documents import Document
-from selfedit.editors.cleaning import ANSWER, QUESTION
+from selfedit.editors.cleaning import ANSWER, QUESTION, with_answers
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def learn_text(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     """The edit's texts, token by token, as published (Zweiger et al. 2025).  Question-answer pairs are texts too, but
     not where `answers` or `distill` learns them in the exam's form."""
     apart = not {"answers", "distill"}.isdisjoint(beside)
-    lines = question_pairs(notes.lines)[1] if apart else _join_pairs(notes.lines)
+    lines = question_pairs(notes.lines)[1] if apart else ["\n".join(some) for some in with_answers(notes.lines)]
     return [TrainingSequence(notes.document.title, text) for text in notes.cut(lines)]
 
 
@@ -79,14 +79,3 @@ def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
         else:
             others.append(line)
     return pairs, others
-
-
-def _join_pairs(lines: Sequence[str]) -> list[str]:
-    """A question and its answer are learned together: one line, not two."""
-    joined: list[str] = []
-    for line in lines:
-        if joined and ANSWER.match(line) and QUESTION.match(joined[-1]) and "\n" not in joined[-1]:
-            joined[-1] += "\n" + line
-        else:
-            joined.append(line)
-    return joined
