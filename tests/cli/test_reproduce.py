@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from selfedit.runs.directory import RunDirectory
 from selfedit.runs.lock import RunLock
 from selfedit.runs.records import RoundRecord
 from selfedit.training.recipes import load_recipe
+from serving import needs_serving
 from tiny_world import SMALL, rows, write_rows
 
 Run = Callable[..., Any]
@@ -193,6 +198,34 @@ def test_the_published_plan_is_bounded_and_shown_beside_what_others_paid(
         assert told in result.err
 
 
+@needs_serving
+def test_a_served_model_is_the_external_editor(
+    plan: dict[str, Any], words: Callable[..., list[str]], chat_model: str, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    name, port = Path(chat_model).name, free_port()
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(f"models:\n  {name}: {{input: 100, output: 1000, date: 2026-01-01}}\n")
+    served = {"external": f"api:{name}", "settings": {**plan["settings"], "api_base": f"http://127.0.0.1:{port}/v1"}}
+    _, file, *more = words({**plan, **served, "models": plan["models"][:1], "reported": False})
+    environment = {"PLAN": file, "SERVED": chat_model, "PORT": str(port), "PYTHON": sys.executable}
+    result = subprocess.run(
+        ["sh", str(SHIPPED / "laptop.sh"), *more, "--json"],
+        capture_output=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["external"]["graded"] == 6
+    assert row["external_usd"] > 0
+    with RunDirectory.read(tmp_path / "out" / name / "compare") as done:
+        edits = done.store.edits(writer=f"api:{name}")
+        assert len(edits) == 3
+        assert any(edit.text for edit in edits)
+    with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", port), 1):
+        pass  # the script has stopped the server
+
+
 def test_the_plans_for_a_laptop_name_settings_and_prices_that_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,8 +259,8 @@ def test_mistakes_are_one_line_before_anything_is_done(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def said(**changes: Any) -> str:
-        line = mistake(*words({**plan, **changes}))
+    def said(*flags: str, **changes: Any) -> str:
+        line = mistake(*words({**plan, **changes}), *flags)
         assert not (tmp_path / "out").exists()
         return line
 
@@ -238,6 +271,13 @@ def test_mistakes_are_one_line_before_anything_is_done(
     last = {"model": chat_model, "name": "b", "compare": {"documents": nowhere}}
     assert "nowhere.jsonl: no such file" in said(models=[chat_model, last])
     assert "no such file" in said(external=f"replay:{nowhere}")
+    models = [str(tmp_path / "a"), chat_model, str(tmp_path / "b")]
+    both = said(models=models, compare={"documents": nowhere})
+    assert "a: not a local folder" in both
+    assert both.endswith(f"; nor are these at hand: {models[2]}")
+    assert both == said("--plan", models=models)
+    unread = {**plan["settings"], "prompt_file": str(tmp_path / "seal.yaml")}
+    assert "seal.yaml: No such file" in said(settings=unread, models=models)
     assert "no such setting 'round'" in said(train={"round": 2})
     assert "--rounds 0" in said(train={"rounds": 0})
     assert "models: " in said(models=[])

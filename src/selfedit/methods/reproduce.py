@@ -32,6 +32,8 @@ from selfedit.methods.plan import Plan, rehearse
 from selfedit.methods.policies import selected_round
 from selfedit.methods.restem import train
 from selfedit.methods.settings import CompareSettings, Role, Settings, TrainSettings, make_settings
+from selfedit.models import local_path
+from selfedit.prompts import Prompts
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import write_atomically
 from selfedit.yaml_file import read_yaml
@@ -121,10 +123,11 @@ def reproduce(plan: Reproduction, out: Path, perform: Perform) -> None:
 
 
 def check(plan: Reproduction, out: Path, *, keys: bool = True) -> None:
-    """Finds what a user got wrong about prices, keys and `out`; without `keys`, those of APIs may be missing.  Errors:
-    UserError."""
+    """Finds what a user got wrong about prompts, prices, keys and `out`; without `keys`, those of APIs may be missing.
+    Errors: UserError."""
     for student in plan.models:
         for settings in (plan.training(student, out), plan.comparison(student, out, plan.external, out)):
+            Prompts(settings.prompt_file)
             prices = load_prices(settings.prices)
             for model, role in _paid(settings):
                 prices.model(model)
@@ -137,9 +140,23 @@ def check(plan: Reproduction, out: Path, *, keys: bool = True) -> None:
         )
 
 
+def _find_models(plan: Reproduction) -> None:
+    """Errors: UserError that names every model that is not at hand, and says of the first what was tried."""
+    missing: dict[str, UserError] = {}
+    for student in plan.models:
+        try:
+            local_path(student.model)
+        except UserError as error:
+            missing[student.model] = error
+    if missing:
+        first, *others = missing
+        raise UserError(f"{missing[first]}" + (f"; nor are these at hand: {', '.join(others)}" if others else ""))
+
+
 def begin(plan: Reproduction) -> None:
     """Lets each run begin, and no more, so that what is missing for the last one is known before the first.  Errors:
     UserError, as the runs would give."""
+    _find_models(plan)
     with tempfile.TemporaryDirectory() as folder:
         for number, student in enumerate(plan.models):
             out = Path(folder) / str(number)
@@ -152,6 +169,7 @@ def begin(plan: Reproduction) -> None:
 
 def rehearsal(plan: Reproduction) -> dict[str, Plan]:
     """The plan of each run, by `FOLDER/train` and `FOLDER/compare`.  Errors: UserError, as the runs would give."""
+    _find_models(plan)
     plans: dict[str, Plan] = {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
