@@ -93,7 +93,7 @@ def live(order: dict[str, Any], answer: int) -> None:
     before(
         store_module.Store,
         "_execute",
-        lambda store, *_: events.happen("a transaction" if store._depth else "a transaction's beginning"),
+        lambda store, *_: events.happen("a transaction" if store._inside else "a transaction's beginning"),
     )
     before(os, "fsync", lambda *_: events.happen("a file"))
     before(os, "replace", lambda *_: events.happen("a file"))

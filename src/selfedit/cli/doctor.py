@@ -62,17 +62,14 @@ def _device(device: Any) -> dict[str, Any]:
     if device.type == "cuda":
         name += f" ({torch.cuda.get_device_name(device)})"
     dtype, used = best_dtype(device), {}
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(action="ignore"):
         try:
             use_every_path(device, dtype)
         except RuntimeError as error:
             used["the engine"] = f"does not run: {str(error).partition(chr(10))[0]}"
-    used |= {path: "used" if fine else "not used" for path, where, _, fine in paths.chosen() if where == device}
-    for warning in said:
-        _, _, fault = str(warning.message).partition("going on without ")
-        path, _, reason = fault.partition(": ")
-        used[path] = f"not used: {reason}"
+    for (path, where, _), fault in paths.chosen().items():
+        if where == device:
+            used[path] = "used" if fault is None else f"not used: {fault}"
     return {
         "name": name,
         "free": round(free_memory(device) / 1e9, 1),

@@ -16,7 +16,8 @@ from torch import Tensor
 from selfedit.engine.memory import out_of_memory
 
 Way = Callable[[], Sequence[Tensor]]
-_found: dict[tuple[str, torch.device, torch.dtype, Hashable], bool] = {}
+# Why a path is not used; None: it is.
+_found: dict[tuple[str, torch.device, torch.dtype, Hashable], str | None] = {}
 
 
 def works(
@@ -43,19 +44,19 @@ def works(
             if out_of_memory(error):
                 raise
             fault = str(error).partition("\n")[0]
-        _found[key] = fault is None
+        _found[key] = fault
         if fault is not None:
             line = f"{device}, {str(dtype).removeprefix('torch.')}: going on without {name}: {fault}"
             warnings.warn(line, stacklevel=2)
-    return _found[key]
+    return _found[key] is None
 
 
-def chosen() -> list[tuple[str, torch.device, torch.dtype, bool]]:
-    """(name, device, dtype, whether it is used everywhere) of the paths that were tried in this process."""
-    used: dict[tuple[str, torch.device, torch.dtype], bool] = {}
-    for (name, device, dtype, _), fine in _found.items():
-        used[name, device, dtype] = used.get((name, device, dtype), True) and fine
-    return [(*key, fine) for key, fine in used.items()]
+def chosen() -> dict[tuple[str, torch.device, torch.dtype], str | None]:
+    """The paths that were tried in this process, and why one is not used everywhere; None: it is."""
+    faults: dict[tuple[str, torch.device, torch.dtype], str | None] = {}
+    for (name, device, dtype, _), fault in _found.items():
+        faults[name, device, dtype] = faults.get((name, device, dtype)) or fault
+    return faults
 
 
 def close(own: Tensor, other: Tensor) -> bool:

@@ -50,7 +50,7 @@ class Database:
         self.path = Path(":memory:" if path is None else path)
         self.readonly = readonly
         self._turn = threading.RLock()
-        self._depth = 0
+        self._inside = False  # of a transaction
         self._round = 0
         self._since = time.monotonic()
         with self._translated():
@@ -128,29 +128,29 @@ class Database:
     def transaction(self) -> Iterator[None]:
         """What is written inside is kept whole, or not at all; what is read inside is of one moment.
 
-        Transactions nest: an inner one that fails takes back its own writes and raises; the outer one decides.  Other
-        threads wait until it ends: inside, wait neither for them nor for anything slow, and await nothing.
+        One within another is part of it, and what fails there fails both.  Other threads wait until it ends: inside,
+        wait neither for them nor for anything slow, and await nothing.
         """
         with self._turn:
-            outer, name = self._depth == 0, f"level_{self._depth}"
-            begin = "BEGIN" if self.readonly else "BEGIN IMMEDIATE"
-            before = self._connection.total_changes
-            self._depth += 1
-            try:
-                self._execute(begin if outer else f"SAVEPOINT {name}")
+            if self._inside:
                 yield
-                if outer and self._connection.total_changes > before:
+                return
+            before = self._connection.total_changes
+            self._inside = True
+            try:
+                self._execute("BEGIN" if self.readonly else "BEGIN IMMEDIATE")
+                yield
+                if self._connection.total_changes > before:
                     self._commit_with_time()
                 else:
-                    self._execute("COMMIT" if outer else f"RELEASE {name}")
-            except BaseException as error:
-                # A full disk may have ended the transaction already.  Ctrl-C may come between any two lines here, so
-                # whether the savepoint was reached is then unknown; it ends the outer transaction as well.
-                if self._connection.in_transaction and (outer or isinstance(error, Exception)):
-                    self._execute("ROLLBACK" if outer else f"ROLLBACK TO {name}")
+                    self._execute("COMMIT")
+            except BaseException:
+                # A full disk may have ended the transaction already.
+                if self._connection.in_transaction:
+                    self._execute("ROLLBACK")
                 raise
             finally:
-                self._depth -= 1
+                self._inside = False
 
     def _commit_with_time(self) -> None:
         now = time.monotonic()
@@ -169,9 +169,6 @@ class Database:
 
     def _write(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement, in the transaction under way or in its own; the number of rows it changed."""
-        with self._turn:
-            if self._depth:
-                return self._execute(sql, parameters).rowcount
         with self.transaction():
             return self._execute(sql, parameters).rowcount
 
