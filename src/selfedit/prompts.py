@@ -72,10 +72,7 @@ class Prompts:
                     if not text.strip() and kind != "system":
                         raise UserError(f"{self._where(purpose, name)} ({kind}): empty")
                     self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
-            if purpose == "edit":
-                self._texts["edit"].update(entries)
-            else:
-                self._texts[purpose] = {**self._texts[purpose], **entries}
+            self._texts[purpose] = {**self._texts[purpose], **entries}
 
     def _check_template(self, text: str, fields: tuple[str, ...], where: str) -> None:
         from jinja2 import TemplateSyntaxError, nodes

@@ -5,6 +5,7 @@ from typing import Any
 
 from selfedit.editors.api import ApiClient, ApiRequest, ApiStore
 from selfedit.editors.endpoint import Endpoint
+from selfedit.editors.prices import Budget
 
 
 class MemoryStore(ApiStore):
@@ -43,9 +44,7 @@ def make_client(
     """A client of an endpoint with these settings: by default few retries and next to no wait."""
     store = MemoryStore() if store is None else store
     settings = {"max_retries": 2, "poll_seconds": 0.002} | more
-    return ApiClient(
-        model, Endpoint(url, **settings), store=store or MemoryStore(), price=price, budget=budget, on_poll=on_poll
-    )
+    return ApiClient(model, Endpoint(url, **settings), store, price, budget or Budget(), on_poll)
 
 
 def chat(text: str, **settings: Any) -> ApiRequest:

@@ -75,7 +75,7 @@ def test_a_path_is_used_where_it_gives_what_the_plain_one_gives(tiny_model, monk
         reason = "no kernel is available" if broken is refusing else "other numbers"
         assert len(lines) == len(set(lines)) >= 1
         assert all("\n" not in line and name in line and reason in line for line in lines)
-    assert {(n, fine) for n, _, _, fine in paths.chosen()} == {(name, broken is None)}
+    assert {(n, fault is None) for (n, *_), fault in paths.chosen().items()} == {(name, broken is None)}
 
 
 def test_out_of_memory_is_no_lack(monkeypatch):

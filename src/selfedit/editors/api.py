@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -69,6 +69,7 @@ class ApiStore(Protocol):
     def put_batch(self, key: str, batch_id: str, status: str) -> None: ...
 
 
+@dataclass(eq=False)
 class ApiClient:
     """Asks one model for completions, several at a time or by batch.
 
@@ -77,25 +78,17 @@ class ApiClient:
     after every look at a batch.  Callbacks and store are used from the calling thread only.
     """
 
-    def __init__(
-        self,
-        model: str,
-        endpoint: Endpoint,
-        *,
-        store: ApiStore,
-        price: ModelPrice | None = None,
-        budget: Budget | None = None,
-        on_poll: OnPoll | None = None,
-    ) -> None:
-        self.model = model
-        self.endpoint = endpoint
-        self.store = store
-        self.price = price
-        self.budget = budget or Budget()
-        self.on_poll = on_poll
-        self.address = self.endpoint.address(model)
-        self.refused: frozenset[str] = frozenset()  # parameters, not sent any more
-        self._reached = False
+    model: str
+    endpoint: Endpoint
+    store: ApiStore
+    price: ModelPrice | None = None
+    budget: Budget = field(default_factory=Budget)
+    on_poll: OnPoll | None = None
+    refused: frozenset[str] = field(default=frozenset(), init=False)  # parameters, not sent any more
+    _reached: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.address = self.endpoint.address(self.model)
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfedit.documents import Document, Question
@@ -14,19 +15,17 @@ from selfedit.prompts import Prompts
 from selfedit.training.tokens import most_characters, prompt_tokens
 
 
+@dataclass(eq=False)
 class Exam:
     """Asks one student, greedily; an answer has at most `max_tokens` tokens.  Of a base model it is the first line
     unless `whole`."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, context_length: int, prompts: Prompts, *, max_tokens: int, whole: bool = False
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.context_length = context_length
-        self.prompts = prompts
-        self.max_tokens = max_tokens
-        self.whole = whole
-        self._closed_book: dict[tuple[str | None, str], DecodeRequest] = {}
+    tokenizer: Tokenizer
+    context_length: int
+    prompts: Prompts
+    max_tokens: int
+    whole: bool = False
+    _closed_book: dict[tuple[str | None, str], DecodeRequest] = field(default_factory=dict)
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()

@@ -6,6 +6,7 @@ An answer that a grader can say nothing about is ungraded: excluded and counted,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,7 @@ class Answers(Protocol):
     def scored_answers(self, grader: str, *, round: int | None = None, condition: str | None = None) -> list[Any]: ...
 
 
+@dataclass(eq=False)
 class Grading:
     """Grades what is ungraded.
 
@@ -36,26 +38,20 @@ class Grading:
     work as a phase of so many answers.
     """
 
-    def __init__(
-        self,
-        store: Answers,
-        grader: Grader,
-        *,
-        max_ungraded: float = 0.02,
-        together: Together = "chunk",
-        spent: list[Any] | None = None,
-        begin: Callable[[str, float], None] = lambda phase, total: None,
-    ) -> None:
-        self.store = store
-        self.grader = grader
-        self.name = grader.name
-        self.max_ungraded = max_ungraded
-        self.together = together
-        self.spent = [] if spent is None else spent
-        self.begin = begin
-        self.beside = False  # whether grading goes on beside a phase whose progress is shown
-        self._retried = False
-        self._up_to = -1  # the last answer that was graded
+    store: Answers
+    grader: Grader
+    max_ungraded: float = 0.02
+    together: Together = "chunk"
+    spent: list[Any] = field(default_factory=list)
+    begin: Callable[[str, float], None] = lambda phase, total: None
+    beside: bool = field(default=False, init=False)  # whether grading goes on beside a phase whose progress is shown
+    _retried: bool = field(default=False, init=False)
+    _up_to: int = field(default=-1, init=False)  # the last answer that was graded
+
+    @property
+    def name(self) -> str:
+        """The grader's."""
+        return self.grader.name
 
     def grade(self) -> None:
         """Gives every answer that has none its grade.  Errors: UserError where too many stay ungraded."""

@@ -290,9 +290,9 @@ class _Dearest(Choices):
         return sorted(trials, key=lambda trial: -trial.tokens)[:number]
 
 
+@dataclass
 class _AllRight:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
         return [Grade("right", 1.0, self.name)] * len(items)

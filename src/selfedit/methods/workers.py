@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,31 +24,23 @@ from selfedit.runs.directory import RunDirectory
 from selfedit.runs.ledger import Ledger
 
 
+@dataclass(eq=False)
 class Workers:
-    """Executes tasks.  A `pool` that is given stays open when the workers are closed."""
+    """Executes tasks.  A pool that is `given` stays open when the workers are closed."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        directory: RunDirectory,
-        ledger: Ledger,
-        progress: Progress,
-        warn: Callable[[str, str], None],
-        pool: Pool | None = None,
-    ) -> None:
-        self.settings = settings
-        self.directory = directory
-        self.ledger = ledger
-        self.progress = progress
-        self.warn = warn
-        self._given = pool
-        self._published: dict[str, Mapping[str, bytes]] = {}
+    settings: Settings
+    directory: RunDirectory
+    ledger: Ledger
+    progress: Progress
+    warn: Callable[[str, str], None]
+    given: Pool | None = None
+    _published: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
 
     @cached_property
     def pool(self) -> Pool:
         """Where tasks are executed.  The first use loads the model, or waits for the first worker: what is wrong with
         it is found before any work is done."""
-        pool, resolve = self._given, self.directory.resolve
+        pool, resolve = self.given, self.directory.resolve
         if pool is None:
             dtype = self.directory.resolved.get("dtype", self.settings.dtype)
             pool = make_pool(self.settings.model_copy(update={"dtype": dtype}), self.progress)
@@ -69,7 +61,7 @@ class Workers:
 
     def check(self, others: Iterable[str] = ()) -> None:
         """Errors: UserError where the files of the model, or of others that are asked, are not there."""
-        for model in (*(() if self._given else (self.settings.model,)), *others):
+        for model in (*(() if self.given else (self.settings.model,)), *others):
             local_path(model)
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -119,7 +111,7 @@ class Workers:
             raise UserError(f"model {self.settings.model}: {error}") from error
 
     def close(self) -> None:
-        if self._given is None and "pool" in self.__dict__:
+        if self.given is None and "pool" in self.__dict__:
             self.pool.close()
 
 

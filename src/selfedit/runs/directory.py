@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _HEADER = "# The settings of this run and the versions that began it; written by
 _VERSIONS, _RESOLVED = "versions", "resolved"
 
 
+@dataclass(eq=False)
 class RunDirectory:
     """One run on the disk.  `RunDirectory.open` to write it, `RunDirectory.read` to look at it.
 
@@ -39,22 +41,12 @@ class RunDirectory:
     decided then and no setting says (see `resolve`).
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: dict[str, Any],
-        versions: dict[str, str],
-        store: Store,
-        *,
-        resolved: dict[str, Any],
-        lock: RunLock | None,
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.versions = versions
-        self.resolved = resolved
-        self.store = store
-        self._lock = lock
+    path: Path
+    config: dict[str, Any]
+    versions: dict[str, str]
+    store: Store
+    resolved: dict[str, Any]
+    lock: RunLock | None = None
 
     @classmethod
     def open(cls, path: str | Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> RunDirectory:
@@ -89,7 +81,7 @@ class RunDirectory:
                 if was != now:
                     store.add_event("versions", name, f"{name} was {was} when the run began, {now} on resume")
             undo.pop_all()
-        return cls(path, settings, began_with, store, resolved=resolved, lock=lock)
+        return cls(path, settings, began_with, store, resolved, lock)
 
     @classmethod
     def read(cls, path: str | Path) -> RunDirectory:
@@ -107,7 +99,7 @@ class RunDirectory:
             raise UserError(f"{path}: not the directory of a run (no config.yaml, run.sqlite or summary.json in it)")
         config, versions, resolved = read_recorded(path / "config.yaml") if there["config.yaml"] else ({}, {}, {})
         store = Store(path / "run.sqlite" if there["run.sqlite"] else None, readonly=True)
-        return cls(path, config, versions, store, resolved=resolved, lock=None)
+        return cls(path, config, versions, store, resolved)
 
     def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
         """What was decided of `name` when the run began: `value` now, if nothing was.
@@ -167,8 +159,8 @@ class RunDirectory:
 
     def close(self) -> None:
         self.store.close()
-        if self._lock is not None:
-            self._lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self

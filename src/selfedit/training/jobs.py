@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from selfedit.documents import Document
@@ -22,13 +22,13 @@ Advance = Callable[[int], None]
 Learned = str | tuple[str, ...] | None  # of a document: its edit, several of them, or none
 
 
+@dataclass(eq=False)
 class Jobs:
     """Makes the jobs of one student: its tokenizer, and the tokens that it reads at once."""
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int, prompts: Prompts) -> None:
-        self.tokenizer = tokenizer
-        self.context_length = context_length
-        self.prompts = prompts
+    tokenizer: Tokenizer
+    context_length: int
+    prompts: Prompts
 
     def job(
         self,
