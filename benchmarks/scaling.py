@@ -12,9 +12,11 @@ that they are idle.
 Simulated: a round of Step B by 1 to 512 such workers, by the class that hands out tasks in the real pool
 (`selfedit.execution.schedule`), with task times drawn from the measured ones and the measured time that the driver
 needs for a task.  The phases of a round follow one another as they do in `train`: edits are written, fits made and
-examined, the editor trained (one fit, so one worker), and the new editor validated.  Then the fits of such a round by
-workers of which one is slow or hangs, or is on a machine on which every task raises, with and without what the schedule
-does about it.
+examined, the editor trained, and the new editor validated.  Training the editor is one fit, whose steps follow one
+another; each is cut into passes as the engine cuts it, which the workers compute at once, and the adapter and the
+passes' gradients go over the network.  Beside it stands the least that such a fit can take.  Then the fits of such a
+round by workers of which one is slow or hangs, or is on a machine on which every task raises, with and without what the
+schedule does about it.
 
 Writes `benchmarks/results/scaling.json`.
 """
@@ -47,7 +49,16 @@ EDIT_TOKENS, ANSWER_TOKENS = 48, 12
 
 # A round of Step B with its published settings (docs/method.md): K, S, epochs, share of documents for validation.
 K, S, ROUND_EPOCHS, VALIDATION = 5, 3, 10, 0.2
-OUTER_EPOCHS = 2
+OUTER_EPOCHS, OUTER_BATCH = 2, 10
+# A kept edit with its prompt, tokens on average; and, assumed, how unequal such lengths are (a lognormal's sigma, and
+# the least and the most as shares of the median).
+OUTER_TOKENS = 650.0
+SPREAD, LEAST, MOST = 0.6, 0.4, 3.58
+# The outer recipe's adapter (rank 64, all linear layers) on the bundled model, in float32.
+ADAPTER_BYTES = 4 * 19_537_920
+# Assumed: what a worker's network port carries in each direction, and how fast one core takes a gradient out of the
+# object store, and adds it up, in bytes per second.
+NETWORK, MEMORY = 1.25e9, 1e9
 NEVER = 1e5  # seconds without a result, of a simulation, that mean that there will be none
 
 
@@ -363,14 +374,48 @@ def round_tasks(documents: int, task_size: int, times: Times) -> dict[str, list[
     }
 
 
-def round_of(documents: int, workers: int, task_size: int, times: Times, driver: float) -> dict[str, Any]:
-    """A round's phases in seconds."""
+def editor_seconds(edits: int, workers: int, batch: int, token: float) -> tuple[float, float, float]:
+    """Seconds to train the editor: by one worker, by so many, and the least that any number of them can take, which is
+    the longest pass of each step, and one adapter and one gradient over the network.  A `token` takes so many."""
+    from selfedit.engine import FitJob, FitSettings, TokenSequence
+    from selfedit.engine.planning import TARGET_TOKENS
+    from selfedit.engine.schedule import Course, passes
+
+    draw = random.Random(edits)
+    shares = [min(MOST, max(LEAST, draw.lognormvariate(0.0, SPREAD))) for _ in range(edits)]
+    lengths = [round(OUTER_TOKENS * share * edits / sum(shares)) for share in shares]
+    job = FitJob(
+        tuple(TokenSequence((0,) * length) for length in lengths), FitSettings(epochs=OUTER_EPOCHS, batch_size=batch), 0
+    )
+    course, many, least = Course(job, 0), 0.0, 0.0
+    while not course.finished:
+        places = [[place for _, place in one] for one in passes([course], TARGET_TOKENS["cpu"])]
+        parts = sorted((sum(len(course.batch[place].ids) for place in one) for one in places), reverse=True)
+        helpers = min(workers, len(parts)) - 1
+        # Whoever is free takes the longest part that is left.
+        free, elsewhere = [0.0] * (helpers + 1), 0
+        for part in parts:
+            worker = min(range(helpers + 1), key=free.__getitem__)
+            free[worker] += part * token
+            elsewhere += worker > 0
+        moved = (helpers + elsewhere) / NETWORK + (helpers > 0) * (1 + len(parts)) / MEMORY
+        many += max(free) + ADAPTER_BYTES * moved
+        least += parts[0] * token + ADAPTER_BYTES * 2 / NETWORK
+        course.advance()
+    return job.tokens * token, many, least
+
+
+def round_of(
+    documents: int, workers: int, task_size: int, times: Times, driver: float, batch: int = OUTER_BATCH
+) -> dict[str, Any]:
+    """A round's phases in seconds; the editor is trained with `batch` sequences per step."""
     phases = round_tasks(documents, task_size, times)
     training = documents - round(documents * VALIDATION)
     seconds = {name: simulate(work, workers, driver)[0] if work else 0.0 for name, work in phases.items()}
     mean = sum(seconds / cost for cost, seconds in times["FitTask"]) / len(times["FitTask"])
-    seconds["editor"] = 3 * training * (300 + 350) * OUTER_EPOCHS * mean
-    busy = sum(task.seconds for work in phases.values() for task in work) + seconds["editor"]
+    alone, seconds["editor"], least = editor_seconds(training, workers, batch, 3 * mean)
+    others = sum(task.seconds for work in phases.values() for task in work)
+    busy = others + alone
     total = sum(seconds.values())
     return {
         "documents": documents,
@@ -381,9 +426,17 @@ def round_of(documents: int, workers: int, task_size: int, times: Times, driver:
         "speedup": round(busy / total, 2),
         "efficiency": round(busy / total / workers, 3),
         "phases": {name: round(value, 1) for name, value in seconds.items()},
+        "editor": {
+            "batch": batch,
+            "one_worker": round(alone, 1),
+            "least": round(least, 1),
+            "speedup": round(alone / seconds["editor"], 2),
+            "speedup_of_the_round_at_most": round(busy / (total - seconds["editor"] + least), 2),
+            "speedup_of_the_round_by_one_worker": round(busy / (total - seconds["editor"] + alone), 2),
+        },
         "without_editor": {
-            "speedup": round((busy - seconds["editor"]) / (total - seconds["editor"]), 2),
-            "efficiency": round((busy - seconds["editor"]) / (total - seconds["editor"]) / workers, 3),
+            "speedup": round(others / (total - seconds["editor"]), 2),
+            "efficiency": round(others / (total - seconds["editor"]) / workers, 3),
         },
     }
 
@@ -444,16 +497,13 @@ def main() -> None:
         for task_size in (16, 4)
         for workers in (1, 8, 64, 512)
     ]
+    found["larger_steps"] = [round_of(5000, 512, 4, times, driver, batch) for batch in (20, 40, 50, 64, 128)]
     found["misfortunes"] = misfortunes(times, driver)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        json.dumps(
-            {key: value for key, value in found.items() if key not in ("task_times", "simulated", "misfortunes")},
-            indent=1,
-        )
-    )
-    for row in [*found["simulated"], *found["misfortunes"]]:
+    tables = ("simulated", "larger_steps", "misfortunes")
+    print(json.dumps({key: found[key] for key in found.keys() - {"task_times", *tables}}, indent=1))
+    for row in [row for table in tables for row in found[table]]:
         print(row)
 
 

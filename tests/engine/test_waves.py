@@ -89,8 +89,8 @@ def test_a_plan_foresees_every_pass(tiny_model, monkeypatch):
     import selfedit.engine.fitting as module
 
     passes = []
-    real = module._pass
-    monkeypatch.setattr(module, "_pass", lambda *given: passes.append(given) or real(*given))
+    real = module.run_pass
+    monkeypatch.setattr(module, "run_pass", lambda *given: passes.append(given) or real(*given))
     model = tiny_model("llama")
     chosen = plan(model, SPEC, JOBS, bank_size=5, token_budget=48, calibrate=False)
     fit_all(model, SPEC, JOBS, plan=chosen)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from selfedit.engine.decoding import decode
     from selfedit.engine.fitting import UnderWay, fit
     from selfedit.engine.measuring import losses
+    from selfedit.engine.passes import Part, Partner, Share
     from selfedit.engine.peft_format import load as load_adapter
     from selfedit.engine.peft_format import merge as merge_adapter
     from selfedit.engine.planning import Plan, plan
@@ -37,7 +38,10 @@ _HOMES = {
     "AdapterBank": "bank.AdapterBank",
     "OnWave": "waves.OnWave",
     "UnderWay": "fitting.UnderWay",
+    "Part": "passes.Part",
+    "Partner": "passes.Partner",
     "Plan": "planning.Plan",
+    "Share": "passes.Share",
     "decode": "decoding.decode",
     "fit": "fitting.fit",
     "fit_all": "waves.fit_all",
@@ -60,7 +64,10 @@ __all__ = [
     "LoraSpec",
     "NotEnoughMemoryError",
     "OnWave",
+    "Part",
+    "Partner",
     "Plan",
+    "Share",
     "SoftTargets",
     "TokenSequence",
     "UnderWay",

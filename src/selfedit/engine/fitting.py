@@ -8,11 +8,10 @@ which fits step together.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from selfedit.engine import paths
-from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, TokenSequence, check
-from selfedit.engine.lora import Routing
-from selfedit.engine.loss import left_over, linear_cross_entropy, linear_divergence
-from selfedit.engine.memory import out_of_memory, release_memory
+from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, check
+from selfedit.engine.memory import attempted, release_memory
+from selfedit.engine.passes import Part, Share, run_part, run_pass
 from selfedit.engine.schedule import Course, Pass, choose, passes
 from selfedit.engine.state import digest, pack, unpack
 
@@ -116,6 +113,7 @@ def fit(
     on_tokens: Callable[[int], None] | None = None,
     on_step: Callable[[UnderWay], None] | None = None,
     start: Path | None = None,
+    share: Share | None = None,
 ) -> list[FitResult]:
     """Trains adapter k of the bank on job k, from fresh weights (on top of what a job holds `below`); at most as many
     jobs as the bank holds.
@@ -130,12 +128,16 @@ def fit(
     what was saved so: these fits go on from there, with the budget and the checkpointing that they began with, and
     become to the last bit what they would have become without the interruption, on the same machine.
 
+    `share`, for a single job, has the passes of a step computed elsewhere too, where a step takes more than one.
+
     Errors: ValueError for jobs with nothing to learn or unusable targets, or too many; UnusableStateError for a `start`
     that is damaged or of others.
     """
     jobs = list(jobs)
     if len(jobs) > bank.size:
         raise ValueError(f"{len(jobs)} jobs do not fit a bank of {bank.size} adapters")
+    if share is not None and len(jobs) > 1:
+        raise ValueError(f"the steps of one job can be shared, not those of {len(jobs)}")
     backbone = Backbone(bank.model)
     check(jobs, backbone.vocabulary)
     held = max((job.held for job in jobs), default=0)
@@ -160,8 +162,9 @@ def fit(
         while active := [r for r in running if r.error is None and not r.finished]:
             token_budget = settings["token_budget"]
             chosen = choose(active, token_budget)
-            sums = _gradients(bank, backbone, chosen, token_budget)
-            if sums is None:
+            step = partial(_gradients, bank, backbone, chosen, token_budget, settings["checkpointing"], share)
+            found = attempted(step)
+            if found is None:
                 for r in chosen:
                     bank.gradient(r.adapter)  # begun, and to be written anew
                 smaller = _halve(token_budget, chosen)
@@ -171,7 +174,7 @@ def fit(
                 settings["token_budget"], warned = smaller, True
                 continue
             tokens = sum(r.batch_tokens for r in chosen)
-            gradients = [bank.gradient(r.adapter) for r in chosen]
+            sums, gradients = found
             for r, gradient_F in zip(chosen, gradients, strict=True):
                 if r.fresh_F is not None:
                     gradient_F.mul_(r.fresh_F)
@@ -277,120 +280,38 @@ def _fused_works(device: torch.device) -> bool:
         return paths.works("fused AdamW", device, torch.float32, None, trial)
 
 
-@dataclass
-class Labels:
-    """The labelled positions of a packed row: where they are, what is to be predicted there (tokens, or a teacher's
-    tokens, their log-probabilities and what these leave), with which weight in the loss, and which fit they belong
-    to."""
-
-    positions_L: Tensor
-    weights_L: Tensor
-    owners_L: Tensor
-    tokens_L: Tensor | None = None
-    ids_LK: Tensor | None = None
-    log_probs_LK: Tensor | None = None
-    rest_L: Tensor | None = None
-
-    @staticmethod
-    def of(
-        sequences: Sequence[TokenSequence], lengths: Sequence[int], owners: Sequence[int], weights: Sequence[float]
-    ) -> list[Labels]:
-        """Those of sequences that take so many places of a row each, apart by how many soft targets a token has (none
-        at all are 0).  The tensors lie on the host."""
-        kinds: dict[int, list[tuple[TokenSequence, int, int, float]]] = {}
-        start = 0
-        for sequence, length, owner, weight in zip(sequences, lengths, owners, weights, strict=True):
-            kinds.setdefault(sequence.targets.top if sequence.targets else 0, []).append(
-                (sequence, start, owner, weight)
-            )
-            start += length
-        return [Labels._of(top, placed) for top, placed in kinds.items()]
-
-    @staticmethod
-    def _of(top: int, placed: Sequence[tuple[TokenSequence, int, int, float]]) -> Labels:
-        # A sequence that begins at `start`: its position p predicts its token p + 1.
-        spans = [(start, max(s.prompt_length, 1), len(s.ids)) for s, start, _, _ in placed]
-        counts = torch.tensor([last - first for _, first, last in spans])
-        labels = Labels(
-            torch.cat([torch.arange(start + first - 1, start + last - 1) for start, first, last in spans]),
-            torch.tensor([weight for *_, weight in placed]).repeat_interleave(counts),
-            torch.tensor([owner for _, _, owner, _ in placed]).repeat_interleave(counts),
-        )
-        if not top:
-            labels.tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[max(s.prompt_length, 1) :]])
-            return labels
-        targets = [s.targets for s, *_ in placed if s.targets is not None]
-        ids, log_probs = (
-            bytearray(b"".join(bytes_)) for bytes_ in zip(*((t.ids, t.log_probs) for t in targets), strict=True)
-        )
-        labels.ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(-1, top).long()
-        labels.log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(-1, top)
-        labels.rest_L = left_over(labels.log_probs_LK)
-        return labels
-
-    def loss(self, hidden_PD: Tensor, backbone: Backbone, sums: Tensor) -> Tensor:
-        """The weighted sum of the losses; each owner's part is added to its place in `sums`."""
-        hidden_LD, head = hidden_PD.index_select(0, self.positions_L), (backbone.head_VD, backbone.softcap)
-        if self.tokens_L is not None:
-            total, losses_L = linear_cross_entropy(hidden_LD, head[0], self.tokens_L, self.weights_L, head[1])
-        else:
-            assert self.ids_LK is not None
-            assert self.log_probs_LK is not None
-            assert self.rest_L is not None
-            targets = self.ids_LK, self.log_probs_LK, self.rest_L
-            total, losses_L = linear_divergence(hidden_LD, head[0], *targets, self.weights_L, head[1])
-        sums.index_add_(0, self.owners_L, losses_L * self.weights_L)
-        return total
+def _gradients(
+    bank: AdapterBank,
+    backbone: Backbone,
+    chosen: list[_Running],
+    token_budget: int,
+    checkpointing: bool,
+    share: Share | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The fits' losses in each pass of their next step, and the gradient of each fit."""
+    cut = passes(chosen, token_budget)
+    if len(chosen) == 1 and len(cut) > 1:
+        return _sum_of_parts(bank, backbone, chosen[0], cut, checkpointing, share)
+    sums = [run_pass(bank, backbone, chosen, one) for one in cut]
+    return sums, [bank.gradient(r.adapter) for r in chosen]
 
 
-def _gradients(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], token_budget: int) -> list[Tensor] | None:
-    """Adds the gradients of each fit's next step to the bank's gradient buffer; returns the fits' losses in each of the
-    step's passes, or None where memory ran out."""
-    try:
-        return [_pass(bank, backbone, chosen, one) for one in passes(chosen, token_budget)]
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        # The error holds the pass's tensors; they go with it, when this function returns.
-        return None
+def _sum_of_parts(
+    bank: AdapterBank, backbone: Backbone, r: _Running, cut: list[Pass], checkpointing: bool, share: Share | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each pass's gradient is computed by itself, and they are added up in one order, so that the sum is the same to
+    the last bit, whoever computes them: the longest first, because it is what others would be waited for."""
+    parts = sorted((Part.of(r, [place for _, place in one], checkpointing) for one in cut), key=lambda p: -p.tokens)
 
+    def own(part: Part) -> tuple[Tensor, Tensor]:
+        return run_part(bank, backbone, r, part)
 
-def _pass(bank: AdapterBank, backbone: Backbone, chosen: list[_Running], one: Pass) -> Tensor:
-    # Dropout has its own path, and its masks must not depend on rows added for alignment.
-    grouped = bank.grouped and not bank.spec.dropout
-    owners = [k for k, _ in one]
-    sequences: list[TokenSequence] = [chosen[k].batch[place] for k, place in one]
-    rows: list[list[int]] = [list(sequence.ids) for sequence in sequences]
-    if grouped:
-        _align(rows, owners)
-    lengths = [len(row) for row in rows]
-    weights = [s.weight / chosen[k].batch_labelled for k, s in zip(owners, sequences, strict=True)]
-    seeds = None
-    if bank.spec.dropout:
-        # One stream a fit, step and sequence, so that it does not matter how a step is cut into passes.
-        seeds = [_mix(chosen[k].job.seed, chosen[k].done, place) for k, place in one]
-    adapters = [chosen[k].adapter for k in owners]
-    routing = Routing.of(adapters, lengths, size=bank.size, grouped=grouped, dropout_seeds=seeds)
-    every = Labels.of(sequences, lengths, owners, weights)
-    layout = Layout.of(rows, bank.device, along=[routing, *every])
-    sums = torch.zeros(len(chosen), device=bank.device)
-    with bank.route(routing), torch.enable_grad():
-        hidden_PD = backbone.packed(layout).squeeze(0)
-        torch.stack([labels.loss(hidden_PD, backbone, sums) for labels in every]).sum().backward()
-    return sums
-
-
-def _align(rows: list[list[int]], owners: list[int], multiple: int = 8) -> None:
-    """Grouped products need each adapter's rows to be a multiple of 8: the last sequence of each gets a few tokens
-    more, which come after all real ones and have no label, so that they change nothing."""
-    for k in dict.fromkeys(owners):
-        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == k]
-        mine[-1] += [mine[-1][-1]] * (-sum(map(len, mine)) % multiple)
-
-
-def _mix(*numbers: int) -> int:
-    """A seed from several numbers."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "big")
+    losses, total_F = [], None
+    for loss, gradient_F in map(own, parts) if share is None else share(bank.parameters_NF[r.adapter], parts, own):
+        losses.append(loss)
+        total_F = gradient_F.clone() if total_F is None else total_F.add_(gradient_F)
+    assert total_F is not None
+    return losses, [total_F]
 
 
 def _halve(token_budget: int, chosen: list[_Running]) -> int:

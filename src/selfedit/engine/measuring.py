@@ -11,8 +11,8 @@ from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
 from selfedit.engine.decoding import routed, routing_of
-from selfedit.engine.fitting import Labels
 from selfedit.engine.jobs import TokenSequence, check_sequence
+from selfedit.engine.passes import Labels
 from selfedit.engine.rows import in_rows
 
 Measured = tuple[int | None, TokenSequence]

@@ -119,7 +119,7 @@ def plan(
 
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
-    target = token_budget or max(longest, TARGET_TOKENS[kind])
+    target = token_budget or TARGET_TOKENS[kind]
     top = max(s.targets.top if s.targets else 0 for job in jobs for s in job.sequences)
     loss_bytes = costs.loss_bytes(max(target, longest), top)
     if bank_size is None:

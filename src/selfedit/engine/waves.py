@@ -17,6 +17,7 @@ from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fitting import UnderWay, fit
 from selfedit.engine.jobs import FitJob, FitResult, LessMemoryWarning, LoraSpec, NotEnoughMemoryError
 from selfedit.engine.memory import attempted, release_memory
+from selfedit.engine.passes import Share
 from selfedit.engine.planning import Plan
 from selfedit.engine.planning import plan as make_plan
 
@@ -34,13 +35,14 @@ def fit_all(
     on_tokens: Callable[[int], None] | None = None,
     on_step: Callable[[UnderWay], None] | None = None,
     start: Path | None = None,
+    share: Share | None = None,
 ) -> list[FitResult]:
     """Trains one adapter per job, any number of jobs; results in the jobs' order.
 
     `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the
     bank: the time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where
     a bank does not fit into memory after all, the rest goes on with half of its adapters, with one warning.  `on_step`
-    and `start` are `fit`'s, for jobs that are one wave (ValueError otherwise)."""
+    and `start` are `fit`'s, for jobs that are one wave (ValueError otherwise), and `share`, for a single job."""
     jobs = list(jobs)
     if not jobs:
         return []
@@ -48,7 +50,7 @@ def fit_all(
     if len(chosen.waves) > 1 and (on_step is not None or start is not None):
         raise ValueError(f"a state is saved of one wave only, and these jobs take {len(chosen.waves)}")
     how: dict[str, Any] = {"token_budget": chosen.token_budget, "checkpointing": chosen.checkpointing}
-    how |= {"on_tokens": on_tokens, "on_step": on_step, "start": start}
+    how |= {"on_tokens": on_tokens, "on_step": on_step, "start": start, "share": share}
     results: dict[int, FitResult] = {}
     waves, size, warned = list(chosen.waves), chosen.bank_size, False
     while waves:

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class WorkerActor:
-    """Does tasks, one after another, while a second thread answers `tokens`."""
+    """Does tasks, one after another, or helps with another worker's, while a second thread answers `tokens`."""
 
     def __init__(self, number: int, threads: int, folder: str) -> None:
         # Before torch is imported: OpenMP reads this once, and each thread of this process starts from it.
@@ -30,6 +30,8 @@ class WorkerActor:
         self.task = "-"
         self.written = 0
         self.deltas: dict[str, list[Any]] = {}
+        self.helpers: Mapping[int, Any] = {}
+        self.helped: tuple[Any, Any] = (None, None)
         self.worker: Any = None
         self.log = self._logger()
 
@@ -71,6 +73,7 @@ class WorkerActor:
         except UserError as error:
             self.log.error("%s", error)
             return answer | {"user_error": str(error)}
+        self.worker.share = self._share
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self.threads)
         self.log.info("ready: %s, %d threads", self.worker.description, self.threads)
@@ -88,7 +91,7 @@ class WorkerActor:
         doubt.
         """
         self.deltas.update(deltas)
-        self.task, self.written = task.id, 0
+        self.task, self.written, self.helpers = task.id, 0, {}
         self.log.info("begins")
         self.worker.memory_share, self.worker.halvings = memory
         try:
@@ -103,9 +106,27 @@ class WorkerActor:
         finally:
             self.task = "-"
 
-    def tokens(self) -> int:
-        """Tokens of the task under way, so far."""
+    def tokens(self, helpers: Mapping[int, Any] | None = None) -> int:
+        """Tokens of the task under way, so far.  `helpers` are the actors of other workers, by number, that have
+        nothing to do from now on; None where they are as before."""
+        if helpers is not None:
+            self.helpers = helpers
         return self.written
+
+    def help(self, task: list[Any], deltas: dict[str, list[Any]], part: Any, parameters: Any) -> tuple[float, Any]:
+        """Loss and gradient of a part of a step of another worker's task, to which `task` holds a reference."""
+        import ray
+
+        self.deltas.update(deltas)
+        if self.helped[0] != task[0]:
+            self.helped = task[0], ray.get(task[0])
+            self.log.info("helps with %s", self.helped[1].id)
+        return self.worker.help(self.helped[1], part, parameters)
+
+    def _share(self, task: Any, job: Any) -> Any:
+        from selfedit.execution.sharing import Sharing
+
+        return Sharing(task, job, lambda: self.helpers, self.deltas)
 
     def _count(self, tokens: int) -> None:
         self.written += tokens

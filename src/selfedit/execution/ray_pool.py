@@ -2,7 +2,8 @@
 
 Ray finds a place for each worker, starts and ends its process, notices when it is lost, moves data, and has the
 autoscaler start machines.  The rest is here: a task whose worker is lost goes to another one (`schedule`), and a worker
-that is lost gets a new actor.  Ray's own restarts (`max_restarts`) are of no use for that: the caller of a restarted
+that is lost gets a new actor; and the worker of a fit that is alone in its task is told who has nothing to do, to share
+its steps with (`sharing`).  Ray's own restarts (`max_restarts`) are of no use for that: the caller of a restarted
 actor gets "temporarily unavailable" whether its process was killed, its machine is gone or its memory ran out, and a
 call with 2 retries to an actor that waits for a place fails within 4 s (Ray 2.60).
 
@@ -30,13 +31,13 @@ from selfedit.execution import actor as actor_module
 from selfedit.execution.actor import WorkerActor
 from selfedit.execution.ray_cluster import choose_share, connect, import_ray, one_line, start_local, stop_local
 from selfedit.execution.schedule import Job, Schedule
-from selfedit.execution.tasks import Task, TaskResult
+from selfedit.execution.tasks import FitTask, Task, TaskResult
 from selfedit.execution.worker import ModelSource, OnTokens
 
 # Seconds between two looks at a task under way.  A task of 16 fits took 800 s on average (`schedule`), and the fit of
 # `learn` is one task: without a look, nothing moves for so long.
 _TICK = 1.0
-_NODES_EVERY = 3.0  # seconds between two looks at the cluster's machines
+_LOOK_EVERY = 3.0  # seconds between two looks at the cluster's machines, and at a worker that has nothing to do
 _NOTE_EVERY = 60.0  # seconds between two lines about throughput, or about waiting
 _STARTS = 3  # a worker that cannot be started so often in a row is given up
 _OUT_OF_MEMORY = "its machine ran out of memory"
@@ -240,7 +241,7 @@ class RayPool:
             group.create_task(self._report())
             looked_at = -math.inf
             while True:
-                if time.monotonic() - looked_at >= _NODES_EVERY:
+                if time.monotonic() - looked_at >= _LOOK_EVERY:
                     # As many as wanted, or as the machines have room for.  One whose machine is gone waits for another.
                     looked_at = time.monotonic()
                     wanted = self._wanted or sum(self._share.fitting(node) for node in self._ray.nodes())
@@ -338,7 +339,8 @@ class RayPool:
         self._news = asyncio.Event()
 
     async def _next(self, worker: RayWorker) -> tuple[Schedule, Job]:
-        """Waits until there is something to do."""
+        """Waits until there is something to do.  Who helps another worker may be lost meanwhile."""
+        looked_at = time.monotonic()
         while True:
             places = {other.node for other in self.workers if other.state in ("idle", "working")}
             if (job := self._schedule.take(worker.node, places, time.monotonic())) is not None:
@@ -346,6 +348,9 @@ class RayPool:
                     self._note(f"{job.task.id} is slow: worker {worker.number} does it too")
                 return self._schedule, job
             await self._news.wait()
+            if time.monotonic() - looked_at >= _LOOK_EVERY:
+                looked_at = time.monotonic()
+                await _answer(worker.actor.tokens.remote())
 
     async def _do(self, worker: RayWorker, schedule: Schedule, job: Job) -> bool:
         """Has a task done.  False if it raised."""
@@ -368,9 +373,8 @@ class RayPool:
         worker.state, worker.task = "working", task.id
         try:
             deltas = {name: [self._deltas[name]] for name in task.deltas}
-            answer = await self._watched(
-                worker.actor, worker.actor.run.remote(task, deltas, (worker.memory_share, job.halvings)), count
-            )
+            run = worker.actor.run.remote(task, deltas, (worker.memory_share, job.halvings))
+            answer = await self._watched(worker.actor, run, count, isinstance(task, FitTask) and len(task.fits) == 1)
         except self._ray.exceptions.RayTaskError:
             raise
         except self._ray.exceptions.RayError as error:
@@ -392,12 +396,15 @@ class RayPool:
             worker.state, worker.task = "idle", "-"
             self._wake()
 
-    async def _watched(self, actor: Any, reference: Any, count: Callable[[int], None]) -> dict[str, Any]:
-        """A task's answer; its tokens are counted every second until then."""
-        answer = asyncio.ensure_future(_answer(reference))
+    async def _watched(self, actor: Any, reference: Any, count: Callable[[int], None], shared: bool) -> dict[str, Any]:
+        """A task's answer; its tokens are counted every second until then, and where its steps can be `shared`, its
+        worker is told who has nothing to do."""
+        answer, told = asyncio.ensure_future(_answer(reference)), dict[int, Any]()
         while not (await asyncio.wait({answer}, timeout=_TICK))[0]:
+            idle = {other.number: other.actor for other in self.workers if shared and other.state == "idle"}
             with suppress(self._ray.exceptions.RayActorError):  # said again by the answer
-                count(await _answer(actor.tokens.remote()))
+                count(await _answer(actor.tokens.remote(None if idle == told else idle)))
+            told = idle
         return answer.result()
 
     async def _report(self) -> None:

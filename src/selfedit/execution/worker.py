@@ -57,7 +57,8 @@ class Worker:
     Another model, which completions may ask for, is loaded when first needed.  One is kept beside the policy until
     another is asked for, or fits come, which need the memory.
     `memory_share` and `halvings` may be set at any time: the share of its device's memory that this worker may use
-    (less than 1 where several share it), and how often memory ran out."""
+    (less than 1 where several share it), and how often memory ran out.  `share` makes what a fit that is alone in its
+    task shares its steps by."""
 
     def __init__(
         self, source: ModelSource, delta: Callable[[str], Mapping[str, bytes]], model: Model | None = None
@@ -69,6 +70,8 @@ class Worker:
         self.model = model if model is not None else source.load()
         self.policy: tuple[str, ...] = ()
         self.other: Model | None = None
+        self.share: Callable[[FitTask, engine.FitJob], engine.Share] | None = None
+        self._helped: tuple[FitTask, engine.Partner] | None = None
 
     @property
     def context_length(self) -> int:
@@ -88,6 +91,7 @@ class Worker:
 
     def run(self, task: Task, on_tokens: OnTokens | None = None) -> TaskResult:
         """Does one task.  Errors propagate."""
+        self._help_no_more()
         if isinstance(task, FitTask):
             self._forget()
         if isinstance(task, FitTask) or not task.model:
@@ -102,6 +106,28 @@ class Worker:
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return replace(result, notes=tuple(notes))
+
+    def help(self, task: FitTask, part: engine.Part, parameters: Any) -> tuple[float, Any]:
+        """Loss and gradient (an array, which the next call overwrites) of a part of a step of a task's one fit.
+        Another worker takes its steps; `parameters` are the adapter's at this one.  Errors propagate."""
+        import torch
+
+        if self._helped is None or self._helped[0] is not task:
+            self._help_no_more()
+            self._forget()
+            self._follow(task.policy)
+            self._helped = task, engine.Partner(self.model.hf, task.bank, task.fits[0].job)
+        try:
+            loss, gradient_F = self._helped[1](part, torch.tensor(parameters))
+        except BaseException:
+            self._help_no_more()
+            raise
+        return loss.item(), gradient_F.cpu().numpy()
+
+    def _help_no_more(self) -> None:
+        if self._helped is not None:
+            self._helped[1].close()
+            self._helped = None
 
     def _follow(self, policy: tuple[str, ...]) -> None:
         if policy == self.policy:
@@ -184,6 +210,8 @@ class Worker:
             train()
         else:
             long = LongFit(task.fits[0], task.checkpoint, partial(self._look, task, on_tokens))
+            if self.share is not None:
+                train = partial(train, share=self.share(task, jobs[0]))
             try:
                 train(on_step=long, start=long.start)
             except engine.UnusableStateError as error:

@@ -1,0 +1,156 @@
+"""A fit's steps shared among workers: the same adapter, whatever becomes of those that help."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfedit.engine import FitJob, FitSettings, LoraSpec, TokenSequence
+from selfedit.engine.passes import Part
+from selfedit.execution import sharing
+from selfedit.execution.pool import InProcess
+from selfedit.execution.sharing import Sharing
+from selfedit.execution.tasks import Fit, FitTask
+from selfedit.execution.worker import ModelSource
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Workers have one thread each here, so this process must have one as well."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def long_task(steps: int, dropout: float = 0.0) -> FitTask:
+    """Steps of 7 passes (of 1,024 tokens at the most)."""
+    numbers = random.Random(0)
+    sequences = tuple(
+        TokenSequence(tuple(numbers.randrange(5, 60) for _ in range(numbers.randrange(520, 800)))) for _ in range(7)
+    )
+    job = FitJob(sequences, FitSettings(epochs=steps, batch_size=7), seed=3)
+    return FitTask("editor", (), LoraSpec(rank=8, dropout=dropout), (Fit("outer", job, keep=True),), memory=2**30)
+
+
+def test_a_fit_shared_by_workers_is_the_same_whoever_is_lost(
+    make_pool: Callable[..., Any], ray_cluster: Any, tiny_folder: Path, notes: list[str]
+) -> None:
+    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
+    task = long_task(steps=40, dropout=0.1)
+    (expected,) = next(InProcess(source).run([task])).outcomes
+
+    logs = Path(ray_cluster.head_node.get_session_dir_path()) / "logs"
+
+    def helped(pid: int) -> bool:
+        return any("helps with editor" in log.read_text() for log in logs.glob(f"worker-*-{pid}.err"))
+
+    def wait_until(found: Callable[[], Any]) -> None:
+        until = time.monotonic() + 300
+        while not found():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    pool = make_pool(source, workers=2)
+    wait_until(lambda: all(worker.state == "idle" for worker in pool.workers))
+    killed: list[int] = []
+
+    def kill_the_helper() -> None:
+        wait_until(lambda: any(helped(worker.pid) for worker in pool.workers))
+        (helper,) = (worker for worker in pool.workers if helped(worker.pid))
+        assert helper.state == "idle"
+        killed.append(helper.pid)
+        os.kill(helper.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_helper)
+    killer.start()
+    (result,) = pool.run([task])
+    killer.join()
+    assert killed
+    (found,) = result.outcomes
+    assert found.result == expected.result
+    assert found.adapter == expected.adapter
+
+    # A worker that helped does its own tasks as before.
+    short = long_task(steps=1)
+    expected_short = next(InProcess(source).run([short])).outcomes[0].adapter
+    tasks = [FitTask(f"short/{k}", (), short.lora, short.fits, memory=short.memory) for k in range(2)]
+    assert all(result.outcomes[0].adapter == expected_short for result in pool.run(tasks))
+    assert "is lost" in " ".join(notes)
+
+
+class FakeActor:
+    """Answers a part with its number; `does` says what befalls the others."""
+
+    def __init__(self, does: Callable[[int], None] = lambda k: None) -> None:
+        self.asked: list[int] = []
+        self.does = does
+        self.help = SimpleNamespace(remote=lambda task, deltas, part, parameters: lambda: self._answer(part.places[0]))
+
+    def _answer(self, k: int) -> Any:
+        import numpy as np
+
+        self.asked.append(k)
+        self.does(k)
+        return float(k), np.full(3, k, dtype=np.float32)
+
+
+def raising(error: Exception) -> Callable[[int], None]:
+    def does(_: int) -> None:
+        raise error
+
+    return does
+
+
+def test_what_helpers_do_not_deliver_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    import torch
+
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda answer: answer())
+    monkeypatch.setattr(sharing, "SLOW_SECONDS", 0.2)
+    over = threading.Event()
+    task_error = ray.exceptions.RayTaskError("help", "a trace", ValueError("no room"))
+    actors = {
+        1: FakeActor(lambda _: time.sleep(0.05)),
+        2: FakeActor(raising(task_error)),
+        3: FakeActor(raising(ray.exceptions.RayActorError())),
+        4: FakeActor(lambda _: over.wait(30) and None),  # hangs
+    }
+    task = long_task(steps=1)
+    share = Sharing(task, task.fits[0].job, lambda: actors, {})
+    mine: list[int] = []
+
+    def own(part: Part) -> tuple[Any, Any]:
+        time.sleep(0.05)
+        mine.append(part.places[0])
+        return torch.tensor([float(part.places[0])]), torch.full((3,), float(part.places[0]))
+
+    parts = [Part(0, (k,), 10, False) for k in range(9)]
+    for _ in range(2):
+        found = [(loss.item(), gradient.tolist()) for loss, gradient in share(torch.zeros(3), parts, own)]
+        assert found == [(k, [k] * 3) for k in range(9)]
+    # A helper that raised is not asked again, nor one that still hangs; one whose process was lost has another.
+    assert [len(actors[k].asked) for k in (2, 3, 4)] == [1, 2, 1]
+    assert set(actors[1].asked) | set(mine) == set(range(9))
+    over.set()
+
+    # A bug here is not taken for a helper's misfortune.
+    actors = {1: FakeActor(raising(AttributeError("a bug")))}
+    with pytest.raises(AttributeError, match="a bug"):
+        list(share(torch.zeros(3), parts, own))
+    # Nobody has time: all is done here.
+    actors = {}
+    mine.clear()
+    assert len(list(share(torch.zeros(3), parts, own))) == len(mine) == 9
