@@ -123,6 +123,6 @@ def test_a_run_without_the_chat_template_is_asked_and_exported_without_it(
     settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="passage", instruct=False, **quick)
     learn(settings)
     with Asker(settings.out, device="cpu") as asker:
-        assert not asker.model.instruct
+        assert not asker.model.tokenizer.instruct
     export(settings.out, tmp_path / "model")
-    assert not load_model(str(tmp_path / "model")).instruct
+    assert not load_model(str(tmp_path / "model")).tokenizer.instruct

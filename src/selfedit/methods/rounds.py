@@ -21,7 +21,7 @@ from selfedit.methods.selection import Selection
 from selfedit.methods.summarise import accuracy, summarise
 from selfedit.runs.costs import Spent
 from selfedit.runs.records import RoundRecord
-from selfedit.runs.summary import Accuracy, Summary, round_summary
+from selfedit.runs.summary import Summary, round_summary
 
 VALIDATION = "validation"
 PASSAGE = "passage"  # the condition of fits without an edit, with which `--baseline passage` compares
@@ -30,21 +30,19 @@ PASSAGE = "passage"  # the condition of fits without an edit, with which `--base
 def round_record(
     run: Run, training: Sequence[Document], round: int, selection: Selection, details: dict[str, Any]
 ) -> RoundRecord:
-    rewards = _rewards(run, training, round)
-    mean = accuracy_interval(rewards) if rewards else None
-    scores = run.grading.scores(VALIDATION, round=round)
-    validated = accuracy_interval(scores) if scores else None
+    rewarded = accuracy(_rewards(run, training, round)) or {}
+    validated = accuracy(run.grading.scores(VALIDATION, round=round)) or {}
     spent = Spent.of(line for line in run.store.costs() if line.round == round)
     return RoundRecord(
         round=round,
-        train_reward=mean.mean if mean else None,
-        validation_accuracy=validated.mean if validated else None,
+        train_reward=rewarded.get("accuracy"),
+        validation_accuracy=validated.get("accuracy"),
         kept_edits=len(selection.kept),
         checkpoint=f"checkpoints/{delta_name(round)}",
         seconds=run.store.wall_seconds(round),
         details={
-            "train_reward_ci95": [mean.lo, mean.hi] if mean else None,
-            "validation_ci95": [validated.lo, validated.hi] if validated else None,
+            "train_reward_ci95": rewarded.get("ci95"),
+            "validation_ci95": validated.get("ci95"),
             "documents_without_signal": len(selection.without_signal),
             "kept_without_signal": selection.kept_without_signal,
             "device_seconds": spent.seconds,
@@ -57,12 +55,11 @@ def round_record(
 
 def _against_passages(run: Run, round: int) -> dict[str, Any]:
     """With --baseline passage: what the passages alone earned, and of how many an edit earned more and was kept."""
-    if not (scores := run.grading.scores(PASSAGE, round=round)):
+    scores = run.grading.scores(PASSAGE, round=round)
+    if (alone := accuracy(scores)) is None:
         return {}
     above = {edit.document_id for edit in run.store.edits(round=round, writer=TRAIN) if edit.kept}
-    alone = accuracy_interval(scores)
-    found = Accuracy(accuracy=alone.mean, ci95=(alone.lo, alone.hi), documents=len(scores))
-    return {"passage_alone": found.model_dump(), "above_passage": len(above)}
+    return {"passage_alone": {**alone, "documents": len(scores)}, "above_passage": len(above)}
 
 
 def _rewards(run: Run, training: Sequence[Document], round: int) -> dict[str, DocumentScore]:

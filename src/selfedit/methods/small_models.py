@@ -25,8 +25,14 @@ def default_editor(parameters: int) -> str:
 
 
 def editor_of(settings: S) -> tuple[S, EditorSpec]:
-    """The settings with an editor named, and that editor.  Errors: UserError where it writes nothing to learn from."""
-    settings = with_editor(settings)
+    """The settings with an editor named (the one that the run began with, else by the model's size), and that editor.
+    Errors: UserError where it writes nothing to learn from."""
+    if settings.editor == AUTO:
+        config = settings.out / "config.yaml"
+        editor = read_recorded(config)[0].get("editor") if config.is_file() else None
+        if not editor:
+            editor = default_editor(parameter_count(settings.model, trust_remote_code=settings.trust_remote_code))
+        settings = settings.model_copy(update={"editor": str(editor)})
     spec = EditorSpec.parse(settings.editor)
     if not spec.learns:
         raise UserError(
@@ -34,17 +40,6 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
             " api:MODEL"
         )
     return settings, spec
-
-
-def with_editor(settings: S) -> S:
-    """The settings with an editor named: the one that the run began with, else by the model's size."""
-    if settings.editor != AUTO:
-        return settings
-    config = settings.out / "config.yaml"
-    if config.is_file() and (began_with := read_recorded(config)[0].get("editor")):
-        return settings.model_copy(update={"editor": str(began_with)})
-    parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
-    return settings.model_copy(update={"editor": default_editor(parameters)})
 
 
 def say_editor(run: Run, asked: str, editor: str) -> None:

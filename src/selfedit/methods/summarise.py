@@ -82,14 +82,12 @@ def condition_summary(run: Run, documents: Sequence[Document], name: str, spent:
     ]
     values = Counter(answer.value for answer in answers)
     scores = run.grading.scores(name)
-    found = accuracy_interval(scores) if scores else None
     fits = store.fits(condition=name)
     asked = {document.id for document in documents}
     edits = [edit for edit in store.edits(writer=name) if edit.document_id in asked]
     return ConditionSummary(
         name=name,
-        accuracy=found.mean if found else None,
-        ci95=(found.lo, found.hi) if found else None,
+        **(accuracy(scores) or {"accuracy": None}),
         document_mean=fmean(one.score / one.graded for one in scores.values()) if scores else None,
         correct=values["right"],
         graded=values["right"] + values["wrong"],

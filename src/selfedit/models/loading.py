@@ -32,10 +32,6 @@ class Model:
     tokenizer: Tokenizer
 
     @property
-    def instruct(self) -> bool:
-        return self.tokenizer.instruct
-
-    @property
     def context_length(self) -> int:
         """How many tokens the model can read at once."""
         return int(getattr(self.hf.config.get_text_config(), "max_position_embeddings", 0) or 2048)
