@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 
 from selfedit.execution.pool import InProcess
 from selfedit.execution.tasks import FitTask, Task, TaskResult
@@ -33,3 +34,20 @@ class CountingPool(InProcess):
     def fits(self) -> list[str]:
         """The inner fits, by id; the editor's own is not among them."""
         return [fit.id for task in self.tasks if isinstance(task, FitTask) for fit in task.fits if fit.id != "outer"]
+
+
+def blow_up(id: str) -> Callable[[Task], Task]:
+    """What to `alter` so that fits whose ids begin like this become NaN."""
+
+    def alter(task: Task) -> Task:
+        if not isinstance(task, FitTask):
+            return task
+        fits = [
+            replace(fit, job=replace(fit.job, settings=replace(fit.job.settings, learning_rate=1e30)))
+            if fit.id.startswith(id)
+            else fit
+            for fit in task.fits
+        ]
+        return replace(task, fits=tuple(fits))
+
+    return alter

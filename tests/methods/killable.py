@@ -28,6 +28,7 @@ import selfedit.engine.waves
 from selfedit.errors import UserError
 from selfedit.execution import pool as pool_module
 from selfedit.execution.tasks import FitTask, Task, TaskResult
+from selfedit.progress import Progress
 from selfedit.runs import store as store_module
 
 # Imported to be there before the fork.
@@ -58,20 +59,14 @@ class Events:
             os.kill(os.getpid(), self.number)
 
 
-class Listener:
+class Listener(Progress):
     """Progress that is an event each time."""
 
     def __init__(self, events: Events) -> None:
         self.events = events
 
-    def begin(self, phase: str, total: float | None) -> None:
-        pass
-
     def advance(self, amount: float) -> None:
         self.events.happen("a step of the engine")
-
-    def note(self, line: str) -> None:
-        pass
 
 
 def before(target: Any, name: str, then: Callable[..., None]) -> None:

@@ -18,6 +18,7 @@ from selfedit.execution import long_fit
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.settings import ContinualSettings, LearnSettings
+from selfedit.progress import Progress
 from selfedit.reports import build_report
 from selfedit.runs.files import disk_errors
 from selfedit.runs.store import Store
@@ -30,8 +31,8 @@ class Stop(BaseException):
     """Ctrl-C."""
 
 
-class Stopper:
-    """Progress that interrupts after so many calls; `amounts` are what it was told of the last phase."""
+class Stopper(Progress):
+    """That interrupts after so many calls; `amounts` are what it was told of the last phase."""
 
     def __init__(self, after: int = -1) -> None:
         self.left = after
@@ -44,8 +45,6 @@ class Stopper:
         self.amounts.append(amount)
         if self.amounts and self.left == len(self.amounts):
             raise Stop
-
-    def note(self, line: str) -> None: ...
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_pool import CountingPool
+from counting_pool import CountingPool, blow_up
 from making import Make
 
 from selfedit.documents import Question
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
-from selfedit.execution.tasks import FitTask, Task
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import CompareSettings
@@ -187,18 +186,7 @@ def test_a_fit_that_turns_nan_fails_and_the_others_go_on(make: Make, chat_model:
     settings = make(CompareSettings, 3, editor=("passage",), replicates=2)
     pool = CountingPool(chat_model)
 
-    def blow_up(task: Task) -> Task:
-        if not isinstance(task, FitTask):
-            return task
-        tasks = tuple(
-            replace(t, job=replace(t.job, settings=replace(t.job.settings, learning_rate=1e30)))
-            if t.id == "0|d1|passage|1"
-            else t
-            for t in task.fits
-        )
-        return replace(task, fits=tasks)
-
-    pool.alter = blow_up
+    pool.alter = blow_up("0|d1|passage|1")
     summary = compare(settings, pool=pool)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         fits = {fit.id: fit for fit in store.fits(condition="passage")}

@@ -28,6 +28,7 @@ from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnS
 from selfedit.methods.workers import Workers
 from selfedit.models import BUNDLED, finding, load_model
 from selfedit.models.tokenizer import Tokenizer
+from selfedit.progress import Progress
 from selfedit.prompts import Prompts
 from selfedit.runs.store import Store
 from selfedit.training import tokens
@@ -307,14 +308,8 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
     file.write_text(text)
     notes: list[str] = []
 
-    class Listener:
-        def begin(self, phase: str, total: float | None) -> None: ...
-
-        def advance(self, amount: float) -> None: ...
-
-        def note(self, line: str) -> None:
-            notes.append(line)
-
+    listener = Progress()
+    listener.note = notes.append
     settings = LearnSettings(
         model=chat_model,
         documents=(str(file),),
@@ -322,7 +317,7 @@ def test_a_long_document_is_cut_into_overlapping_parts_and_that_is_said(
         part_tokens=100_000,
         **{**quick, "set": {"rank": 2, "epochs": 1}},
     )
-    learn(settings, progress=Listener())
+    learn(settings, progress=listener)
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         (fit,) = store.fits()
         (event,) = store.events("document cut into parts")
@@ -355,15 +350,13 @@ def test_a_long_text_is_never_encoded_whole_and_progress_is_shown(
     monkeypatch.setattr(Tokenizer, "encode", watched)
     phases: dict[str, float] = {}
 
-    class Listener:
+    class Listener(Progress):
         def begin(self, phase: str, total: float | None) -> None:
             self.phase = phase
             phases[phase] = 0
 
         def advance(self, amount: float) -> None:
             phases[self.phase] += amount
-
-        def note(self, line: str) -> None: ...
 
     class Stop(Exception):
         """The tasks are cut; there is no need to train."""

@@ -17,6 +17,7 @@ from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.models import load_model
+from selfedit.progress import Progress
 from selfedit.runs.directory import read_recorded
 from selfedit.runs.store import Store
 from tiny_world import SMALL
@@ -60,16 +61,10 @@ def test_a_larger_model_writes_its_own_notes(settings: LearnSettings, monkeypatc
 def test_an_editor_that_was_named_is_taken_with_a_warning(settings: LearnSettings) -> None:
     notes: list[str] = []
 
-    class Listener:
-        def begin(self, phase: str, total: float | None) -> None: ...
-
-        def advance(self, amount: float) -> None: ...
-
-        def note(self, line: str) -> None:
-            notes.append(line)
-
+    listener = Progress()
+    listener.note = notes.append
     named = settings.model_copy(update={"editor": "self"})
-    learn(named, progress=Listener())
+    learn(named, progress=listener)
     assert conditions(settings.out) == {"self"}
     assert [line for line in notes if "too few to write notes" in line] == [events(settings.out)["small editor"]]
     learn(named.model_copy(update={"editor": "passage", "out": settings.out / "passage"}))

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from counting_pool import CountingPool
+from counting_pool import CountingPool, blow_up
 from making import Make
 from peft import PeftConfig
 
@@ -20,7 +19,7 @@ from selfedit.editors.cleaning import about, clean
 from selfedit.engine import DecodeRequest, decode, merge_adapter
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import DocumentScore
-from selfedit.execution.tasks import FitTask, Task
+from selfedit.execution.tasks import Task
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
@@ -438,18 +437,7 @@ def test_a_reward_needs_a_fit_that_succeeded(small_train: dict[str, Any]) -> Non
     settings = TrainSettings(**{**small_train, "rounds": 1, "validation_share": 0})
     pool = CountingPool(settings.model)
 
-    def blow_up(task: Task) -> Task:
-        if not isinstance(task, FitTask):
-            return task
-        tasks = tuple(
-            replace(t, job=replace(t.job, settings=replace(t.job.settings, learning_rate=1e30)))
-            if t.id.startswith("1|d2|")
-            else t
-            for t in task.fits
-        )
-        return replace(task, fits=tasks)
-
-    pool.alter = blow_up
+    pool.alter = blow_up("1|d2|")
     summary = train(settings, pool=pool)
     with opened(settings) as store:
         by_document: dict[str, list[Any]] = {}
