@@ -24,7 +24,7 @@ from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.methods.earlier import AFTER, BEFORE, earlier_documents, examine_earlier, updates
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inputs import check, load_parts, warn_of_contradictions, warn_of_cuts
@@ -92,25 +92,23 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
 
+        # What is known before, closed book and with the document at hand.
         conditions, lines = [spec.name], []
         if examined := any(document.questions for document in (*documents, *known.documents)):
             examine_untrained(run, documents, policy=way.policy)
             lines += examine_earlier(run, known, BEFORE, way.policy)
             if settings.references:
                 lines += examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
-        edits, learned = None, {document.id for document in documents}
-        if spec.kind != "passage":
-            count, prompt = settings.edits, settings.edit_prompt
-            edits = write_edits(run, documents, spec, count=count, prompt=prompt, policy=way.policy)
-            learned = {edit.document_id for edit in edits}
-            if not edits:
-                raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
+
+        # The edits, what is learned from them, and once more on top what was missed; each adapter is examined.
+        edits = edits_to_learn(run, documents, spec, policy=way.policy)
+        if edits == []:
+            raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
+        learned = {one.id for one in documents} if edits is None else {edit.document_id for edit in edits}
         fits = way.learn(spec.name, documents, edits)
-        if settings.retry_missed:
-            missed = run.choices.missed(documents, _missed(run, spec.name)) & learned
-            if missed:
-                conditions.append(f"{spec.name} twice")
-                fits = way.again(conditions[-1], documents, edits, missed)
+        if settings.retry_missed and (missed := run.choices.missed(documents, _missed(run, spec.name)) & learned):
+            conditions.append(f"{spec.name} twice")
+            fits = way.again(conditions[-1], documents, edits, missed)
         folder, rank = way.finish()
         lines += examine_earlier(run, known, AFTER, way.policy)
         run.grading.grade()

@@ -97,7 +97,7 @@ def _app(asker: Asker) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     def _malformed(request: Any, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse(_problem(f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"), 400)
+        return JSONResponse(_problem(f"{'.'.join(map(str, first['loc'][1:])) or 'body'}: {first['msg']}"), 400)
 
     @app.exception_handler(HTTPException)
     def _refused(request: Any, error: HTTPException) -> JSONResponse:
