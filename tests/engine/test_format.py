@@ -11,10 +11,12 @@ import peft
 import pytest
 import torch
 from reference import lora_config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from selfedit.engine import AdapterBank, LoraSpec, fit, load_adapter, merge_adapter
 from selfedit.engine.lora import Routing
+from selfedit.engine.peft_format import WEIGHTS, files
 from selfedit.engine.selftest import random_job
 
 IDS = tuple(range(3, 30))
@@ -71,6 +73,7 @@ def test_files_by_name_are_as_good_as_a_folder(tiny_model, tmp_path):
     merge_adapter(merged, tmp_path)
     merge_adapter(model, files_of(tmp_path))
     assert torch.equal(logits_of(model), logits_of(merged))
+    assert list(load_adapter(files_of(tmp_path))[1]) == list(load_adapter(tmp_path)[1]), "in the same order"
     with pytest.raises(KeyError, match=r"adapter_model\.safetensors"):
         load_adapter({"adapter_config.json": (tmp_path / "adapter_config.json").read_bytes()})
 
@@ -130,6 +133,21 @@ def test_the_files_are_peft_files(tiny_model, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert (config["r"], config["lora_alpha"]) == (4, 8)
+
+
+def test_the_same_adapter_is_the_same_bytes_whatever_its_model_is_called(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    trained(model, SPECS["layers"], tmp_path)
+    spec, state = load_adapter(tmp_path)
+    for name in ("tiny-7b", "Größe 7 \U0001f40b"):
+        written = {files(spec, state, base_model="base", model=name)[WEIGHTS] for _ in range(20)}
+        (content,) = written
+        (tmp_path / "again").write_bytes(content)
+        with safe_open(tmp_path / "again", "pt") as file:
+            assert file.metadata() == {"format": "pt", "selfedit_model": name}
+        before, after = load_file(tmp_path / WEIGHTS), load_file(tmp_path / "again")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def damaged(folder, *, config=None, tensors=None):

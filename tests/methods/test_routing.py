@@ -241,9 +241,9 @@ def test_what_was_missed_is_learned_once_more_on_top_of_its_own_adapter(
     asked = settings(chat_model, file, tmp_path / "run", retry_missed=True, task_size=1 if recipe else None)
     asked = asked.model_copy(update={"set": asked.set | recipe})
     pool = CountingPool(chat_model)
-    pool.gives_up = lambda task: task.id.startswith("learning/") and len(pool.fits) == 7
     if recipe:  # one after another: it ends between the two
-        with pytest.raises(UserError, match="learning was given up"):
+        pool.gives_up = lambda task: task.id.startswith("learning once more/") and len(pool.fits) == 8
+        with pytest.raises(UserError, match="learning once more was given up"):
             learn(asked, pool=pool, choices=Some())
         pool.gives_up = lambda task: False
     found = learn(asked, pool=pool, choices=Some())

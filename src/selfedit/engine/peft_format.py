@@ -75,7 +75,17 @@ def files(
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
     metadata = {"format": "pt"} | ({} if model is None else {_MODEL: model})
-    return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), WEIGHTS: save(tensors, metadata=metadata)}
+    return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), WEIGHTS: _ordered(save(tensors, metadata=metadata))}
+
+
+def _ordered(weights: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes them in another one each time."""
+    end = 8 + int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + weights[end:]
 
 
 def load(
@@ -92,7 +102,8 @@ def load(
 
     folder, spec = _folder(adapter), _read_config(adapter)
     weights = adapter[WEIGHTS] if isinstance(adapter, Mapping) else (folder / WEIGHTS).read_bytes()
-    state = _layers(folder, load_tensors(weights), spec["rank"])
+    # safetensors gives tensors in another order each time; whatever is made of them is to be the same each time.
+    state = _layers(folder, dict(sorted(load_tensors(weights).items())), spec["rank"])
     if spec["targets"] is None:
         spec["targets"] = tuple(state)
     if stray := [name for name in state if not _targeted(name, spec["targets"])]:

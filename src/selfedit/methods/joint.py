@@ -32,7 +32,8 @@ class Joint:
 
     def learn(self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[FitRecord]:
         """Trains the adapter on all documents of which there is an edit, and examines it, on the way too."""
-        return self._fit(condition, documents, edits, self.run.directory.adapter(LEARNED), LOOKS)
+        folder = self.run.directory.adapter(LEARNED)
+        return self._fit("learning", condition, documents, edits, keep=folder, looks=LOOKS)
 
     def again(
         self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, missed: Collection[str]
@@ -40,7 +41,7 @@ class Joint:
         """Trains another on top, on the missed documents alone, and asks all questions again."""
         some = [document for document in documents if document.id in missed]
         others = [document for document in documents if document.id not in missed]
-        fits = self._fit(condition, some, edits, self.run.directory.adapter(RETRIED), 0)
+        fits = self._fit("learning once more", condition, some, edits, keep=self.run.directory.adapter(RETRIED))
         examine_untrained(self.run, others, condition=condition, policy=self.policy, general=False)
         return fits
 
@@ -50,7 +51,14 @@ class Joint:
         return folder, adapter_rank(folder)
 
     def _fit(
-        self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, folder: Path, looks: int
+        self,
+        label: str,
+        condition: str,
+        documents: Sequence[Document],
+        edits: Sequence[Edit] | None,
+        *,
+        keep: Path,
+        looks: int = 0,
     ) -> list[FitRecord]:
         below = self._learned
 
@@ -58,7 +66,7 @@ class Joint:
             stack(below, scratch)
             add_tokenizer_and_card(self.run, self.editor, len(learning.documents), scratch)
 
-        learnings = all_in_one(condition, documents, edits, keep=folder, looks=looks, policy=self.policy)
-        fits = fit_kept(self.run, learnings, label="learning", beside=beside)
-        self._learned, self.policy = [folder], (publish(self.run, folder),)
+        learnings = all_in_one(condition, documents, edits, keep=keep, looks=looks, policy=self.policy)
+        fits = fit_kept(self.run, learnings, label=label, beside=beside)
+        self._learned, self.policy = [keep], (publish(self.run, keep),)
         return fits

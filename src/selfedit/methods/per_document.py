@@ -69,7 +69,7 @@ class PerDocument:
         def beside(learning: Learning, scratch: Path) -> None:
             stack([_folder(first[learning.document_id])], scratch)
 
-        fits = fit_kept(run, list(anew.values()), label="learning", beside=beside)
+        fits = fit_kept(run, list(anew.values()), label="learning once more", beside=beside)
         done = run.store.fit_ids()
         same = [
             FitRecord(
