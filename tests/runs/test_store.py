@@ -159,9 +159,10 @@ def test_a_fit_that_is_there_stays(store: Store, documents: tuple[Document, ...]
     assert store.fits() == [first, second]
 
 
-def test_a_loss_that_is_not_a_number_comes_back_as_unknown(store: Store, documents: tuple[Document, ...]) -> None:
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_unknown(store: Store, documents: tuple[Document, ...], loss: float) -> None:
     store.add_documents(documents)
-    store.record_fits([a_fit(documents[0], status="failed", error="NaN", last_loss=float("nan"), answers=())])
+    store.record_fits([a_fit(documents[0], last_loss=loss)])
     assert store.fits()[0].last_loss is None
 
 
@@ -255,12 +256,6 @@ def test_curves_come_by_fit(store: Store, documents: tuple[Document, ...]) -> No
     store.add_curve(a_fit(documents[1]).id, [(1, 3.5), (2, 1.25)])
     assert store.curves() == {a_fit(documents[1]).id: [(1, 3.5), (2, 1.25)]}
     assert store.curve(a_fit(documents[0]).id) == []
-
-
-def test_a_loss_that_is_not_finite_is_unknown(store: Store, documents: tuple[Document, ...]) -> None:
-    store.add_documents(documents)
-    store.record_fits([a_fit(documents[0], last_loss=float("inf"))])
-    assert store.fits()[0].last_loss is None
 
 
 def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:

@@ -55,13 +55,10 @@ def one_each(
 ) -> list[Learning]:
     """One adapter per edit and replicate, on the edit's document; of the documents alone where there are no edits."""
     by_id = {document.id: document for document in documents}
-    if edits is None:
-        return [Learning(condition, (d,), (None,), None, r, **more) for d in documents for r in range(replicates)]
-    return [
-        Learning(condition, (by_id[edit.document_id],), (edit.text,), edit.id, r, **more)
-        for edit in edits
-        for r in range(replicates)
-    ]
+    taught: list[tuple[Document, Learned, str | None]] = [(document, None, None) for document in documents]
+    if edits is not None:
+        taught = [(by_id[edit.document_id], edit.text, edit.id) for edit in edits]
+    return [Learning(condition, (d,), (text,), id, r, **more) for d, text, id in taught for r in range(replicates)]
 
 
 def one_per_document(

@@ -101,18 +101,19 @@ def loading(adapter: str, model: str, *, rank: int, chat: bool, routed: bool = F
     folder."""
     tokenizer = f"{Path(adapter).parent}/tokenizer" if routed else adapter
     template = f" --chat-template {shlex.quote(f'{tokenizer}/chat_template.jinja')}" if chat else ""
-    # vLLM takes powers of two.
-    most = max(8, 1 << (rank - 1).bit_length())
+    modules = f"learned={shlex.quote(adapter)}"
     if routed:
         modules = f'$(cd {shlex.quote(adapter)} && for one in */; do echo "${{one%/}}=$PWD/${{one%/}}"; done)'
-        return {
-            "vLLM": f"vllm serve {shlex.quote(public_name(model))} --enable-lora --max-lora-rank {most}"
-            f" --lora-modules {modules}{template}"
-        }
+    served = (
+        f"vllm serve {shlex.quote(public_name(model))} --enable-lora"
+        f" --max-lora-rank {max(8, 1 << (rank - 1).bit_length())}"  # vLLM takes powers of two
+        f" --lora-modules {modules}{template}"
+    )
+    if routed:
+        return {"vLLM": served}
     return {
         "transformers + peft": f'AutoPeftModelForCausalLM.from_pretrained("{adapter}")',
-        "vLLM": f"vllm serve {shlex.quote(public_name(model))} --enable-lora --max-lora-rank {most}"
-        f" --lora-modules learned={shlex.quote(adapter)}{template}",
+        "vLLM": served,
         "Ollama": f"selfedit export {shlex.quote(adapter)} learned --gguf"
         " && ollama create learned -f learned/Modelfile",
     }
