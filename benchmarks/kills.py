@@ -2,12 +2,12 @@
 
     python -m benchmarks.kills [--kills 50] [--interrupts 20] [--with-workers 10] [--commands compare train] [--write]
 
-Each of `compare`, `learn`, `train` and `continual` runs from its command line with the tests' tiny model, in this
-process's forks, so that nothing but the run itself takes time, and gets SIGKILL, or in other campaigns SIGINT: half of
-the times after a random time, half of the times at an event: one of a random kind (a statement of the store's, a file
-synced, renamed or removed, a step of the engine), so that moments that are rare and short are hit as well.  With two
-workers of a local Ray, the signal goes to the driver's process group, or to the driver alone.  Then the same command is
-given again, until it ends; a campaign is all lives of one run.
+Each of `compare`, `learn` (one adapter; `learn-each`: one per document), `train` and `continual` runs from its command
+line with the tests' tiny model, in this process's forks, so that nothing but the run itself takes time, and gets
+SIGKILL, or in other campaigns SIGINT: half of the times after a random time, half of the times at an event: one of a
+random kind (a statement of the store's, a file synced, renamed or removed, a step of the engine), so that moments that
+are rare and short are hit as well.  With two workers of a local Ray, the signal goes to the driver's process group, or
+to the driver alone.  Then the same command is given again, until it ends; a campaign is all lives of one run.
 
 Looked at after each life: whether the lock is free, and what processes are left (this process adopts orphans).  After
 each campaign: whether tables, summary, adapters and checkpoints are those of the uninterrupted run without workers,
@@ -62,7 +62,8 @@ ENDS_WITHIN = 3.0  # seconds from SIGINT to the end, on a machine that has a cor
 
 WORDS = {
     "compare": "--editor=passage --editor=self --editor=api:writer --edits=2 --replicates=2",
-    "learn": "--editor=self --edits=2",
+    "learn": "--editor=self --edits=2 --adapters=joint",
+    "learn-each": "--editor=self --edits=2 --adapters=per-document --retry-missed",
     "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4"
     " --outer-set=learning_rate=3e-3",
     "continual": "--editor=self --edits=2",
@@ -96,8 +97,9 @@ class World:
 
     def words(self, command: str, out: Path, workers: int) -> list[str]:
         documents = str(self.folder / "documents.jsonl")
-        words = [command, *self.common, *WORDS[command].split(), f"--out={out}"]
-        words += [documents] if command == "learn" else [f"--documents={documents}"]
+        name = command.partition("-")[0]
+        words = [name, *self.common, *WORDS[command].split(), f"--out={out}"]
+        words += [documents] if name == "learn" else [f"--documents={documents}"]
         if command == "compare":
             words += [f"--api-base={(self.folder / 'url').read_text()}", f"--prices={self.folder / 'prices.yaml'}"]
         return words + ([f"--workers={workers}", "--cpus-per-worker=1"] if workers else [])
