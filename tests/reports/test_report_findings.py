@@ -195,6 +195,7 @@ def test_best_and_worst_are_the_widest_gaps(train_run: Path) -> None:
     for _, rewards in chosen:
         assert rewards.edits[0].reward == min(rewards.rewards)
         assert rewards.edits[-1].reward == max(rewards.rewards)
+        assert rewards.edits[-1].kept, "of those that score alike the one that was sampled first"
 
 
 def test_api_estimate_prices_one_edit_a_document(train_run: Path) -> None:

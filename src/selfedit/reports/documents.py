@@ -70,7 +70,8 @@ class EditView:
 
 @dataclass(frozen=True)
 class DocumentView:
-    """`scores` are mean scores of the graded answers, by column."""
+    """`scores` are mean scores of the graded answers, by column; `pairs`, of Step B, the best and the worst edit of
+    each round that tells them apart."""
 
     document: Document
     split: str
@@ -78,6 +79,7 @@ class DocumentView:
     questions: Sequence[QuestionView]
     edits: Sequence[EditView]
     fits: Mapping[Key, Sequence[FitRecord]]  # those without an edit
+    pairs: Sequence[tuple[Edit, Edit]]
 
     def count(self, key: Key, change: str) -> int:
         """How many questions a column has learned or lost."""
@@ -94,20 +96,6 @@ class DocumentView:
             "ungraded": any(answer.value == "ungraded" for answer in answers),
         }
         return " ".join(name for name, holds in flags.items() if holds)
-
-    @cached_property
-    def pairs(self) -> list[tuple[EditView, EditView]]:
-        """Step B: the best and the worst edit of each round that tells them apart."""
-        by_round: dict[Key, list[EditView]] = defaultdict(list)
-        for view in self.edits:
-            if view.edit.kept is not None and view.score is not None:
-                by_round[view.key].append(view)
-        pairs = []
-        for views in by_round.values():
-            views.sort(key=lambda view: (-(view.score or 0.0), view.edit.index))
-            if views[0].score != views[-1].score:
-                pairs.append((views[0], views[-1]))
-        return pairs
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,9 @@ class DocumentList:
         return max(means, key=lambda key: means[key], default=None)
 
 
-def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> DocumentList:
+def document_list(
+    run: RunRecords, conditions: Sequence[ConditionSummary], signals: Sequence[findings.Signal] = ()
+) -> DocumentList:
     columns = _columns(run, conditions)
     order = {column.key: number for number, column in enumerate(columns)}
     answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
@@ -164,6 +154,9 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
         id = edit.id
         score = mean_score(on_edit[id]) if edit.reward is None else edit.reward
         edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
+    pairs: dict[str, list[tuple[Edit, Edit]]] = defaultdict(list)
+    for rewarded in (one for signal in signals for one in signal.documents if one.spread):
+        pairs[rewarded.document.id].append((rewarded.edits[-1], rewarded.edits[0]))
     views = []
     for document in run.documents:
         found = [given for question in document.questions for given in answers[question.id]]
@@ -179,6 +172,7 @@ def document_list(run: RunRecords, conditions: Sequence[ConditionSummary]) -> Do
                 questions=[_question(question, answers[question.id]) for question in document.questions],
                 edits=sorted(edits[document.id], key=lambda view: (order[view.key], view.edit.index)),
                 fits=_by_column(fits[document.id]),
+                pairs=pairs[document.id],
             )
         )
     compared = [condition.name for condition in conditions]

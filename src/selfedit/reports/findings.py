@@ -116,7 +116,7 @@ def known(values: Iterable[str]) -> bool | None:
 @dataclass(frozen=True, slots=True)
 class DocumentRewards:
     document: Document
-    edits: tuple[Edit, ...]  # with a reward, worst first
+    edits: tuple[Edit, ...]  # with a reward, worst first; of those that score alike, the last sampled
 
     @property
     def rewards(self) -> list[float]:
@@ -184,7 +184,7 @@ def signals(run: RunRecords) -> list[Signal]:
     result = []
     for number, by_document in sorted(grouped.items()):
         rewarded = [
-            DocumentRewards(documents[key], tuple(sorted(edits, key=lambda edit: (edit.reward or 0.0, edit.index))))
+            DocumentRewards(documents[key], tuple(sorted(edits, key=lambda edit: (edit.reward or 0.0, -edit.index))))
             for key, edits in by_document.items()
         ]
         if any(len(d.edits) > 1 for d in rewarded):

@@ -24,6 +24,7 @@ from selfedit.reports import documents, findings, format, notes, plots, table
 from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
 from selfedit.runs.directory import flat
+from selfedit.runs.files import write_atomically
 from selfedit.runs.summary import ConditionSummary, Summary
 
 EXAMPLES = 3
@@ -67,7 +68,7 @@ def render_run(run: RunRecords) -> str:
         examples=findings.best_and_worst(signals, EXAMPLES),
         general_names=names,
         general=general,
-        list=documents.document_list(run, found),
+        list=documents.document_list(run, found, signals),
         costs=findings.costs(run),
         spent=Spent.of(run.costs),
         counts=_counts(run),
@@ -78,17 +79,17 @@ def render_run(run: RunRecords) -> str:
     )
 
 
-def render_runs(
+def write_runs(
     runs: Sequence[RunRecords],
     page: Path,
     *,
+    rows: Sequence[findings.ModelRow],
     title: str = "",
-    rows: Sequence[findings.ModelRow] = (),
     bars: Sequence[tuple[str, Summary]] = (),
     notes: Sequence[str] = (),
-) -> str:
-    """The page that compares several runs; `page` is where it will be, for links to the runs' own reports.  A title,
-    rows of models and bars may be given, and notes on the rows."""
+) -> None:
+    """Writes the page that compares several runs, by these rows of models, with links to the runs' own reports; and
+    beside it its grouped bar chart.  A title and bars may be given, and notes on the rows."""
     recipes = {json.dumps(run.figures.recipe, sort_keys=True, default=str) for run in runs if run.figures.recipe}
     entries = [
         {
@@ -102,22 +103,24 @@ def render_runs(
         for run in runs
     ]
     with plots.style():
-        chart = plots.grouped(bars or labelled(runs))
-        label = "Accuracy of each run's conditions"
-        side_by_side = plots.inline(plots.Chart(chart, "", label), "grouped") if chart else ""
+        side_by_side = ""
+        if chart := plots.grouped(bars or _labelled(runs)):
+            side_by_side = plots.inline(plots.Chart(chart, "", "Accuracy of each run's conditions"), "grouped")
+            plots.save(chart, page.with_suffix(""))
     template = _environment().get_template("runs.html.jinja")
-    return template.render(
+    shown = template.render(
         title=title or f"{len(runs)} runs compared",
-        models=table.models(rows or [findings.model_row(run.name, run.figures) for run in runs]),
+        models=table.models(rows),
         notes=notes,
         runs=entries,
         side_by_side=side_by_side,
         # The conditions of a sweep have a recipe each.
         recipes=0 if any(run.figures.sweep for run in runs) else len(recipes),
     )
+    write_atomically(page, to_bytes(shown))
 
 
-def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
+def _labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
     """Each run's figures so far under its model's name, and its own where one model comes several times."""
     models = [run.model or run.name for run in runs]
     alike = len(set(models)) < len(models)

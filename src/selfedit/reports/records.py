@@ -116,11 +116,7 @@ def _conditions_so_far(run: RunRecords) -> list[ConditionSummary]:
 
 
 def read_run(path: Path) -> RunRecords:
-    """Reads all of a run.
-
-    Raises:
-        UserError: `path` is no run directory, or one of its files cannot be read.
-    """
+    """Reads all of a run.  Errors: UserError where `path` is no run directory, or one of its files cannot be read."""
     with RunDirectory.read(path) as directory, directory.store.transaction():
         store, resolved, summary = directory.store, directory.resolved, directory.summary
         graders = store.graders()
