@@ -55,8 +55,11 @@ class Measuring(CountingPool):
         for task in tasks:
             for result in super().run([task]):
                 kind = "exam" if isinstance(task, FitTask) else task.id.split("/")[0]
-                said = [*result.completions, *(c for outcome in result.outcomes for c in outcome.completions)]
+                sat = [c for one in result.outcomes for c in (*one.completions, *one.recited.completions)]
+                said = [*result.completions, *sat]
+                recited = [text for outcome in result.outcomes for text in outcome.recited.texts]
                 self.written[kind] += sum(len(completion.ids) for completion in said)
+                self.written[kind] += sum(len(self.tokenizer.encode(text)) for text in recited)
                 self.answers += len(said) * (kind == "exam")
                 self.trained += sum(outcome.result.tokens for outcome in result.outcomes)
                 yield result
@@ -97,6 +100,8 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings, **parts: An
             "neighbour_questions": 2,
         },
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
+        {"editor": ("self", "passage"), "recite": True, "edits": 2, "general_questions": 2},
+        {"editor": ("self", "passage"), "recite": True, "regime": "joint"},
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "set": {"each_edit": True, "epochs": 1}},
         {
             "editor": ("self",),

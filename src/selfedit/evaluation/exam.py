@@ -14,6 +14,8 @@ from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.tokens import most_characters, prompt_tokens
 
+_PLACE = "\ufdd1"  # in no text; shows where a passage stands in a prompt
+
 
 @dataclass(eq=False)
 class Exam:
@@ -56,6 +58,28 @@ class Exam:
         except UserError as error:
             raise UserError(f"question {question.id}: {error}; {remedy}") from None
         return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
+
+    def reading(self, document: Document | None, question: Question, most: int) -> tuple[str, str, int]:
+        """The open-book prompt of a question with room for a text of at most so many tokens in the passage's place:
+        what is before and behind that, and how many tokens there are without it.
+
+        Errors: UserError for a prompt that is longer than the student reads, or has no place for one text.
+        """
+        title = document.title if document else GENERAL_TITLE
+        asked = self._asked(document, question)
+        shown = self.prompts.open_book(passages=f"{title}\n{_PLACE}", **asked)
+        before, _, behind = shown.partition(_PLACE)
+        if shown.count(_PLACE) != 1:
+            raise UserError(
+                "--recite: the prompt `open-book` of --prompt-file has to show {{ passages }} once, as it is"
+            )
+        tokens = len(self.tokenizer.prompt_ids(before + behind))
+        if tokens + most + self.max_tokens > self.context_length:
+            raise UserError(
+                f"question {question.id}: with what is recited, the prompt is longer than the {self.context_length:,}"
+                " tokens that the model reads; cut the document into shorter ones, or leave out --recite"
+            )
+        return before, behind, tokens
 
     def answered(self, document: Document, question: Question, answer: str) -> TokenSequence:
         """A question, closed book, and an answer to it as the student would write it, without the end behind it: how

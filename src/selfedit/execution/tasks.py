@@ -55,6 +55,38 @@ class CompletionTask:
         return found
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A question that the policy answers with what an adapter recited in its prompt: the recitation's number, the
+    prompt's text `before` and `behind` it, and how many `tokens` the prompt has without it."""
+
+    recited: int
+    before: str
+    behind: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Recital:
+    """A second exam of an adapter: it writes down what it learned (`prompts`, greedily), and the policy without it
+    answers with that in its prompt, in at most so many tokens each."""
+
+    prompts: tuple[DecodeRequest, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    answer_tokens: int = 0
+
+    @property
+    def written(self) -> int:
+        """Tokens that are written at the most."""
+        return sum(r.max_new_tokens for r in self.prompts) + self.answer_tokens * len(self.readings)
+
+    @property
+    def passed(self) -> int:
+        """Tokens that pass through the model at the most."""
+        recited = sum(reading.tokens + self.prompts[reading.recited].max_new_tokens for reading in self.readings)
+        return sum(len(request.prompt) for request in self.prompts) + recited + self.written
+
+
 # Questions of an exam on the way, at the most: it is to cost little beside the fit.
 _LOOK_AT = 64
 
@@ -78,6 +110,7 @@ class Fit:
     texts: tuple[TokenSequence, ...] = ()
     known: tuple[TokenSequence, ...] = ()
     below: tuple[str, ...] = ()
+    recital: Recital = Recital()
 
     @property
     def looks_at(self) -> list[int]:
@@ -102,6 +135,14 @@ class Look:
 
     step: int
     completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Recited:
+    """What became of a `Recital`: the texts, and the answers."""
+
+    texts: tuple[str, ...] = ()
+    completions: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +190,8 @@ class FitTask:
         """Forward passes in tokens, a training token counted as three; only for comparing tasks."""
         exam = sum(len(r.prompt) + r.max_new_tokens for fit in self.fits for r in fit.sat)
         measured = sum(len(sequence.ids) for fit in self.fits for sequence in (*fit.texts, *fit.known))
-        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + measured)
+        recited = sum(fit.recital.passed for fit in self.fits)
+        return float(3 * sum(fit.job.tokens for fit in self.fits) + exam + measured + recited)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -158,7 +200,8 @@ class FitTask:
     @property
     def tokens(self) -> int:
         """Tokens to be trained, and written at the most; what progress counts in."""
-        return sum(fit.job.tokens + sum(r.max_new_tokens for r in fit.sat) for fit in self.fits)
+        written = sum(r.max_new_tokens for fit in self.fits for r in fit.sat)
+        return sum(fit.job.tokens + fit.recital.written for fit in self.fits) + written
 
     def without(self, done: Container[str]) -> FitTask:
         """What is left of the task."""
@@ -172,7 +215,7 @@ Task = CompletionTask | FitTask
 class FitOutcome:
     """What became of a `Fit`.  `seconds` is its share of the task's time (by tokens); `adapter` holds the files of the
     adapter in PEFT's format, by name, where it was to be kept; `looks` are the exams on the way; `notes` say what
-    befell it; `divergence` and `answer_loss` are as in `measures.Measured`."""
+    befell it; `divergence` and `answer_loss` are as in `measures.Measured`; `recited` is its second exam."""
 
     id: str
     result: FitResult
@@ -183,6 +226,7 @@ class FitOutcome:
     notes: tuple[str, ...] = ()
     divergence: float | None = None
     answer_loss: float | None = None
+    recited: Recited = Recited()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from selfedit import engine
 from selfedit.execution.measures import Measured, Measures
-from selfedit.execution.tasks import CompletionTask, Fit, FitOutcome, FitTask, Task, TaskResult
+from selfedit.execution.recitation import recite
+from selfedit.execution.tasks import CompletionTask, Fit, FitOutcome, FitTask, Recited, Task, TaskResult
 from selfedit.models import BUNDLED_MODELS, Model, Tokenizer, load_model, load_tokenizer, public_name
 
 OnTokens = Callable[[int], None]
@@ -174,6 +175,7 @@ class Worker:
         adapters: dict[int, dict[str, bytes]] = {}
         measure = Measures(self.model.hf)
         measured: dict[int, Measured] = {}
+        recited: dict[int, Recited] = {}
 
         def examine(bank: engine.AdapterBank, wave: Mapping[int, tuple[int, engine.FitResult]]) -> None:
             requests, owners = [], []
@@ -201,6 +203,7 @@ class Worker:
             completions.update({number: tuple(found) for number, found in answers.items()})
             trained = {number: slot for number, (slot, result) in wave.items() if result.error is None}
             measured.update(measure(bank, task.fits, trained))
+            recited.update(recite(self.model, bank, task.fits, trained, task.memory, on_tokens))
 
         jobs = engine.teach(self.model.hf, [replace(fit.job, below=self._below(fit)) for fit in task.fits])
         plan = self._plan(task, jobs)
@@ -228,6 +231,7 @@ class Worker:
                 adapters.get(number, {}),
                 tuple(long.looks) if long else (),
                 tuple(long.notes) if long else (),
+                recited=recited.get(number, Recited()),
                 **vars(measured.get(number, Measured())),
             )
             for number, fit in enumerate(task.fits)

@@ -25,6 +25,7 @@ from selfedit.methods.policies import load_policies
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.summarise import summarise, summary_of_finished
+from selfedit.runs.records import recited_condition
 from selfedit.runs.summary import Summary
 
 
@@ -54,7 +55,9 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 
-        names = ["none", *dict.fromkeys(learning.condition for learning in learnings), *lines]
+        learned = dict.fromkeys(learning.condition for learning in learnings)
+        recited = [recited_condition(name) for name in learned if settings.recite]
+        names = ["none", *learned, *recited, *lines]
         return summary_of_finished(run) or summarise(run, documents, names)
 
 
@@ -70,4 +73,4 @@ def condition(
         return []
     name = name or spec.name
     edits = edits_to_learn(run, documents, spec, condition=name, policy=policy)
-    return REGIMES[settings.regime](name, documents, edits, settings.replicates, policy=policy)
+    return REGIMES[settings.regime](name, documents, edits, settings.replicates, policy=policy, recite=settings.recite)

@@ -14,7 +14,7 @@ from selfedit.methods.learnings import Asked
 from selfedit.methods.references import REFERENCES, Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
-from selfedit.runs.records import Answer, FitRecord
+from selfedit.runs.records import Answer, FitRecord, recited_condition
 
 OPEN_BOOK = EditorSpec("open-book")
 
@@ -117,6 +117,20 @@ def on_the_way(
             document_id=record.document_id,
             steps=look.step,
             answers=answers(run, [asked[k] for k in fit.looked_at], look.completions),
+        )
+
+
+def recited(run: Run, record: FitRecord, outcome: FitOutcome, asked: Sequence[Question]) -> Iterator[FitRecord]:
+    """The exam that a fit sat by recitation, like another fit; in place of training texts it has what was recited."""
+    if outcome.recited.completions:
+        yield FitRecord(
+            condition=recited_condition(record.condition),
+            replicate=record.replicate,
+            round=record.round,
+            document_id=record.document_id,
+            edit_id=record.edit_id,
+            sequences=outcome.recited.texts,
+            answers=answers(run, asked, outcome.recited.completions),
         )
 
 

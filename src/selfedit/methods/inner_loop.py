@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from selfedit.engine.jobs import LoraSpec, TokenSequence
-from selfedit.execution.tasks import Fit, FitOutcome, FitTask, TaskResult, fit_tasks
-from selfedit.methods.examining import on_the_way
+from selfedit.execution.tasks import Fit, FitOutcome, FitTask, Recital, TaskResult, fit_tasks
+from selfedit.methods.examining import on_the_way, recited
 from selfedit.methods.general_texts import retained
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
@@ -69,7 +69,8 @@ def inner_loop(
                 advance=advance,
             )
             exam, texts, known = asked[id].requests(run), asked[id].texts, asked[id].known
-            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, known, learning.below)
+            recital = asked[id].recital(run, learning.documents, recipe) if learning.recite else Recital()
+            fit = Fit(id, job, exam, learning.keep is not None, learning.looks, texts, known, learning.below, recital)
             groups.setdefault((learning.policy, recipe.lora(), len(learning.below)), []).append(fit)
         return [
             task
@@ -84,7 +85,9 @@ def inner_loop(
             if learning.keep is not None and outcome.result.error is None:
                 write_adapter(learning.keep, outcome.adapter, beside and partial(beside, learning))
             record = _record(run, learning, shown[fit.id], asked[fit.id], outcome)
-            run.store.record_fits([record, *on_the_way(run, record, fit, outcome, asked[fit.id].questions)])
+            questions = asked[fit.id].questions
+            others = (*on_the_way(run, record, fit, outcome, questions), *recited(run, record, outcome, questions))
+            run.store.record_fits([record, *others])
             if learning.keep is not None:
                 run.store.add_curve(record.id, thinned(outcome.result.losses))
             for note in outcome.notes:

@@ -24,7 +24,8 @@ class Learning:
     folder `keep`.  A fit that is alone in its task sits `looks` exams on the way.  With `likelihood`, the loss of the
     model's own open-book answers is measured, whether the exam is taken or not.  The exam is `asked` in place of the
     documents' questions where questions are routed to adapters (`routing`).  The adapter stands on the deltas `below`
-    too, which are not merged, so that adapters on different ones share a bank.
+    too, which are not merged, so that adapters on different ones share a bank.  With `recite` it sits the exam once
+    more, by recitation.
     """
 
     condition: str
@@ -40,6 +41,7 @@ class Learning:
     likelihood: bool = False
     asked: tuple[Asked, ...] | None = None
     below: tuple[str, ...] = ()
+    recite: bool = False
 
     @property
     def document_id(self) -> str | None:

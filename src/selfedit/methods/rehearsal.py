@@ -22,7 +22,7 @@ from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, FitJob, FitResult, LoraSpec, TokenSequence
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.evaluation.graders import make_grader
-from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Look, Task, TaskResult
+from selfedit.execution.tasks import CompletionTask, FitOutcome, FitTask, Look, Recited, Task, TaskResult
 from selfedit.methods.frontier import Trial
 from selfedit.methods.policies import DELTA_FILES
 from selfedit.methods.run import Parts, Run
@@ -171,15 +171,16 @@ class _CountingPool:
             plan.train_tokens_likely += likely
             passed = sum(len(request.prompt) + request.max_new_tokens for request in fit.sat)
             passed += sum(len(sequence.ids) for sequence in (*fit.texts, *fit.known))
-            passed += len(fit.known) * self.settings.max_answer_tokens
+            passed += len(fit.known) * self.settings.max_answer_tokens + fit.recital.passed
             plan.flops += most * per_token + 2 * passed * (self.shape.weights + adapter)
             plan.flops_likely += likely * per_token + 2 * passed * (self.shape.weights + adapter)
-            plan.answer_tokens += sum(request.max_new_tokens for request in fit.sat)
+            plan.answer_tokens += sum(request.max_new_tokens for request in fit.sat) + fit.recital.written
             result = FitResult(fit.job.steps, most, 1.0, 1.0)
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
             answers = self._answered(len(fit.exam))
             looks = tuple(Look(step, self._answered(len(fit.looked_at))) for step in fit.looks_at)
-            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, divergence=0.0, answer_loss=0.0))
+            recited = Recited((), self._answered(len(fit.recital.readings)))
+            outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, (), 0.0, 0.0, recited))
         return TaskResult(task.id, 0.0, outcomes=tuple(outcomes))
 
 

@@ -72,6 +72,10 @@ _AUTO_EDITOR = (
     " less than 1 billion parameters, self for a larger one"
 )
 _REGIME = "one adapter per edit, or one per document on all its edits"
+_RECITE = (
+    "examine each adapter once more by recitation: it writes down what it learned under the question's title, and the"
+    " model without it answers with that in its prompt"
+)
 _EDIT_PROMPT = (
     "the prompt of api editors, and of self and model without one; of several, A,B,C, each edit of a document has the"
     " next one"
@@ -227,6 +231,7 @@ class CompareSettings(Settings):
     replicates: int = Field(1, ge=1, description="fits per edit, with different seeds")
     regime: Literal["single", "document", "joint"] = Field("single", description=f"{_REGIME}, or one for all documents")
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
+    recite: bool = Field(False, description=_RECITE)
     policy: Path | None = Field(None, description="a run of `train`: the editor that it selected is compared too")
     policy_round: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
         None, description="with --policy: the editor of this round instead of the selected one; all: of each round"

@@ -17,7 +17,7 @@ from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import format
 from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.costs import Spent
-from selfedit.runs.records import CostRecord, ScoredAnswer
+from selfedit.runs.records import RECITED, CostRecord, ScoredAnswer
 from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
@@ -236,9 +236,10 @@ def _missing_fits(run: RunRecords) -> list[str]:
     done: dict[str, Counter[str | None]] = defaultdict(Counter)
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
-    # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what an exam is made from.
+    # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what an exam is made from,
+    # or of what was recited in fits that are there.
     others = {fit.condition for fit in run.fits if fit.steps and not fit.sequences and fit.status == "done"}
-    others |= {BASE, EXAM_WRITER}
+    others |= {BASE, EXAM_WRITER, *(name for name in done if name.endswith(RECITED))}
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)
@@ -300,7 +301,7 @@ class ModelRow:
 
 def role(name: str) -> str:
     """What kind of condition a name stands for: a reference line, passage, self, trained, one of EXTERNAL, or other."""
-    head = name.split(":", 1)[0]
+    head = "other" if name.endswith(RECITED) else name.split(":", 1)[0]
     if head in ("trained", "policy"):
         return "trained"
     return head if head in (BASE, *REFERENCE_LINES, "passage", "self", *EXTERNAL) else "other"

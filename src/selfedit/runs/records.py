@@ -11,6 +11,13 @@ from typing import Any, Literal
 from selfedit.editors.base import id_part
 from selfedit.evaluation.grade import GradeValue
 
+RECITED = " recited"
+
+
+def recited_condition(condition: str) -> str:
+    """The condition of the answers that this one's adapters give by recitation."""
+    return condition + RECITED
+
 
 @dataclass(frozen=True)
 class Answer:

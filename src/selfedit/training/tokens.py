@@ -82,6 +82,14 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
     return TokenSequence(tuple(ids), prompt_length, teacher=tuple(teacher))
 
 
+def prompt_of_title(title: str, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> tuple[int, ...]:
+    """What stands before a text of this title when it is learned (`tokenize`): with it, the text can be recited."""
+    if recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
+        return tuple(tokenizer.prompt_ids(prompts.study(title=title)))
+    ids = tokenizer.text_ids(f"{title}\n")
+    return tuple(ids if tokenizer.hf.eos_token_id is None else ids[:-1])
+
+
 def _padded(ids: list[int], recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
     """With the end-of-text token as padding, as the published code has it whatever the model's own is."""
     hf, missing = tokenizer.hf, (recipe.pad_to or 0) - len(ids)
