@@ -58,6 +58,9 @@ from selfedit.engine import FitJob, FitSettings, TokenSequence, fit_all
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers.json"
 SPEC = LORA["all-linear"]
+CLASS = "PreTrainedTokenizerFast"
+# A fifth of the layers, for a busy machine; the head and what a step costs anyway weigh more than in the whole model.
+SHAPES["smollm2-6-layers"] = {**SHAPES["smollm2-135m"], "num_hidden_layers": 6}
 
 # What an arm lacks that the bank has; in words of docs/performance.md.  Read in the sources of the versions named.
 LACKS = {
@@ -155,11 +158,31 @@ def save(model: Any, folder: str) -> None:
     tokens = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
     model.save_pretrained(folder)
-    # The form that versions of transformers before 5 read.
-    config = json.loads(Path(folder, "config.json").read_text())
-    config |= {"torch_dtype": config["dtype"], **config.get("rope_parameters", {})}
-    config.pop("rope_parameters", None)
-    Path(folder, "config.json").write_text(json.dumps(config))
+    # What versions of transformers before 5 read.
+    for name, change in (("config", {"torch_dtype": "float32"}), ("tokenizer_config", {"tokenizer_class": CLASS})):
+        file = Path(folder, f"{name}.json")
+        content = json.loads(file.read_text()) | change
+        file.write_text(json.dumps(content | content.pop("rope_parameters", {})))
+
+
+def rows(tokens: int, seconds: dict[str, list[float]], first: dict[str, float]) -> list[dict[str, Any]]:
+    """A row of the table for each arm; ratios are those of one turn."""
+    found = []
+    for name, taken in seconds.items():
+        ratios = [other / own for other, own in zip(taken, seconds["bank"], strict=True)]
+        found.append(
+            {
+                "arm": name,
+                "tokens_per_second": tokens / statistics.median(taken),
+                "bank_is_times_as_fast": statistics.median(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
+                "seconds": taken,
+                "first_turn": first[name],
+                "lacks": LACKS[name],
+            }
+        )
+    return found
 
 
 def main() -> None:
@@ -204,34 +227,19 @@ def main() -> None:
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 seconds[name].append(arms[name]())
             say(f"turn {number + 1}: { {name: round(taken[-1], 1) for name, taken in seconds.items()} }")
-    rows = []
-    for name, taken in seconds.items():
-        ratios = [other / own for other, own in zip(taken, seconds["bank"], strict=True)]
-        rows.append(
-            {
-                "arm": name,
-                "tokens_per_second": tokens / statistics.median(taken),
-                "bank_is_times_as_fast": statistics.median(ratios),
-                "least": min(ratios),
-                "most": max(ratios),
-                "seconds": taken,
-                "first_turn": first[name],
-                "lacks": LACKS[name],
+            found = {
+                "date": date.today().isoformat(),
+                "command": "python -m benchmarks.peers " + " ".join(sys.argv[1:]),
+                "machine": processor(),
+                "load": os.getloadavg()[0],
+                "shape": options.shape,
+                "fits": len(those),
+                "tokens": tokens,
+                "rows": rows(tokens, seconds, first),
+                "not_run": NOT_RUN,
             }
-        )
-    found = {
-        "date": date.today().isoformat(),
-        "command": "python -m benchmarks.peers " + " ".join(sys.argv[1:]),
-        "machine": processor(),
-        "load": os.getloadavg()[0],
-        "shape": options.shape,
-        "fits": len(those),
-        "tokens": tokens,
-        "rows": rows,
-        "not_run": NOT_RUN,
-    }
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    for row in rows:
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+    for row in found["rows"]:
         rate, times = row["tokens_per_second"], row["bank_is_times_as_fast"]
         print(f"{row['arm']:>10} {rate:8.1f} tokens/s; the bank is {times:.2f} times as fast")
 
