@@ -44,7 +44,9 @@ def test_known_by_heart_is_as_good_as_open_book(
     assert [condition.name for condition in summary.conditions] == ["none", "passage", "passage recited", "open-book"]
     by_name = {condition.name: condition for condition in summary.conditions}
     assert by_name["passage recited"].accuracy == by_name["open-book"].accuracy
-    assert "passage recited" in build_report([chosen.out]).read_text(encoding="utf-8")
+    page = build_report([chosen.out]).read_text(encoding="utf-8")
+    assert "passage recited" in page
+    assert "recited: the same adapters" in page
     assert compare(chosen) == summary
 
 

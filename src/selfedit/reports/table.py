@@ -19,6 +19,7 @@ from selfedit.editors.prices import load_prices
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
+from selfedit.runs.records import RECITED
 from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
@@ -135,6 +136,11 @@ def conditions_table(
         notes.append(DOCUMENT_MEAN)
     if ungraded:
         notes.append("Ungraded answers are left out of the accuracy; they do not count as wrong.")
+    if any(condition.name.endswith(RECITED) for condition in conditions):
+        notes.append(
+            "recited: the same adapters, whose training and time are in their own row; the model without them answers "
+            "with what they wrote down from memory in its prompt."
+        )
     return Figures(["condition"], headings, rows, notes)
 
 
@@ -158,7 +164,7 @@ def references(conditions: Sequence[ConditionSummary]) -> Figures | None:
 
 REFERENCES = (
     "Of open book: accuracy over that of open-book; intervals by bootstrap over documents, from six on. What has "
-    "learned is asked with the prompts of 'none'. Seconds are device time, many questions at once."
+    "learned is asked with the prompts of 'none', unless it recites. Seconds are device time, many questions at once."
 )
 
 
