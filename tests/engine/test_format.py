@@ -241,6 +241,21 @@ def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(llama, adapter, t
     assert torch.equal(logits_of(llama), before)
 
 
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E5M2"])
+def test_numbers_of_a_type_that_is_not_used_are_refused_in_one_line(adapter, tmp_path, dtype):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shapes = {A: [8, 2], B: [2, 8]}
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [16 * k, 16 * k + 16]}
+        for k, (name, shape) in enumerate(shapes.items())
+    }
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(32)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"has numbers of type \w+, not float64, float32"):
+        load_adapter(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"r": ' + b"9" * 5000 + b"}"])
 def test_a_configuration_that_is_none_is_refused_in_one_line(adapter, tmp_path, content):
     folder = tmp_path / "adapter"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fake_runs
@@ -176,6 +177,20 @@ def test_an_empty_edit_is_not_the_best_one_since_it_cannot_be_kept() -> None:
     assert signal.best == signal.best_unseen == 0.5
     assert signal.mean == (0.75 + 1.0) / 2
     assert findings.Signal(1, rewarded[1:], scores).best_unseen is None
+    # A page with a round of which nothing was left at all.
+    assert findings.Signal(1, rewarded[1:], scores).best is None
+    # What is shown as the best is not an empty edit, either.
+    assert (rewarded[0].best, rewarded[0].spread) == (edits[0], 0.0)
+    assert findings.DocumentRewards(other, (empty,)).spread == 0.0
+
+
+def test_of_edits_that_score_alike_the_one_that_was_kept_is_the_best(train_run: Path) -> None:
+    run = read_run(train_run)
+    document = run.documents[0]
+    long, short = (Edit(document.id, "train", k, "edit", round=9, reward=1.0, kept=k == 1) for k in (0, 1))
+    run = replace(run, edits=(long, short))  # as `--ties shorter` keeps the second, if it has fewer tokens
+    ((rewards,),) = (signal.documents for signal in findings.signals(run))
+    assert (rewards.document, rewards.best) == (document, short)
 
 
 def test_an_empty_edit_gives_no_signal() -> None:

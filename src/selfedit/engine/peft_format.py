@@ -102,8 +102,12 @@ def load(
 
     folder, spec = _folder(adapter), _read_config(adapter)
     weights = adapter[WEIGHTS] if isinstance(adapter, Mapping) else (folder / WEIGHTS).read_bytes()
+    try:
+        tensors = load_tensors(weights)
+    except KeyError as error:  # a type of the format that torch has no name for
+        raise ValueError(f"{folder}: has numbers of type {error.args[0]}, not {', '.join(_DTYPES)}") from None
     # safetensors gives tensors in another order each time; whatever is made of them is to be the same each time.
-    state = _layers(folder, dict(sorted(load_tensors(weights).items())), spec["rank"])
+    state = _layers(folder, dict(sorted(tensors.items())), spec["rank"])
     if spec["targets"] is None:
         spec["targets"] = tuple(state)
     if stray := [name for name in state if not _targeted(name, spec["targets"])]:

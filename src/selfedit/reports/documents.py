@@ -155,8 +155,9 @@ def document_list(
         score = mean_score(on_edit[id]) if edit.reward is None else edit.reward
         edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
     pairs: dict[str, list[tuple[Edit, Edit]]] = defaultdict(list)
-    for rewarded in (one for signal in signals for one in signal.documents if one.spread):
-        pairs[rewarded.document.id].append((rewarded.edits[-1], rewarded.edits[0]))
+    for rewarded in (one for signal in signals for one in signal.documents):
+        if rewarded.best and rewarded.spread > 0:
+            pairs[rewarded.document.id].append((rewarded.best, rewarded.edits[0]))
     views = []
     for document in run.documents:
         found = [given for question in document.questions for given in answers[question.id]]

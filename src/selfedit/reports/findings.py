@@ -116,7 +116,7 @@ def known(values: Iterable[str]) -> bool | None:
 @dataclass(frozen=True, slots=True)
 class DocumentRewards:
     document: Document
-    edits: tuple[Edit, ...]  # with a reward, worst first; of those that score alike, the last sampled
+    edits: tuple[Edit, ...]  # with a reward, worst first; of those that score alike, kept ones last
 
     @property
     def rewards(self) -> list[float]:
@@ -128,8 +128,13 @@ class DocumentRewards:
         return [edit for edit in self.edits if edit.text]
 
     @property
+    def best(self) -> Edit | None:
+        return self.written[-1] if self.written else None
+
+    @property
     def spread(self) -> float:
-        return self.rewards[-1] - self.rewards[0]
+        """From the worst edit to the best that can be kept."""
+        return (self.best.reward or 0.0) - self.rewards[0] if self.best else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +155,10 @@ class Signal:
         return fmean([fmean(d.rewards) for d in self.documents])
 
     @property
-    def best(self) -> float:
-        """Mean over documents of the best edit's reward (its luck included)."""
-        return fmean([d.written[-1].reward or 0.0 for d in self.documents if d.written])
+    def best(self) -> float | None:
+        """Mean over documents of the best edit's reward (its luck included); None where nothing was left of any."""
+        found = [d.best.reward or 0.0 for d in self.documents if d.best]
+        return fmean(found) if found else None
 
     @property
     def best_unseen(self) -> float | None:
@@ -184,13 +190,17 @@ def signals(run: RunRecords) -> list[Signal]:
     result = []
     for number, by_document in sorted(grouped.items()):
         rewarded = [
-            DocumentRewards(documents[key], tuple(sorted(edits, key=lambda edit: (edit.reward or 0.0, -edit.index))))
+            DocumentRewards(documents[key], tuple(sorted(edits, key=_worst_first)))
             for key, edits in by_document.items()
         ]
         if any(len(d.edits) > 1 for d in rewarded):
             rewarded.sort(key=lambda d: (fmean(d.rewards), d.rewards[-1], d.document.id))
             result.append(Signal(number, tuple(rewarded), scores))
     return result
+
+
+def _worst_first(edit: Edit) -> tuple[float, bool, int]:
+    return edit.reward or 0.0, bool(edit.kept), -edit.index
 
 
 def best_and_worst(found: Sequence[Signal], limit: int) -> list[tuple[int, DocumentRewards]]:
