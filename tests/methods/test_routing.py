@@ -409,6 +409,12 @@ def test_an_export_has_all_adapters_for_peft_and_is_asked_like_the_run(
     shutil.rmtree(tmp_path / "all" / "documents" / "d2")
     with pytest.raises(UserError, match="d2: no adapter there; export the run again"):
         Asker(tmp_path / "all")
+    listed = tmp_path / "all" / "documents.jsonl"
+    first, *others = map(json.loads, listed.read_text().splitlines())
+    for change in ({"id": ["d0"]}, {"text": 5}, {"title": None}):
+        listed.write_text("".join(json.dumps(row) + "\n" for row in (first | change, *others)))
+        with pytest.raises(UserError, match=r"documents.jsonl: damaged; export the run again"):
+            Asker(tmp_path / "all")
 
 
 def test_an_unfinished_or_damaged_run_is_not_asked(learned: tuple[LearnSettings, Learned], tmp_path: Path) -> None:

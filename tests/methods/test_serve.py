@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from selfedit.cli.main import main
 from selfedit.errors import UserError
-from selfedit.methods.ask import Asker
+from selfedit.methods.ask import Asker, Reply
 from selfedit.methods.learn import learn
-from selfedit.methods.serve import serve
+from selfedit.methods.serve import _app, serve
 from selfedit.methods.settings import LearnSettings
 from serving import needs_serving, running
 from tiny_world import SMALL, rows, write_rows
@@ -100,6 +104,7 @@ def test_what_a_request_says_of_length_and_sampling_has_an_effect(client: OpenAI
     assert len(short) < len(whole)
     sampled = [ask(temperature=3.0, seed=seed, max_completion_tokens=8) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    assert ask(temperature=1e-40) == ask(), "logits divided by so little are no numbers"
 
 
 @needs_serving
@@ -140,6 +145,45 @@ def test_one_adapter_is_served_as_it_is_asked(
         # A second server on the port says why it ends.
         assert main(["serve", str(run), *OPTIONS, "--port", str(port)]) == 2
     assert "the server ended with code" in capsys.readouterr().err
+
+
+class EndlessAsker:
+    """Answers one word after another, for `most` of them."""
+
+    names, max_tokens, model = ("learned",), 128, SimpleNamespace(context_length=1000)
+
+    def __init__(self, most: int) -> None:
+        self.most, self.said = most, 0
+
+    def document(self, messages: Any) -> None: ...
+
+    def reply(self, messages: Any, *, on_text: Callable[[str], None] | None = None, **_: Any) -> Reply:
+        if on_text is not None:
+            for _number in range(self.most):
+                on_text("word ")
+                self.said += 1
+                time.sleep(0.01)
+        return Reply("", 1, self.said, finished=True)
+
+
+@needs_serving
+def test_an_answer_that_nobody_reads_any_more_does_not_keep_others_waiting(free_port: Callable[[], int]) -> None:
+    import uvicorn
+
+    asker, port = EndlessAsker(most=6000), free_port()
+    server = uvicorn.Server(uvicorn.Config(_app(asker), host="127.0.0.1", port=port, log_level="warning"))  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    create = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=40).chat.completions
+    stream = create.create(model="learned", messages=user("Hello"), stream=True)
+    for _, _chunk in zip(range(3), stream, strict=False):
+        pass
+    stream.close()
+    assert create.create(model="learned", messages=user("Hello")).usage.completion_tokens < asker.most
+    server.should_exit = True
+    thread.join(20)
 
 
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(routed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,9 @@ from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning
 from selfedit.engine.lora import Routing
 from selfedit.engine.memory import attempted, device_kind, free_memory, move, release_memory
 
+# Below this a temperature is taken for 0: logits divided by it may be no numbers any more.
+_GREEDY = 1e-6
+
 # Finished rows leave the batch when so few are still going: leaving copies what the others have stored.
 _LEAVE = 0.75
 # Prompts go through the model in parts of so many tokens: more would only need more memory and leave a CPU's caches.
@@ -201,7 +204,7 @@ def routed(bank: AdapterBank | None, routing: Routing) -> AbstractContextManager
 
 def _next_tokens(logits_BV: Tensor, requests: list[DecodeRequest], positions: list[int]) -> list[int]:
     tokens_B = logits_BV.argmax(-1)
-    sampled = [row for row, request in enumerate(requests) if request.temperature > 0]
+    sampled = [row for row, request in enumerate(requests) if request.temperature > _GREEDY]
     if sampled:
         given = SimpleNamespace(
             rows=torch.tensor(sampled),

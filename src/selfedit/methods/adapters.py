@@ -48,7 +48,7 @@ def find_adapters(source: Path) -> Adapters:
     Errors: UserError where there is none, where a run is unfinished, and where an adapter of it is gone.
     """
     if os.path.isfile(source / LIST):
-        listed = _listed(source / "documents")
+        listed = _listed(source / "documents", "export the run again")
         _refuse_missing(listed, "export the run again")
         return Adapters(tuple(listed), _model_name(next(iter(listed))) or BUNDLED, None, tuple(listed.values()))
     if not os.path.isfile(source / "config.yaml") or os.path.isfile(source / "adapter_config.json"):
@@ -115,18 +115,22 @@ def write_list(folder: Path, documents: Mapping[Path, Document]) -> None:
     write_atomically(folder.parent / LIST, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _listed(folder: Path) -> dict[Path, Document]:
+def _listed(
+    folder: Path, mend: str = "delete it, and the same `selfedit learn` command writes it again"
+) -> dict[Path, Document]:
     """What `write_list` wrote.  Errors: UserError where it is not there, or damaged."""
     file = folder.parent / LIST
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(row[key], str) for row in rows for key in ("id", "title", "text", "adapter")):
+            raise TypeError
         found = {folder / Path(row["adapter"]).name: Document(row["id"], row["title"], row["text"]) for row in rows}
     except FileNotFoundError:
         raise UserError(f"{file}: not there, so the run has not finished; the same command goes on") from None
     except (ValueError, KeyError, TypeError):
         found = {}
     if not found:
-        raise UserError(f"{file}: damaged; delete it, and the same `selfedit learn` command writes it again")
+        raise UserError(f"{file}: damaged; {mend}")
     return found
 
 

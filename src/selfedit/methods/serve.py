@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -90,6 +90,7 @@ def _app(asker: Asker) -> FastAPI:
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, StreamingResponse
+    from starlette.background import BackgroundTask
     from starlette.exceptions import HTTPException
 
     app, lock, names = FastAPI(openapi_url=None), Lock(), (*asker.names, BASE)
@@ -135,7 +136,9 @@ def _app(asker: Asker) -> FastAPI:
                 return asker.reply(messages, name=asked.model, on_text=on_text, max_tokens=most, **how)
 
         if asked.stream:
-            return StreamingResponse(_events(head, reply), media_type="text/event-stream")
+            gone = Event()
+            events = _events(head, reply, gone)
+            return StreamingResponse(events, media_type="text/event-stream", background=BackgroundTask(gone.set))
         found = reply()
         message = {"role": "assistant", "content": found.text}
         usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.tokens}
@@ -150,13 +153,18 @@ def _problem(message: str, kind: str = "invalid_request_error") -> dict[str, Any
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-def _events(head: dict[str, Any], reply: Callable[[Callable[[str], None]], Reply]) -> Iterator[str]:
-    """An answer as it comes, in server-sent events."""
+def _events(head: dict[str, Any], reply: Callable[[Callable[[str], None]], Reply], gone: Event) -> Iterator[str]:
+    """An answer as it comes, in server-sent events.  Once its reader is `gone` it ends: others wait for their turn."""
     pieces: SimpleQueue[str | Reply | Exception] = SimpleQueue()
+
+    def put(piece: str) -> None:
+        if gone.is_set():
+            raise ConnectionError("the client is gone")
+        pieces.put(piece)
 
     def answer() -> None:
         try:
-            pieces.put(reply(pieces.put))
+            pieces.put(reply(put))
         except Exception as error:
             pieces.put(error)
 
