@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pytest
 from selfedit.engine import FitJob, FitSettings, LoraSpec, TokenSequence
 from selfedit.engine.passes import Part
 from selfedit.execution import sharing
+from selfedit.execution.actor import WorkerActor
 from selfedit.execution.pool import InProcess
 from selfedit.execution.sharing import Sharing
 from selfedit.execution.tasks import Fit, FitTask
@@ -32,6 +34,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_who_is_told_before_a_task_begins_is_known_to_it() -> None:
+    """A worker may still be helping with another's task when it gets its own, and is told meanwhile who is idle."""
+    actor: Any = WorkerActor.__new__(WorkerActor)
+    actor.deltas, actor.helpers, actor.log = {}, {}, logging.getLogger("test")
+    seen: list[Any] = []
+
+    def run(task: Any, on_tokens: Any) -> Any:
+        seen.append(actor.helpers)
+        return SimpleNamespace(seconds=0.0)
+
+    actor.worker, actor.written = SimpleNamespace(run=run), 0
+    actor.tokens({1: "idle"})
+    for _ in range(2):
+        assert "result" in actor.run(SimpleNamespace(id="task"), {}, (1.0, 0))
+    assert seen == [{1: "idle"}, {}], "and no later task"
 
 
 def long_task(steps: int, dropout: float = 0.0) -> FitTask:

@@ -91,7 +91,7 @@ class WorkerActor:
         doubt.
         """
         self.deltas.update(deltas)
-        self.task, self.written, self.helpers = task.id, 0, {}
+        self.task, self.written = task.id, 0
         self.log.info("begins")
         self.worker.memory_share, self.worker.halvings = memory
         try:
@@ -104,7 +104,8 @@ class WorkerActor:
             self.log.info("done in %.1f s", result.seconds)
             return {"result": result, "tokens": self.written}
         finally:
-            self.task = "-"
+            # Not at the beginning: who is idle may have been told while this worker still helped another.
+            self.task, self.helpers = "-", {}
 
     def tokens(self, helpers: Mapping[int, Any] | None = None) -> int:
         """Tokens of the task under way, so far.  `helpers` are the actors of other workers, by number, that have

@@ -399,7 +399,7 @@ class RayPool:
     async def _watched(self, actor: Any, reference: Any, count: Callable[[int], None], shared: bool) -> dict[str, Any]:
         """A task's answer; its tokens are counted every second until then, and where its steps can be `shared`, its
         worker is told who has nothing to do."""
-        answer, told = asyncio.ensure_future(_answer(reference)), dict[int, Any]()
+        answer, told = asyncio.ensure_future(_answer(reference)), None
         while not (await asyncio.wait({answer}, timeout=_TICK))[0]:
             idle = {other.number: other.actor for other in self.workers if shared and other.state == "idle"}
             with suppress(self._ray.exceptions.RayActorError):  # said again by the answer
