@@ -30,11 +30,13 @@ from selfedit.methods.learn import Learned, learn
 from selfedit.methods.plan import plan
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import LearnSettings
+from selfedit.methods.summarise import summarise
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
 from selfedit.reports.records import read_run
 from selfedit.reports.table import plain_text, summary_view
 from selfedit.runs.store import Store
+from selfedit.runs.summary import Summary
 from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
 
@@ -303,6 +305,15 @@ def test_the_mean_loss_of_all_adapters_is_tracked(
     with Store(asked.out / "run.sqlite", readonly=True) as store:
         ends = [store.curve(fit.id)[-1][1] for fit in store.fits(condition="passage") if fit.steps]
     assert logged[-2][2] == pytest.approx(sum(ends) / 6)
+
+    # Where some is learned once more, the end is after that.
+    def better(*some: Any, **more: Any) -> Summary:
+        *others, last = summarise(*some, **more).conditions
+        return found.summary.model_copy(update={"conditions": (*others, last.model_copy(update={"accuracy": 0.9}))})
+
+    monkeypatch.setattr("selfedit.methods.learn.summarise", better)
+    learn(settings(chat_model, file, tmp_path / "twice", retry_missed=True), choices=Some())
+    assert logged[-1] == ("accuracy", steps, 0.9)
 
 
 def ask(out: Path, question: str) -> tuple[str | None, str]:

@@ -126,7 +126,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
                 updates=updates(run, known, ["none", conditions[-1]]),
                 missed=tuple(document.id for document in documents if document.id in wrong),
             )
-        track_learning(run, spec.name, summary)
+        track_learning(run, spec.name, conditions[-1], summary)
         losses = [fit.last_loss for fit in fits if fit.last_loss is not None]
         return Learned(
             adapter=folder,

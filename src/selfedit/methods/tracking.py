@@ -50,9 +50,9 @@ def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Trac
     return tracker
 
 
-def track_learning(run: Run, condition: str, summary: Summary | None) -> None:
+def track_learning(run: Run, condition: str, last: str, summary: Summary | None) -> None:
     """Sends to where --track says, once all is learned, the loss curve, the mean of all adapters' where there are
-    several, and the accuracy on the way and at the end."""
+    several, and the accuracy on the way and at the end, which is that of the condition `last`."""
     assert isinstance(run.settings, LearnSettings)
     tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
     losses: dict[int, list[float]] = {}
@@ -64,6 +64,6 @@ def track_learning(run: Run, condition: str, summary: Summary | None) -> None:
     for look in summary.on_the_way if summary else ():
         tracker.log({"accuracy": look.accuracy}, step=look.step)
     for one in summary.conditions if summary else ():
-        if one.name == condition and one.accuracy is not None:
+        if one.name == last and one.accuracy is not None:
             tracker.log({"accuracy": one.accuracy}, step=max(losses, default=None))
     tracker.finish()
