@@ -443,7 +443,14 @@ def kind_of(name: str, shapes: list[list[int]], rank: int) -> str:
     return "norms, activations, rotations, copies"
 
 
-def run_trainer(model: Any, spec: LoraSpec, lengths: list[int], *, padded: bool) -> dict[str, Any]:
+def run_trainer(
+    model: Any,
+    spec: LoraSpec,
+    lengths: list[int],
+    *,
+    padded: bool,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """One adapter, batch size 1, PEFT and Trainer; the first step is not counted, nor is setting up."""
     import peft
 
@@ -469,7 +476,7 @@ def run_trainer(model: Any, spec: LoraSpec, lengths: list[int], *, padded: bool)
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             finish(model.device)
-            ends.append(time.perf_counter())
+            ends.append(clock())
 
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

@@ -12,8 +12,9 @@ and on random tokens of the lengths of real edits:
     skyrl-tx   SkyRL-tx's JAX backend: a sequence of each adapter in one padded batch, then a step for each adapter
     moe-peft   MoE-PEFT, which mLoRA became: likewise, with torch
 
-PEFT's arms and the bank train as many threads as there are cores.  The last two run in environments of their own, whose
-interpreters are given:
+Each arm has one core, and what counts is its processor time, because others may be at work on the machine; of
+`processes`, that of the process that takes longest, which is what it would take with a core for each.  The last two run
+in environments of their own, whose interpreters are given:
 
     python -m venv V; V/bin/pip install torch jax flax optax tinker 'transformers>=4.56,<5' peft sqlmodel cloudpathlib
     V/bin/pip install --no-deps skyrl-tx==0.3.0                      # its own requirements name JAX for CUDA
@@ -22,7 +23,8 @@ interpreters are given:
     W/bin/pip install --no-deps moe-peft==2.0.2                      # it asks for torch below 2.6
 
 All fits have equally many sequences in one order (lines of a similar length, then the passage), one per step and one
-epoch, which is what padded batches are best at.  The first turn of each arm is not counted: JAX compiles in it.
+epoch, which is what padded batches are best at.  The first turn of each arm is not counted: JAX compiles in it (for
+each new adapter again, so SkyRL-tx trains the same ones on in later turns).
 
 Writes `benchmarks/results/peers.json`.
 """
@@ -69,7 +71,7 @@ LACKS = {
     "processes": "a model and a copy of everything in each process",
     "skyrl-tx": "no clipping; no choice of layers but attention, MLP or all; one rate per step is the caller's to send;"
     " Llama, Qwen3 and DeepSeek-V3 only; moments of all adapters kept for each adapter, so memory grows with their"
-    " square",
+    " square; each new adapter compiles its update anew",
     "moe-peft": "no clipping; no seed per adapter; padding counts in the loss, so that an adapter depends on its"
     " neighbours' lengths; no fit without dropout; no safetensors; asks for torch < 2.6 and transformers < 4.47",
 }
@@ -100,13 +102,18 @@ def lengths_of(those: Sequence[FitJob]) -> list[int]:
     return [len(sequence.ids) for job in those for sequence in job.sequences]
 
 
+def trained_by_peft(model: Any, lengths: list[int]) -> float:
+    """Seconds."""
+    return float(run_trainer(model, SPEC, lengths, padded=False, clock=time.process_time)["seconds"])
+
+
 def one_core(shape: str, dtype: str, connection: Connection) -> None:
     """A process with PEFT: answers lists of lengths with seconds."""
     torch.set_num_threads(1)
     model = build(shape, torch.device("cpu"), dtype)
     connection.send("ready")
     while (lengths := connection.recv()) is not None:
-        connection.send(run_trainer(model, SPEC, lengths, padded=False)["seconds"])
+        connection.send(trained_by_peft(model, lengths))
 
 
 def processes(stack: ExitStack, shape: str, dtype: str, those: Sequence[FitJob]) -> Callable[[], float]:
@@ -128,8 +135,9 @@ def processes(stack: ExitStack, shape: str, dtype: str, those: Sequence[FitJob])
 
 
 def peer(stack: ExitStack, python: str, script: str, folder: str, those: Sequence[FitJob]) -> Callable[[], float]:
-    """A process of another environment."""
-    command = [python, str(HERE / script), folder, str(SPEC.rank), str(SPEC.alpha)]
+    """A process of another environment, on one core."""
+    core = str(max(os.sched_getaffinity(0)))
+    command = ["taskset", "-c", core, python, str(HERE / script), folder, str(SPEC.rank), str(SPEC.alpha)]
     process = stack.enter_context(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     )
@@ -195,6 +203,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -203,16 +212,16 @@ def main() -> None:
     tokens = sum(job.tokens for job in those)
 
     def bank() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         results = fit_all(model, SPEC, those)
         assert not any(result.error for result in results)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         save(model, folder)
         arms: dict[str, Callable[[], float]] = {
             "bank": bank,
-            "peft": lambda: run_trainer(model, SPEC, lengths_of(those), padded=False)["seconds"],
+            "peft": lambda: trained_by_peft(model, lengths_of(those)),
             "processes": processes(stack, options.shape, "float32", those),
         }
         if options.skyrl:
