@@ -10,7 +10,7 @@ and on random tokens of the lengths of real edits:
                in all other arms)
     processes  the same in processes, one per core, each with its share of the fits
     skyrl-tx   SkyRL-tx's JAX backend: a sequence of each adapter in one padded batch, then a step for each adapter
-    moe-peft   MoE-PEFT, which mLoRA became: likewise, with torch
+    moe-peft   MoE-PEFT, of mLoRA's form: likewise, with torch
 
 Each arm has one core, and what counts is its processor time, because others may be at work on the machine; of
 `processes`, that of the process that takes longest, which is what it would take with a core for each.  The last two run
@@ -77,9 +77,9 @@ LACKS = {
 }
 # Not run, and why (2026-11-26).
 NOT_RUN = {
-    "mLoRA (mlora 0.5.2)": "became MoE-PEFT, by the same authors; asks for torch 2.3 and transformers 4.44",
-    "mLoRA (mlora-cli 0.2.4)": "a client; its server is not on PyPI",
-    "LoRAFusion": "not on PyPI",
+    "mLoRA (mlora 0.5.2)": "asks for torch 2.3 and transformers 4.44; MoE-PEFT is newer",
+    "mLoRA (mlora-cli 0.2.4)": "a client; no server of its name is on PyPI",
+    "LoRAFusion": "not on PyPI under that name",
     "tinker 0.38.0": "a client of a service",
 }
 
