@@ -106,14 +106,14 @@ def test_a_fit_that_diverges_fails_alone(tiny_model, path, learning_rate):
 
 
 def test_running_out_of_memory_halves_the_budget_and_loses_nothing(tiny_model, monkeypatch):
-    import selfedit.engine.fitting as fit_module
+    import selfedit.engine.passes as passes_module
 
     model, spec = tiny_model("llama"), LoraSpec(rank=8, alpha=16)
     jobs = [random_job(k, sequences=3, epochs=2, learning_rate=5e-4) for k in range(4)]
     with AdapterBank(model, spec, 4) as bank:
         fit(bank, jobs)
         expected = bank.parameters_NF.clone()
-    real, calls = fit_module.linear_cross_entropy, []
+    real, calls = passes_module.linear_cross_entropy, []
 
     def failing(hidden_LD, *rest):
         calls.append(hidden_LD.shape[0])
@@ -121,7 +121,7 @@ def test_running_out_of_memory_halves_the_budget_and_loses_nothing(tiny_model, m
             raise torch.OutOfMemoryError("no memory (made up)")
         return real(hidden_LD, *rest)
 
-    monkeypatch.setattr(fit_module, "linear_cross_entropy", failing)
+    monkeypatch.setattr(passes_module, "linear_cross_entropy", failing)
     with AdapterBank(model, spec, 4) as bank:
         with pytest.warns(UserWarning, match="out of memory: going on with") as caught:
             results = fit(bank, jobs, token_budget=128)
