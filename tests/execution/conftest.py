@@ -41,6 +41,17 @@ def ray_cluster(free_port: Callable[[], int]) -> Iterator[Any]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Workers have one thread each here, so this process must have one as well."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def notes() -> list[str]:
     return []
 

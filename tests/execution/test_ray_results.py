@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,7 @@ from selfedit.methods.restem import train
 from selfedit.methods.settings import ContinualSettings, TrainSettings, make_settings
 from selfedit.runs.directory import RunDirectory
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Workers have one thread each here, so this process must have one as well."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

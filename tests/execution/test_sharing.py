@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,16 +24,7 @@ from selfedit.execution.sharing import Sharing
 from selfedit.execution.tasks import Fit, FitTask
 from selfedit.execution.worker import ModelSource
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Workers have one thread each here, so this process must have one as well."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_who_is_told_before_a_task_begins_is_known_to_it() -> None:

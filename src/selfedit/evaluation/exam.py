@@ -17,6 +17,11 @@ from selfedit.training.tokens import most_characters, prompt_tokens
 _PLACE = "\ufdd1"  # in no text; shows where a passage stands in a prompt
 
 
+def asked_title(document: Document | None) -> str:
+    """The title under which a question about a document is asked, or a general one (None)."""
+    return document.title if document else GENERAL_TITLE
+
+
 @dataclass(eq=False)
 class Exam:
     """Asks one student, greedily; an answer has at most `max_tokens` tokens.  Of a base model it is the first line
@@ -28,6 +33,7 @@ class Exam:
     max_tokens: int
     whole: bool = False
     _closed_book: dict[tuple[str | None, str], DecodeRequest] = field(default_factory=dict)
+    _readings: dict[tuple[str | None, str], tuple[str, str, int]] = field(default_factory=dict)
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -65,15 +71,17 @@ class Exam:
 
         Errors: UserError for a prompt that is longer than the student reads, or has no place for one text.
         """
-        title = document.title if document else GENERAL_TITLE
-        asked = self._asked(document, question)
-        shown = self.prompts.open_book(passages=f"{title}\n{_PLACE}", **asked)
-        before, _, behind = shown.partition(_PLACE)
-        if shown.count(_PLACE) != 1:
-            raise UserError(
-                "--recite: the prompt `open-book` of --prompt-file has to show {{ passages }} once, as it is"
-            )
-        tokens = len(self.tokenizer.prompt_ids(before + behind))
+        place = document.id if document else None, question.id
+        if place not in self._readings:  # every adapter of a document is asked the same
+            asked = self._asked(document, question)
+            shown = self.prompts.open_book(passages=f"{asked['title']}\n{_PLACE}", **asked)
+            before, _, behind = shown.partition(_PLACE)
+            if shown.count(_PLACE) != 1:
+                raise UserError(
+                    "--recite: the prompt `open-book` of --prompt-file has to show {{ passages }} once, as it is"
+                )
+            self._readings[place] = before, behind, len(self.tokenizer.prompt_ids(before + behind))
+        before, behind, tokens = self._readings[place]
         if tokens + most + self.max_tokens > self.context_length:
             raise UserError(
                 f"question {question.id}: with what is recited, the prompt is longer than the {self.context_length:,}"
@@ -90,8 +98,8 @@ class Exam:
         return TokenSequence(tuple(ids[: min(end, self.context_length)]), len(prompt))
 
     def _asked(self, document: Document | None, question: Question) -> dict[str, Any]:
-        title = document.title if document else GENERAL_TITLE
-        return {"instruct": self.tokenizer.instruct, "title": title, "question": question.question}
+        instruct, title = self.tokenizer.instruct, asked_title(document)
+        return {"instruct": instruct, "title": title, "question": question.question}
 
     def answer(self, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(ids).strip()

@@ -14,7 +14,7 @@ from pathlib import Path
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.engine.jobs import Completion
-from selfedit.evaluation.general import GENERAL_TITLE
+from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.search import Search
 from selfedit.methods.adapters import Adapters
 from selfedit.methods.examining import answers, known_general
@@ -91,7 +91,7 @@ def route(
 def to_document(run: Run, search: Search, learned: Sequence[Document], asked: Asked) -> Document | None:
     """The document, of those searched, whose adapter answers a question under its topic; None: no adapter does."""
     about, question = asked
-    found = search.about(f"{about.title if about else GENERAL_TITLE}\n{question.question}")
+    found = search.about(f"{asked_title(about)}\n{question.question}")
     return found if about is None else run.choices.route(found, learned)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
-from selfedit.evaluation.general import GENERAL_TITLE
+from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.lexical import accepts
 from selfedit.execution.tasks import Reading, Recital
 from selfedit.methods.examining import answers, exam_questions, known_general, open_book_answers
@@ -56,11 +56,11 @@ class Sitting:
         tokenizer = run.workers.tokenizer
         longest = max(len(tokenizer.encode(document.text)) for document in documents)
         most = min(recipe.max_sequence_tokens, longest + _SLACK)
-        titles = list(dict.fromkeys(document.title if document else GENERAL_TITLE for document, _ in self.asked))
+        titles = list(dict.fromkeys(asked_title(document) for document, _ in self.asked))
         prompts = [prompt_of_title(title, recipe, tokenizer, run.prompts) for title in titles]
         numbers = {title: number for number, title in enumerate(titles)}
         readings = [
-            Reading(numbers[document.title if document else GENERAL_TITLE], *run.exam.reading(document, question, most))
+            Reading(numbers[asked_title(document)], *run.exam.reading(document, question, most))
             for document, question in self.asked
         ]
         requests = tuple(DecodeRequest(prompt, most, tokenizer.stop_ids) for prompt in prompts)

@@ -69,7 +69,7 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
     instruct, title = tokenizer.instruct, sequence.title
     if sequence.question is not None:
         asked = prompts.exam(instruct=instruct, title=title, question=sequence.question)
-    elif recipe.form == "chat" or (recipe.form == "auto" and instruct):
+    elif _as_reply(recipe, tokenizer):
         asked = prompts.study(title=title)
     elif sequence.passage is not None:
         asked = f"{title}\n"  # the teacher's text goes before it, so that only the text is learned
@@ -82,9 +82,14 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
     return TokenSequence(tuple(ids), prompt_length, teacher=tuple(teacher))
 
 
+def _as_reply(recipe: Recipe, tokenizer: Tokenizer) -> bool:
+    """Whether a text is learned as a chat model's reply."""
+    return recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct)
+
+
 def prompt_of_title(title: str, recipe: Recipe, tokenizer: Tokenizer, prompts: Prompts) -> tuple[int, ...]:
     """What stands before a text of this title when it is learned (`tokenize`): with it, the text can be recited."""
-    if recipe.form == "chat" or (recipe.form == "auto" and tokenizer.instruct):
+    if _as_reply(recipe, tokenizer):
         return tuple(tokenizer.prompt_ids(prompts.study(title=title)))
     ids = tokenizer.text_ids(f"{title}\n")
     return tuple(ids if tokenizer.hf.eos_token_id is None else ids[:-1])
