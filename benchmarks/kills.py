@@ -66,7 +66,7 @@ WORDS = {
     "learn-each": "--editor=self --edits=2 --adapters=per-document --retry-missed",
     "train": "--rounds=2 --edits=2 --replicates=1 --validation-share=0.4 --outer-set=rank=4"
     " --outer-set=learning_rate=3e-3",
-    "continual": "--editor=self --edits=2",
+    "continual": "--editor=self --edits=2 --retain=none",
 }
 # What of the store must be equal: all but times, and numbers that SQLite gives.
 TABLES = {

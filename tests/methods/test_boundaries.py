@@ -60,7 +60,7 @@ RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
         },
     ),
     "learn": ("learn", 3, {"editor": "self", "edits": 2, "task_size": 2}),
-    "continual": ("continual", 3, {"editor": "self", "task_size": 2, "general_questions": 1}),
+    "continual": ("continual", 3, {"editor": "self", "task_size": 2, "general_questions": 1, "retain": ("none",)}),
     "continual with remedies": (
         "continual",
         3,

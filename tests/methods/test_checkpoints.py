@@ -194,6 +194,7 @@ def test_each_step_of_continual_is_saved_too(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
     common = {"model": chat_model, "documents": (documents(2),), "editor": "passage", "checkpoint_minutes": ALWAYS}
+    common["retain"] = ("none",)
     whole = ContinualSettings(**common, **{**quick, "out": quick["out"].with_name("whole")})
     continual(whole)
     settings = ContinualSettings(**common, **quick)

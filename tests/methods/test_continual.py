@@ -13,7 +13,7 @@ from making import Make
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask
-from selfedit.methods.adapters import find_adapters
+from selfedit.methods.adapters import LIST, find_adapters
 from selfedit.methods.ask import Asker
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
@@ -21,6 +21,9 @@ from selfedit.methods.plan import plan
 from selfedit.methods.retention import FIGURES
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
+from selfedit.progress import Progress
+from selfedit.reports.records import read_run
+from selfedit.reports.table import plain_text, summary_view
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.store import Store
 from summary_fields import undeclared
@@ -28,7 +31,7 @@ from tiny_world import rows, write_rows
 
 
 def test_each_step_learns_one_document_and_asks_about_all_before_it(make: Make, chat_model: str) -> None:
-    settings = make(ContinualSettings, 3, editor="self", edits=2)
+    settings = make(ContinualSettings, 3, editor="self", edits=2, retain=("none",))
     pool = CountingPool(chat_model)
     summary = continual(settings, pool=pool)
     fits = [task for task in pool.tasks if isinstance(task, FitTask)]
@@ -62,8 +65,12 @@ def test_what_cannot_be_learned_from_is_refused(
     with pytest.raises(UserError, match="there is nothing to learn from"):
         continual(settings)
     blown = {**quick, "set": {"rank": 4, "epochs": 4, "learning_rate": 1e30, "schedule": "constant"}}
+    blown |= {"model": chat_model, "documents": (documents(1),), "editor": "passage"}
     with pytest.raises(UserError, match=r"step 1: the fit on d0 failed .*try a lower learning rate"):
-        continual(ContinualSettings(model=chat_model, documents=(documents(1),), editor="passage", **blown))
+        continual(ContinualSettings(**blown, retain=("none",)))
+    blown["out"] = blown["out"].with_name("apart")
+    with pytest.raises(UserError, match=r"document d0: the fit failed: .*try a lower learning rate"):
+        continual(ContinualSettings(**blown))
 
 
 REMEDIES = ("none", "edits", "kl", "per-document")
@@ -139,14 +146,48 @@ def test_sequences_are_learned_side_by_side_with_each_remedy(make: Make, chat_mo
 
 
 def test_per_document_is_what_the_run_stands_for_where_it_comes_first(make: Make) -> None:
-    settings = make(ContinualSettings, 2, editor="passage", retain=("per-document",))
+    settings = make(ContinualSettings, 2, editor="passage", retain=("per-document", "none"))
     continual(settings)
     found = find_adapters(settings.out)
     assert [document.id for document in found.documents] == ["d0", "d1"]
 
 
+def test_an_adapter_per_document_is_the_default_which_is_told(make: Make, tmp_path: Path) -> None:
+    notes: list[str] = []
+    listener = Progress()
+    listener.note = notes.append
+    settings = make(ContinualSettings, 2, editor="passage", general_questions=2)
+    summary = continual(settings, progress=listener)
+    assert [one.retain for one in summary.retention] == ["per-document"]
+    assert notes[0] == "retain: an adapter per document; --retain none merges each document into the model"
+    assert summary.routing is not None
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        answers = store.scored_answers("lexical", condition="none")
+    known = [answer for answer in answers if answer.document_id is None and answer.value == "right"]
+    assert (summary.routing.asked, summary.routing.general) == (4, len(known))
+    # The table says it.
+    assert "went to their own document's" in plain_text(summary_view(read_run(settings.out)))
+    assert "made by `selfedit continual`" in (settings.out / "adapters" / "README.md").read_text(encoding="utf-8")
+    listed = settings.out / "adapters" / LIST
+    listed.write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="damaged; delete it, and the same `selfedit continual` command writes it"):
+        find_adapters(settings.out)
+    listed.unlink()
+    weights = settings.out / "adapters" / "documents" / "d1" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    continual(settings)
+    assert weights.read_bytes() == before
+    assert len(find_adapters(settings.out).documents) == 2
+
+    notes.clear()
+    named = make(ContinualSettings, 2, editor="passage", retain=("per-document",), out=tmp_path / "named")
+    continual(named, progress=listener)
+    assert not any(note.startswith("retain:") for note in notes)
+
+
 def test_a_run_of_several_sequences_stands_for_the_first(make: Make, chat_model: str, tmp_path: Path) -> None:
-    settings = make(ContinualSettings, 6, editor="self", sequences=2, length=3, max_missing_edits=1.0)
+    settings = make(ContinualSettings, 6, editor="self", sequences=2, length=3, max_missing_edits=1.0, retain=("none",))
     pool = CountingPool(chat_model)
     pool.gives_up = lambda task: task.id.startswith("edits/2/self/")  # the first sequence's second document
     continual(settings, pool=pool)

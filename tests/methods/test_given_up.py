@@ -156,7 +156,7 @@ def test_what_nothing_can_be_done_without_stops_with_one_line_and_is_tried_again
         (learn, LearnSettings(**folder("learn"), editor="passage"), "learning/0/0", "learning was given up"),
         (
             continual,
-            ContinualSettings(**folder("continual"), editor="passage"),
+            ContinualSettings(**folder("continual"), editor="passage", retain=("none",)),
             "step 2 of 2/0/0",
             "step 2 of 2 was given up",
         ),

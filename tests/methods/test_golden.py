@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
         | {"outer_set": {"rank": 4, "learning_rate": 3e-3}},
     ),
     "learn": (4, {"editor": "self", "edits": 2, "set": {**SMALL["set"], "learning_rate": 3e-3}}),
-    "continual": (3, {"editor": "self"}),
+    "continual": (3, {"editor": "self", "retain": ("per-document", "none")}),
 }
 
 

@@ -261,7 +261,8 @@ def test_learning_goes_on_without_a_document_that_has_no_edit(make: Make, server
 
 def test_continual_learning_passes_over_a_document_that_has_no_edit(make: Make, server: Any) -> None:
     server.refuse = refuse_lamp
-    settings = make(ContinualSettings, 3, editor="api:writer", api_base=server.url, max_missing_edits=0.4)
+    more = {"editor": "api:writer", "api_base": server.url, "max_missing_edits": 0.4}
+    settings = make(ContinualSettings, 3, retain=("none",), **more)
     summary = continual(settings)
     assert [step.new is None for step in summary.steps] == [False, True, False]
     assert [step.earlier and step.earlier.documents for step in summary.steps] == [None, None, 1]

@@ -157,7 +157,11 @@ def test_checkpoints_that_have_gone_are_made_again(
     quick: dict[str, Any], small_train: dict[str, Any], documents: Callable[[int], str], chat_model: str
 ) -> None:
     steps = ContinualSettings(
-        model=chat_model, documents=(documents(3),), editor="passage", **{**quick, "out": quick["out"] / "steps"}
+        model=chat_model,
+        documents=(documents(3),),
+        editor="passage",
+        retain=("none",),
+        **{**quick, "out": quick["out"] / "steps"},
     )
     rounds = TrainSettings(**{**small_train, "validation_share": 0, "out": quick["out"] / "rounds"})
     for procedure, settings in ((continual, steps), (train, rounds)):
@@ -223,7 +227,9 @@ def _greedy(name: str) -> str:
 def test_a_run_of_continual_is_exported_and_asked(
     quick: dict[str, Any], documents: Callable[[int], str], chat_model: str, tmp_path: Path
 ) -> None:
-    settings = ContinualSettings(model=chat_model, documents=(documents(3),), editor="passage", **quick)
+    settings = ContinualSettings(
+        model=chat_model, documents=(documents(3),), editor="passage", retain=("none",), **quick
+    )
     continual(settings)
     exported = export(settings.out, tmp_path / "model", dtype="float32")
     assert exported.merged == 3

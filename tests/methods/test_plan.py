@@ -223,10 +223,17 @@ def test_learn(make: Make, editor: str) -> None:
 
 @pytest.mark.parametrize("editor", ["passage", "self"])
 def test_continual(make: Make, editor: str) -> None:
-    chosen = make(ContinualSettings, 3, editor=editor, edits=2)
+    chosen = make(ContinualSettings, 3, editor=editor, edits=2, retain=("none",))
     planned, pool = planned_and_run(continual, chosen)
     assert planned.fits == 3
     assert planned.answers == pool.answers == 2 * (3 + 1 + 2 + 3)
+
+
+@pytest.mark.parametrize("editor", ["passage", "self"])
+def test_continual_with_an_adapter_per_document(make: Make, editor: str) -> None:
+    planned, pool = planned_and_run(continual, make(ContinualSettings, 3, editor=editor, edits=2))
+    assert planned.fits == 3
+    assert planned.answers >= pool.answers
 
 
 def test_another_model_is_planned_by_its_own_size(make: Make, base_model: str, tmp_path: Path) -> None:

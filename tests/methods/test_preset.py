@@ -17,7 +17,14 @@ from selfedit.evaluation.exam import Exam
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
-from selfedit.methods.settings import CompareSettings, Settings, TrainSettings, make_settings
+from selfedit.methods.settings import (
+    CompareSettings,
+    ContinualSettings,
+    LearnSettings,
+    Settings,
+    TrainSettings,
+    make_settings,
+)
 from selfedit.models import load_tokenizer
 from selfedit.presets import NAMES, read_preset
 from selfedit.prompts import Prompts
@@ -69,6 +76,9 @@ def test_what_is_given_goes_before_a_preset(tmp_path: Path) -> None:
     joint = CompareSettings(preset="seal", regime="joint")
     assert (joint.recipe, joint.edits) == ("seal-joint", 5)
     assert CompareSettings(preset="seal", regime="joint", edits=1).edits == 1
+    assert ContinualSettings(preset="seal").retain == ("none",)
+    assert ContinualSettings(preset="seal", retain=("kl",)).retain == ("kl",)
+    assert LearnSettings(preset="seal").adapters == "joint"
     with pytest.raises(UserError, match="--preset 'seel': Input should be 'seal'"):
         make_settings(CompareSettings, {"preset": "seel"})
 

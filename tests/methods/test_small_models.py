@@ -76,7 +76,7 @@ def test_continual_follows_the_same_rule(
 ) -> None:
     settings = ContinualSettings(model=chat_model, documents=(documents(1),), **quick)
     continual(settings)
-    assert conditions(settings.out) == {"passage"}
+    assert conditions(settings.out) == {"passage + per-document"}
 
 
 def test_adapt_goes_by_the_model_in_memory(chat_model: str, documents: Callable[[int], str]) -> None:

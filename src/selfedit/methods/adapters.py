@@ -1,7 +1,7 @@
 """Where the adapters lie that a folder or a run stands for, and which model they belong to.
 
-A run of `learn` keeps one adapter, or one per document with a list of them beside (`LIST`); runs of `train` and
-`continual` keep a chain of deltas, merged in order.
+Runs of `learn` and `continual` keep an adapter per document, with a list of them beside (`LIST`), or `learn` one for
+all, and `continual`, as `train`, a chain of deltas, merged in order.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def find_adapters(source: Path) -> Adapters:
         procedure, model = run.config.get("procedure"), str(run.config.get("model") or BUNDLED)
         documents: tuple[Document, ...] = ()
         if "per-document" in (run.config.get("adapters"), run.resolved.get("adapters"), _remedy(run)):
-            by_folder = _listed(run.document_adapters)
+            by_folder = _listed(
+                run.document_adapters, f"delete it, and the same `selfedit {procedure}` command writes it again"
+            )
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
             retried = any(fit.condition.endswith(" twice") for fit in run.store.fits() if fit.steps)
@@ -104,7 +106,8 @@ def one_model(source: Path) -> Adapters:
     if found.documents:
         raise UserError(
             f"{source}: an adapter per document, which make no one model; give the folder of one of them (they are in"
-            f" PEFT's format in {found.folders[0].parent})"
+            f" PEFT's format in {found.folders[0].parent}), or learn with `--adapters joint` (continual: `--retain"
+            " none`)"
         )
     return found
 
@@ -115,9 +118,7 @@ def write_list(folder: Path, documents: Mapping[Path, Document]) -> None:
     write_atomically(folder.parent / LIST, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _listed(
-    folder: Path, mend: str = "delete it, and the same `selfedit learn` command writes it again"
-) -> dict[Path, Document]:
+def _listed(folder: Path, mend: str) -> dict[Path, Document]:
     """What `write_list` wrote.  Errors: UserError where it is not there, or damaged."""
     file = folder.parent / LIST
     try:

@@ -18,22 +18,21 @@ from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import known_general
 from selfedit.methods.learnings import Asked, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
-from selfedit.methods.routing import to_document
+from selfedit.methods.routing import Route, routing_summary, to_document
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane, record_exam
 from selfedit.methods.stacking import fit_kept
 from selfedit.methods.updates import still_true
-
-Route = tuple[str | None, Asked]
-"""The document whose adapter answers (None: the model as it is), and what it is asked."""
+from selfedit.runs.summary import RoutingSummary
 
 
-def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
-    """Learns the documents of all lanes, and records what is answered after each step, as the lanes' exams.
+def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> RoutingSummary | None:
+    """Learns the documents of all lanes, and records what is answered after each step, as the lanes' exams; where
+    questions went after the last step of each (None: no lane is given).
 
     Errors: UserError for a fit that failed, and where the first sequence has no edit."""
     if not every:
-        return
+        return None
     condition = every[0].condition
     documents = list({document.id: document for lane in every for document in lane.documents}.values())
     edits = edits_to_learn(run, documents, spec, condition=condition)
@@ -63,6 +62,7 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> None:
     if every[0].main:
         own = [learnings[document.id] for document in every[0].documents if document.id in learnings]
         add_list_of_adapters(run, spec.name, {one.keep: one.documents[0] for one in own if one.keep is not None})
+    return routing_summary([route for lane in every for route in routes[lane.number, len(lane.documents)]])
 
 
 def _route(run: Run, learned: Sequence[Document], general: Sequence[Asked]) -> list[Route]:

@@ -1,6 +1,6 @@
-"""Documents one after another into one model: what each step teaches, and what it makes the model forget.
+"""Documents one after another: what each step teaches, and what it makes the model forget.
 
-    for each sequence of documents, and each remedy against forgetting:
+    for each sequence of documents, and each remedy against forgetting that merges:
         θ ← the model
         for each document:
             edits ← θ's, or another editor's, of it
@@ -9,7 +9,7 @@
 
 The paper's continual self-editing experiment (Zweiger et al. 2025, section 5) is of this form.  The sequences go side
 by side, all in one bank: what each has learned is held below the adapter that it trains, which comes to the same as
-merging it (`FitJob.below`).  A single sequence is merged.  `apart.py` has the remedy that merges nothing,
+merging it (`FitJob.below`).  A single sequence is merged.  `apart.py` has the remedy that merges nothing, the default,
 `retention.py` the figures.
 """
 
@@ -57,13 +57,15 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
         documents = [document for document in documents if document.id in used]
         check(run, documents, [spec], count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
+        if "retain" not in settings.model_fields_set:
+            run.progress.note("retain: an adapter per document; --retain none merges each document into the model")
         run.store.add_documents(documents)
         examine_untrained(run, documents)
         merged = [lane for lane in every if lane.retain != "per-document"]
         steps = len(every[0].documents)
         for step in range(1, steps + 1):
             _step(run, spec, merged, step, f"step {step} of {steps}")
-        learn_apart(run, spec, [lane for lane in every if lane.retain == "per-document"])
+        routing = learn_apart(run, spec, [lane for lane in every if lane.retain == "per-document"])
         run.grading.grade()
         by_remedy = {retain: [one for one in every if one.retain == retain] for retain in settings.retain}
         return summary_of_finished(run) or summarise(
@@ -74,6 +76,7 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
             retention=tuple(retention_summary(run, some) for some in by_remedy.values()),
             updates=tuple(one for some in by_remedy.values() for one in _updates(run, some)),
             compared=_compared(run, list(by_remedy.values())),
+            routing=routing,
         )
 
 

@@ -59,7 +59,7 @@ def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]
     text = f"""{_head(base)}
 # One adapter per document
 
-LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit learn` (notes by: {one_line(editor)}).
+LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit {run.method}` (notes by: {one_line(editor)}).
 `selfedit ask` and `selfedit serve` on this folder find the one for a question, by the documents' texts in
 `{LIST}`.
 

@@ -25,6 +25,9 @@ from selfedit.methods.stacking import publish
 from selfedit.runs.records import FitRecord
 from selfedit.runs.summary import RoutingSummary
 
+Route = tuple[str | None, Asked]
+"""The document whose adapter answers (None: the model as it is), and what it is asked."""
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -36,19 +39,10 @@ class Routing:
     others: Mapping[Path | None, Sequence[Asked]]
 
     def summary(self) -> RoutingSummary:
-        """How often the right document was found."""
-        routes = [(learning.document_id, asked) for learning in self.learnings for asked in learning.asked or ()]
+        routes: list[Route] = [(one.document_id, asked) for one in self.learnings for asked in one.asked or ()]
         for folder, asked in self.others.items():
             routes += [(self.earlier[folder].id if folder else None, one) for one in asked]
-        own = [(chosen, about.id) for chosen, (about, _) in routes if about is not None]
-        general = [chosen for chosen, (about, _) in routes if about is None]
-        return RoutingSummary(
-            asked=len(own),
-            right=sum(chosen == id for chosen, id in own),
-            none=sum(chosen is None for chosen, _ in own),
-            general=len(general),
-            general_to_adapters=sum(chosen is not None for chosen in general),
-        )
+        return routing_summary(routes)
 
 
 def route(
@@ -93,6 +87,19 @@ def to_document(run: Run, search: Search, learned: Sequence[Document], asked: As
     about, question = asked
     found = search.about(f"{asked_title(about)}\n{question.question}")
     return found if about is None else run.choices.route(found, learned)
+
+
+def routing_summary(routes: Sequence[Route]) -> RoutingSummary:
+    """How often the right document was found."""
+    own = [(chosen, about.id) for chosen, (about, _) in routes if about is not None]
+    general = [chosen for chosen, (about, _) in routes if about is None]
+    return RoutingSummary(
+        asked=len(own),
+        right=sum(chosen == id for chosen, id in own),
+        none=sum(chosen is None for chosen, _ in own),
+        general=len(general),
+        general_to_adapters=sum(chosen is not None for chosen in general),
+    )
 
 
 def answer_others(run: Run, condition: str, routing: Routing) -> None:

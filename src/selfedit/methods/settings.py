@@ -377,18 +377,19 @@ class TrainSettings(Settings):
 
 
 class ContinualSettings(Settings):
-    """`selfedit continual`: documents one after another into one model, with what each step forgets."""
+    """`selfedit continual`: documents one after another, with what each step forgets."""
 
     out: Path = Field(Path("runs/continual"), description=_OUT)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
     edit_prompt: str = Field("implications", description=_EDIT_PROMPT)
     retain: Annotated[tuple[Remedy, ...], _SEVERAL] = Field(
-        ("none",),
+        ("per-document",),
         min_length=1,
-        description="what keeps earlier documents known. edits: each step learns the edits of some earlier documents "
-        "again; kl: it is held to what the model says to general prompts; per-document: an adapter each, to which "
-        "questions are routed; several are measured on the same sequences",
+        description="what keeps earlier documents known. per-document: an adapter each, to which questions are routed; "
+        "none: each is merged into the model, as published; edits: so too, and each step learns the edits of some "
+        "earlier documents again; kl: so too, held to what the model says to general prompts; several are measured on "
+        "the same sequences",
     )
     rehearsed: int = Field(4, ge=1, description="with --retain edits: earlier documents that a step learns again")
     sequences: int = Field(1, ge=1, description="sequences of documents, drawn with the seed; 1: in their order")

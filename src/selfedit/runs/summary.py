@@ -257,8 +257,8 @@ class Summary(_Part):
     Fields with a default are optional: written where a command has them, and null or absent means the default.
     `rounds`, `selected_round` (0: the untrained policy), `selected_on`, `untrained_validation` and `worth_it` are Step
     B's, `steps` (of the first sequence, with the first remedy) and `retention` (by remedy) continual learning's.
-    `on_the_way`, `exam`, `missed` (ids of documents of which a question was answered wrongly after learning) and
-    `routing` (with an adapter per document) are `learn`'s, `updates` both's.  `sweep` has the recipes of a sweep,
+    `on_the_way`, `exam` and `missed` (ids of documents of which a question was answered wrongly after learning) are
+    `learn`'s, `updates` and `routing` (with an adapter per document) both's.  `sweep` has the recipes of a sweep,
     `most_lost` is its limit and `choice` says what was chosen and why.  `seconds` is how long the run took, over all
     attempts; `total_seconds` what its devices were busy."""
 
