@@ -67,7 +67,8 @@ def directory_atomically(path: str | Path) -> Iterator[Path]:
                 temporary.chmod(0o700)
             yield temporary
             for entry in (*temporary.rglob("*"), temporary):
-                if private:
+                # A file that is also elsewhere, by a hard link, keeps the permissions that it has there.
+                if private and (entry.is_dir() or entry.stat().st_nlink == 1):
                     entry.chmod(0o700 if entry.is_dir() else 0o600)
                 _sync(entry)
             if path.exists():
