@@ -381,6 +381,9 @@ def test_what_makes_one_model_is_refused_and_one_of_the_adapters_is_not(
     joint = settings(chat_model, file, tmp_path / "joint", adapters="joint", add=asked.out)
     with pytest.raises(UserError, match=line):
         learn(joint)
+    for more, flag in (({"dtype": "float32"}, "--dtype"), ({"model": chat_model}, "--model")):
+        with pytest.raises(UserError, match=f"copied as they are; leave out {flag}"):
+            export(asked.out, tmp_path / "all", **more)  # type: ignore[arg-type]
     exported = export(found.adapter / "d3", tmp_path / "d3", dtype="float32")
     assert exported.merged == 1
     peft = AutoPeftModelForCausalLM.from_pretrained(found.adapter / "d3").eval()
@@ -401,6 +404,9 @@ def test_an_export_has_all_adapters_for_peft_and_is_asked_like_the_run(
     assert (exported.merged, exported.copied) == (0, 6)
     names = {path.name for path in (tmp_path / "all").iterdir()}
     assert names == {"README.md", "documents", "documents.jsonl", "tokenizer"}
+    # All as private as in the run: the list has the documents' texts.
+    files = [path for path in (tmp_path / "all").rglob("*") if path.is_file()]
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o600"}
     head = yaml.safe_load((tmp_path / "all" / "README.md").read_text().split("---\n")[1])
     assert head["library_name"] == "peft"
     given = answered(asked.out)
@@ -452,7 +458,11 @@ def test_more_documents_are_more_adapters_and_the_earlier_ones_stay(
     asked = settings(chat_model, file, tmp_path / "run", add=earlier.out, set={**SMALL["set"], "rank": 2})
     planned = plan(learn, asked)
     pool = CountingPool(chat_model)
+    shared = found.adapter / "d3" / "adapter_model.safetensors"
+    shared.chmod(0o644)
     added = learn(asked, pool=pool)
+    assert shared.stat().st_mode & 0o777 == 0o644, "the same file, of which the earlier run's owner has decided"
+    shared.chmod(0o600)
     assert (planned.fits, len(pool.fits), added.documents) == (3, 3, 3)
     assert all(not task.policy for task in pool.tasks if isinstance(task, FitTask)), "not on top of the earlier ones"
     for k in range(5):

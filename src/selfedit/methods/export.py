@@ -64,10 +64,11 @@ def export(
 
     Adapters that have learned a document each make no one model.  They are copied, each to a folder in PEFT's format,
     with a tokenizer, a card for the hub and the list of documents (their texts too) by which `ask` and `serve` find the
-    one for a question, in this folder as in the run's.
+    one for a question, in this folder as in the run's, and with the permissions that they have there.
 
     Errors: UserError where `source` is none of these, `out` is taken, an adapter does not fit the model, llama.cpp's
-    converter is not there, or is to write one model of an adapter per document.
+    converter is not there, or is to write one model of an adapter per document; and for a `model` or `dtype` of
+    adapters that are copied.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not empty; name a new folder")
@@ -76,6 +77,9 @@ def export(
     for converter in (MODEL, ADAPTER) if adapter_only else (MODEL,) if gguf else ():
         find_converter(converter)
     if gguf is None and (several := find_adapters(source)).documents:
+        for flag, given in (("--model", model is not None), ("--dtype", dtype != "auto")):
+            if given:
+                raise UserError(f"{source}: an adapter per document, which are copied as they are; leave out {flag}")
         return _copy(several, out)
     found = one_model(source)
     if adapter_only and len(found.folders) != 1:
@@ -114,8 +118,8 @@ def _copy(adapters: Adapters, out: Path) -> Exported:
     with directory_atomically(out) as scratch:
         for folder in (*adapters.folders, beside / "tokenizer"):
             shutil.copytree(folder, scratch / folder.relative_to(beside))
-        for name in (CARD, LIST):
-            shutil.copyfile(beside / name, scratch / name)
+        for name in (CARD, LIST):  # with their permissions, as the adapters: the list has the documents' texts
+            shutil.copy(beside / name, scratch / name)
     return Exported(out, adapters.model, 0, len(adapters.folders))
 
 
