@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import APITimeoutError, BadRequestError, NotFoundError, OpenAI
 
 from selfedit.cli.main import main
 from selfedit.errors import UserError
 from selfedit.methods.ask import Asker, Reply
 from selfedit.methods.learn import learn
-from selfedit.methods.serve import _app, serve
+from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from serving import needs_serving, running
 from tiny_world import SMALL, rows, write_rows
@@ -60,11 +63,13 @@ def test_each_question_is_answered_by_the_adapter_of_its_document(client: OpenAI
         expected = [(asker.document(user(asked)), asker.answer(user(asked))) for asked in ASKED]
     assert [document and document.id for document, _ in expected] == ["d1", "d2", "d3", None]
     for asked, (document, answer) in zip(ASKED, expected, strict=True):
-        reply = client.chat.completions.create(model="learned", messages=user(asked), stream=stream)
+        more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        reply = client.chat.completions.create(model="learned", messages=user(asked), **more)
         if stream:
-            chunks = list(reply)
+            *chunks, last = reply
+            assert last.usage.total_tokens == last.usage.prompt_tokens + last.usage.completion_tokens > 0
             said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-            assert len(chunks) > 3
+            assert len(chunks) >= 3
             named, ended = chunks[0].document, chunks[-1].choices[0].finish_reason
         else:
             said, named, ended = reply.choices[0].message.content, reply.document, reply.choices[0].finish_reason
@@ -147,43 +152,113 @@ def test_one_adapter_is_served_as_it_is_asked(
     assert "the server ended with code" in capsys.readouterr().err
 
 
-class EndlessAsker:
-    """Answers one word after another, for `most` of them."""
+class WordyAsker:
+    """Answers one word after another, until there are `most`; its template takes no two messages of a user in a row."""
 
-    names, max_tokens, model = ("learned",), 128, SimpleNamespace(context_length=1000)
+    names, max_tokens = ("learned",), 128
 
     def __init__(self, most: int) -> None:
-        self.most, self.said = most, 0
+        self.most, self.asked, self.dropped = most, list[str](), threading.Event()
+        self.model = SimpleNamespace(context_length=1000, tokenizer=self)
+
+    def chat_ids(self, messages: Any) -> None:
+        if [message["role"] for message in messages] == ["user", "user"]:
+            raise UserError("its chat template takes no messages of user, user")
 
     def document(self, messages: Any) -> None: ...
 
-    def reply(self, messages: Any, *, on_text: Callable[[str], None] | None = None, **_: Any) -> Reply:
-        if on_text is not None:
-            for _number in range(self.most):
+    def reply(self, messages: Any, *, on_text: Callable[[str], None], **_: Any) -> Reply:
+        self.asked.append(messages[-1]["content"])
+        said = 0
+        while said < self.most:
+            try:
                 on_text("word ")
-                self.said += 1
-                time.sleep(0.01)
-        return Reply("", 1, self.said, finished=True)
+            except ConnectionError:
+                self.dropped.set()
+                raise
+            said += 1
+            time.sleep(0.01)
+        return Reply("", 1, said, finished=True)
+
+
+@contextmanager
+def served(asker: WordyAsker, port: int) -> Iterator[str]:
+    import uvicorn
+
+    from selfedit.methods.chat_api import make_app
+
+    with ThreadPoolExecutor(1) as writer:
+        app = make_app(asker, writer)  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+        server.config.timeout_graceful_shutdown = 1
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def speaker(url: str, timeout: float = 40) -> Any:
+    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=timeout).chat.completions
 
 
 @needs_serving
-def test_an_answer_that_nobody_reads_any_more_does_not_keep_others_waiting(free_port: Callable[[], int]) -> None:
-    import uvicorn
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_nobody_reads_any_more_does_not_keep_others_waiting(
+    free_port: Callable[[], int], stream: bool
+) -> None:
+    asker = WordyAsker(most=10**9)
+    with served(asker, free_port()) as url:
+        if stream:
+            chunks = speaker(url).create(model="learned", messages=user("Hello"), stream=True)
+            for _, _chunk in zip(range(3), chunks, strict=False):
+                pass
+            chunks.close()
+        else:
+            with pytest.raises(APITimeoutError):
+                speaker(url, timeout=5).create(model="learned", messages=user("Hello"))
+        assert asker.dropped.wait(30)
+        asker.most = 1
+        assert speaker(url).create(model="learned", messages=user("And?")).usage.completion_tokens == 1
 
-    asker, port = EndlessAsker(most=6000), free_port()
-    server = uvicorn.Server(uvicorn.Config(_app(asker), host="127.0.0.1", port=port, log_level="warning"))  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    create = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=40).chat.completions
-    stream = create.create(model="learned", messages=user("Hello"), stream=True)
-    for _, _chunk in zip(range(3), stream, strict=False):
-        pass
-    stream.close()
-    assert create.create(model="learned", messages=user("Hello")).usage.completion_tokens < asker.most
-    server.should_exit = True
-    thread.join(20)
+
+@needs_serving
+def test_health_is_told_while_many_wait_and_what_they_give_up_is_not_written(free_port: Callable[[], int]) -> None:
+    asker = WordyAsker(most=10**9)
+    with served(asker, free_port()) as url, ThreadPoolExecutor(60) as clients:
+
+        def ask(text: str, seconds: float = 60) -> str:
+            try:
+                return str(speaker(url, seconds).create(model="learned", messages=user(text)).object)
+            except APITimeoutError:
+                return "gone"
+
+        first = clients.submit(ask, "first")
+        while not asker.asked:
+            time.sleep(0.05)
+        waiting = [clients.submit(ask, f"{number}", 10) for number in range(50)]
+        time.sleep(3)
+        for path in ("/health", "/v1/models"):
+            with urllib.request.urlopen(url + path, timeout=5) as reply:
+                assert reply.status == 200
+        assert {one.result() for one in waiting} == {"gone"}
+        time.sleep(3)
+        asker.most = 1
+        assert {first.result(), ask("last")} == {"chat.completion"}
+    assert asker.asked == ["first", "last"]
+
+
+@needs_serving
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_chat_template_refuses_is_the_clients_mistake(free_port: Callable[[], int], stream: bool) -> None:
+    with (
+        served(WordyAsker(most=1), free_port()) as url,
+        pytest.raises(BadRequestError, match="takes no messages of user, user"),
+    ):
+        speaker(url).create(model="learned", messages=[*user("Hello"), *user("Hello?")], stream=stream)
 
 
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(routed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

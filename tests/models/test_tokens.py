@@ -118,6 +118,7 @@ def test_a_template_without_a_system_role_has_its_text_before_the_users(tokenize
     tokenizer = tokenizers["llama2"]
     told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert tokenizer.hf.decode(tokenizer.chat_ids(told)).endswith("[INST] Be brief.\n\nWho? [/INST]")
+    assert "[INST] Be brief." in tokenizer.hf.decode(tokenizer.chat_ids(told[:1]))
     silent = families.tokenizer(
         "zephyr", template=families.ZEPHYR.replace("messages %}", "messages if message.role != 'system' %}")
     )

@@ -177,7 +177,8 @@ class Tokenizer:
     def _template(self, messages: list[dict[str, str]]) -> list[int]:
         """Renders messages with a mark inside each control token of theirs, and encodes what is between the marks."""
         if messages[0]["role"] == "system" and not self._takes_system:
-            system, user, *others = messages
+            system, *others = messages
+            user, *others = others or [{"role": "user", "content": ""}]
             messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *others]
         texts = [str(self.hf.chat_template), *(message["content"] for message in messages)]
         mark = next(c for c in map(chr, range(ord(_SHOWN), sys.maxunicode)) if not any(c in text for text in texts))
