@@ -15,8 +15,8 @@ from selfedit.models import Model, Tokenizer
 
 
 class Pool(Reader, Protocol):
-    """Does tasks, in any order, and yields each result as it comes.  `memory` is what a plan of one worker should use,
-    bytes.
+    """Does tasks, in any order, and yields each result as it comes.  `description` has device and dtype; `memory` is
+    what a plan of one worker should use, bytes.
 
     `publish` makes a policy's delta (an adapter's files, by name) known under a name that tasks can then follow.
     """
@@ -44,19 +44,9 @@ class InProcess:
         self.deltas: dict[str, Mapping[str, bytes]] = {}
         self.worker = Worker(source, self.deltas.__getitem__, model)
         self.on_tokens: Callable[[int], None] | None = on_tokens
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.worker.model.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self.worker.context_length
-
-    @property
-    def description(self) -> str:
-        """The device and dtype, for the run's record."""
-        return self.worker.description
+        self.tokenizer: Tokenizer = self.worker.model.tokenizer
+        self.context_length = self.worker.context_length
+        self.description = self.worker.description
 
     @property
     def memory(self) -> int:

@@ -127,25 +127,14 @@ class RayPool:
             self.tokenizer = source.tokenizer()
             while not self._first:
                 self._listen(None)
+            self.context_length: int = self._first["context_length"]
+            self.description: str = self._first["description"]
+            self.memory: int = self._first["memory"]
         except BaseException:
             self.close()
             raise
 
     # What a pool offers
-
-    @property
-    def context_length(self) -> int:
-        return self._first["context_length"]
-
-    @property
-    def description(self) -> str:
-        """The device and dtype of the first worker."""
-        return self._first["description"]
-
-    @property
-    def memory(self) -> int:
-        """Bytes that a plan of the first worker should use."""
-        return self._first["memory"]
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         """Puts a delta into the object store; workers fetch it when a task needs it."""

@@ -166,44 +166,31 @@ class Worker:
         return TaskResult(task.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, task: FitTask, on_tokens: OnTokens | None) -> TaskResult:
-        from selfedit.engine.peft_format import files
         from selfedit.execution.long_fit import LongFit
 
         started = time.perf_counter()
-        results: dict[int, engine.FitResult] = {}
-        completions: dict[int, tuple[engine.Completion, ...]] = {}
-        adapters: dict[int, dict[str, bytes]] = {}
         measure = Measures(self.model.hf)
-        measured: dict[int, Measured] = {}
-        recited: dict[int, Recited] = {}
+        outcomes: dict[int, FitOutcome] = {}
 
         def examine(bank: engine.AdapterBank, wave: Mapping[int, tuple[int, engine.FitResult]]) -> None:
-            requests, owners = [], []
-            for number, (slot, result) in wave.items():
-                results[number] = result
-                if result.error is not None:
-                    continue
-                fit = task.fits[number]
-                requests += [replace(request, adapter=slot) for request in fit.exam]
-                owners += [number] * len(fit.exam)
-                if fit.keep:
-                    name = self.source.name
-                    state, held = bank.state(slot), task.bank.rank - task.lora.rank
-                    adapters[number] = files(
-                        task.lora,
-                        {layer: (a[held:], b[:, held:]) for layer, (a, b) in state.items()},
-                        base_model=public_name(name),
-                        model=name if name in BUNDLED_MODELS else None,
-                    )
-            answers: dict[int, list[engine.Completion]] = {}
-            if requests:
-                decoded = engine.decode(self.model.hf, requests, bank=bank, memory=task.memory, on_tokens=on_tokens)
-                for number, completion in zip(owners, decoded, strict=True):
-                    answers.setdefault(number, []).append(completion)
-            completions.update({number: tuple(found) for number, found in answers.items()})
             trained = {number: slot for number, (slot, result) in wave.items() if result.error is None}
-            measured.update(measure(bank, task.fits, trained))
-            recited.update(recite(self.model, bank, task.fits, trained, task.memory, on_tokens))
+            requests = [
+                replace(one, adapter=slot) for number, slot in trained.items() for one in task.fits[number].exam
+            ]
+            said = iter(engine.decode(self.model.hf, requests, bank=bank, memory=task.memory, on_tokens=on_tokens))
+            measured = measure(bank, task.fits, trained)
+            recited = recite(self.model, bank, task.fits, trained, task.memory, on_tokens)
+            for number, (slot, result) in wave.items():
+                fit, whole = task.fits[number], number in trained
+                outcomes[number] = FitOutcome(
+                    fit.id,
+                    result,
+                    tuple(next(said) for _ in fit.exam) if whole else (),
+                    seconds=0.0,  # known in the end
+                    adapter=self._files(task, bank, slot) if whole and fit.keep else {},
+                    recited=recited.get(number, Recited()),
+                    **vars(measured.get(number, Measured())),
+                )
 
         jobs = engine.teach(self.model.hf, [replace(fit.job, below=self._below(fit)) for fit in task.fits])
         plan = self._plan(task, jobs)
@@ -222,21 +209,24 @@ class Worker:
                 train(on_step=long)
         seconds = time.perf_counter() - started + (long.seconds_before if long else 0.0)
         total = sum(fit.job.tokens for fit in task.fits)
-        outcomes = tuple(
-            FitOutcome(
-                fit.id,
-                results[number],
-                completions.get(number, ()),
-                seconds * fit.job.tokens / total,
-                adapters.get(number, {}),
-                tuple(long.looks) if long else (),
-                tuple(long.notes) if long else (),
-                recited=recited.get(number, Recited()),
-                **vars(measured.get(number, Measured())),
-            )
-            for number, fit in enumerate(task.fits)
+        looks, notes = (tuple(long.looks), tuple(long.notes)) if long else ((), ())
+        return TaskResult(
+            task.id,
+            seconds,
+            outcomes=tuple(
+                replace(outcomes[number], seconds=seconds * fit.job.tokens / total, looks=looks, notes=notes)
+                for number, fit in enumerate(task.fits)
+            ),
         )
-        return TaskResult(task.id, seconds, outcomes=outcomes)
+
+    def _files(self, task: FitTask, bank: engine.AdapterBank, slot: int) -> dict[str, bytes]:
+        """An adapter in PEFT's format, without what it stands on."""
+        from selfedit.engine.peft_format import files
+
+        name, held = self.source.name, task.bank.rank - task.lora.rank
+        state = {layer: (a[held:], b[:, held:]) for layer, (a, b) in bank.state(slot).items()}
+        model = name if name in BUNDLED_MODELS else None
+        return files(task.lora, state, base_model=public_name(name), model=model)
 
     def _below(self, fit: Fit) -> dict[str, tuple[Any, Any]] | None:
         """What a fit's adapter stands on: deltas of one shape, as one."""
