@@ -25,7 +25,7 @@ from selfedit.reports.watching import planned_fits
 from selfedit.runs.costs import Spent
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.lock import RunLock
-from selfedit.runs.records import RoundRecord
+from selfedit.runs.summary import RoundSummary
 from selfedit.training.recipes import load_recipe
 from serving import needs_serving
 from tiny_world import SMALL, rows, write_rows
@@ -147,7 +147,7 @@ def test_the_selected_round_is_compared_or_the_last_where_it_is_the_untrained_ed
         done.append(settings)
         with RunDirectory.open(settings.out, {"procedure": method.__name__}) as run:
             for number in (1, 2):
-                run.store.put_round(RoundRecord(number))
+                run.store.put_round(RoundSummary(round=number))
 
     done: list[Any] = []
     monkeypatch.setattr(reproducing, "selected_round", lambda run: selected)
@@ -162,7 +162,7 @@ def test_the_selected_round_is_compared_or_the_last_where_it_is_the_untrained_ed
 def test_what_was_written_is_replayed_and_not_the_first_models_answers(plan: dict[str, Any], tmp_path: Path) -> None:
     def perform(method: Callable[..., Any], settings: Any) -> None:
         with RunDirectory.open(settings.out, {"procedure": method.__name__}) as run:
-            run.store.put_round(RoundRecord(1))
+            run.store.put_round(RoundSummary(round=1))
             run.store.add_documents([Document("d", "Ada", "Ada made a kite.")])
             run.store.add_edits([Edit("d", "api:writer, as written", 0, "Question: Who?\nAnswer: Ada")])
             run.store.add_edits([Edit("d", "api:writer", 0, "Question: Who?\nAnswer: the first model's")])

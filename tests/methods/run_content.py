@@ -19,7 +19,7 @@ def content(out: Path) -> dict[str, Any]:
             "edits": store.edits(),
             "answers": store.scored_answers("lexical"),
             "fits": [replace(fit, seconds=0.0) for fit in store.fits()],
-            "rounds": [without_times(replace(record, seconds=None).__dict__) for record in store.rounds()],
+            "rounds": [without_times(record.model_dump()) for record in store.rounds()],
             "costs": sorted((cost.what, cost.condition, cost.round) for cost in store.costs()),
             "events": store.events(),
         }

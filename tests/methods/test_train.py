@@ -30,10 +30,9 @@ from selfedit.prompts import Prompts
 from selfedit.reports import format, table, watching
 from selfedit.reports.findings import model_row
 from selfedit.reports.records import read_run
-from selfedit.runs.records import RoundRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
-from selfedit.runs.summary import Summary
+from selfedit.runs.summary import RoundSummary, Summary
 from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
 
@@ -453,7 +452,7 @@ def test_a_reward_needs_a_fit_that_succeeded(small_train: dict[str, Any]) -> Non
 def rounds_with(scores: dict[int, dict[str, DocumentScore]]) -> Any:
     """As much of a run as choosing a round looks at."""
     return SimpleNamespace(
-        store=SimpleNamespace(rounds=lambda: [RoundRecord(k) for k in scores if k], costs=list),
+        store=SimpleNamespace(rounds=lambda: [RoundSummary(round=k) for k in scores if k], costs=list),
         grading=SimpleNamespace(
             scores=lambda condition, *, round=None: scores.get(round, {}) if condition == "validation" else scores[0]
         ),

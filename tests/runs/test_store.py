@@ -24,10 +24,10 @@ from selfedit.runs.records import (
     Event,
     FitRecord,
     OwnText,
-    RoundRecord,
     ScoredAnswer,
 )
 from selfedit.runs.store import Store
+from selfedit.runs.summary import RoundSummary
 
 
 def a_fit(document: Document, replicate: int = 0, **changes: object) -> FitRecord:
@@ -259,11 +259,12 @@ def test_curves_come_by_fit(store: Store, documents: tuple[Document, ...]) -> No
 
 
 def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:
-    store.put_round(RoundRecord(1, train_reward=0.25))
-    whole = RoundRecord(1, 0.25, 0.5, 7, "checkpoints/round-01", 12.5, {"ci95": [0.1, 0.4], "no_signal": ["d0"]})
-    store.put_round(whole)
-    store.put_round(RoundRecord(0))
-    assert store.rounds() == [RoundRecord(0), whole]
+    store.put_round(RoundSummary(round=1, train_reward=0.25))
+    figures = {"train_reward": 0.25, "validation_ci95": [0.1, 0.4], "kept_edits": 7, "seconds": 12.5}
+    whole = RoundSummary(round=1, **figures, of_a_later_version=["d0"])
+    store.put_round(whole, "checkpoints/round-01")
+    store.put_round(RoundSummary(round=0))
+    assert store.rounds() == [RoundSummary(round=0), whole]
 
     for _ in range(2):
         store.add_event("cut", "d0", "edit 0 was cut")
@@ -323,9 +324,9 @@ def test_what_users_add_of_their_own_does_not_matter(store: Store) -> None:
         raw.execute("CREATE TABLE notes (note TEXT)")
         raw.execute("ALTER TABLE rounds ADD COLUMN mood TEXT")
     with Store(store.path) as writer:
-        writer.put_round(RoundRecord(1))
+        writer.put_round(RoundSummary(round=1))
     with Store(store.path, readonly=True) as reader:
-        assert reader.rounds() == [RoundRecord(1)]
+        assert reader.rounds() == [RoundSummary(round=1)]
 
 
 def test_without_a_file_there_is_nothing_yet() -> None:

@@ -23,7 +23,7 @@ from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
-from selfedit.methods.policies import is_whole, publish_chain
+from selfedit.methods.policies import delta_name, is_whole, publish_chain
 from selfedit.methods.references import check_references
 from selfedit.methods.rewards import REWARDS, TRAIN
 from selfedit.methods.rounds import PASSAGE, VALIDATION, metrics, round_record, select_round, summarise_training
@@ -103,7 +103,7 @@ def one_round(
     selection = keep(run, settings, training, round, policy)
     train_editor(run, settings, training, selection.kept, round, policy, outer)
     validate(run, settings, validation, round, publish_chain(run, settings.out, range(1, round + 1)))
-    run.store.put_round(round_record(run, training, round, selection, details))
+    run.store.put_round(round_record(run, training, round, selection, details), f"checkpoints/{delta_name(round)}")
     run.store.count_time_for(0)
 
 

@@ -14,14 +14,12 @@ from selfedit.evaluation.statistics import (
     accuracy_interval,
     paired_difference,
 )
-from selfedit.methods.policies import delta_name
 from selfedit.methods.rewards import TRAIN
 from selfedit.methods.run import Run
 from selfedit.methods.selection import Selection
 from selfedit.methods.summarise import accuracy, summarise
 from selfedit.runs.costs import Spent
-from selfedit.runs.records import RoundRecord
-from selfedit.runs.summary import Summary, round_summary
+from selfedit.runs.summary import RoundSummary, Summary
 
 VALIDATION = "validation"
 PASSAGE = "passage"  # the condition of fits without an edit, with which `--baseline passage` compares
@@ -29,27 +27,24 @@ PASSAGE = "passage"  # the condition of fits without an edit, with which `--base
 
 def round_record(
     run: Run, training: Sequence[Document], round: int, selection: Selection, details: dict[str, Any]
-) -> RoundRecord:
+) -> RoundSummary:
     rewarded = accuracy(_rewards(run, training, round)) or {}
     validated = accuracy(run.grading.scores(VALIDATION, round=round)) or {}
     spent = Spent.of(line for line in run.store.costs() if line.round == round)
-    return RoundRecord(
+    return RoundSummary(
         round=round,
         train_reward=rewarded.get("accuracy"),
+        train_reward_ci95=rewarded.get("ci95"),
         validation_accuracy=validated.get("accuracy"),
+        validation_ci95=validated.get("ci95"),
         kept_edits=len(selection.kept),
-        checkpoint=f"checkpoints/{delta_name(round)}",
+        documents_without_signal=len(selection.without_signal),
+        kept_without_signal=selection.kept_without_signal,
         seconds=run.store.wall_seconds(round),
-        details={
-            "train_reward_ci95": rewarded.get("ci95"),
-            "validation_ci95": validated.get("ci95"),
-            "documents_without_signal": len(selection.without_signal),
-            "kept_without_signal": selection.kept_without_signal,
-            "device_seconds": spent.seconds,
-            "usd": spent.usd,
-            **_against_passages(run, round),
-            **details,
-        },
+        device_seconds=spent.seconds,
+        usd=spent.usd,
+        **_against_passages(run, round),
+        **details,
     )
 
 
@@ -72,14 +67,8 @@ def _rewards(run: Run, training: Sequence[Document], round: int) -> dict[str, Do
 
 def metrics(run: Run, round: int) -> dict[str, float]:
     record = next(record for record in run.store.rounds() if record.round == round)
-    values = {
-        "train_reward": record.train_reward,
-        "validation_accuracy": record.validation_accuracy,
-        "kept_edits": record.kept_edits,
-        "seconds": record.seconds,
-        "documents_without_signal": record.details.get("documents_without_signal"),
-    }
-    return {name: float(value) for name, value in values.items() if value is not None}
+    names = ("train_reward", "validation_accuracy", "kept_edits", "seconds", "documents_without_signal")
+    return {name: float(value) for name in names if (value := getattr(record, name)) is not None}
 
 
 def select_round(run: Run, validation: Sequence[Document]) -> int:
@@ -114,7 +103,7 @@ def summarise_training(
         run,
         [*training, *validation],
         ["none"],
-        rounds=tuple(round_summary(record) for record in run.store.rounds()),
+        rounds=tuple(run.store.rounds()),
         selected_round=selected,
         selected_on=selected_on,
         untrained_validation=accuracy(run.grading.scores(VALIDATION, round=0)),

@@ -18,7 +18,7 @@ from selfedit.editors.base import Edit
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import CostRecord, Event, FitRecord, ScoredAnswer
-from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary, empty_summary, round_summary
+from selfedit.runs.summary import ConditionSummary, RoundSummary, Summary, empty_summary
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def read_run(path: Path) -> RunRecords:
             versions=directory.versions,
             summary=summary,
             grader=grader,
-            rounds=rounds or tuple(round_summary(record, store.path) for record in store.rounds()),
+            rounds=rounds or store.rounds(),
             documents=store.documents(),
             splits=store.splits(),
             general_questions=store.general_questions(),

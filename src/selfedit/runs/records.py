@@ -5,8 +5,8 @@ Every name derives from what the thing is, so that a resumed run finds what it h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from selfedit.editors.base import id_part
 from selfedit.evaluation.grade import GradeValue
@@ -112,19 +112,6 @@ class ScoredAnswer:
     value: GradeValue | Literal[""]
     score: float | None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One round of Step B.  `checkpoint` is relative to the run directory; `details` is anything JSON can hold."""
-
-    round: int
-    train_reward: float | None = None
-    validation_accuracy: float | None = None
-    kept_edits: int | None = None
-    checkpoint: str | None = None
-    seconds: float | None = None
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

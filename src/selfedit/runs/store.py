@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfedit.documents.document import Document, Question
 from selfedit.editors.base import AS_WRITTEN, Edit
-from selfedit.errors import UserError
+from selfedit.errors import UserError, checked
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.database import SCHEMA_VERSION, Database
 from selfedit.runs.records import (
@@ -26,14 +26,17 @@ from selfedit.runs.records import (
     Event,
     FitRecord,
     OwnText,
-    RoundRecord,
     ScoredAnswer,
 )
+from selfedit.runs.summary import RoundSummary
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = ["SCHEMA_VERSION", "Store"]
+
+# Of a round; all others of its figures are in `details`.
+_ROUND_COLUMNS = ("round", "train_reward", "validation_accuracy", "kept_edits", "seconds")
 
 
 def _fields(table: str, kind: type[DataclassInstance], *but: str) -> str:
@@ -322,14 +325,23 @@ class Store(Database):
 
     # Rounds, time, costs, events
 
-    def put_round(self, record: RoundRecord) -> None:
-        """Set a round's record, whole; an earlier one of the same round is replaced."""
+    def put_round(self, figures: RoundSummary, checkpoint: str | None = None) -> None:
+        """Set a round's record, whole; an earlier one of the same round is replaced.  `checkpoint` is where its policy
+        lies, relative to the run's directory."""
+        details = figures.model_dump(mode="json", exclude_unset=True)
+        row = {name: details.pop(name, None) for name in _ROUND_COLUMNS}
         with self.transaction():
-            self._write("DELETE FROM rounds WHERE round = ?", (record.round,))
-            self._insert("rounds", vars(record))
+            self._write("DELETE FROM rounds WHERE round = ?", (figures.round,))
+            self._insert("rounds", {**row, "checkpoint": checkpoint, "details": details})
 
-    def rounds(self) -> list[RoundRecord]:
-        return self._records(RoundRecord, f"SELECT {_fields('rounds', RoundRecord)} FROM rounds ORDER BY round")
+    def rounds(self) -> list[RoundSummary]:
+        """The rounds' figures.  UserError for a record that another program has changed."""
+
+        def read(round: int, details: dict[str, Any], **columns: Any) -> RoundSummary:
+            where = f"{self.path}: not the record of round {round}"
+            return checked(RoundSummary, {"round": round, **columns, **details}, where, "run the command again")
+
+        return self._records(read, f"SELECT {', '.join(_ROUND_COLUMNS)}, details FROM rounds ORDER BY round")
 
     def count_time_for(self, round: int) -> None:
         """From here on, time that passes is this round's (0: no round's).

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from selfedit.errors import UserError, checked
 from selfedit.json_file import read_json
 from selfedit.runs.files import write_atomically
-from selfedit.runs.records import RoundRecord
 from selfedit.text import listed
 
 _AGAIN = "run the command again"
@@ -367,12 +366,6 @@ def empty_summary(model: str = "", conditions: Sequence[ConditionSummary] = ()) 
         recipe={},
         conditions=tuple(conditions),
     )
-
-
-def round_summary(record: RoundRecord, where: str | Path = "run.sqlite") -> RoundSummary:
-    """The figures of a round from its record in the store.  UserError for a record that another program has changed."""
-    figures = {name: getattr(record, name) for name in RoundSummary.model_fields if hasattr(record, name)}
-    return checked(RoundSummary, figures | record.details, f"{where}: not the record of round {record.round}", _AGAIN)
 
 
 def write_summary(path: Path, summary: Summary) -> None:
