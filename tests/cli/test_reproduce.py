@@ -18,7 +18,6 @@ from api_server import reply
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.methods import reproduce as reproducing
-from selfedit.methods.plan import Plan, rehearse
 from selfedit.methods.reproduce import Reproduction
 from selfedit.reports.records import read_run
 from selfedit.reports.watching import planned_fits
@@ -238,26 +237,12 @@ def test_the_plans_for_a_laptop_name_settings_and_prices_that_there_are(
     assert plan.training(student, tmp_path).recipe == "seal"
 
 
-def test_before_the_first_run_each_begins_and_has_no_task_done(
-    plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def begun(*given: Any, **how: Any) -> None:
-        plans.append(rehearse(*given, **how))
-
-    plans: list[Plan] = []
-    monkeypatch.setattr(reproducing, "rehearse", begun)
-    reproducing.begin(Reproduction.model_validate(plan))
-    assert [one.documents for one in plans] == [5, 3, 5, 3]
-    assert {(one.fits, one.answers, one.write_tokens, one.calls) for one in plans} == {(0, 0, 0, 0)}
-
-
 def test_mistakes_are_one_line_before_anything_is_done(
     plan: dict[str, Any],
     words: Callable[..., list[str]],
     mistake: Callable[..., str],
     chat_model: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def said(*flags: str, **changes: Any) -> str:
         line = mistake(*words({**plan, **changes}), *flags)
@@ -271,6 +256,7 @@ def test_mistakes_are_one_line_before_anything_is_done(
     last = {"model": chat_model, "name": "b", "compare": {"documents": nowhere}}
     assert "nowhere.jsonl: no such file" in said(models=[chat_model, last])
     assert "no such file" in said(external=f"replay:{nowhere}")
+    assert "--policy-round 2: " in said(compare={**plan["compare"], "policy_round": 2})
     models = [str(tmp_path / "a"), chat_model, str(tmp_path / "b")]
     both = said(models=models, compare={"documents": nowhere})
     assert "a: not a local folder" in both

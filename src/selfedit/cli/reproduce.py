@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Console) -> Any:
     """Performs the runs and writes their table, or plans them; returns what `--json` prints."""
-    from selfedit.methods.reproduce import begin, check, read_plan, rehearsal, reproduce, total
+    from selfedit.methods.reproduce import check, read_plan, rehearsal, reproduce, total
 
     plan = read_plan(Path(arguments.file), workers=arguments.workers, ray=arguments.ray)
     out = Path(arguments.out or Path("runs") / Path(arguments.file).stem)
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Cons
     from selfedit.runs.lock import RunLock
 
     if not out.exists():
-        begin(plan)
+        rehearsal(plan)  # so that what is missing for the last run is known before the first
     begin_privately(out)
     lock = RunLock(out / "lock")
     progress = make_progress()

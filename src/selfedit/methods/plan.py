@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfedit.evaluation.statistics import documents_needed
-from selfedit.methods.rehearsal import Begins, Shape, stand_ins
+from selfedit.methods.rehearsal import Shape, stand_ins
 from selfedit.methods.settings import Settings
 from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
@@ -89,9 +88,8 @@ def plan(method: Callable[..., Any], settings: Settings) -> Plan:
         return rehearse(method, settings, Path(folder) / "run")
 
 
-def rehearse(method: Callable[..., Any], settings: Settings, out: Path, *, begin_only: bool = False) -> Plan:
-    """`plan`, in a directory that stays, for methods that read a run before them.  With `begin_only` it ends before the
-    first task, which is enough to find what a user got wrong, and has counted nothing."""
+def rehearse(method: Callable[..., Any], settings: Settings, out: Path) -> Plan:
+    """`plan`, in a directory that stays, for methods that read a run before them."""
     found = Plan()
     shape = Shape(
         load_outline(settings.model, instruct=settings.instruct, trust_remote_code=settings.trust_remote_code)
@@ -99,8 +97,7 @@ def rehearse(method: Callable[..., Any], settings: Settings, out: Path, *, begin
     # What changes no amount is left out.
     aside = {"out": out, "budget": None, "workers": 0, "ray": None, "track": None}
     rehearsed = settings.model_copy(update={k: v for k, v in aside.items() if k in type(settings).model_fields})
-    with suppress(Begins):
-        method(rehearsed, **stand_ins(settings, shape, found, begin_only=begin_only))
+    method(rehearsed, **stand_ins(settings, shape, found))
     with RunDirectory.read(rehearsed.out) as run:
         documents = run.store.documents()
     found.documents = len(documents)

@@ -48,15 +48,10 @@ _ANSWERS = re.compile(_ANSWER.replace("{}", r"\d+"))
 _EDIT_ID = -1  # the token of an edit's mark; an answer's are below
 
 
-class Begins(Exception):
-    """A method is about to have its first task done."""
-
-
-def stand_ins(settings: Settings, shape: Shape, plan: Plan, *, begin_only: bool = False) -> Parts:
-    """What a method is given for a rehearsal, which is counted in `plan`; with `begin_only` its first task raises
-    `Begins`."""
+def stand_ins(settings: Settings, shape: Shape, plan: Plan) -> Parts:
+    """What a method is given for a rehearsal, which is counted in `plan`."""
     return Parts(
-        pool=_CountingPool(settings, shape, plan, begin_only),
+        pool=_CountingPool(settings, shape, plan),
         reader=lambda model, **how: shape.of(model, **how),
         client=lambda run, model, role: _UnsentClient(run, model, role, plan),
         grader=lambda spec, **judge: make_grader(spec, **judge) if judge else _AllRight(spec),
@@ -99,8 +94,8 @@ class _CountingPool:
     description = "cpu, float32"
     memory = 0
 
-    def __init__(self, settings: Settings, shape: Shape, plan: Plan, begin_only: bool) -> None:
-        self.settings, self.shape, self.plan, self.begin_only = settings, shape, plan, begin_only
+    def __init__(self, settings: Settings, shape: Shape, plan: Plan) -> None:
+        self.settings, self.shape, self.plan = settings, shape, plan
         self.bytes_each = 2 if settings.dtype == "bfloat16" else 4  # of a weight
         self._holds(0)
         self.tokenizer, self.context_length = shape.tokenizer, shape.context_length
@@ -114,8 +109,6 @@ class _CountingPool:
 
     def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
         for task in tasks:
-            if self.begin_only:
-                raise Begins
             yield self._fit(task) if isinstance(task, FitTask) else self._complete(task)
 
     def _holds(self, more: int) -> None:

@@ -153,20 +153,6 @@ def _find_models(plan: Reproduction) -> None:
         raise UserError(f"{missing[first]}" + (f"; nor are these at hand: {', '.join(others)}" if others else ""))
 
 
-def begin(plan: Reproduction) -> None:
-    """Lets each run begin, and no more, so that what is missing for the last one is known before the first.  Errors:
-    UserError, as the runs would give."""
-    _find_models(plan)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, student in enumerate(plan.models):
-            out = Path(folder) / str(number)
-            training = plan.training(student, out / "train")
-            comparison = plan.comparison(student, out / "compare", plan.external, training.out)
-            rehearse(train, training, training.out, begin_only=True)
-            untrained = comparison.model_copy(update={"policy": None, "policy_round": None})
-            rehearse(compare, untrained, comparison.out, begin_only=True)
-
-
 def rehearsal(plan: Reproduction) -> dict[str, Plan]:
     """The plan of each run, by `FOLDER/train` and `FOLDER/compare`.  Errors: UserError, as the runs would give."""
     _find_models(plan)
