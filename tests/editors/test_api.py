@@ -30,7 +30,7 @@ def test_replies_come_in_order_with_their_tokens(server: FakeServer) -> None:
     seen: dict[int, ApiResult] = {}
     results = client(server).complete([chat(f"q{i}") for i in range(20)], on_result=seen.__setitem__)
     assert [result.text for result in results] == [f"reply to q{i}" for i in range(20)]
-    assert results[0] == ApiResult("reply to q0", "stop", 10, 5, 2, paid=True)
+    assert results[0] == ApiResult("reply to q0", "stop", 10, 5, paid=True)
     assert [seen[i] for i in range(20)] == results
     assert len(server.completions) == 20
     assert not results[0].truncated
@@ -109,11 +109,11 @@ def test_nothing_is_asked_twice(server: FakeServer) -> None:
     requests = [chat("a"), chat("b"), chat("a"), chat("a", sample=1)]
     first = client(server, store=cache).complete(requests)
     assert len(server.completions) == 3
-    assert first[2] == dataclasses.replace(first[0], cached=True, paid=False, usd=0.0), "paid for once"
+    assert first[2] == dataclasses.replace(first[0], paid=False, usd=0.0), "paid for once"
     again = client(server, store=cache).complete(requests)
     assert len(server.completions) == 3
     assert [result.text for result in again] == [result.text for result in first]
-    assert all(result.cached and not result.paid for result in again)
+    assert not any(result.paid for result in again)
 
 
 def test_cached_replies_need_no_server(server: FakeServer) -> None:
@@ -230,7 +230,7 @@ def test_replies_without_a_text_are_errors(server: FakeServer, fault: Fault, rea
 def test_passing_faults_are_retried(server: FakeServer, fault: Fault) -> None:
     server.faults.extend([fault, fault])
     (result,) = client(server).complete([chat("a")])
-    assert result == ApiResult("reply to a", "stop", 10, 5, 2, paid=True)
+    assert result == ApiResult("reply to a", "stop", 10, 5, paid=True)
     assert len(server.completions) == 3
 
 

@@ -41,7 +41,7 @@ def test_a_batch_is_uploaded_polled_and_fetched(server: FakeServer) -> None:
     )
     requests = asked("abc", max_tokens=9, seed=2)
     results = asker.complete(requests, on_result=seen.__setitem__)
-    assert results == [ApiResult(f"reply to {text}", "stop", 10, 5, 2, batch=True, paid=True) for text in "abc"]
+    assert results == [ApiResult(f"reply to {text}", "stop", 10, 5, paid=True) for text in "abc"]
     assert [seen[index] for index in range(3)] == results
     (items,) = server.uploads
     assert [item["custom_id"] for item in items] == [asker.key(request) for request in requests]
@@ -57,10 +57,7 @@ def test_batched_replies_are_kept_for_live_calls_too(server: FakeServer) -> None
     cache = MemoryStore()
     client(server, cache).complete(asked("ab"))
     results = make_client(server.url, store=cache).complete(asked("ab"))
-    assert [(result.text, result.cached, result.batch) for result in results] == [
-        ("reply to a", True, True),
-        ("reply to b", True, True),
-    ]
+    assert [(result.text, result.paid) for result in results] == [("reply to a", False), ("reply to b", False)]
     assert server.completions == []
 
 
@@ -209,9 +206,9 @@ def test_the_store_of_a_run_outlives_a_restart(server: FakeServer, tmp_path: Pat
         again = client(server, store)
         results = again.complete(asked("aé"))
         store.close()
-        assert [(result.text, result.cached) for result in results] == [
-            ("reply to a", asked_before),
-            ("reply to é", asked_before),
+        assert [(result.text, result.paid) for result in results] == [
+            ("reply to a", not asked_before),
+            ("reply to é", not asked_before),
         ]
     assert len(server.uploads) == 1
 

@@ -60,7 +60,7 @@ def test_chat(served: Served) -> None:
     assert whole.input_tokens == cut.input_tokens > 10
     assert whole.paid
     assert len(cache.replies) == 2
-    assert asker.complete([hello(3)])[0].cached
+    assert not asker.complete([hello(3)])[0].paid
 
 
 def test_plain_completions(served: Served) -> None:

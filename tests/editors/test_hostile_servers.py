@@ -207,9 +207,9 @@ def test_a_reply_of_another_form_is_failed_booked_and_never_taken_for_good(
         assert budget.spent == result.usd
         again = client(server, **settings)
         (fresh,) = again.complete([chat("a", max_tokens=10)])
-        assert (fresh.text, fresh.cached) == ("reply to a", False), "the next attempt asks for a fresh sample"
+        assert (fresh.text, fresh.paid) == ("reply to a", True), "the next attempt asks for a fresh sample"
         (kept,) = again.complete([chat("a", max_tokens=10)])
-        assert (kept.text, kept.cached) == ("reply to a", True)
+        assert (kept.text, kept.paid) == ("reply to a", False)
 
 
 def test_half_a_character_is_replaced(server: FakeServer) -> None:

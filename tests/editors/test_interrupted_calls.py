@@ -66,7 +66,7 @@ def test_replies_that_come_at_the_last_moment_are_kept_and_booked(server: FakeSe
             asker.complete([chat(text) for text in "abc"], stop)
         assert booked(store) == [5.0] * 3
         results = asker.complete([chat(text) for text in "abc"], lambda _, result: book(store, result))
-        assert [(result.cached, result.paid) for result in results] == [(True, False)] * 3
+        assert [(result.error, result.paid) for result in results] == [(None, False)] * 3
         assert booked(store) == [5.0] * 3
     assert len(server.completions) == 3
 
@@ -117,7 +117,7 @@ def test_an_interruption_at_any_moment_of_keeping_a_reply_books_it_once(
             asker.complete([chat("a")], lambda _, result: book(store, result))
         assert booked(store) == [5.0]
         (result,) = asker.complete([chat("a")], lambda _, result: book(store, result))
-        assert result.cached
+        assert not result.paid
         assert booked(store) == [5.0]
 
 

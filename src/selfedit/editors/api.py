@@ -115,11 +115,10 @@ class ApiClient:
         """Answers requests; one result each, in order.  `on_result(index, result)` is called as each becomes known, in
         the transaction that keeps its reply.
 
-        Requests that are the same (with the same `sample`) are sent once, and paid for once: the others' results are
-        `cached`.  An earlier reply that `accept` does not take (by default, one with an error) is replaced by a fresh
-        sample.  Errors: UserError where no request can succeed (no server, no such model, refused key, no batches) and
-        BudgetReached; what has come back by then is kept, and at a KeyboardInterrupt also what comes within half a
-        second.
+        Requests that are the same (with the same `sample`) are sent once, and `paid` for once.  An earlier reply that
+        `accept` does not take (by default, one with an error) is replaced by a fresh sample.  Errors: UserError where
+        no request can succeed (no server, no such model, refused key, no batches) and BudgetReached; what has come back
+        by then is kept, and at a KeyboardInterrupt also what comes within half a second.
         """
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
@@ -139,7 +138,7 @@ class ApiClient:
                 if on_result is not None:
                     on_result(index, result)
                 if result.paid:
-                    result = replace(result, cached=True, paid=False, usd=0.0)
+                    result = replace(result, paid=False, usd=0.0)
 
         for key, result in known.items():
             deliver(key, result)
@@ -192,7 +191,7 @@ class ApiClient:
     def settle(self, key: str, request: ApiRequest, reply: Mapping[str, Any], deliver: Deliver, *, batch: bool) -> None:
         """Keeps a reply's body and what `deliver` makes of it, in one transaction, and counts its cost."""
         stored = {"body": dict(reply), "batch": batch, "without": sorted(self.refused)}
-        result = self._result(stored, cached=False)
+        result = read_completion(reply, self.endpoint.kind, self.address.clean)
         usd = None
         if self.price is not None:
             known = result.input_tokens or result.output_tokens
@@ -294,14 +293,10 @@ class ApiClient:
             stored = self.store.get(key)
             if stored is None:
                 return key, request, None
-            result = self._result(stored, cached=True)
+            result = read_completion(stored["body"], self.endpoint.kind, self.address.clean)
             if accept(result):
-                return key, request, result
+                return key, request, replace(result, usd=0.0)
             request = replace(request, attempt=request.attempt + 1)
-
-    def _result(self, stored: Mapping[str, Any], *, cached: bool) -> ApiResult:
-        result = read_completion(stored["body"], self.endpoint.kind, self.address.clean)
-        return replace(result, cached=cached, batch=stored["batch"], usd=0.0 if cached else None)
 
     def _run_live(self, pending: Mapping[str, ApiRequest], deliver: Deliver) -> None:
         waiting = deque(pending.items())

@@ -79,7 +79,7 @@ class BatchRun:
             for key in [key for key in self.left if tries[key] >= _TRIES]:
                 del self.left[key]
                 error = f"{reasons[key]}, tried in {tries[key]} batches"
-                self.deliver(key, ApiResult(error=error, batch=True, usd=0.0))
+                self.deliver(key, ApiResult(error=error, usd=0.0))
 
     def _under_way(self) -> dict[str, list[str]]:
         """The batches that requests are in already: the keys by the batch's id."""
@@ -219,7 +219,7 @@ class BatchRun:
             with client.store.transaction():
                 client.store.put_batch(key, batch_id, "done")
                 if isinstance(reply, Refused):
-                    self.deliver(key, ApiResult(error=reasons[key], batch=True, usd=0.0))
+                    self.deliver(key, ApiResult(error=reasons[key], usd=0.0))
                 else:
                     client.settle(key, self.left[key], reply, self.deliver, batch=True)
             del self.left[key]

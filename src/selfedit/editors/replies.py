@@ -46,20 +46,17 @@ class ApiRequest:
 class ApiResult:
     """What became of a request.  `error` says in words why there is no text; it is None where there is one.
 
-    `output_tokens` counts `reasoning_tokens` too; tokens are 0 where the server does not say, and where a call failed.
-    `cached`: nothing was sent, the reply is an earlier one.  `batch`: it was answered at the price of a batch. `paid`:
-    a reply came now and is to be booked, whether it can be used or not.  `usd` is its price: None where no price is
-    known, and the most that it can have cost where the server does not say its tokens.
+    `output_tokens` counts those of reasoning too; tokens are 0 where the server does not say, and where a call failed.
+    `paid`: a reply came now and is to be booked, whether it can be used or not; else nothing was sent and it is an
+    earlier one, or none came.  `usd` is its price: None where no price is known, and the most that it can have cost
+    where the server does not say its tokens.
     """
 
     text: str = ""
     finish_reason: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
-    reasoning_tokens: int = 0
     error: str | None = None
-    cached: bool = False
-    batch: bool = False
     paid: bool = False
     usd: float | None = None
 
@@ -112,7 +109,6 @@ class Completion(BaseModel):
     finish_reason: str | None = _at("choices", 0, "finish_reason")
     input_tokens: Tokens | None = _at("usage", "prompt_tokens")
     output_tokens: Tokens | None = _at("usage", "completion_tokens")
-    reasoning_tokens: Tokens | None = _at("usage", "completion_tokens_details", "reasoning_tokens")
 
 
 class File(BaseModel):
@@ -184,6 +180,5 @@ def read_completion(reply: Mapping[str, Any], kind: str, clean: Callable[[str], 
         finish_reason=finish_reason,
         input_tokens=(told and completion.input_tokens) or 0,
         output_tokens=(told and completion.output_tokens) or 0,
-        reasoning_tokens=(told and completion.reasoning_tokens) or 0,
         error=error,
     )
