@@ -1,7 +1,7 @@
 """The lock of a run directory: one process at a time writes a run.
 
 The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing to clean up; the file
-itself stays.
+itself stays.  A forked worker that outlives its killed parent does not hold it (filelock sees to that).
 """
 
 from __future__ import annotations
@@ -11,21 +11,10 @@ import os
 import socket
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from selfedit.errors import UserError
 from selfedit.runs.files import disk_errors
-
-# Descriptors of the locks that this process holds.
-_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    # A forked worker that outlives its killed parent would otherwise keep the run locked.
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class RunLock:
@@ -35,37 +24,20 @@ class RunLock:
         self.path = Path(path)
         if self.path.is_symlink():
             raise UserError(f"{self.path}: is a link, and what it leads to would be overwritten; remove it")
-        with disk_errors(self.path):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.fchmod(descriptor, 0o600)  # whatever the umask
+        self._lock = FileLock(self.path, mode=0o600, blocking=False, thread_local=False, preserve_lock_file=True)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 300, 0).decode("utf-8", "replace").strip() or "another process"
-            os.close(descriptor)
+            with disk_errors(self.path):
+                self._lock.acquire()
+                self.path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        except Timeout:
+            holder = self.path.read_text(errors="replace")[:300].strip() or "another process"
             raise UserError(
                 f"{self.path.parent}: in use by {holder}; wait until it ends, or name another run directory"
             ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        _held.add(descriptor)
-        self._descriptor = descriptor
-        try:
-            with disk_errors(self.path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except BaseException:
-            self.release()
-            raise
 
     def release(self) -> None:
         """Let others in.  Releasing twice does nothing."""
-        if self._descriptor in _held:
-            _held.remove(self._descriptor)
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._lock.release()
 
 
 def is_held(path: str | Path) -> bool:
