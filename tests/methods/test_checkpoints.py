@@ -114,8 +114,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
         Store(settings.out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
     ):
         assert mine_.scored_answers("lexical") == theirs.scored_answers("lexical") != []
-        for fit in theirs.fits():
-            assert mine_.curve(fit.id) == theirs.curve(fit.id)
+        assert mine_.curves() == theirs.curves()
 
 
 def test_a_resumed_fit_goes_on_where_it_was(settings: LearnSettings, expected: dict[str, bytes]) -> None:
@@ -227,7 +226,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
             answers = store.scored_answers("lexical", condition=f"passage after {look.step} of 16 steps")
             assert len(answers) == 8
             assert look.accuracy == pytest.approx(sum(a.score or 0.0 for a in answers) / 8)
-        curve = store.curve("0||passage|0")
+        curve = store.curves()["0||passage|0"]
         (fit,) = store.fits(condition="passage")
     assert [step for step, _ in curve] == list(range(1, 17))
     assert sum(loss for _, loss in curve[-4:]) / 4 == pytest.approx(fit.last_loss)

@@ -303,7 +303,7 @@ def test_the_mean_loss_of_all_adapters_is_tracked(
     ]
     assert logged[-1][2] == found.summary.conditions[1].accuracy
     with Store(asked.out / "run.sqlite", readonly=True) as store:
-        ends = [store.curve(fit.id)[-1][1] for fit in store.fits(condition="passage") if fit.steps]
+        ends = [store.curves()[fit.id][-1][1] for fit in store.fits(condition="passage") if fit.steps]
     assert logged[-2][2] == pytest.approx(sum(ends) / 6)
 
     # Where some is learned once more, the end is after that.

@@ -255,7 +255,6 @@ def test_curves_come_by_fit(store: Store, documents: tuple[Document, ...]) -> No
     store.record_fits([a_fit(documents[0]), a_fit(documents[1])])
     store.add_curve(a_fit(documents[1]).id, [(1, 3.5), (2, 1.25)])
     assert store.curves() == {a_fit(documents[1]).id: [(1, 3.5), (2, 1.25)]}
-    assert store.curve(a_fit(documents[0]).id) == []
 
 
 def test_rounds_events_and_api_answers_round_trip(store: Store) -> None:

@@ -360,31 +360,28 @@ def _doctor(arguments: argparse.Namespace) -> Any:
     return found
 
 
+def _method(help: str, kind: str, name: str) -> Command:
+    """A command that is a method with its settings."""
+    return Command(help, _method_flags(kind), lambda arguments: run_method(arguments, _settings(arguments, kind), name))
+
+
 COMMANDS = {
     "compare": Command(
         "compare who should write the notes: the model, an API, a file, nobody",
         _method_flags("CompareSettings", repeated="model"),
         _compare,
     ),
-    "sweep": Command(
-        "try recipes and choose the one that teaches most and harms least",
-        _method_flags("SweepSettings"),
-        lambda arguments: run_method(arguments, _settings(arguments, "SweepSettings"), "sweep.sweep"),
+    "sweep": _method(
+        "try recipes and choose the one that teaches most and harms least", "SweepSettings", "sweep.sweep"
     ),
     "learn": Command(
         "teach a model a set of documents", _method_flags("LearnSettings", positional="documents"), _learn
     ),
     "ask": Command("ask learned adapters, once or in a chat", ask_flags, ask),
     "serve": Command("serve what was learned, as an OpenAI-compatible API", serve_flags, serve),
-    "train": Command(
-        "train the model to write better notes (ReST-EM)",
-        _method_flags("TrainSettings"),
-        lambda arguments: run_method(arguments, _settings(arguments, "TrainSettings"), "restem.train"),
-    ),
-    "continual": Command(
-        "learn documents one after another and see what is forgotten",
-        _method_flags("ContinualSettings"),
-        lambda arguments: run_method(arguments, _settings(arguments, "ContinualSettings"), "continual.continual"),
+    "train": _method("train the model to write better notes (ReST-EM)", "TrainSettings", "restem.train"),
+    "continual": _method(
+        "learn documents one after another and see what is forgotten", "ContinualSettings", "continual.continual"
     ),
     "reproduce": Command(
         "make the runs of a plan, for several models and editors, and the table of their results",

@@ -123,13 +123,12 @@ class _CountingPool:
         plan.judge_tokens += task.tokens * (kind in ("judge", "ratings"))
         passed = sum(len(request.prompt) + request.max_new_tokens for request in task.requests)
         # A judge reads what is not written yet.
-        most = {"judge": _most_bytes(settings.max_answer_tokens), "ratings": _most_bytes(settings.max_edit_tokens)}
-        likely = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}
+        unread = {"judge": settings.max_answer_tokens, "ratings": settings.max_edit_tokens}.get(kind, 0)
         shape = self.shape.of(task.model) if task.model else self.shape
         if task.model:  # it is gone when adapters come
             self._holds(shape.weights * self.bytes_each)
-        plan.flops += 2 * shape.weights * (passed + number * most.get(kind, 0))
-        plan.flops_likely += 2 * shape.weights * (passed + number * likely.get(kind, 0))
+        plan.flops += 2 * shape.weights * (passed + number * _most_bytes(unread))
+        plan.flops_likely += 2 * shape.weights * (passed + number * unread)
         if kind == "texts":
             blank = tuple(Completion((0,) * request.max_new_tokens, False) for request in task.requests)
             return TaskResult(task.id, 0.0, completions=blank)

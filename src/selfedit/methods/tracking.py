@@ -56,8 +56,9 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
     assert isinstance(run.settings, LearnSettings)
     tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
     losses: dict[int, list[float]] = {}
+    curves = run.store.curves()
     for fit in run.store.fits(condition=condition):
-        for step, loss in run.store.curve(fit.id):
+        for step, loss in curves.get(fit.id, ()):
             losses.setdefault(step, []).append(loss)
     for step, some in sorted(losses.items()):
         tracker.log({"loss": fmean(some)}, step=step)

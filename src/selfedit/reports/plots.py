@@ -97,29 +97,17 @@ def charts(run: RunRecords) -> dict[str, Chart]:
     rounds, summary, model = findings.rounds(run), run.figures, format.clean(run.model)
     rewards = [(entry.round, entry.train_reward, entry.train_reward_ci95) for entry in rounds]
     validation = [(entry.round, entry.validation_accuracy, entry.validation_ci95) for entry in rounds]
-    drawn = {
-        "frontier": (frontier(summary), f"Learned and forgotten: {model}", "What each recipe learned and forgot"),
-        "chart": (
-            comparison(findings.compared(run)),
-            f"What was learned: {model}",
-            "Accuracy of each condition, with 95 % intervals",
-        ),
-        "reward": (
-            line(rewards, "round", "mean reward, %"),
-            "Reward by round (training documents)",
-            "Reward by round",
-        ),
-        "validation": (
-            line(validation, "round", "accuracy, %", summary.selected_round),
-            "Validation by round",
-            "Validation by round",
-        ),
-    }
-    found = {
-        name: Chart(figure, title, f"{label}; the same figures are in the table")
-        for name, (figure, title, label) in drawn.items()
-        if figure is not None
-    }
+    compared, rewarded = comparison(findings.compared(run)), line(rewards, "round", "mean reward, %")
+    validated = line(validation, "round", "accuracy, %", summary.selected_round)
+    found = {}
+    for name, figure, title, label in (
+        ("frontier", frontier(summary), f"Learned and forgotten: {model}", "What each recipe learned and forgot"),
+        ("chart", compared, f"What was learned: {model}", "Accuracy of each condition, with 95 % intervals"),
+        ("reward", rewarded, "Reward by round (training documents)", "Reward by round"),
+        ("validation", validated, "Validation by round", "Validation by round"),
+    ):
+        if figure is not None:
+            found[name] = Chart(figure, title, f"{label}; the same figures are in the table")
     for signal in findings.signals(run):
         title = f"Round {signal.round}: {signal.without_signal} of {len(signal.documents)} documents without signal"
         label = f"Rewards of each document's edits in round {signal.round}"

@@ -219,10 +219,6 @@ class Store(Database):
         )
         return {fit: [(int(step), float(loss)) for step, loss in json.loads(points)] for fit, points in rows}
 
-    def curve(self, fit_id: str) -> list[tuple[int, float]]:
-        """A fit's losses, (step, loss); empty where none were kept."""
-        return self.curves().get(fit_id, [])
-
     def fit_ids(self) -> set[str]:
         """The ids of all fits that are done or have failed: either way they are not to be done again."""
         return {id for (id,) in self._rows("SELECT id FROM fits")}
