@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from selfedit.runs.directory import installed
 
 PACKAGES = ("selfedit", "torch", "transformers", "safetensors", "ray", "peft")
 
@@ -23,7 +24,7 @@ def examine() -> dict[str, Any]:
         assert kind is not None
         devices = [*(torch.device(kind.type, k) for k in range(torch.accelerator.device_count())), *devices]
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
         "devices": [_device(device) for device in devices],
         "models": _models(),
         "disk": _disk(),
@@ -40,13 +41,6 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"model     {name}: {state}" for name, state in found["models"].items()]
     lines += [f"disk      {place}: {free} GB free" for place, free in found["disk"].items()]
     return "\n".join([*lines, f"ray       {found['ray']}", "the engine's own test: python -m selfedit.engine.selftest"])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _device(device: Any) -> dict[str, Any]:
@@ -84,7 +78,7 @@ def _models() -> dict[str, str]:
     def state(name: str) -> str:
         if (converted_folder(name) / "config.json").exists():
             return "ready"
-        missing = [package for package in MODELS[name].packages if _version(package) is None]
+        missing = [package for package in MODELS[name].packages if installed(package) is None]
         return "not installed (make models)" if missing else "installed, converted when it is first used"
 
     return {name: state(name) for name in MODELS}

@@ -18,10 +18,10 @@ from selfedit.execution.pool import InProcess
 from selfedit.execution.worker import ModelSource
 from selfedit.methods.ask import Asker
 from selfedit.methods.learn import learn
+from selfedit.methods.policies import write_adapter
 from selfedit.methods.settings import LearnSettings, make_settings
 from selfedit.methods.small_models import default_editor
 from selfedit.models import Model
-from selfedit.runs.files import directory_atomically
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ class Adapted:
 
     def save(self, path: str | Path) -> Path:
         """Writes the adapter in PEFT's format (`peft.PeftModel.from_pretrained` loads it)."""
-        with directory_atomically(path) as scratch:
-            for name, content in self.files.items():
-                (scratch / name).write_bytes(content)
+        write_adapter(Path(path), self.files)
         return Path(path)
 
     def ask(self, question: str, *, max_tokens: int = 128) -> str:

@@ -171,13 +171,15 @@ class RunDirectory:
 
 def library_versions() -> dict[str, str]:
     """The versions of Python and of the libraries that decide results, without importing them."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return {"python": platform.python_version()} | {name: installed(name) or "absent" for name in LIBRARIES}
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _refuse_foreign(path: Path) -> None:
