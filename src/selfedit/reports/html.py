@@ -38,7 +38,6 @@ CURVES_SHOWN = 6
 def render_run(run: RunRecords) -> str:
     summary = run.figures
     found = findings.compared(run)
-    rounds = findings.rounds(run)
     signals = findings.signals(run)
     names, general = findings.general(run)
     template = _environment().get_template("run.html.jinja")
@@ -50,20 +49,10 @@ def render_run(run: RunRecords) -> str:
         headline=_headline(found, summary),
         missing=findings.missing(run),
         compared=_compared(found, summary),
-        rounds=rounds,
+        rounds=findings.rounds(run),
         charts=_charts(run),
         curves=len(run.curves),
-        tables={
-            "sweep": table.sweep(summary.sweep),
-            "differences": table.differences(summary.differences),
-            "rounds": table.rounds(rounds, summary.selected_round, summary.selected_on),
-            "notes": notes.table(run),
-            "steps": table.steps(summary.steps),
-            "retention": table.retention(summary.retention),
-            "forgetting": table.forgetting(summary.forgetting),
-            "neighbours": table.neighbours(summary.neighbours),
-            "api": table.api_estimates(run),
-        },
+        tables=table.tables(run) | {"notes": notes.table(run), "api": table.api_estimates(run)},
         signals=signals,
         examples=findings.best_and_worst(signals, EXAMPLES),
         general_names=names,

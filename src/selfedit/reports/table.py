@@ -398,6 +398,20 @@ def _gain(found: DifferenceSummary | None) -> str:
     return told + (f"\n({format.points_interval(found.ci95)})" if found and found.ci95 else "")
 
 
+def tables(run: RunRecords) -> dict[str, Figures]:
+    """The tables that console and page share, in their order; those without rows have nothing to show."""
+    summary = run.figures
+    return {
+        "differences": differences(summary.differences),
+        "rounds": rounds(findings.rounds(run), summary.selected_round, summary.selected_on),
+        "sweep": sweep(summary.sweep),
+        "steps": steps(summary.steps),
+        "retention": retention(summary.retention),
+        "forgetting": forgetting(summary.forgetting),
+        "neighbours": neighbours(summary.neighbours),
+    }
+
+
 def summary_view(run: RunRecords) -> Group:
     """Everything that `print_summary` prints of one run, from its summary or from as far as it got."""
     summary = run.figures
@@ -408,20 +422,13 @@ def summary_view(run: RunRecords) -> Group:
         # The conditions of a sweep have a recipe each.
         parts.append(comparison(found, summary.differences, None if summary.sweep else summary.recipe, run.grader))
     parts += [Text(one_line(note), style="dim") for note in summary.exam_notes]
-    if summary.differences:
-        parts += [Text(), differences(summary.differences)]
-    if run.rounds:
-        parts += [Text(), rounds(findings.rounds(run), summary.selected_round, summary.selected_on)]
-    if summary.sweep:
-        parts += [Text(), sweep(summary.sweep), Text(one_line(summary.choice))]
-    if summary.steps:
-        parts += [Text(), steps(summary.steps)]
-    if summary.retention:
-        parts += [Text(), retention(summary.retention), *map(matrix, summary.retention)]
-    if summary.forgetting:
-        parts += [Text(), forgetting(summary.forgetting)]
-    if summary.neighbours:
-        parts += [Text(), neighbours(summary.neighbours)]
+    behind: dict[str, list[RenderableType]] = {
+        "sweep": [Text(one_line(summary.choice))],
+        "retention": [*map(matrix, summary.retention)],
+    }
+    for name, shown in tables(run).items():
+        if shown.rows:
+            parts += [Text(), shown, *behind.get(name, ())]
     events = summary.events or Counter(event.kind for event in run.events)
     if events:
         told = ", ".join(f"{format.clean(kind)} {number:,}" for kind, number in sorted(events.items()))
