@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.resources import as_file, files
+from operator import itemgetter
 from pathlib import Path
 
 from selfedit.documents import hub
@@ -115,15 +116,12 @@ def load_documents(
 
 def _sample(stream: Iterator[Document], limit: int, seed: int) -> list[Document]:
     """The `limit` documents with the smallest hashes, in stream order (bottom-k sampling)."""
-    heap: list[tuple[int, int, Document]] = []  # (-hash, position, document): the largest hash is on top
-    for position, document in enumerate(stream):
-        digest = blake2b(f"{seed}:{document.id}".encode(), digest_size=8).digest()
-        entry = (-int.from_bytes(digest), -position, document)
-        if len(heap) < limit:
-            heapq.heappush(heap, entry)
-        elif entry > heap[0]:
-            heapq.heapreplace(heap, entry)
-    return [document for _, _, document in sorted(heap, key=lambda entry: -entry[1])]
+
+    def hashed(numbered: tuple[int, Document]) -> bytes:
+        return blake2b(f"{seed}:{numbered[1].id}".encode(), digest_size=8).digest()
+
+    chosen = heapq.nsmallest(limit, enumerate(stream), key=hashed)
+    return [document for _, document in sorted(chosen, key=itemgetter(0))]
 
 
 def _unique(located: Iterable[tuple[str, Document]]) -> Iterator[Document]:
