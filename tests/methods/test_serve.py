@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from openai import APITimeoutError, BadRequestError, NotFoundError, OpenAI
+from openai import APIError, APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from selfedit.cli.main import main
 from selfedit.errors import UserError
@@ -128,6 +130,7 @@ def test_errors_have_openais_form(client: OpenAI) -> None:
     for more, line in (
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, r"0.type: Input should be 'text'"),
         ({"n": 2}, "n: Input should be 1"),
         ({"max_tokens": 1024}, "the model reads 1024 tokens at once; ask for fewer"),
     ):
@@ -188,9 +191,8 @@ def served(asker: WordyAsker, port: int) -> Iterator[str]:
     from selfedit.methods.chat_api import make_app
 
     with ThreadPoolExecutor(1) as writer:
-        app = make_app(asker, writer)  # type: ignore[arg-type]
+        app = make_app(asker, writer, threading.Event())  # type: ignore[arg-type]
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-        server.config.timeout_graceful_shutdown = 1
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -259,6 +261,35 @@ def test_what_the_chat_template_refuses_is_the_clients_mistake(free_port: Callab
         pytest.raises(BadRequestError, match="takes no messages of user, user"),
     ):
         speaker(url).create(model="learned", messages=[*user("Hello"), *user("Hello?")], stream=stream)
+
+
+@needs_serving
+def test_a_server_that_is_to_end_does_not_wait_for_its_answers(
+    routed: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    script = (
+        "import os, sys, time; from pathlib import Path; from selfedit.methods.ask import Asker\n"
+        f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "from selfedit.methods.serve import serve\n"
+        "def reply(self, messages, *, on_text, **_):\n"
+        "    while True:\n"
+        "        on_text('word '); time.sleep(0.01)\n"
+        "Asker.reply = reply\n"
+        f"sys.exit(serve(Path({str(routed)!r}), host='127.0.0.1', port={port}, device='cpu', dtype='float32'))"
+    )
+    with running([sys.executable, "-c", script], port, tmp_path) as url, ThreadPoolExecutor(3) as clients:
+        speak = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120).chat.completions
+        waiting = [clients.submit(speak.create, model="base", messages=user("Hello")) for _ in range(2)]
+        stream = speak.create(model="base", messages=user("Hello"), stream=True)
+        time.sleep(2)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGINT)
+        for one in waiting:
+            with pytest.raises(InternalServerError, match="the server is ending"):
+                one.result()
+        with pytest.raises(APIError, match="the server is ending"):
+            list(stream)
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(routed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 `/v1/models`, `/v1/chat/completions` and `/health`.  One answer is written at a time, in a thread of its own and in the
 order in which they were asked for; the server itself never waits for it.  An answer ends early, or is never begun, once
-its client is gone.
+its client is gone or the server is to end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -28,10 +28,9 @@ from selfedit.methods.adapters import LEARNED
 from selfedit.methods.ask import BASE, Asker, Reply
 
 _ENDS = {True: "stop", False: "length"}  # why an answer ends, as the API says it
-_GONE = 499  # the client closed the request: nobody reads it, but logs do
 
 Write = Callable[[Callable[[str], None], Event], Reply]
-"""Writes an answer, piece by piece; ConnectionError once the event says that its client is gone."""
+"""Writes an answer, piece by piece; ConnectionError once the event says that its client is gone, or the server ends."""
 
 
 class Part(BaseModel):
@@ -67,14 +66,16 @@ class ChatRequest(BaseModel):
     seed: int | None = None
 
 
-def make_app(asker: Asker, writer: Executor) -> FastAPI:
-    """The API as an ASGI application; `writer`, of one thread, writes the answers."""
+def make_app(asker: Asker, writer: Executor, ending: Event) -> FastAPI:
+    """The API as an ASGI application; `writer`, of one thread, writes the answers, until the server is `ending`."""
     app, names = FastAPI(openapi_url=None), (*asker.names, BASE)
 
     @app.exception_handler(RequestValidationError)
     def _malformed(request: Any, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return JSONResponse(_problem(f"{'.'.join(map(str, first['loc'][1:])) or 'body'}: {first['msg']}"), 400)
+        # Of a field that may be several things, the mistake that lies deepest.
+        found = max(error.errors(), key=lambda one: len(one["loc"]))
+        where = "" if found["type"] == "json_invalid" else ".".join(map(str, found["loc"][1:]))
+        return JSONResponse(_problem(f"{where or 'body'}: {found['msg']}"), 400)
 
     @app.exception_handler(HTTPException)
     def _refused(request: Any, error: HTTPException) -> JSONResponse:
@@ -111,8 +112,8 @@ def make_app(asker: Asker, writer: Executor) -> FastAPI:
 
         def write(on_text: Callable[[str], None], gone: Event) -> Reply:
             def put(piece: str) -> None:
-                if gone.is_set():
-                    raise ConnectionError("the client is gone")
+                if gone.is_set() or ending.is_set():
+                    raise ConnectionError("the server is ending")  # which a client that is gone does not read
                 on_text(piece)
 
             put("")
@@ -129,11 +130,10 @@ def make_app(asker: Asker, writer: Executor) -> FastAPI:
             while not writing.done():
                 await asyncio.wait([writing], timeout=1)
                 if await request.is_disconnected():
-                    return Response(status_code=_GONE)
-        finally:
-            gone.set()
-            writing.cancel()
-        found = await writing
+                    gone.set()
+            found = await writing
+        except ConnectionError as error:
+            raise HTTPException(503, str(error)) from None
         message = {"role": "assistant", "content": found.text}
         choice = {"index": 0, "message": message, "finish_reason": _ENDS[found.finished]}
         return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(found)}

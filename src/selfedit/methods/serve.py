@@ -10,11 +10,11 @@ import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 from selfedit.errors import UserError
 from selfedit.methods.ask import Asker
-
-_LAST_SECONDS = 3  # that answers under way have once the server is to end
 
 
 def serve(
@@ -39,16 +39,23 @@ def serve(
 
     from selfedit.methods.chat_api import make_app
 
+    ending = Event()
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ending.set()  # it waits for its connections, which wait for their answers
+            super().handle_exit(sig, frame)
+
     with (
         Asker(source, model=model, device=device, dtype=dtype, trust_remote_code=trust_remote_code) as asker,
         ThreadPoolExecutor(1) as writer,
     ):
         tell(f"serving {source} as the model '{asker.names[0]}' at http://{host}:{port}/v1; Ctrl-C ends it")
+        app = make_app(asker, writer, ending)
         try:
-            app = make_app(asker, writer)
-            uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_LAST_SECONDS)
+            Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).run()
+        except KeyboardInterrupt:
+            pass
         except SystemExit as end:  # where it cannot listen, which it has said
             return int(end.code or 0)
-        finally:
-            writer.shutdown(cancel_futures=True)
     return 0
