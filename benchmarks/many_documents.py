@@ -11,7 +11,8 @@ knew; with an adapter each they are routed too.  Seconds are device time of fits
 stopped goes on; results.jsonl and results.md have each row.
 
 With --routing alone, no model: where the documents' questions and the built-in general ones are sent, asked under their
-topic as in an exam, and without it as a user asks.
+topic as in an exam, without it as a user asks, and so in a chat: a document's question after the one before it, general
+ones after a question about a document.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfedit.cli.progress import make_progress
-from selfedit.documents import Document, Question, load_documents
+from selfedit.documents import Document, load_documents
 from selfedit.evaluation.general import GENERAL_TITLE, general_questions
 from selfedit.evaluation.search import Search
 from selfedit.execution.pool import InProcess
@@ -57,27 +59,35 @@ COLUMNS = {
 
 def routing(documents: Sequence[Document]) -> list[dict[str, Any]]:
     search = Search(documents)
+    own = [(document, question.question) for document in documents for question in document.questions]
+    general = [question.question for question in general_questions()]
+    after = cycle(question for _, question in own)
+    chat = [(d, q.question, [before.question]) for d in documents for before, q in pairwise(d.questions)]
+    # What is asked about each document, and of none, with what was asked before it.
+    ways: dict[str, tuple[list[tuple[Document, str, list[str]]], list[tuple[str, list[str]]]]] = {
+        "under its topic": (
+            [(document, f"{document.title}\n{question}", []) for document, question in own],
+            [(f"{GENERAL_TITLE}\n{question}", []) for question in general],
+        ),
+        "alone": ([(document, question, []) for document, question in own], [(question, []) for question in general]),
+        "alone, in a chat": (chat, [(question, [before]) for question, before in zip(general, after, strict=False)]),
+    }
     rows = []
-    for topic in (True, False):
-
-        def about(title: str, question: Question, topic: bool = topic) -> str | None:
-            found = search.about(f"{title}\n{question.question}" if topic else question.question)
-            return found and found.id
-
-        sent = [about(document.title, question) for document in documents for question in document.questions]
-        own = [document.id for document in documents for _ in document.questions]
-        general = [about(GENERAL_TITLE, question) for question in general_questions()]
-        right = sum(found == id for found, id in zip(sent, own, strict=True)) / len(own)
-        none = sum(found is None for found in sent) / len(own)
+    for way, (about, others) in ways.items():
+        sent = [(search.about(question, before), document) for document, question, before in about]
+        right = sum(found is document for found, document in sent) / len(sent)
+        none = sum(found is None for found, _ in sent) / len(sent)
         rows.append(
             {
                 "documents": len(documents),
-                "asked": "under its topic" if topic else "alone",
-                "questions": len(own),
+                "asked": way,
+                "questions": len(sent),
                 "own document, %": _percent(right),
                 "another, %": _percent(1 - right - none),
                 "none, %": _percent(none),
-                "general questions to a document, %": _percent(sum(map(bool, general)) / len(general)),
+                "general questions to a document, %": _percent(
+                    sum(search.about(question, before) is not None for question, before in others) / len(others)
+                ),
             }
         )
     return rows

@@ -48,6 +48,43 @@ def test_a_question_is_about_none_where_it_shares_what_all_share(asked: str) -> 
     assert about(TEXTS, asked) is None
 
 
+def test_a_follow_up_is_about_the_document_of_the_talk_with_fewer_words() -> None:
+    search = Search([Document(name, "", text) for name, text in zip("abcd", TEXTS, strict=True)])
+    asked, other = "Where did Bo make the lamp, if not in Lima?", "Was the drum that Cy made in Rome a good one?"
+    follow = "Who has written of Bo's lamp?"
+    assert search.about(follow) is None
+    assert search.about(follow, [asked]) is search.documents[1]
+    assert search.about(follow, [asked, "Thanks!"]) is search.documents[1]
+    assert search.about(follow, [asked, other]) is None, "the talk is about something else by now"
+    assert search.about("Who has written of Cy's drum?", [asked]) is None
+    assert search.about("What is the capital of France?", [asked]) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "document"),
+    [
+        ("谁重建了伊尔莫桥的桥墩？", "bridge"),
+        ("海藻每公斤多少钱？", "kelp"),
+        ("拉斯滕市图书馆的馆长是谁？", "library"),
+        ("中国的首都是哪里？", None),
+        ("太阳系最大的行星是什么？", None),
+    ],
+)
+def test_scripts_without_blanks_are_searched_too(asked: str, document: str | None) -> None:
+    texts = {
+        "bridge": "塔恩河上的伊尔莫桥于三月三日重新开放。工程师奥达·布里克斯用玄武岩重建了桥墩。",
+        "union": "芬内堡的面包师工会在五月投票决定每天早上五点开始工作。会长是玛尔塔·科尔。",
+        "kelp": "科林岛的渔民建起了第一座海藻农场。海藻被卖给一家公司，每公斤六欧元。",
+        "library": "拉斯滕市图书馆取消了逾期罚款。馆长李安娜希望更多孩子回来借书。",
+    }
+    found = Search([Document(id, "", text) for id, text in texts.items()]).about(asked)
+    assert (found and found.id) == document
+
+
+def test_words_are_compared_as_graders_compare_them() -> None:
+    assert about([*TEXTS[:3], "Beyoncé sold 3,000 records in Bonn."], "Did Beyonce sell 3000 records?") == "d"
+
+
 def test_documents_without_words_are_about_nothing() -> None:
     assert about(["", "..."], "Where is Oslo?") is None
 

@@ -1,7 +1,7 @@
 """Which documents a text is about: those that have most words in common with it, by BM25.
 
-Robertson & Zaragoza 2009, as bm25s computes it (Lù 2024, arXiv 2407.03618).  Words are taken as they are, in any
-language that puts something between them.
+Robertson & Zaragoza 2009, as bm25s computes it (Lù 2024, arXiv 2407.03618).  Words are compared as graders compare
+them (`text.tokens`): without accents, `three` as 3, and character by character where a script has no blanks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from selfedit.documents import Document
+from selfedit.evaluation.text import tokens
+
+_IN_A_TALK = 0.7  # of the floor, for the document that a conversation is about
 
 
 class Search:
@@ -28,7 +31,7 @@ class Search:
         """None where there is no word in any document that a question could have in common with it."""
         bm25s = _bm25s()
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it tells, on the terminal, of each index
-        searched = _words([f"{document.title}\n{document.text}" for document in self.documents])
+        searched = [tokens(f"{document.title}\n{document.text}") for document in self.documents]
         if not any(searched):
             return None
         index = bm25s.BM25()
@@ -37,7 +40,7 @@ class Search:
 
     def scores(self, text: str) -> Any:
         """A score for each document, in the documents' order: a NumPy array."""
-        return self._scores(*_words([text]))
+        return self._scores(tokens(text))
 
     def _scores(self, asked: list[str]) -> Any:
         import numpy as np
@@ -52,7 +55,7 @@ class Search:
 
         return [self.documents[k] for k in np.argsort(-self.scores(text), kind="stable")[:count]]
 
-    def about(self, text: str) -> Document | None:
+    def about(self, text: str, before: Sequence[str] = ()) -> Document | None:
         """The document that a text is about: the best, of equal ones the latest in their order, which may contradict an
         earlier one; None where even the best one scores less than the floor.
 
@@ -61,15 +64,23 @@ class Search:
         has once, being of average length, and no other has.  By chance, too, more words of a longer text are in one of
         the documents; words that are everywhere, of which questions are full, score next to nothing.
         docs/routing.md has figures.
+
+        `before` is what was asked before in the same conversation: of the document that the latest of it is about, a
+        part of the floor is enough.
         """
-        (asked,) = _words([text])
+        asked = tokens(text)
         if not asked or self._index is None:
             return None
         scores = self._scores(asked)
         best = len(scores) - 1 - int(scores[::-1].argmax())
         # idf · 1 / (1 + k₁)
         rare_word = math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + self._index.k1)
-        return self.documents[best] if scores[best] >= math.sqrt(len(set(asked))) * rare_word else None
+        share = scores[best] / (math.sqrt(len(set(asked))) * rare_word)
+        found = self.documents[best]
+        if share >= 1:
+            return found
+        talk = next(filter(None, map(self.about, reversed(before))), None)
+        return found if share >= _IN_A_TALK and found is talk else None
 
 
 def _bm25s() -> Any:
@@ -82,7 +93,3 @@ def _bm25s() -> Any:
         finally:
             del sys.modules["jax"]
     return importlib.import_module("bm25s")
-
-
-def _words(texts: list[str]) -> Any:
-    return _bm25s().tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)

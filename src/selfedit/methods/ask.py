@@ -131,9 +131,11 @@ class Asker:
         return self._search is not None
 
     def document(self, messages: Sequence[dict[str, str]]) -> Document | None:
-        """The document whose adapter answers: what the last message is about, by its words.  None: the model as it is
-        answers, as it does where adapters have not learned a document each."""
-        return None if self._search is None else self._search.about(messages[-1]["content"])
+        """The document whose adapter answers: what the last message is about, by its words, the sooner where the user
+        has asked about it before.  None: the model as it is answers, as it does where adapters have not learned a
+        document each."""
+        before = [message["content"] for message in messages[:-1] if message["role"] == "user"]
+        return None if self._search is None else self._search.about(messages[-1]["content"], before)
 
     def _attach(self, folder: Path) -> None:
         """Has the adapter in this folder answer."""
