@@ -88,7 +88,7 @@ def _ordered(weights: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + weights[end:]
 
 
-def load(
+def load_adapter(
     adapter: Path | Mapping[str, bytes], model: PreTrainedModel | None = None
 ) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
     """Reads a LoRA adapter that a bank or PEFT wrote, from a folder or from its files by name; with a `model`, checks
@@ -257,7 +257,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def merge(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale: float = 1.0) -> None:
+def merge_adapter(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale: float = 1.0) -> None:
     """Adds the update of an adapter (a folder, or files by name) to the model's own weights, in place, computed in
     float32.
 
@@ -265,7 +265,7 @@ def merge(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale:
     """
     import torch
 
-    spec, state = load(adapter, model)
+    spec, state = load_adapter(adapter, model)
     with torch.no_grad():
         for name, (a, b) in state.items():
             weight = _weight(model, name)
