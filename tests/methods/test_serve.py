@@ -295,6 +295,8 @@ def test_a_server_that_is_to_end_does_not_wait_for_its_answers(
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(routed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no such folder"):
         serve(routed / "nothing")
+    with pytest.raises(UserError, match="--port 99999: give a number from 0 to 65535"):
+        serve(routed, port=99999)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'selfedit\[serving\]'"):
         serve(routed)

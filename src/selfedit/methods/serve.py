@@ -35,6 +35,8 @@ def serve(
     where fastapi and uvicorn are not installed."""
     if not all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
         raise UserError("a server needs fastapi and uvicorn; run: pip install 'selfedit[serving]'")
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port {port}: give a number from 0 to 65535")
     import uvicorn
 
     from selfedit.methods.chat_api import make_app
