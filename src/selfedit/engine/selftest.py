@@ -39,8 +39,9 @@ State = Mapping[str, tuple[Tensor, Tensor]]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # How far parameters may be apart, in norm: all of them, and those of B alone, which are nothing but what was learned.
 # AdamW makes a whole step out of a gradient that is itself rounding noise, so the second is wider; half of the digits
-# are missing in bfloat16, where the direction of learning is compared.
-TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-3, 0.15), "float16": (5e-3, 0.15)}
+# are missing in bfloat16, where the direction of learning is compared: 0.15 on a processor without bfloat16 arithmetic,
+# while adapters that have nothing to do with each other are 1.4 apart.
+TOLERANCE = {"float32": (1e-5, 1e-3), "bfloat16": (5e-3, 0.3), "float16": (5e-3, 0.15)}
 SPEC = LoraSpec(rank=8, alpha=16)
 
 
