@@ -124,10 +124,10 @@ def test_tasks_and_memory_are_those_that_the_run_began_with(
     forget_fits(settings.out)
 
     class Accelerated(CountingPool):
-        description = "cuda:0, float32"
         memory = 123
 
     again = Accelerated(settings.model)
+    again.description = "cuda:0, float32"
     compare(settings, pool=again)
     assert again.tasks == [task for task in pool.tasks if isinstance(task, FitTask)]
     assert again.tasks[0].memory == resolved(settings)["memory"]
