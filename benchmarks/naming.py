@@ -28,9 +28,9 @@ from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, pooled
 from selfedit.models import Model, load_model
 from selfedit.prompts import Prompts
-from selfedit.training.objectives import question_pairs
+from selfedit.training.objectives import TrainingSequence, question_pairs
 from selfedit.training.recipes import DEFAULT
-from selfedit.training.tokens import TrainingSequence, prompt_of_title, tokenize
+from selfedit.training.tokens import prompt_of_title, tokenize
 
 TIMES, NAMED = 8, 4  # how often a text is learned, and how often its naming
 SENTENCES, QUESTIONS, GENERAL = 6, 4, 24  # named per document, and general prompts with no topic
@@ -63,7 +63,7 @@ def say(model: Model, prompts: Iterable[Sequence[int]], most: int, bank: Adapter
     """What the model, or the bank's one adapter, writes to each prompt, greedily."""
     tokenizer, adapter = model.tokenizer, None if bank is None else 0
     requests = [DecodeRequest(tuple(ids), most, tokenizer.stop_ids, adapter) for ids in prompts]
-    return [tokenizer.decode(one.ids).strip() for one in decode(model.hf, requests, bank=bank)] if requests else []
+    return [tokenizer.decode(one.ids).strip() for one in decode(model.hf, requests, bank=bank)]
 
 
 def right(asked: Sequence[tuple[str, Question]], said: Sequence[str]) -> list[float]:

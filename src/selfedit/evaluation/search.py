@@ -79,8 +79,10 @@ class Search:
         found = self.documents[best]
         if share >= 1:
             return found
+        if share < _IN_A_TALK:
+            return None
         talk = next(filter(None, map(self.about, reversed(before))), None)
-        return found if share >= _IN_A_TALK and found is talk else None
+        return found if found is talk else None
 
 
 def _bm25s() -> Any:
