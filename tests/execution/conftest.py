@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# By default Ray has its workers go last, so beside another busy process they take several times as long.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
 
 @pytest.fixture(scope="session")
 def ray_cluster(free_port: Callable[[], int]) -> Iterator[Any]:

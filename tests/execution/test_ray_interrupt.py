@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from selfedit.cli.main import main
+
 # Long enough that some fits are done and some are not when it is interrupted.
 WORDS = [
     *("compare", "--editor=passage", "--editor=self", "--device=cpu", "--dtype=float32", "--grader=lexical"),
@@ -33,12 +35,15 @@ WORDS = [
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def start(documents: Path, model: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    words = [*WORDS, f"--model={model}", f"--documents={documents}", f"--out={out}", *more]
+def words(documents: Path, model: Path, out: Path) -> list[str]:
+    return [*WORDS, f"--model={model}", f"--documents={documents}", f"--out={out}"]
+
+
+def start(command: list[str], out: Path) -> subprocess.Popen[bytes]:
     with (out.parent / f"{out.name}.log").open("ab") as log:
         # As a terminal does: a process group of its own, which gets the signal as a whole.
         return subprocess.Popen(
-            [sys.executable, "-m", "selfedit", *words],
+            [sys.executable, "-m", "selfedit", *command],
             stdout=log,
             stderr=log,
             env=ALONE,
@@ -71,11 +76,12 @@ def scores(out: Path) -> Any:
     ]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_ctrl_c_ends_workers_and_the_same_command_goes_on(documents: Path, tiny_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    workers = ("--workers=2", "--cpus-per-worker=1")
-    assert start(documents, tiny_folder, tmp_path / "whole").wait(300) == 0
-    run = start(documents, tiny_folder, tmp_path / "run", *workers)
+    assert main(words(documents, tiny_folder, tmp_path / "whole")) == 0
+    command = [*words(documents, tiny_folder, tmp_path / "run"), "--workers=2", "--cpus-per-worker=1"]
+    run = start(command, tmp_path / "run")
     try:
         end = time.monotonic() + 200
         while adapted(tmp_path / "run") < 2:
@@ -96,6 +102,6 @@ def test_ctrl_c_ends_workers_and_the_same_command_goes_on(documents: Path, tiny_
     _, left = psutil.wait_procs(everything, timeout=20)
     assert not left
 
-    assert start(documents, tiny_folder, tmp_path / "run", *workers).wait(300) == 0
+    assert start(command, tmp_path / "run").wait(300) == 0
     assert fits(tmp_path / "run") == fits(tmp_path / "whole")
     assert scores(tmp_path / "run") == scores(tmp_path / "whole")

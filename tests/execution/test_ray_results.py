@@ -8,15 +8,18 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_sharing import long_task
 
 from selfedit.engine import DecodeRequest
+from selfedit.execution import ray_pool
 from selfedit.execution.pool import InProcess
-from selfedit.execution.tasks import CompletionTask
+from selfedit.execution.ray_pool import RayPool
+from selfedit.execution.tasks import CompletionTask, FitTask
 from selfedit.execution.worker import ModelSource
 from selfedit.methods.continual import continual
 from selfedit.methods.restem import train
@@ -24,6 +27,21 @@ from selfedit.methods.settings import ContinualSettings, TrainSettings, make_set
 from selfedit.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def workers(ray_cluster: Any, tiny_folder: Path) -> Iterator[RayPool]:
+    """Three, for all tests here: to start a worker takes longer than what it does."""
+    pool = RayPool(ModelSource(str(tiny_folder), device="cpu", dtype="float32"), workers=3, cpus_per_worker=1)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def pool(workers: RayPool, notes: list[str]) -> RayPool:
+    """The three workers; what their pool notes during a test is in `notes`."""
+    workers.on_note = notes.append
+    return workers
 
 
 @pytest.fixture
@@ -78,24 +96,16 @@ def train_with(documents: Path, tiny_folder: Path, tmp_path: Path) -> Callable[[
 
 
 def test_results_do_not_depend_on_the_workers(
-    train_with: Callable[[str, Any], dict[str, Any]],
-    make_pool: Callable[..., Any],
-    tiny_folder: Path,
-    notes: list[str],
+    train_with: Callable[[str, Any], dict[str, Any]], pool: Any, notes: list[str]
 ) -> None:
-    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
-    expected = train_with("none", InProcess(source))
+    expected = train_with("none", InProcess(pool.source))
     assert len(expected["edits"]) > 16
     assert any(edit.kept for edit in expected["edits"])
     assert len(expected["policies"]) >= 4
 
-    for count in (1, 2):
-        pool = make_pool(source, workers=count)
-        assert train_with(str(count), pool) == expected
-        pool.close()
+    assert train_with("three", pool) == expected
 
-    # Three workers, and every second one of those at work is killed; a task that is done for the third time is spared.
-    pool = make_pool(source, workers=3)
+    # Every second one of those at work is killed; a task that is done for the third time is spared.
     over = threading.Event()
     killed: list[int] = []
     tasks: Counter[str] = Counter()
@@ -104,7 +114,7 @@ def test_results_do_not_depend_on_the_workers(
         while not over.wait(1.0):
             for worker in pool.workers:
                 pid, task = worker.pid, worker.task
-                if task != "-" and pid not in killed and tasks[task] < 2 and len(killed) < 4:
+                if task != "-" and pid not in killed and tasks[task] < 2 and len(killed) < 3:
                     tasks[task] += 1
                     killed.append(pid)
                     os.kill(pid, signal.SIGKILL)
@@ -113,7 +123,7 @@ def test_results_do_not_depend_on_the_workers(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        found = train_with("three", pool)
+        found = train_with("killed", pool)
     finally:
         over.set()
         killer.join()
@@ -123,28 +133,24 @@ def test_results_do_not_depend_on_the_workers(
 
 
 def test_adapters_that_stand_on_others_are_trained_on_any_worker(
-    make_pool: Callable[..., Any], documents: Path, tiny_folder: Path, tmp_path: Path
+    pool: Any, documents: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
     small = {"max_answer_tokens": 4, "general_questions": 1, "task_size": 1, "set": {"epochs": 2}}
     found = []
-    for name, pool in (("none", InProcess(source)), ("two", make_pool(source, workers=2))):
+    for name, where in (("none", InProcess(pool.source)), ("three", pool)):
         lanes = {"editor": "passage", "retain": ("edits", "kl"), "sequences": 2, "length": 2, "out": tmp_path / name}
-        where = {"model": str(tiny_folder), "device": "cpu", "dtype": "float32", "documents": (str(documents),)}
-        found.append(continual(make_settings(ContinualSettings, {**where, **small, **lanes}), pool=pool).retention)
-        pool.close()
+        common = {"model": str(tiny_folder), "device": "cpu", "dtype": "float32", "documents": (str(documents),)}
+        found.append(continual(make_settings(ContinualSettings, {**common, **small, **lanes}), pool=where).retention)
     assert found[0] == found[1]
     files = [
         {file.relative_to(run): file.read_bytes() for file in run.rglob("*.safetensors")}
-        for run in (tmp_path / "none", tmp_path / "two")
+        for run in (tmp_path / "none", tmp_path / "three")
     ]
     assert len(files[0]) == 8
     assert files[0] == files[1]
 
 
-def test_workers_load_another_model_that_a_task_names(
-    make_pool: Callable[..., Any], tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_workers_load_another_model_that_a_task_names(pool: Any, tiny_folder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -155,8 +161,55 @@ def test_workers_load_another_model_that_a_task_names(
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_folder)).save_pretrained(other)
     requests = tuple(DecodeRequest(tuple(range(3, 3 + n)), 8, temperature=1.0, seed=n) for n in (4, 5, 6))
     tasks = [CompletionTask(f"edits/{model}", (), requests, model=model) for model in (str(other), "")]
-    source = ModelSource(str(tiny_folder), device="cpu", dtype="float32")
-    expected = {result.task_id: result.completions for result in InProcess(source).run(tasks)}
+    expected = {result.task_id: result.completions for result in InProcess(pool.source).run(tasks)}
     assert expected["edits/"] != expected[f"edits/{other}"]
-    pool = make_pool(source, workers=2)
     assert {result.task_id: result.completions for result in pool.run(tasks)} == expected
+
+
+def test_a_fit_shared_by_workers_is_the_same_whoever_is_lost(
+    pool: Any, ray_cluster: Any, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "_TICK", 0.1)  # so that helpers are told long before a short fit ends
+    task = long_task(steps=20, dropout=0.1)
+    (expected,) = next(InProcess(pool.source).run([task])).outcomes
+
+    logs = Path(ray_cluster.head_node.get_session_dir_path()) / "logs"
+
+    def helpers() -> list[Any]:
+        return [
+            worker
+            for worker in pool.workers
+            if any("helps with editor" in log.read_text() for log in logs.glob(f"worker-*-{worker.pid}.err"))
+        ]
+
+    def wait_until(found: Callable[[], Any]) -> None:
+        until = time.monotonic() + 300
+        while not found():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    wait_until(lambda: all(worker.state == "idle" for worker in pool.workers))
+    killed: list[int] = []
+
+    def kill_a_helper() -> None:
+        wait_until(helpers)
+        helper = helpers()[0]
+        assert helper.state == "idle"
+        killed.append(helper.pid)
+        os.kill(helper.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_helper)
+    killer.start()
+    (result,) = pool.run([task])
+    killer.join()
+    assert killed
+    (found,) = result.outcomes
+    assert found.result == expected.result
+    assert found.adapter == expected.adapter
+
+    # A worker that helped does its own tasks as before; the one that was killed has another in its place.
+    short = long_task(steps=1)
+    expected_short = next(InProcess(pool.source).run([short])).outcomes[0].adapter
+    tasks = [FitTask(f"short/{k}", (), short.lora, short.fits, memory=short.memory) for k in range(3)]
+    assert all(result.outcomes[0].adapter == expected_short for result in pool.run(tasks))
+    assert "is lost" in " ".join(notes)
