@@ -1,18 +1,16 @@
-"""A long fit is saved on the way: killed at any moment, the run goes on from there and ends to the last bit like a
-whole one."""
+"""A long fit is saved on the way: a run that ends goes on from there, and comes to the last bit to what a whole one
+does.  (`test_resume` kills it.)"""
 
 from __future__ import annotations
 
 import random
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from making import Make
-from test_resume import Server
 
 from selfedit.execution import long_fit
 from selfedit.methods.continual import continual
@@ -24,7 +22,6 @@ from selfedit.runs.files import disk_errors
 from selfedit.runs.store import Store
 
 ALWAYS = 1e-9  # minutes: a checkpoint after every step
-KILLS = 6
 
 
 class Stop(BaseException):
@@ -85,36 +82,6 @@ def interrupted(settings: LearnSettings, *, after: int) -> Path:
 @pytest.fixture
 def expected(settings: LearnSettings) -> dict[str, bytes]:
     return files(learn(settings.model_copy(update={"out": settings.out.with_name("whole")})).adapter)
-
-
-def test_a_run_killed_at_any_moment_ends_with_the_same_adapter(
-    settings: LearnSettings, expected: dict[str, bytes]
-) -> None:
-    server = Server()
-    mine = settings.model_dump(mode="json")
-    whole = server.run({**mine, "out": str(settings.out.with_name("counted"))}, procedure="learn")
-    # The first life ends before the fit is under way; the others in the midst of it, or of what they save of it.
-    lives = [("a transaction", 12), *(("a step", 4), ("a file", 10)) * (KILLS // 2)]
-    states = set()
-    for only, event in lives:
-        found = server.run(mine, procedure="learn", only=only, kill_at=event)
-        assert found["signal"] == signal.SIGKILL
-        assert found["begun"][-1][1].startswith(only)
-        states |= {file.read_bytes() for file in settings.out.glob("unfinished/*.safetensors")}
-    assert len(states) == KILLS
-    last = server.run(mine, procedure="learn")
-    assert "error" not in last
-    assert last["events"] < whole["events"]
-    assert files(settings.out / "adapters" / "learned") == expected
-    assert left_over(settings.out) == []
-    assert events(settings.out, "checkpoint") == []
-    server.process.communicate()
-    with (
-        Store(settings.out / "run.sqlite", readonly=True) as mine_,
-        Store(settings.out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
-    ):
-        assert mine_.scored_answers("lexical") == theirs.scored_answers("lexical") != []
-        assert mine_.curves() == theirs.curves()
 
 
 def test_a_resumed_fit_goes_on_where_it_was(settings: LearnSettings, expected: dict[str, bytes]) -> None:

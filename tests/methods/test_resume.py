@@ -1,4 +1,4 @@
-"""`train` killed at any moment, on a full disk, or started twice: the same command ends like an uninterrupted run."""
+"""A run killed at any moment, on a full disk, or started twice: the same command ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import Make
 from run_content import content
+from test_checkpoints import ALWAYS, events, files, left_over
 
 from selfedit.errors import UserError
 from selfedit.methods.restem import train
-from selfedit.methods.settings import TrainSettings
+from selfedit.methods.settings import LearnSettings, TrainSettings
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from tiny_world import SMALL, rows, write_rows
@@ -128,6 +130,37 @@ def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one(
     after = content(out)
     for name, expected in whole["content"].items():
         assert after[name] == expected, name
+
+
+def test_a_long_fit_killed_at_any_moment_ends_with_the_same_adapter(
+    server: Server, make: Make, quick: dict[str, Any]
+) -> None:
+    """One fit of 16 steps with dropout and an exam, saved after each step."""
+    more = {"references": False, "checkpoint_minutes": ALWAYS, "set": {**quick["set"], "dropout": 0.1}}
+    mine = make(LearnSettings, 4, editor="passage", **more).model_dump(mode="json")
+    out = Path(mine["out"])
+    whole = server.run({**mine, "out": str(out.with_name("whole"))}, procedure="learn")
+    # The first life ends before the fit is under way; the others in the midst of it, or of what they save of it.
+    lives = [("a transaction", 12), *(("a step", 4), ("a file", 10)) * 3]
+    states = set()
+    for only, event in lives:
+        found = server.run(mine, procedure="learn", only=only, kill_at=event)
+        assert found["signal"] == signal.SIGKILL
+        assert found["begun"][-1][1].startswith(only)
+        states |= {file.read_bytes() for file in out.glob("unfinished/*.safetensors")}
+    assert len(states) == 6
+    last = server.run(mine, procedure="learn")
+    assert "error" not in last
+    assert last["events"] < whole["events"]
+    assert files(out / "adapters" / "learned") == files(out.with_name("whole") / "adapters" / "learned")
+    assert left_over(out) == []
+    assert events(out, "checkpoint") == []
+    with (
+        Store(out / "run.sqlite", readonly=True) as own,
+        Store(out.with_name("whole") / "run.sqlite", readonly=True) as theirs,
+    ):
+        assert own.scored_answers("lexical") == theirs.scored_answers("lexical") != []
+        assert own.curves() == theirs.curves()
 
 
 def test_a_second_process_is_refused(server: Server, settings: dict[str, Any], tmp_path: Path) -> None:
