@@ -145,13 +145,11 @@ def test_one_adapter_is_served_as_it_is_asked(
     run, port = learned(chat_model, tmp_path, "joint"), free_port()
     with Asker(run, device="cpu", dtype="float32") as asker:
         expected = [asker.answer(user(asked)) for asked in ASKED[:2]]
-    command = [sys.executable, "-m", "selfedit", "serve", str(run), *OPTIONS, "--port", str(port)]
-    with running(command, port, tmp_path) as url:
-        found = OpenAI(base_url=url, api_key="none").chat.completions
-        replies = [found.create(model="learned", messages=user(asked)) for asked in ASKED[:2]]
-        assert [reply.choices[0].message.content for reply in replies] == expected
-        # A second server on the port says why it ends.
-        assert main(["serve", str(run), *OPTIONS, "--port", str(port)]) == 2
+        with served(asker, port) as url:
+            replies = [speaker(url).create(model="learned", messages=user(asked)) for asked in ASKED[:2]]
+            assert [reply.choices[0].message.content for reply in replies] == expected
+            # A second server on the port says why it ends.
+            assert main(["serve", str(run), *OPTIONS, "--port", str(port)]) == 2
     assert "the server ended with code" in capsys.readouterr().err
 
 
@@ -185,7 +183,7 @@ class WordyAsker:
 
 
 @contextmanager
-def served(asker: WordyAsker, port: int) -> Iterator[str]:
+def served(asker: Asker | WordyAsker, port: int) -> Iterator[str]:
     import uvicorn
 
     from selfedit.methods.chat_api import make_app
@@ -265,19 +263,17 @@ def test_what_the_chat_template_refuses_is_the_clients_mistake(free_port: Callab
 
 @needs_serving
 def test_a_server_that_is_to_end_does_not_wait_for_its_answers(
-    routed: Path, tmp_path: Path, free_port: Callable[[], int]
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
     script = (
-        "import os, sys, time; from pathlib import Path; from selfedit.methods.ask import Asker\n"
+        "import contextlib, os, sys; from pathlib import Path\n"
+        "from selfedit.methods import serve; from test_serve import WordyAsker\n"
         f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
-        "from selfedit.methods.serve import serve\n"
-        "def reply(self, messages, *, on_text, **_):\n"
-        "    while True:\n"
-        "        on_text('word '); time.sleep(0.01)\n"
-        "Asker.reply = reply\n"
-        f"sys.exit(serve(Path({str(routed)!r}), host='127.0.0.1', port={port}, device='cpu', dtype='float32'))"
+        "serve.Asker = lambda *_, **__: contextlib.nullcontext(WordyAsker(most=10**9))\n"
+        f"sys.exit(serve.serve(Path(), host='127.0.0.1', port={port}))"
     )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     with running([sys.executable, "-c", script], port, tmp_path) as url, ThreadPoolExecutor(3) as clients:
         speak = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120).chat.completions
         waiting = [clients.submit(speak.create, model="base", messages=user("Hello")) for _ in range(2)]
