@@ -122,9 +122,9 @@ def processes(stack: ExitStack, shape: str, dtype: str, those: Sequence[FitJob])
     for _ in range(os.cpu_count() or 1):
         here, there = multiprocessing.get_context("spawn").Pipe()
         multiprocessing.get_context("spawn").Process(target=one_core, args=(shape, dtype, there), daemon=True).start()
-        assert here.recv() == "ready"
         stack.callback(here.send, None)
         connections.append(here)
+    assert all(here.recv() == "ready" for here in connections)
 
     def turn() -> float:
         for number, connection in enumerate(connections):

@@ -16,6 +16,7 @@ from tiny_world import rows, write_rows
 
 
 def test_peers_of_this_environment_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # processes, however many cores there are
     out = tmp_path / "peers.json"
     words = f"peers --shape tiny --fits 3 --lines 2 --turns 2 --out {out}"
     monkeypatch.setattr(sys, "argv", words.split())
