@@ -6,21 +6,19 @@ from pathlib import Path
 import pytest
 
 from selfedit.engine import LoraSpec, fit_all
-from tiny_world import model_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
 
 
 def test_the_examples_train_a_hundred_adapters_and_imitate_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example, taught = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     name = '"Qwen/Qwen2.5-0.5B"'
     assert name in example
-    folder = model_folder(tmp_path, chat=False)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
-    exec(compile(example.replace(name, repr(folder)), str(PAGE), "exec"), scope)
+    exec(compile(example.replace(name, repr(base_model)), str(PAGE), "exec"), scope)
     results = scope["results"]
     assert isinstance(results, list)
     assert len(results) == 100
@@ -31,5 +29,7 @@ def test_the_examples_train_a_hundred_adapters_and_imitate_the_model(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(tmp_path / "adapters" / "7"))
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_model), str(tmp_path / "adapters" / "7")
+    )
     assert loaded.peft_config["default"].r == 16
