@@ -108,7 +108,7 @@ def on_meta(tiny_model, device, monkeypatch):
 
 # Launches of a decoder layer, forwards and backwards: docs/performance.md.
 LAYER = 108
-JOBS = [taught(random_job(k, sequences=3, epochs=2, batch_size=2)) for k in range(3)]
+JOBS = [taught(random_job(k, sequences=3, epochs=1, batch_size=2)) for k in range(3)]
 SPECS = {
     "plain": LoraSpec(rank=8, alpha=16),
     "dropout": LoraSpec(rank=8, alpha=16, dropout=0.1),
