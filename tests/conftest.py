@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of Ray's tests first: they are the longest, and one that started last would run alone at the end."""
-    items.sort(key=lambda item: "execution" not in item.path.parts)
+    """The longest files first, which are Ray's and those of no package: one that started last would run alone at the
+    end."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: ("execution" not in item.path.parts, item.path.parent != here))
 
 
 @pytest.fixture(scope="session")
