@@ -125,7 +125,8 @@ def tiny_config(kind: str, **changes: Any) -> Any:
     if kind == "qwen3":
         return transformers.Qwen3Config(**{**shape, "tie_word_embeddings": True, **changes})
     if kind == "gemma3":
-        pattern = ["sliding_attention", "full_attention", "sliding_attention"]
+        layers = changes.get("num_hidden_layers", 3)
+        pattern = ["sliding_attention", "full_attention", "sliding_attention"][:layers]
         return transformers.Gemma3TextConfig(
             **{**shape, "sliding_window": 8, "layer_types": pattern, "query_pre_attn_scalar": 16, **changes}
         )
