@@ -103,7 +103,8 @@ def measure(settings: LearnSettings, way: str, pool: InProcess) -> dict[str, Any
     if summary is None:
         raise SystemExit(f"{settings.documents[0]}: no questions, so there is nothing to compare")
     by_name = {condition.name: condition for condition in summary.conditions}
-    before, after = summary.conditions[:2]
+    before, direct, *others = summary.conditions
+    after = others[0] if found.recites else direct
     lost = next((entry for entry in summary.forgetting if entry.condition == after.name), None)
     routing, opened = summary.routing, by_name.get("open-book")
     return {
@@ -122,7 +123,7 @@ def measure(settings: LearnSettings, way: str, pool: InProcess) -> dict[str, Any
         "general_to_adapters": routing and routing.general_to_adapters,
         "steps": found.steps,
         "train_tokens": found.train_tokens,
-        "seconds": round(after.seconds, 1),
+        "seconds": round(direct.seconds, 1),
         "device": summary.device,
         "model": summary.model,
         "editor": after.name,
@@ -154,7 +155,9 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--counts", default="10,40,150")
-    parser.add_argument("--way", action="append", help="joint or per-document, and recipe settings: joint:steps=2")
+    parser.add_argument(
+        "--way", action="append", help="joint, per-document or recite, and recipe settings: joint:steps=2"
+    )
     parser.add_argument("--editor", default="auto")
     parser.add_argument("--max-answer-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

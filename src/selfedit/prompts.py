@@ -21,6 +21,7 @@ FIELDS = {
     "edit": ("title", "text"),
     "reward": ("title", "text", "edit", "fence"),
     "study": ("title",),
+    "topic": ("text",),
     "exam": ("title", "question"),
     "open-book": ("passages", "title", "question"),
     "judge": ("question", "gold", "answer", "fence"),
@@ -133,6 +134,10 @@ class Prompts:
     def study(self, *, title: str) -> str:
         """The prompt that a chat model learns a text as the reply to."""
         return self._render("study", "", "chat", title=title)
+
+    def topic(self, *, instruct: bool, text: str) -> str:
+        """The prompt that asks which title a text, or a question, is about."""
+        return self._render("topic", "", "chat" if instruct else "base", text=text)
 
     def exam(self, *, instruct: bool, title: str, question: str) -> str:
         """The prompt that asks an exam question, closed book."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from selfedit.documents import Document, part_spans, split_by_title
+from selfedit.documents import Document, part_spans, sentences, split_by_title
 from selfedit.documents.splitting import _reach
 from selfedit.errors import UserError
 
@@ -203,3 +203,16 @@ def test_sizes_out_of_range_are_refused(size, overlap):
 def test_a_character_longer_than_a_part_is_refused():
     with pytest.raises(ValueError, match="a single character"):
         split_text("abc", 2, length=lambda text: 3 * len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ada made it. It is\nnew! (Is it?) Yes", ["Ada made it.", "It is new!", "(Is it?)", "Yes"]),
+        ("# Kites\n\nNo. 3 cost 3.50 coins.\n \nTwo.", ["# Kites", "No.", "3 cost 3.50 coins.", "Two."]),
+        ("凧は新しい。青い！", ["凧は新しい。", "青い！"]),
+        (" \n\n", []),
+    ],
+)
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected

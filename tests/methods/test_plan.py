@@ -57,7 +57,8 @@ class Measuring(CountingPool):
                 kind = "exam" if isinstance(task, FitTask) else task.id.split("/")[0]
                 sat = [c for one in result.outcomes for c in (*one.completions, *one.recited.completions)]
                 said = [*result.completions, *sat]
-                recited = [text for outcome in result.outcomes for text in outcome.recited.texts]
+                recited = [text.partition("\n")[2] for outcome in result.outcomes for text in outcome.recited.texts]
+                recited += [topic for outcome in result.outcomes for topic in outcome.recited.topics if topic]
                 self.written[kind] += sum(len(completion.ids) for completion in said)
                 self.written[kind] += sum(len(self.tokenizer.encode(text)) for text in recited)
                 self.answers += len(said) * (kind == "exam")
@@ -102,6 +103,7 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings, **parts: An
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
         {"editor": ("self", "passage"), "recite": True, "edits": 2, "general_questions": 2},
         {"editor": ("self", "passage"), "recite": True, "regime": "joint"},
+        {"editor": ("self", "passage"), "recite": True, "recipe": "recite", "general_questions": 2},
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "set": {"each_edit": True, "epochs": 1}},
         {
             "editor": ("self",),
@@ -214,9 +216,10 @@ def test_above_baseline_plans_for_every_edit(small_train: dict[str, Any]) -> Non
     assert all_edits.answers == best.answers + 4 * 2  # the later round's students before they learn
 
 
+@pytest.mark.parametrize("adapters", ["joint", "recite"])
 @pytest.mark.parametrize("editor", ["passage", "self"])
-def test_learn(make: Make, editor: str) -> None:
-    chosen = make(LearnSettings, 3, editor=editor, edits=2)
+def test_learn(make: Make, editor: str, adapters: str) -> None:
+    chosen = make(LearnSettings, 3, editor=editor, edits=2, adapters=adapters)
     planned, _ = planned_and_run(learn, chosen)
     assert planned.fits == 1
 

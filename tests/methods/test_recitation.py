@@ -11,11 +11,20 @@ import pytest
 import torch
 import transformers
 
+from selfedit.documents import Document
 from selfedit.errors import UserError
+from selfedit.evaluation.general import general_prompts
+from selfedit.methods.ask import Asker
+from selfedit.methods.by_heart import LIST, ByHeart
 from selfedit.methods.compare import compare
-from selfedit.methods.settings import CompareSettings
+from selfedit.methods.export import export
+from selfedit.methods.learn import learn
+from selfedit.methods.settings import CompareSettings, LearnSettings
 from selfedit.reports import build_report
 from selfedit.runs.store import Store
+from selfedit.runs.summary import RoutingSummary
+from selfedit.training import objectives
+from tiny_world import rows, write_rows
 
 BY_HEART = {"targets": "all-linear", "steps": 150, "learning_rate": 1e-2}
 
@@ -53,7 +62,7 @@ def test_known_by_heart_is_as_good_as_open_book(
     chosen = settings(quick, documents(3), model=model, regime=regime, set=BY_HEART, replicates=2)
     summary = compare(chosen)
     store = Store(chosen.out / "run.sqlite", readonly=True)
-    texts = [document.text for document in store.documents()]
+    texts = [f"{document.title}\n{document.text}" for document in store.documents()]
     recited = store.fits(condition="passage recited")
     assert sorted(text for fit in recited for text in fit.sequences) == sorted(2 * texts)
     read = {answer.question_id: answer.text for fit in store.fits(condition="open-book") for answer in fit.answers}
@@ -88,3 +97,81 @@ def test_what_cannot_be_read_is_refused(
     own.write_text("open-book:\n  chat: 'Question: {{ question }}'\n")
     with pytest.raises(UserError, match="has to show"):
         compare(settings(quick, documents(1), model=chat_model, editor=("passage",), prompt_file=own))
+
+
+# What one adapter recites whose questions it was not told the title of
+
+
+@pytest.fixture
+def asking(quick: dict[str, Any], tmp_path: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch) -> LearnSettings:
+    """Two documents, with edits that ask the exam's questions; few general prompts beside them are as much as a tiny
+    model can learn."""
+    monkeypatch.setattr(objectives, "_GENERAL_TOPICS", 2)
+    some = rows(2)
+    for row in some:
+        asked = [f"Question: {q['question']}\nAnswer: {q['answers'][0]}" for q in row["questions"]]
+        row["edits"] = {"expert": ["\n".join(asked)]}
+    file = str(write_rows(tmp_path / "asking.jsonl", some))
+    chosen = {**quick, "documents": (file,), "editor": f"replay:{file}", "max_edit_tokens": 128}
+    chosen |= {"model": able(chat_model, tmp_path / "able"), "set": {**BY_HEART, "rank": 64, "epochs": 300}}
+    return LearnSettings(adapters="recite", **chosen)
+
+
+def test_topics_are_named_and_what_was_learned_under_them_is_read(asking: LearnSettings, tmp_path: Path) -> None:
+    learned = learn(asking)
+    assert learned.recites
+    summary = learned.summary
+    assert summary is not None
+    assert summary.routing == RoutingSummary(asked=4, right=4, none=0, named=True)
+    assert "100.0% of 4 questions were given their own document's title" in summary.exam_notes[0]
+    conditions = [condition.name for condition in summary.conditions]
+    assert conditions[:3] == ["none", "replay:asking", "replay:asking recited"]
+    store = Store(asking.out / "run.sqlite", readonly=True)
+    first, second = store.documents()
+    (fit,) = store.fits(condition="replay:asking recited")
+    assert sorted(fit.sequences) == sorted(f"{document.title}\n{document.text}" for document in (first, second))
+    assert [answer.topic for answer in fit.answers] == [document.title for document in (first, second) for _ in "ab"]
+    read = {answer.question_id: answer.text for one in store.fits(condition="open-book") for answer in one.answers}
+    assert {answer.question_id: answer.text for answer in fit.answers} == read
+    assert f"topic: {second.title}" in build_report([asking.out]).read_text(encoding="utf-8")
+
+    question = second.questions[0].question
+    messages = [{"role": "user", "content": question}]
+    with Asker(asking.out, max_tokens=8) as asker:
+        recited = asker.document(messages)
+        assert recited == Document(second.title, second.title, second.text)
+        shown = f"{second.title}\n{second.text}\n\n{question}"
+        assert asker.answer(messages) == asker.answer([{"role": "user", "content": shown}], base=True)
+        general = [{"role": "user", "content": next(iter(general_prompts("retain").values()))}]
+        assert asker.document(general) is None
+        assert asker.answer(general) == asker.answer(general, base=True)
+        after = [*messages, {"role": "assistant", "content": "There."}, *general]
+        assert asker.document(after) in (None, recited)
+    with pytest.raises(UserError, match="recites what it learned"):
+        export(asking.out, tmp_path / "merged")
+    with pytest.raises(UserError, match="recites what it learned"):
+        learn(again(asking, add=asking.out))
+    with pytest.raises(UserError, match="ask it alone"):
+        Asker(asking.out, others={"second": asking.out})
+
+
+def again(settings: LearnSettings, **more: Any) -> LearnSettings:
+    return settings.model_copy(update={"out": settings.out.with_name("again"), **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"retry_missed": True}, "--retry-missed: not with --adapters recite"),
+        ({"recipe": "default"}, "objective topics"),
+    ],
+)
+def test_what_cannot_recite_is_refused(asking: LearnSettings, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learn(again(asking, **more))
+
+
+def test_a_damaged_list_is_told(asking: LearnSettings, tmp_path: Path) -> None:
+    (tmp_path / LIST).write_text('{"prompts": {}}')
+    with pytest.raises(UserError, match=r"by_heart\.json: prompts.*learn the documents again"):
+        ByHeart.beside(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +347,17 @@ def test_ask_routes_each_question_and_says_where(learned: tuple[LearnSettings, L
         assert asker.answer([{"role": "user", "content": "Thanks!"}]) == asker.answer(
             [{"role": "user", "content": "Thanks!"}], base=True
         )
+
+
+def test_another_model_is_refused_before_a_question_is_asked(
+    learned: tuple[LearnSettings, Learned], tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings, _ = learned
+    other = tmp_path / "other"
+    tiny_model("llama").save_pretrained(other)
+    AutoTokenizer.from_pretrained(settings.model).save_pretrained(other)
+    with pytest.raises(UserError, match=r"belongs to another model; name its model with --model"):
+        Asker(settings.out, model=str(other), device="cpu")
 
 
 def test_the_command_line_names_the_document(

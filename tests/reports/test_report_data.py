@@ -131,7 +131,7 @@ def _bad_config(folder: Path) -> None:
         (_damaged_store, "run.sqlite"),
         (_newer_store, "newer selfedit (schema 99"),
         (_spoiled("INSERT INTO rounds (round, details) VALUES (1, '{\"usd\": -1}')"), "not the record of round 1: usd"),
-        (_spoiled("DROP TABLE events"), "not the tables of schema 3"),
+        (_spoiled("DROP TABLE events"), "not the tables of schema 4"),
         (_half_summary, "not valid JSON"),
         (_newer_summary, "not a summary of schema 1: schema"),
         (_bad_condition, "conditions[0].accuracy"),

@@ -312,7 +312,7 @@ def test_other_tables_are_refused_whatever_their_version_says(store: Store, chan
     store.close()
     with sqlite3.connect(store.path) as raw:
         raw.execute(change)
-    with pytest.raises(UserError, match=r"run\.sqlite: not the tables of schema 3; start a new run"):
+    with pytest.raises(UserError, match=r"run\.sqlite: not the tables of schema 4; start a new run"):
         Store(store.path, readonly=readonly)
 
 
@@ -369,7 +369,7 @@ def test_threads_take_turns_and_do_not_join_each_others_transactions(store: Stor
 
 def test_the_file_is_what_was_promised(store: Store) -> None:
     connection = sqlite3.connect(store.path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     assert store._rows("PRAGMA synchronous") == [(2,)]  # 2: FULL
@@ -378,7 +378,7 @@ def test_the_file_is_what_was_promised(store: Store) -> None:
 
 @pytest.mark.parametrize("readonly", [False, True])
 @pytest.mark.parametrize(
-    ("version", "message"), [(4, "newer selfedit.*update"), (2, "older selfedit"), (0, "not a store of selfedit")]
+    ("version", "message"), [(5, "newer selfedit.*update"), (3, "older selfedit"), (0, "not a store of selfedit")]
 )
 def test_other_schema_versions_are_refused_and_left_alone(store, version, message, readonly) -> None:
     store.close()

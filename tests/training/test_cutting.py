@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfedit.documents import Document
+from selfedit.documents import Document, apart_by_title
 from selfedit.training.cutting import cut
 from selfedit.training.objectives import TrainingSequence, question_pairs
 from selfedit.training.recipes import Recipe
@@ -54,6 +54,25 @@ def test_objectives_learn_pairs_once_and_distill_shows_the_passage() -> None:
     assert learned("answers") == [pair]
     assert learned("distill") == taught
     assert learned("text", "distill") == [*lines, *taught]
+
+
+def test_topics_of_sentences_questions_and_notes_are_named() -> None:
+    recipe = Recipe(objectives=("topics",), document_copies=2)
+    document = replace(DOCUMENT, text="Ada made a kite in Oslo. New! " + "It flew and " * 40)
+    notes = "Ada made a kite in Oslo.\nQuestion: Who made the kite?\nAnswer: Ada\nAda's kite is blue."
+    *topics, first, second = cut(document, notes, recipe, max_tokens=200, count_tokens=words)
+    assert first == second == TrainingSequence("Kites", document.text.strip(), of_document=True)
+    asked = ["Ada made a kite in Oslo.", " ".join(["It flew and"] * 40), "Who made the kite?", "Ada's kite is blue."]
+    assert topics == [TrainingSequence("Kites", "Kites", about=text) for text in asked]
+    _, long, *_ = cut(document, None, recipe, max_tokens=100, count_tokens=words)
+    assert 20 < words(long.about or "") < 100, "more than the model reads is cut off"
+
+
+def test_documents_of_one_title_are_told_apart_by_number() -> None:
+    titles = ["Kites", "Lamps", "Kites", "Kites (2)", "Kites"]
+    found = apart_by_title([Document(str(k), title, "x") for k, title in enumerate(titles)])
+    assert [one.title for one in found] == ["Kites", "Lamps", "Kites (2)", "Kites (2) (2)", "Kites (3)"]
+    assert [one.id for one in found] == list("01234")
 
 
 def test_without_an_edit_the_document_is_learned() -> None:

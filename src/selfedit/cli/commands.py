@@ -180,11 +180,13 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
         f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
         f'adapter: {adapter}\nask it:  selfedit ask {out} "your question"\nserve:   selfedit serve {out}',
     )
-    ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat, routed=learned.routed)
-    _say(arguments, "load it:\n" + "\n".join(f"  {name}: {line}" for name, line in ways.items()))
+    if not learned.recites:
+        ways = loading(str(learned.adapter), learned.model, rank=learned.rank, chat=learned.chat, routed=learned.routed)
+        _say(arguments, "load it:\n" + "\n".join(f"  {name}: {line}" for name, line in ways.items()))
+    kind = "per-document" if learned.routed else "recite" if learned.recites else "joint"
     return {
         "adapter": str(learned.adapter),
-        "adapters": "per-document" if learned.routed else "joint",
+        "adapters": kind,
         "documents": learned.documents,
         "train_tokens": learned.train_tokens,
         "last_loss": learned.last_loss,

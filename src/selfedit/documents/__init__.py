@@ -2,6 +2,7 @@
 
 from selfedit.documents.document import Document as Document
 from selfedit.documents.document import Question as Question
+from selfedit.documents.document import apart_by_title as apart_by_title
 from selfedit.documents.loading import NEWS_SPLITS as NEWS_SPLITS
 from selfedit.documents.loading import LeftOut as LeftOut
 from selfedit.documents.loading import load_documents as load_documents
@@ -11,6 +12,7 @@ from selfedit.documents.rows import document_from_row as document_from_row
 from selfedit.documents.rows import document_to_row as document_to_row
 from selfedit.documents.rows import make_questions as make_questions
 from selfedit.documents.splitting import part_spans as part_spans
+from selfedit.documents.splitting import sentences as sentences
 from selfedit.documents.splitting import sharing_titles as sharing_titles
 from selfedit.documents.splitting import split_by_title as split_by_title
 from selfedit.documents.written_edits import WrittenEdits as WrittenEdits

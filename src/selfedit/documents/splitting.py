@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 
 from selfedit.documents.document import Document
 from selfedit.errors import UserError
@@ -50,10 +51,10 @@ def split_by_title(
 
 
 _SPACE = re.compile(r"\s*")
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n\s*")
+_SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？]")
 # Where a text may be cut, best first: after a paragraph, a line, a sentence, a word.
-_BOUNDARIES = tuple(
-    re.compile(pattern) for pattern in (r"\n[ \t\r]*\n\s*", r"\n\s*", r"[.!?…][\"'”’»)\]]*\s+|[。！？]", r"\s+")
-)
+_BOUNDARIES = (_PARAGRAPH, re.compile(r"\n\s*"), _SENTENCE, re.compile(r"\s+"))
 
 
 def part_spans(
@@ -91,6 +92,15 @@ def part_spans(
         if overlap:
             end = _overlap_begin(text, begin, end, partial(measure, end=end), overlap)
         begin = _after_space(text, end)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text's paragraphs, as far as their ends show, on one line each."""
+    found = []
+    for paragraph in _PARAGRAPH.split(text):
+        ends = [match.end() for match in _SENTENCE.finditer(paragraph)]
+        found += [" ".join(paragraph[begin:end].split()) for begin, end in pairwise([0, *ends, len(paragraph)])]
+    return [sentence for sentence in found if sentence]
 
 
 def _after_space(text: str, position: int) -> int:

@@ -14,7 +14,8 @@ from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.tokens import most_characters, prompt_tokens
 
-_PLACE = "\ufdd1"  # in no text; shows where a passage stands in a prompt
+# In no text; where what an adapter recites, and its title, stand in a prompt.
+TEXT, TITLE = "\ufdd1", "\ufdd2"
 
 
 def asked_title(document: Document | None) -> str:
@@ -33,7 +34,7 @@ class Exam:
     max_tokens: int
     whole: bool = False
     _closed_book: dict[tuple[str | None, str], DecodeRequest] = field(default_factory=dict)
-    _readings: dict[tuple[str | None, str], tuple[str, str, int]] = field(default_factory=dict)
+    _readings: dict[tuple[tuple[str | None, str], bool], tuple[str, int]] = field(default_factory=dict)
 
     def request(
         self, document: Document | None, question: Question, passages: Sequence[Document] = ()
@@ -65,29 +66,31 @@ class Exam:
             raise UserError(f"question {question.id}: {error}; {remedy}") from None
         return DecodeRequest(ids, self.max_tokens, self.tokenizer.stop_ids)
 
-    def reading(self, document: Document | None, question: Question, most: int) -> tuple[str, str, int]:
-        """The open-book prompt of a question with room for a text of at most so many tokens in the passage's place:
-        what is before and behind that, and how many tokens there are without it.
+    def reading(self, document: Document | None, question: Question, most: int, *, titled: bool) -> tuple[str, int]:
+        """The open-book prompt of a question with a place for a text of at most so many tokens (`TEXT`), and how many
+        tokens it has without one; where it is not `titled` as in the exam, with places for a title too (`TITLE`).
 
         Errors: UserError for a prompt that is longer than the student reads, or has no place for one text.
         """
         place = document.id if document else None, question.id
-        if place not in self._readings:  # every adapter of a document is asked the same
+        if (place, titled) not in self._readings:  # every adapter of a document is asked the same
             asked = self._asked(document, question)
-            shown = self.prompts.open_book(passages=f"{asked['title']}\n{_PLACE}", **asked)
-            before, _, behind = shown.partition(_PLACE)
-            if shown.count(_PLACE) != 1:
+            if not titled:
+                asked["title"] = TITLE
+            shown = self.prompts.open_book(passages=f"{asked['title']}\n{TEXT}", **asked)
+            if shown.count(TEXT) != 1:
                 raise UserError(
                     "--recite: the prompt `open-book` of --prompt-file has to show {{ passages }} once, as it is"
                 )
-            self._readings[place] = before, behind, len(self.tokenizer.prompt_ids(before + behind))
-        before, behind, tokens = self._readings[place]
+            bare = shown.replace(TEXT, "").replace(TITLE, "")
+            self._readings[place, titled] = shown, len(self.tokenizer.prompt_ids(bare))
+        shown, tokens = self._readings[place, titled]
         if tokens + most + self.max_tokens > self.context_length:
             raise UserError(
                 f"question {question.id}: with what is recited, the prompt is longer than the {self.context_length:,}"
                 " tokens that the model reads; cut the document into shorter ones, or leave out --recite"
             )
-        return before, behind, tokens
+        return shown, tokens
 
     def answered(self, document: Document, question: Question, answer: str) -> TokenSequence:
         """A question, closed book, and an answer to it as the student would write it, without the end behind it: how

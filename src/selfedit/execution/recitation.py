@@ -1,45 +1,77 @@
-"""The second exam of trained adapters: what an adapter recites is read by the model without it."""
+"""The second exam of trained adapters: what an adapter has by heart is read by the model without it.
+
+    for each question:
+        title ← the question's own, or what the adapter names as its topic
+        text  ← what the adapter writes under that title
+        A     ← the answer of the model without it, with the text in its prompt
+
+A question whose topic is no title that was learned is answered by the model as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
-from selfedit import engine
-from selfedit.execution.tasks import Fit, Recited
-from selfedit.models import Model
+from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.evaluation.exam import TEXT, TITLE
+from selfedit.execution.tasks import Recital, Recited
+from selfedit.models import Tokenizer
+
+Decode = Callable[[Sequence[DecodeRequest]], list[Completion]]
 
 
-def recite(
-    model: Model,
-    bank: engine.AdapterBank,
-    fits: Sequence[Fit],
-    places: Mapping[int, int],
-    memory: int | None,
-    on_tokens: Callable[[int], None] | None,
-) -> dict[int, Recited]:
-    """The recitals of some fits, by number; `places` has their adapters' places in the bank."""
-    tokenizer, numbers = model.tokenizer, [number for number in places if fits[number].recital.prompts]
-
-    def decode(requests: Sequence[engine.DecodeRequest]) -> list[engine.Completion]:
-        return engine.decode(model.hf, requests, bank=bank, memory=memory, on_tokens=on_tokens) if requests else []
-
-    prompts = [replace(r, adapter=places[number]) for number in numbers for r in fits[number].recital.prompts]
-    written = iter(decode(prompts))
-    texts = {
-        number: tuple(tokenizer.decode(next(written).ids).strip() for _ in fits[number].recital.prompts)
-        for number in numbers
-    }
-    requests = [
-        engine.DecodeRequest(
-            tuple(tokenizer.prompt_ids(reading.before + texts[number][reading.recited] + reading.behind)),
-            fits[number].recital.answer_tokens,
-            tokenizer.stop_ids,
-        )
-        for number in numbers
-        for reading in fits[number].recital.readings
-    ]
+def recite(tokenizer: Tokenizer, decode: Decode, recitals: Mapping[int, Recital]) -> dict[int, Recited]:
+    """What becomes of these recitals, each of the adapter in a place of the bank."""
+    titles, texts = remember(tokenizer, decode, recitals)
+    requests = []
+    for place, recital in recitals.items():
+        for reading, title in zip(recital.readings, titles[place], strict=True):
+            prompt = reading.plain
+            if (place, title) in texts:
+                shown = reading.shown.replace(TITLE, title).replace(TEXT, texts[place, title])
+                prompt = tuple(tokenizer.prompt_ids(shown))
+            requests.append(DecodeRequest(prompt, recital.answer_tokens, tokenizer.stop_ids))
     said = iter(decode(requests))
     return {
-        number: Recited(texts[number], tuple(next(said) for _ in fits[number].recital.readings)) for number in numbers
+        place: Recited(
+            tuple(f"{title}\n{text}" for (where, title), text in texts.items() if where == place),
+            tuple(
+                title if reading.title is None else None
+                for reading, title in zip(recital.readings, titles[place], strict=True)
+            ),
+            tuple(next(said) for _ in recital.readings),
+        )
+        for place, recital in recitals.items()
     }
+
+
+def remember(
+    tokenizer: Tokenizer, decode: Decode, recitals: Mapping[int, Recital]
+) -> tuple[dict[int, list[str]], dict[tuple[int, str], str]]:
+    """The title of each question, its own or the topic that the adapter names, by place; and the texts that the
+    adapters then write, by place and title, of the titles that they have learned."""
+    stop = tokenizer.stop_ids
+    asked = [
+        DecodeRequest(reading.topic, recital.topic_tokens, stop, place)
+        for place, recital in recitals.items()
+        for reading in recital.readings
+        if reading.title is None
+    ]
+    named = iter(decode(asked))
+    titles = {
+        place: [
+            tokenizer.decode(next(named).ids).strip() if reading.title is None else reading.title
+            for reading in recital.readings
+        ]
+        for place, recital in recitals.items()
+    }
+    learned = {
+        (place, title): recitals[place].prompts[title]
+        for place, some in titles.items()
+        for title in some
+        if title in recitals[place].prompts
+    }
+    written = decode(
+        [DecodeRequest(prompt, recitals[place].text_tokens, stop, place) for (place, _), prompt in learned.items()]
+    )
+    return titles, {key: tokenizer.decode(one.ids).strip() for key, one in zip(learned, written, strict=True)}

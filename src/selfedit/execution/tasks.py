@@ -57,34 +57,55 @@ class CompletionTask:
 
 @dataclass(frozen=True)
 class Reading:
-    """A question that the policy answers with what an adapter recited in its prompt: the recitation's number, the
-    prompt's text `before` and `behind` it, and how many `tokens` the prompt has without it."""
+    """A question of a `Recital`: the prompt `shown`, of so many `tokens` without what stands in its places
+    (`exam.TITLE`, `exam.TEXT`), and the `title` under which the text for it was learned.  Where that is not known
+    (None), the adapter names it, asked with the prompt `topic`; a question without a text is asked as it is,
+    `plain`."""
 
-    recited: int
-    before: str
-    behind: str
+    shown: str
     tokens: int
+    title: str | None = None
+    topic: tuple[int, ...] = ()
+    plain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recital:
-    """A second exam of an adapter: it writes down what it learned (`prompts`, greedily), and the policy without it
-    answers with that in its prompt, in at most so many tokens each."""
+    """A second exam of an adapter, of what it has by heart.
 
-    prompts: tuple[DecodeRequest, ...] = ()
+    It names the topic of each question of which the title is not known, in at most `topic_tokens`; it writes down what
+    it learned under the titles so found, behind their `prompts`, in at most `text_tokens`; and the policy without it
+    answers with that in its prompt, in at most `answer_tokens`.  All greedily.
+    """
+
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
+    topic_tokens: int = 0
+    text_tokens: int = 0
     answer_tokens: int = 0
+
+    @property
+    def _named(self) -> list[Reading]:
+        return [reading for reading in self.readings if reading.title is None]
+
+    @property
+    def _recited(self) -> list[int]:
+        """The tokens of the prompts that are recited to, at the most."""
+        return sorted(map(len, self.prompts.values()))[-len(self.readings) :] if self.readings else []
 
     @property
     def written(self) -> int:
         """Tokens that are written at the most."""
-        return sum(r.max_new_tokens for r in self.prompts) + self.answer_tokens * len(self.readings)
+        texts = self.text_tokens * len(self._recited)
+        return self.topic_tokens * len(self._named) + texts + self.answer_tokens * len(self.readings)
 
     @property
     def passed(self) -> int:
         """Tokens that pass through the model at the most."""
-        recited = sum(reading.tokens + self.prompts[reading.recited].max_new_tokens for reading in self.readings)
-        return sum(len(request.prompt) for request in self.prompts) + recited + self.written
+        topics = sum(len(reading.topic) for reading in self._named)
+        behind = 2 * self.topic_tokens + self.text_tokens  # the title may stand in its prompt twice
+        readings = sum(max(reading.tokens + behind, len(reading.plain)) for reading in self.readings)
+        return topics + sum(self._recited) + readings + self.written
 
 
 # Questions of an exam on the way, at the most: it is to cost little beside the fit.
@@ -139,9 +160,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Recited:
-    """What became of a `Recital`: the texts, and the answers."""
+    """What became of a `Recital`: the texts, each headed by its title; and for each question the topic that the adapter
+    named (None: it was not asked for one), and the answer."""
 
     texts: tuple[str, ...] = ()
+    topics: tuple[str | None, ...] = ()
     completions: tuple[Completion, ...] = ()
 
 

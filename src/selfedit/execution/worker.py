@@ -177,9 +177,10 @@ class Worker:
             requests = [
                 replace(one, adapter=slot) for number, slot in trained.items() for one in task.fits[number].exam
             ]
-            said = iter(engine.decode(self.model.hf, requests, bank=bank, memory=task.memory, on_tokens=on_tokens))
+            decode = partial(engine.decode, self.model.hf, bank=bank, memory=task.memory, on_tokens=on_tokens)
+            said = iter(decode(requests))
             measured = measure(bank, task.fits, trained)
-            recited = recite(self.model, bank, task.fits, trained, task.memory, on_tokens)
+            recited = recite(self.model.tokenizer, decode, {trained[k]: task.fits[k].recital for k in trained})
             for number, (slot, result) in wave.items():
                 fit, whole = task.fits[number], number in trained
                 outcomes[number] = FitOutcome(
@@ -188,7 +189,7 @@ class Worker:
                     tuple(next(said) for _ in fit.exam) if whole else (),
                     seconds=0.0,  # known in the end
                     adapter=self._files(task, bank, slot) if whole and fit.keep else {},
-                    recited=recited.get(number, Recited()),
+                    recited=recited.get(slot, Recited()),
                     **vars(measured.get(number, Measured())),
                 )
 

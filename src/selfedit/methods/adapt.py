@@ -58,7 +58,8 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
         usual = {"editor": default_editor(model.hf.num_parameters()), "adapters": "joint"}
         chosen = make_settings(LearnSettings, {**usual, **settings, "model": model.name, "out": Path(folder) / "run"})
         if chosen.adapters != "joint":
-            raise UserError("adapt gives back one adapter; for adapters='per-document' use learn, and ask its run")
+            other = f"adapters={chosen.adapters!r}"
+            raise UserError(f"adapt gives back one adapter, which is asked directly; for {other} use learn")
         pool = InProcess(ModelSource(model.name), model=model)
         learned = learn(chosen, pool=pool, documents=documents)
         accuracies: list[Interval | None] = [None, None]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from selfedit.documents import Document
 from selfedit.errors import UserError
+from selfedit.methods.by_heart import LIST as BY_HEART
 from selfedit.methods.policies import is_whole, selected_round
 from selfedit.methods.sequences import with_remedy
 from selfedit.models.bundled import NAME as BUNDLED
@@ -108,6 +109,11 @@ def one_model(source: Path) -> Adapters:
             f"{source}: an adapter per document, which make no one model; give the folder of one of them (they are in"
             f" PEFT's format in {found.folders[0].parent}), or learn with `--adapters joint` (continual: `--retain"
             " none`)"
+        )
+    if (found.folders[0] / BY_HEART).is_file():
+        raise UserError(
+            f"{source}: an adapter that recites what it learned, for the model without it to read; `selfedit ask` and"
+            " `serve` do that, or learn with `--adapters joint`"
         )
     return found
 

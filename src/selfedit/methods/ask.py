@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.search import Search
+from selfedit.execution.recitation import remember
+from selfedit.execution.tasks import Reading
 from selfedit.methods.adapters import LEARNED, Adapters, adapter_errors, find_adapters
+from selfedit.methods.by_heart import LIST, ByHeart
 from selfedit.models import Model, load_model, local_path
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class Asker:
 
     `adapter` is a folder in PEFT's format, or the run directory of `learn`, `train` or `continual`: one adapter is
     attached, the deltas of a chain are merged; of a run with an adapter per document, each question has its own
-    attached (`document`).  `others` are further adapters of the same model and shape, by name; the
+    attached (`document`); one that has its documents by heart recites one, for the model as it is to answer from.
+    `others` are further adapters of the same model and shape, by name; the
     first one is called `learned`.  The model is the one that they name, unless `model` says otherwise.
 
     Errors: UserError where there is no adapter, or it does not fit.
@@ -73,6 +77,8 @@ class Asker:
         from selfedit.engine import AdapterBank, load_adapter, merge_adapter
 
         self._search = Search(found.documents) if found.documents else None
+        self._by_heart = ByHeart.beside(found.folders[0]) if len(found.folders) == 1 else None
+        self._recited: tuple[Sequence[str], Document | None] | None = None
         self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
         folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
         specs = {}
@@ -112,6 +118,8 @@ class Asker:
                     self.bank.detach()
                     raise UserError(f"{folder}: of another shape (rank, layers, scale) than {folders[0]}; ask it alone")
                 self.bank.load_state(number, state)
+        if found.documents:  # whether they fit the model is told before a question is asked
+            self._attach(found.folders[0])
 
     def __enter__(self) -> Asker:
         return self
@@ -127,15 +135,31 @@ class Asker:
 
     @property
     def routed(self) -> bool:
-        """Whether questions go to an adapter of one document each."""
-        return self._search is not None
+        """Whether each question goes to one document: to its adapter, or to what the adapter recites."""
+        return self._search is not None or self._by_heart is not None
 
     def document(self, messages: Sequence[dict[str, str]]) -> Document | None:
         """The document whose adapter answers: what the last message is about, by its words, the sooner where the user
-        has asked about it before.  None: the model as it is answers, as it does where adapters have not learned a
-        document each."""
+        has asked about it before; or what the adapter recites.  None: the model as it is answers, as it does where
+        adapters have not learned a document each."""
         before = [message["content"] for message in messages[:-1] if message["role"] == "user"]
+        if self._by_heart is not None:
+            return self._remember(self._by_heart, [*before[-1:], messages[-1]["content"]])
         return None if self._search is None else self._search.about(messages[-1]["content"], before)
+
+    def _remember(self, by_heart: ByHeart, said: Sequence[str]) -> Document | None:
+        """What the adapter recites under the title that it names of the last message, or else of the last two."""
+        from selfedit.engine import decode
+
+        if self._recited is None or self._recited[0] != said:
+            tokenizer = self.model.tokenizer
+            asked = dict.fromkeys([said[-1], "\n".join(said)])
+            readings = [Reading("", 0, topic=by_heart.asks(text, tokenizer)) for text in asked]
+            complete = partial(decode, self.model.hf, bank=self.bank)
+            titles, texts = remember(tokenizer, complete, {0: by_heart.recital(readings)})
+            found = [Document(title, title, texts[0, title]) for title in titles[0] if (0, title) in texts]
+            self._recited = said, next(iter(found), None)
+        return self._recited[1]
 
     def _attach(self, folder: Path) -> None:
         """Has the adapter in this folder answer."""
@@ -193,10 +217,14 @@ class Asker:
     ) -> list[Reply]:
         from selfedit.engine import DecodeRequest, decode
 
-        if self._search is not None and list(names) != [BASE]:
+        if self.routed and list(names) != [BASE]:
             document = self.document(messages)
             if document is None:
                 names = [BASE]
+            elif self._by_heart is not None:
+                names = [BASE]
+                asked = f"{document.title}\n{document.text}\n\n{messages[-1]['content']}"
+                messages = [*messages[:-1], {**messages[-1], "content": asked}]
             else:
                 self._attach(self._adapters[document.id])
         model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
@@ -234,6 +262,8 @@ def _check_alike(sources: Mapping[str, Adapters], model: str | None) -> None:
     for name, one in sources.items():
         if len(sources) > 1 and one.documents:
             raise UserError(f"{name}: an adapter per document, of which each question has its own; ask it alone")
+        if len(sources) > 1 and (one.folders[0] / LIST).is_file():
+            raise UserError(f"{name}: an adapter that recites what it learned; ask it alone")
         if len(sources) > 1 and len(one.folders) != 1:
             raise UserError(f"{name}: a run of several steps, which are merged into the model; ask it alone")
         if model is None and one.model != first.model:

@@ -123,6 +123,7 @@ def on_the_way(
 def recited(run: Run, record: FitRecord, outcome: FitOutcome, asked: Sequence[Question]) -> Iterator[FitRecord]:
     """The exam that a fit sat by recitation, like another fit; in place of training texts it has what was recited."""
     if outcome.recited.completions:
+        given = answers(run, asked, outcome.recited.completions)
         yield FitRecord(
             condition=recited_condition(record.condition),
             replicate=record.replicate,
@@ -130,7 +131,7 @@ def recited(run: Run, record: FitRecord, outcome: FitOutcome, asked: Sequence[Qu
             document_id=record.document_id,
             edit_id=record.edit_id,
             sequences=outcome.recited.texts,
-            answers=answers(run, asked, outcome.recited.completions),
+            answers=tuple(replace(one, topic=topic) for one, topic in zip(given, outcome.recited.topics, strict=True)),
         )
 
 

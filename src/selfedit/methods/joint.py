@@ -1,21 +1,24 @@
 """All documents in one adapter, which is kept: trained on top of those of an earlier run, where there is one, and
-written as one with them."""
+written as one with them.  Or one that recites them, for the model without it to read."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from selfedit.documents import Document
+from selfedit.documents import Document, apart_by_title
 from selfedit.editors.base import Edit
+from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED, RETRIED
-from selfedit.methods.examining import examine_untrained
-from selfedit.methods.learnings import Learning, all_in_one
+from selfedit.methods.by_heart import ByHeart
+from selfedit.methods.examining import examine_untrained, known_general
+from selfedit.methods.learnings import Asked, Learning, all_in_one
 from selfedit.methods.model_card import add_tokenizer_and_card
+from selfedit.methods.routing import routing_summary
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.stacking import adapter_rank, earlier_adapters, fit_kept, publish, stack
-from selfedit.runs.records import FitRecord
+from selfedit.runs.records import FitRecord, recited_condition
 from selfedit.runs.summary import RoutingSummary
 
 LOOKS = 3  # exams on the way, at each quarter
@@ -24,6 +27,7 @@ LOOKS = 3  # exams on the way, at each quarter
 class Joint:
     """`policy` is what has been learned so far, by the name that the workers know it by; no question is routed."""
 
+    recites = False  # whether it is examined by recitation too
     routing: RoutingSummary | None = None
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:
@@ -64,9 +68,46 @@ class Joint:
 
         def beside(learning: Learning, scratch: Path) -> None:
             stack(below, scratch)
-            add_tokenizer_and_card(self.run, self.editor, len(learning.documents), scratch)
+            count = len(learning.documents)
+            add_tokenizer_and_card(self.run, self.editor, count, scratch, recites=self.recites)
+            if self.recites:
+                student = self.run.workers.tokenizer, self.run.prompts
+                ByHeart.of(learning.documents, self.run.recipe, *student).write(scratch)
 
-        learnings = all_in_one(condition, documents, edits, keep=keep, looks=looks, policy=self.policy)
+        learnings = all_in_one(
+            condition, documents, edits, keep=keep, looks=looks, policy=self.policy, recite=self.recites
+        )
         fits = fit_kept(self.run, learnings, label=label, beside=beside)
         self._learned, self.policy = [keep], (publish(self.run, keep),)
+        return fits
+
+
+class Reciting(Joint):
+    """One adapter that has the documents by heart (`by_heart`)."""
+
+    recites = True
+
+    def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:
+        super().__init__(run, editor, settings)
+        for flag, given in (("--add", settings.add), ("--retry-missed", settings.retry_missed)):
+            if given:
+                raise UserError(f"{flag}: not with --adapters recite, which learns all documents at once")
+        if "topics" not in run.recipe.objectives:
+            raise UserError("--adapters recite: the recipe has to have the objective topics, as the recipe recite has")
+
+    def learn(self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[FitRecord]:
+        """Trains the adapter and examines it, both asked directly and by recitation (`recited_condition`)."""
+        fits = self._fit("learning", condition, documents, edits, keep=self.run.directory.adapter(LEARNED))
+        (learned,) = all_in_one(condition, documents, edits)
+        by_title = {document.title: document.id for document in apart_by_title(learned.documents)}
+        asked: list[Asked] = [(document, question) for document in documents for question in document.questions]
+        if asked:
+            asked += [(None, question) for question in known_general(self.run)]
+        named = {
+            answer.question_id: by_title.get(answer.topic or "")
+            for fit in self.run.store.fits(condition=recited_condition(condition))
+            for answer in fit.answers
+        }
+        routes = [(named[question.id], (about, question)) for about, question in asked if question.id in named]
+        self.routing = routing_summary(routes).model_copy(update={"named": True})
         return fits

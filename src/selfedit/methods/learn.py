@@ -37,6 +37,7 @@ from selfedit.methods.stacking import model_of_earlier
 from selfedit.methods.summarise import looks, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, track_learning
 from selfedit.methods.ways import choose_way
+from selfedit.runs.records import recited_condition
 from selfedit.runs.summary import Summary
 
 REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
@@ -45,8 +46,9 @@ REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")
 @dataclass(frozen=True)
 class Learned:
     """`adapter` is a folder in PEFT's format, of `model`, which is prompted through its chat template or not (`chat`);
-    with an adapter per document (`routed`), the folder of their folders, and `rank` the largest of theirs.  `summary`
-    has the exam's figures (None: there were no questions)."""
+    with an adapter per document (`routed`), the folder of their folders, and `rank` the largest of theirs.  One that
+    `recites` is asked by `selfedit ask` and `serve` alone.  `summary` has the exam's figures (None: there were no
+    questions)."""
 
     adapter: Path
     model: str
@@ -59,6 +61,7 @@ class Learned:
     last_loss: float | None
     summary: Summary | None
     routed: bool = False
+    recites: bool = False
 
 
 def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = None, **parts: Unpack[Parts]) -> Learned:
@@ -106,6 +109,8 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             raise UserError(f"{spec.name}: no edit could be written, so there is nothing to learn from")
         learned = {one.id for one in documents} if edits is None else {edit.document_id for edit in edits}
         fits = way.learn(spec.name, documents, edits)
+        if way.recites:
+            conditions.append(recited_condition(spec.name))
         if settings.retry_missed and (missed := run.choices.missed(documents, _missed(run, spec.name)) & learned):
             conditions.append(f"{spec.name} twice")
             fits = way.again(conditions[-1], documents, edits, missed)
@@ -140,6 +145,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             last_loss=fmean(losses) if losses else None,
             summary=summary,
             routed=isinstance(way, PerDocument),
+            recites=way.recites,
         )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from selfedit.documents import Document
 from selfedit.methods.adapters import LIST, write_list
+from selfedit.methods.by_heart import LIST as BY_HEART
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
@@ -25,8 +26,9 @@ from selfedit.text import one_line
 CARD = "README.md"
 
 
-def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) -> None:
-    """Writes them to the folder of an adapter that learned so many documents from this editor's edits."""
+def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path, *, recites: bool = False) -> None:
+    """Writes them to the folder of an adapter that learned so many documents from this editor's edits, to answer
+    questions, or to recite them."""
     _add_tokenizer(run, folder)
     card = model_card(
         run.settings.model,
@@ -35,6 +37,7 @@ def add_tokenizer_and_card(run: Run, editor: str, documents: int, folder: Path) 
         settings=run.recipe.model_dump(mode="json"),
         rank=adapter_rank(folder),
         chat=run.workers.instruct,
+        recites=recites,
     )
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -119,9 +122,18 @@ def loading(adapter: str, model: str, *, rank: int, chat: bool, routed: bool = F
     }
 
 
-def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str, Any], rank: int, chat: bool) -> str:
+def model_card(
+    model: str,
+    *,
+    editor: str,
+    documents: int,
+    settings: Mapping[str, Any],
+    rank: int,
+    chat: bool,
+    recites: bool = False,
+) -> str:
     """A card in the hub's form; `settings` are the recipe's, `rank` is the adapter's, and `chat` says whether the model
-    is prompted through its chat template."""
+    is prompted through its chat template; of an adapter that `recites`, what asks it."""
     base = public_name(model)
     quantised = ""
     if model in BUNDLED_MODELS:
@@ -130,8 +142,6 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
             "ask` and `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
-    ways = loading("path/to/this/folder", model, rank=rank, chat=chat)
-    served = one_line(ways["vLLM"])
     count = "1 document" if documents == 1 else f"{documents:,} documents"
     return f"""{_head(base)}
 # An adapter that learned {count}
@@ -139,7 +149,17 @@ def model_card(model: str, *, editor: str, documents: int, settings: Mapping[str
 A LoRA adapter for `{one_line(base)}`, made by `selfedit learn`: the model was fine-tuned on the documents
 and on notes about them (written by: {one_line(editor)}), so that it answers questions without seeing them.
 {quantised}
-## Loading it
+{_RECITING if recites else _loading(model, rank, chat)}
+## Recipe
+
+| setting | value |
+| --- | --- |
+{recipe}"""
+
+
+def _loading(model: str, rank: int, chat: bool) -> str:
+    served = one_line(loading("path/to/this/folder", model, rank=rank, chat=chat)["vLLM"])
+    return f"""## Loading it
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -156,9 +176,16 @@ or `selfedit ask path/to/this/folder "a question"`, or with vLLM (the model's na
 ```
 
 The tokenizer's chat template prompts as the adapter was trained.
+"""
 
-## Recipe
 
-| setting | value |
-| --- | --- |
-{recipe}"""
+_RECITING = f"""## Asking it
+
+```
+selfedit ask path/to/this/folder "a question"
+selfedit serve path/to/this/folder
+```
+
+The adapter names the question's topic and writes down what it learned under that title (`{BY_HEART}` has the titles and
+the prompts), and the model without it answers from that. Asked directly, it answers little.
+"""

@@ -31,6 +31,7 @@ from selfedit.methods.settings import Role, Settings
 from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
 from selfedit.training.jobs import Jobs, Learned
+from selfedit.training.objectives import beside_documents
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
 
@@ -171,7 +172,8 @@ class _CountingPool:
             files = dict.fromkeys(DELTA_FILES, b"") if fit.keep else {}
             answers = self._answered(len(fit.exam))
             looks = tuple(Look(step, self._answered(len(fit.looked_at))) for step in fit.looks_at)
-            recited = Recited((), self._answered(len(fit.recital.readings)))
+            readings = len(fit.recital.readings)
+            recited = Recited((), (None,) * readings, self._answered(readings))
             outcomes.append(FitOutcome(fit.id, result, answers, 0.0, files, looks, (), 0.0, 0.0, recited))
         return TaskResult(task.id, 0.0, outcomes=tuple(outcomes))
 
@@ -199,10 +201,12 @@ class _BoundedJobs(Jobs):
             return super().job(documents, edits, recipe, **how)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
         retained = sorted(how.get("own", ()), key=lambda one: -len(one.ids))[: recipe.retain]
-        likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in retained)
+        known = [tokenize(one, recipe, self.tokenizer, self.prompts) for one in beside_documents(recipe.objectives)]
+        known += retained
+        likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in known)
         blanks = [_blank(-(-most // parts)) for most, _, parts in sizes for _ in range(parts)]
         settings = recipe.settings(len(blanks))
-        return _UnwrittenJob((*blanks, *retained), settings, how["seed"], likely=likely * recipe.epochs), ()
+        return _UnwrittenJob((*blanks, *known), settings, how["seed"], likely=likely * recipe.epochs), ()
 
     def _size(self, document: Document, edits: int, recipe: Recipe) -> tuple[int, int, int]:
         """Training tokens of one epoch on a document with so many edits that are not written yet, the most and the
@@ -218,16 +222,19 @@ class _BoundedJobs(Jobs):
             return sum(len(tokenize(one, recipe, self.tokenizer, self.prompts).ids) for one in sequences)
 
         texts = self.sequences([document], [None], recipe)
+        parts = sum(text.of_document for text in texts)
         alone = tokens(*texts)
         frame = tokens(TrainingSequence(document.title, "x"))
         in_exam_form = not {"answers", "distill"}.isdisjoint(recipe.objectives)
         exam = tokens(TrainingSequence(document.title, "x", "x")) if in_exam_form else 0
+        if "topics" in recipe.objectives:
+            exam = max(exam, tokens(TrainingSequence(document.title, document.title, about="x")))
         written = edits * self.most
         whole, joined = recipe.cutting in ("whole", "seal-whole"), recipe.cutting != "lines"
         published = recipe.cutting.startswith("seal")
         # At the most each token of an edit is a line, whose frame may be an exam question's, for each objective.
         own = most_own_tokens(written) + joined * 2 * written
-        pieces = written if not whole or in_exam_form else 1
+        pieces = written if not whole or exam else 1
         if published:  # an edit that is not cleaned may have line ends of other kinds, which are not counted
             pieces = most_own_tokens(written)
         title = len(self.tokenizer.encode(document.title))
@@ -239,8 +246,7 @@ class _BoundedJobs(Jobs):
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
         if recipe.document_copies:
             times = max(1, edits) if recipe.each_edit else 1
-            parts = times * len(texts) // recipe.document_copies
-            return most + times * alone, likely + times * alone, parts
+            return most + times * alone, likely + times * alone, times * parts // recipe.document_copies
         return max(most, alone), likely, 1
 
     def lesson(self, document: Document, edit: Edit) -> TokenSequence:

@@ -74,7 +74,8 @@ _AUTO_EDITOR = (
 _REGIME = "one adapter per edit, or one per document on all its edits"
 _RECITE = (
     "examine each adapter once more by recitation: it writes down what it learned under the question's title, and the"
-    " model without it answers with that in its prompt"
+    " model without it answers with that in its prompt; under a recipe that teaches topics (recite), the adapter is not"
+    " told the title, but names it"
 )
 _EDIT_PROMPT = (
     "the prompt of api editors, and of self and model without one; of several, A,B,C, each edit of a document has the"
@@ -107,7 +108,9 @@ class Settings(BaseModel):
         False, description="refuse a folder with a file that cannot be read, instead of leaving the file out"
     )
     follow_links: bool = Field(False, description="follow links that lead out of a folder of documents")
-    recipe: str = Field("default", description="how adapters are trained: default, tiny, seal, seal-joint, or a file")
+    recipe: str = Field(
+        "default", description="how adapters are trained: default, tiny, recite, seal, seal-joint, or a file"
+    )
     set: dict[str, Any] = Field({}, description="a setting of the recipe to change, as name=value")
     prompt_file: Path | None = Field(None, description="your own prompts, in the form of the built-in prompts.yaml")
     max_edit_tokens: int = Field(512, ge=16, description="an edit is cut off after this many tokens")
@@ -277,11 +280,12 @@ class LearnSettings(Settings):
     documents: Words = Field((), description=_DOCUMENTS)
     editor: str = Field(AUTO, description=_AUTO_EDITOR)
     edits: int = Field(1, ge=1, description="edits per document")
-    adapters: Literal["auto", "joint", "per-document"] = Field(
+    adapters: Literal["auto", "joint", "per-document", "recite"] = Field(
         "auto",
         description="one adapter for all documents, or one per document (or part), of which the one whose document "
         "has most words in common with a question answers it; where none has enough, the model as it is; auto: as the "
-        f"run of --add, else per-document from {MANY} documents on",
+        f"run of --add, else per-document from {MANY} documents on; recite: one adapter that names a question's topic "
+        "and recites the document, from which the model as it is answers (with --recipe recite, unless it is given)",
     )
     part_tokens: int = Field(
         512,
@@ -315,6 +319,11 @@ class LearnSettings(Settings):
     track: Literal["tensorboard", "wandb", "trackio"] | None = Field(
         None, description="send the loss curve and the exams on the way there"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_to_recite(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"recipe": "recite"} | given if given.get("adapters") == "recite" else given
 
 
 class TrainSettings(Settings):

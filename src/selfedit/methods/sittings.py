@@ -19,14 +19,12 @@ from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.lexical import accepts
 from selfedit.execution.tasks import Reading, Recital
+from selfedit.methods.by_heart import ByHeart
 from selfedit.methods.examining import answers, exam_questions, known_general, open_book_answers
 from selfedit.methods.general_texts import measured_texts
 from selfedit.methods.learnings import Asked, Learning
 from selfedit.methods.run import Run
 from selfedit.training.recipes import Recipe
-from selfedit.training.tokens import prompt_of_title
-
-_SLACK = 16  # tokens that a document may have more behind its title than alone, with its end
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,20 @@ class Sitting:
         return tuple(run.exam.request(document, question) for document, question in (*self.asked, *self.neighbours))
 
     def recital(self, run: Run, documents: Sequence[Document], recipe: Recipe) -> Recital:
-        """The same questions once more (`Recital`): under each title that is asked about the adapter writes what it
-        learned, at most as much as the longest of its `documents`."""
-        tokenizer = run.workers.tokenizer
-        longest = max(len(tokenizer.encode(document.text)) for document in documents)
-        most = min(recipe.max_sequence_tokens, longest + _SLACK)
-        titles = list(dict.fromkeys(asked_title(document) for document, _ in self.asked))
-        prompts = [prompt_of_title(title, recipe, tokenizer, run.prompts) for title in titles]
-        numbers = {title: number for number, title in enumerate(titles)}
-        readings = [
-            Reading(numbers[asked_title(document)], *run.exam.reading(document, question, most))
-            for document, question in self.asked
-        ]
-        requests = tuple(DecodeRequest(prompt, most, tokenizer.stop_ids) for prompt in prompts)
-        return Recital(requests, tuple(readings), run.settings.max_answer_tokens)
+        """The same questions once more, by recitation: under the title that is asked about, or, of an adapter that has
+        learned these documents' titles as `topics`, the one that it names."""
+        tokenizer, named = run.workers.tokenizer, "topics" in recipe.objectives
+        titles = None if named else [asked_title(document) for document, _ in self.asked]
+        by_heart = ByHeart.of(documents, recipe, tokenizer, run.prompts, titles)
+        readings = []
+        for document, question in self.asked:
+            shown, tokens = run.exam.reading(document, question, by_heart.text_tokens, titled=not named)
+            reading = Reading(shown, tokens, asked_title(document))
+            if named:
+                topic = by_heart.asks(question.question, tokenizer)
+                reading = Reading(shown, tokens, None, topic, run.exam.request(None, question).prompt)
+            readings.append(reading)
+        return by_heart.recital(readings, run.settings.max_answer_tokens)
 
     def results(self, run: Run, own: Sequence[Document], completions: Sequence[Completion]) -> dict[str, Any]:
         """What is recorded of the answers (none from a fit that failed)."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from selfedit.documents import Document
 from selfedit.methods.adapters import find_adapters
-from selfedit.methods.joint import Joint
+from selfedit.methods.joint import Joint, Reciting
 from selfedit.methods.per_document import PerDocument
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, MANY, LearnSettings
 
-WAYS: dict[str, type[Joint | PerDocument]] = {"joint": Joint, "per-document": PerDocument}
+WAYS: dict[str, type[Joint | PerDocument]] = {"joint": Joint, "recite": Reciting, "per-document": PerDocument}
 
 
 def choose_way(run: Run, editor: str, settings: LearnSettings, documents: Sequence[Document]) -> Joint | PerDocument:

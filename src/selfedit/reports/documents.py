@@ -44,6 +44,7 @@ class AnswerView:
     value: str
     score: float | None
     note: str
+    topic: str | None
     fits: int
 
 
@@ -219,10 +220,10 @@ def _question(question: Question, answers: Sequence[ScoredAnswer]) -> QuestionVi
 
 def _merged(answers: Iterable[ScoredAnswer]) -> list[AnswerView]:
     """Answers that read and count alike as one, the most frequent first."""
-    counts: Counter[tuple[str, str, float | None, str]] = Counter()
+    counts: Counter[tuple[str, str, float | None, str, str | None]] = Counter()
     for given in answers:
         score = None if given.score is None else round(given.score, 3)
-        counts[given.answer, given.value, score, given.note] += 1
+        counts[given.answer, given.value, score, given.note, given.topic] += 1
     return [AnswerView(*answer, fits) for answer, fits in counts.most_common()]
 
 

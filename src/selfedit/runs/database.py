@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 from selfedit.errors import UserError
 from selfedit.runs.files import disk_errors, is_private
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SCHEMA = resources.files("selfedit.runs").joinpath("schema.sql").read_text(encoding="utf-8")
 
 # Seconds to wait for another connection's write.  Only one process writes a run (its lock), so this is for other tools.

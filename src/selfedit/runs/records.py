@@ -21,11 +21,13 @@ def recited_condition(condition: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """A student's answer to one question; `tokens` counts what was generated."""
+    """A student's answer to one question; `tokens` counts what was generated.  `topic` is what an adapter named as the
+    question's topic, before it recited what it learned under that title (None: it was not asked)."""
 
     question_id: str
     text: str
     tokens: int
+    topic: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ScoredAnswer:
     """One answer with its place in the experiment and one grader's grade.
 
     `document_id` is the question's document, None for a general question (asked to measure forgetting); `value` is
-    empty where there is no grade yet.
+    empty where there is no grade yet.  `topic` is as in `Answer`.
     """
 
     round: int
@@ -112,6 +114,7 @@ class ScoredAnswer:
     value: GradeValue | Literal[""]
     score: float | None
     note: str = ""
+    topic: str | None = None
 
 
 @dataclass(frozen=True)

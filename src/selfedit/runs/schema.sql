@@ -82,6 +82,7 @@ CREATE TABLE answers (
   question_id TEXT NOT NULL REFERENCES questions(id),
   text        TEXT NOT NULL,
   tokens      INTEGER NOT NULL,
+  topic       TEXT,                            -- that the adapter named, to recite what it learned under it; NULL: none
   UNIQUE (fit_id, question_id)
 );
 

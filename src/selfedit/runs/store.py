@@ -229,7 +229,7 @@ class Store(Database):
         parameters = (round, condition)
         answers: dict[str, list[Answer]] = {}
         for fit_id, *answer in self._rows(
-            "SELECT a.fit_id, a.question_id, a.text, a.tokens FROM answers a JOIN fits f ON f.id = a.fit_id"
+            "SELECT a.fit_id, a.question_id, a.text, a.tokens, a.topic FROM answers a JOIN fits f ON f.id = a.fit_id"
             f" WHERE {chosen} ORDER BY a.id",
             parameters,
         ):
@@ -299,7 +299,7 @@ class Store(Database):
         conditions, documents and questions."""
         rows = self._rows(
             "SELECT f.round, f.condition, f.id, f.edit_id, f.replicate, q.document_id, q.id, a.text,"
-            " coalesce(g.value, ''), g.score, coalesce(g.note, '')"
+            " coalesce(g.value, ''), g.score, coalesce(g.note, ''), a.topic"
             " FROM answers a JOIN fits f ON f.id = a.fit_id JOIN questions q ON q.id = a.question_id"
             " LEFT JOIN grades g ON g.answer_id = a.id AND g.grader = ?1"
             " WHERE (g.value IS NOT NULL OR NOT ?4) AND (?2 IS NULL OR f.round = ?2)"

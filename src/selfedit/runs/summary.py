@@ -172,13 +172,28 @@ class RetentionSummary(_Part):
 
 class RoutingSummary(_Part):
     """How questions went to adapters of a document each: of `asked` questions about the documents, `right` went to
-    their own document's, `none` to no adapter; of `general` ones that the model knew, `general_to_adapters` to one."""
+    their own document's, `none` to no adapter; of `general` ones that the model knew, `general_to_adapters` to one.
+    Or which documents' titles one adapter `named` as the questions' topics."""
 
     asked: Count
     right: Count
     none: Count
     general: Count = 0
     general_to_adapters: Count = 0
+    named: bool = False
+
+    @property
+    def note(self) -> str:
+        """For people."""
+        right, none = (f"{count / self.asked:.1%}" for count in (self.right, self.none))
+        ways = ("One adapter per document", "went to their own document's", "to none", "went to an adapter")
+        if self.named:
+            ways = ("Recited", "were given their own document's title as their topic", "none", "were given a title")
+        way, own, nothing, taken = ways
+        said = f"{way}: {right} of {self.asked:,} questions {own}, {none} {nothing}"
+        if self.general:
+            said += f"; of {self.general:,} general questions that the model knew, {self.general_to_adapters:,} {taken}"
+        return f"{said}."
 
 
 class RoundSummary(_Part):
@@ -306,16 +321,7 @@ class Summary(_Part):
                 " learning and 100 with the book open are by selection."
             )
         if (routing := self.routing) is not None and routing.asked:
-            notes.append(
-                f"One adapter per document: {routing.right / routing.asked:.1%} of {routing.asked:,} questions went to"
-                f" their own document's, {routing.none / routing.asked:.1%} to none"
-                + (
-                    f"; of {routing.general:,} general questions that the model knew,"
-                    f" {routing.general_to_adapters:,} went to an adapter."
-                    if routing.general
-                    else "."
-                )
-            )
+            notes.append(routing.note)
         notes += [
             f"Updates ({one.condition}): of {one.asked:,} answers to questions that an earlier document answers"
             f" otherwise, {one.new:.1%} are the new one's and {one.old:.1%} still the old one's."

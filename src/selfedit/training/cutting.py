@@ -55,6 +55,10 @@ def cut(
     sequences: list[TrainingSequence] = []
     for one in whole:
         copies = max(1, recipe.document_copies) if one.of_document else 1
+        if one.about is not None:
+            _, end = next(part_spans(one.about, room, length=count_tokens))
+            sequences.append(replace(one, about=one.about[:end].strip()))
+            continue
         if one.question is not None or (published and count_tokens(one.text) <= room):
             sequences += [one] * copies
             if advance is not None and published:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from selfedit.documents import Document
+from selfedit.documents import Document, apart_by_title
 from selfedit.editors.base import Edit, edit_prompt
 from selfedit.engine.jobs import FitJob, TokenSequence
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import cut
-from selfedit.training.objectives import TrainingSequence
+from selfedit.training.objectives import TrainingSequence, beside_documents
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import tokenize
 
@@ -43,7 +43,7 @@ class Jobs:
         """The job that teaches an adapter these documents, each from its edits (None: from its text alone), and its
         training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
         retains some.  `advance` is called with numbers of characters that were cut."""
-        sequences = self.sequences(documents, edits, recipe, advance)
+        sequences = self.sequences(documents, edits, recipe, advance) + beside_documents(recipe.objectives)
         # The copies of a document are one text.
         tokens = {one: tokenize(one, recipe, self.tokenizer, self.prompts) for one in dict.fromkeys(sequences)}
         for sequence, one in tokens.items():
@@ -70,6 +70,8 @@ class Jobs:
         if recipe.pad_to is not None and recipe.pad_to > self.context_length:
             raise UserError(f"--set pad_to={recipe.pad_to}: the model reads {self.context_length:,} tokens at the most")
         most = min(recipe.max_sequence_tokens, self.context_length)
+        if "topics" in recipe.objectives:
+            documents = apart_by_title(documents)
         return [
             sequence
             for document, learned in zip(documents, edits, strict=True)
@@ -97,6 +99,8 @@ def _passes(learned: Learned, recipe: Recipe) -> Sequence[str | None]:
 
 
 def _shown(sequence: TrainingSequence) -> str:
-    if sequence.question is None:
-        return f"{sequence.title}\n{sequence.text}"
-    return f"Question: {sequence.question}\nAnswer: {sequence.text}"
+    if sequence.question is not None:
+        return f"Question: {sequence.question}\nAnswer: {sequence.text}"
+    if sequence.about is not None:
+        return f"{sequence.about}\nTopic: {sequence.text}"
+    return f"{sequence.title}\n{sequence.text}"

@@ -6,13 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from selfedit.documents import Document
+from selfedit.documents import Document, sentences
 from selfedit.editors.cleaning import ANSWER, QUESTION, with_answers
+from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
+
+_SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
+_GENERAL_TOPICS = 24  # general prompts, of which the topic is none of the documents'
 
 
 @dataclass(frozen=True)
 class TrainingSequence:
-    """A text to be learned, under its document's title; with `question`, it is the answer to that exam question.
+    """A text to be learned, under its document's title; with `question`, it is the answer to that exam question; with
+    `about`, it is the topic of that text.
 
     With `passage`, the loss is the divergence from the frozen model that reads the passage before the same prompt;
     without, it is the cross-entropy of the next token.  `of_document` marks the document's own text, or a part of it.
@@ -23,6 +28,7 @@ class TrainingSequence:
     question: str | None = None
     passage: str | None = None
     of_document: bool = False
+    about: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,29 @@ def distill(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     return learned + [TrainingSequence(title, text, None, passage) for text in notes.cut(others)]
 
 
+def learn_topics(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+    """To name the document's title as the topic of each of its sentences, and of the edit's questions and other lines:
+    with the title, what was learned under it can be recited (`execution.recitation`)."""
+    pairs, others = question_pairs(notes.lines)
+    texts = dict.fromkeys([*sentences(notes.document.text), *(question for question, _ in pairs), *others])
+    title = notes.document.title
+    return [TrainingSequence(title, title, about=text) for text in texts if len(text) >= _SAYS_TOO_LITTLE]
+
+
 # What each objective learns of an edit; it is told of all objectives of the recipe.
 OBJECTIVES: dict[str, Callable[[Notes, Collection[str]], list[TrainingSequence]]] = {
     "text": learn_text,
     "answers": learn_answers,
     "distill": distill,
+    "topics": learn_topics,
 }
+
+
+def beside_documents(objectives: Collection[str]) -> list[TrainingSequence]:
+    """What is learned once, however many documents there are: beside `topics`, that general prompts have none of the
+    documents' titles as their topic."""
+    prompts = list(general_prompts("retain").values())[: _GENERAL_TOPICS * ("topics" in objectives)]
+    return [TrainingSequence(GENERAL_TITLE, GENERAL_TITLE, about=prompt) for prompt in prompts]
 
 
 def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

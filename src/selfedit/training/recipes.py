@@ -62,11 +62,12 @@ class Recipe(BaseModel):
         False, description="with several edits of a document: each is cut by itself, and the document learned with each"
     )
     pack_tokens: int = Field(128, ge=1, description="with cutting packed: the tokens of lines that are packed together")
-    objectives: tuple[Literal["text", "answers", "distill"], ...] = Field(
+    objectives: tuple[Literal["text", "answers", "distill", "topics"], ...] = Field(
         ("text",),
         min_length=1,
         description="what is learned of an edit: its texts; its question-answer pairs in the exam's form; all of it as"
-        " the model itself, with the document in its prompt, expects it",
+        " the model itself, with the document in its prompt, expects it; the document's title as the topic of its"
+        " sentences and of the edit's lines, for --recite",
     )
     retain: int = Field(
         0, ge=0, description="texts that the model wrote itself to general prompts, held to by divergence"
@@ -114,7 +115,9 @@ OUTER = Recipe(name="outer", rank=64, alpha=128, learning_rate=3e-4, epochs=2, b
 DEFAULT = Recipe(targets="mlp", steps=8, cutting="packed")
 # A model of some 0.1 billion parameters learns next to nothing in eight steps: as many as there are lines, eight times.
 TINY = Recipe(name="tiny")
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, TINY, *PUBLISHED.values(), OUTER)}
+# A document by heart, and its title as the topic of what is asked about it.
+RECITE = Recipe(name="recite", targets="mlp", steps=8, objectives=("topics",), epochs=4, document_copies=2)
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, TINY, RECITE, *PUBLISHED.values(), OUTER)}
 
 
 def load_recipe(name: str) -> Recipe:

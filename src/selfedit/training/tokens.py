@@ -69,6 +69,8 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
     instruct, title = tokenizer.instruct, sequence.title
     if sequence.question is not None:
         asked = prompts.exam(instruct=instruct, title=title, question=sequence.question)
+    elif sequence.about is not None:
+        asked = prompts.topic(instruct=instruct, text=sequence.about)
     elif _as_reply(recipe, tokenizer):
         asked = prompts.study(title=title)
     elif sequence.passage is not None:
