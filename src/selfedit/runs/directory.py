@@ -223,7 +223,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _config_text(settings: dict[str, Any], versions: dict[str, str], resolved: dict[str, Any]) -> str:
     data = {**settings, **({_RESOLVED: resolved} if resolved else {}), _VERSIONS: versions}
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    if yaml.safe_load(text) != data:
+    if not text.isascii() and yaml.safe_load(text) != data:
         # PyYAML leaves a few characters (U+0085) bare that it does not read back; escaped, it reads all.
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=False)
     return _HEADER + text
