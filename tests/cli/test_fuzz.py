@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from selfedit.methods.settings import (
     SweepSettings,
     TrainSettings,
 )
+from selfedit.models import load_outline
 from selfedit.prompts import Prompts
 from selfedit.runs.directory import RunDirectory
 from selfedit.training.recipes import load_recipe
@@ -122,6 +124,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     for name in METHODS.values():
         monkeypatch.setattr(f"selfedit.methods.{name}", read_what_is_given)
+    # A plan is made of what the first one read of the model, which takes most of its time.
+    monkeypatch.setattr("selfedit.methods.plan.load_outline", cache(load_outline))
     monkeypatch.setattr("selfedit.methods.ask.Asker", Asked)
     monkeypatch.setattr("selfedit.methods.export.export", lambda source, out, **_: Asked(source))
     write_rows(tmp_path / "good.jsonl", rows(1))
