@@ -124,7 +124,9 @@ def ended(attempt: Callable[[], Any]) -> bool:
     return False
 
 
-def test_a_run_that_ends_after_every_task(begin: Callable[..., dict[str, Any]], chat_model: str) -> None:
+def test_a_run_that_ends_after_every_task_and_within_every_commit(
+    begin: Callable[..., dict[str, Any]], chat_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = CountingPool(chat_model)
     expected = begin("whole", pool)
     pools = [EndingPool(chat_model)]
@@ -136,12 +138,7 @@ def test_a_run_that_ends_after_every_task(begin: Callable[..., dict[str, Any]], 
     assert len({task.memory for task in done}) == 1, "the memory to plan with is the run's"
     assert executed(done) == executed(pool.tasks), "other tasks than in a whole run, or one twice"
 
-
-def test_a_run_that_ends_within_every_commit(
-    begin: Callable[..., dict[str, Any]], chat_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a task's results are written, files too, but its cost is not yet: nothing of it counts."""
-    expected = begin("whole")
+    # Where a task's results are written, files too, but its cost is not yet: nothing of it counts.
     original = Store.add_costs
     seen: Counter[tuple[str, ...]] = Counter()
 
@@ -156,11 +153,11 @@ def test_a_run_that_ends_within_every_commit(
 
     monkeypatch.setattr(Store, "add_costs", add_costs)
     ends = 0
-    while ended(lambda: begin("ended")):
+    while ended(lambda: begin("cut")):
         ends += 1
     monkeypatch.setattr(Store, "add_costs", original)
     assert ends >= 2
-    assert begin("ended") == expected
+    assert begin("cut") == expected
 
 
 def test_what_is_left_of_a_task_is_done_alone(chat_model: str, tmp_path: Path) -> None:
