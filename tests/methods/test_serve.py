@@ -158,7 +158,8 @@ class WordyAsker:
 
     names, max_tokens = ("learned",), 128
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, recites: bool = False) -> None:
+        self.recites, self.threads = recites, set[int]()
         self.most, self.asked, self.dropped = most, list[str](), threading.Event()
         self.model = SimpleNamespace(context_length=1000, tokenizer=self)
 
@@ -166,9 +167,11 @@ class WordyAsker:
         if [message["role"] for message in messages] == ["user", "user"]:
             raise UserError("its chat template takes no messages of user, user")
 
-    def document(self, messages: Any) -> None: ...
+    def document(self, messages: Any) -> None:
+        self.threads.add(threading.get_ident())
 
     def reply(self, messages: Any, *, on_text: Callable[[str], None], **_: Any) -> Reply:
+        self.threads.add(threading.get_ident())
         self.asked.append(messages[-1]["content"])
         said = 0
         while said < self.most:
@@ -249,6 +252,15 @@ def test_health_is_told_while_many_wait_and_what_they_give_up_is_not_written(fre
         asker.most = 1
         assert {first.result(), ask("last")} == {"chat.completion"}
     assert asker.asked == ["first", "last"]
+
+
+@needs_serving
+def test_an_adapter_recites_and_answers_in_one_thread(free_port: Callable[[], int]) -> None:
+    asker = WordyAsker(most=5, recites=True)
+    with served(asker, free_port()) as url, ThreadPoolExecutor(8) as clients:
+        asked = [clients.submit(speaker(url).create, model="learned", messages=user(str(k))) for k in range(8)]
+        assert {one.result().object for one in asked} == {"chat.completion"}
+    assert len(asker.threads) == 1
 
 
 @needs_serving

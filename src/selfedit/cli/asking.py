@@ -115,7 +115,9 @@ def _answer(arguments: argparse.Namespace, asker: Asker, messages: Messages, spe
     out = sys.stderr if arguments.json else sys.stdout
     if asker.routed and (arguments.compare or speaker != BASE):
         document = asker.document(messages)
-        picked = f"{document.title} ({document.id})" if document else "no document is about that: the model as it is"
+        picked = "no document is about that: the model as it is"
+        if document:
+            picked = f"from memory: {document.title}" if asker.recites else f"{document.title} ({document.id})"
         print(printable(f"[{picked}]", keep=""), file=sys.stderr)
     if arguments.compare:
         found = asker.compare(messages)

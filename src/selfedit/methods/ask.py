@@ -134,9 +134,14 @@ class Asker:
         return self._load() if self._chain else self.model
 
     @property
+    def recites(self) -> bool:
+        """Whether the adapter has its documents by heart: `document` is then what it writes down."""
+        return self._by_heart is not None
+
+    @property
     def routed(self) -> bool:
         """Whether each question goes to one document: to its adapter, or to what the adapter recites."""
-        return self._search is not None or self._by_heart is not None
+        return self._search is not None or self.recites
 
     def document(self, messages: Sequence[dict[str, str]]) -> Document | None:
         """The document whose adapter answers: what the last message is about, by its words, the sooner where the user

@@ -106,7 +106,11 @@ def make_app(asker: Asker, writer: Executor, ending: Event) -> FastAPI:
             await asyncio.to_thread(asker.model.tokenizer.chat_ids, messages)
         except UserError as error:  # of the chat template
             raise HTTPException(400, str(error)) from None
-        document = await asyncio.to_thread(asker.document, messages) if asked.model != BASE else None
+        document = None
+        if asked.model != BASE:
+            # An adapter that recites writes too, which no two threads may.
+            where = writer if asker.recites else None
+            document = await asyncio.get_running_loop().run_in_executor(where, asker.document, messages)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
         head |= {"document": document and {"id": document.id, "title": document.title}}
 
