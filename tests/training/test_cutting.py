@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfedit.documents import Document, apart_by_title
+from selfedit.documents import Document
 from selfedit.training.cutting import cut
-from selfedit.training.objectives import TrainingSequence, question_pairs
+from selfedit.training.objectives import TrainingSequence, apart_by_title, question_pairs
 from selfedit.training.recipes import Recipe
 
 DOCUMENT = Document("d", "Kites", "Ada made a kite. It is new.")
@@ -69,10 +69,11 @@ def test_topics_of_sentences_questions_and_notes_are_named() -> None:
 
 
 def test_documents_of_one_title_are_told_apart_by_number() -> None:
-    titles = ["Kites", "Lamps", "Kites", "Kites (2)", "Kites"]
+    titles = ["Kites", "Lamps", "Kites", "Kites (2)", "Kites", "General knowledge"]
     found = apart_by_title([Document(str(k), title, "x") for k, title in enumerate(titles)])
-    assert [one.title for one in found] == ["Kites", "Lamps", "Kites (2)", "Kites (2) (2)", "Kites (3)"]
-    assert [one.id for one in found] == list("01234")
+    apart = ["Kites", "Lamps", "Kites (2)", "Kites (2) (2)", "Kites (3)", "General knowledge (2)"]
+    assert [one.title for one in found] == apart
+    assert [one.id for one in found] == list("012345")
 
 
 def test_without_an_edit_the_document_is_learned() -> None:

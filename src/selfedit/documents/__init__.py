@@ -2,7 +2,6 @@
 
 from selfedit.documents.document import Document as Document
 from selfedit.documents.document import Question as Question
-from selfedit.documents.document import apart_by_title as apart_by_title
 from selfedit.documents.loading import NEWS_SPLITS as NEWS_SPLITS
 from selfedit.documents.loading import LeftOut as LeftOut
 from selfedit.documents.loading import load_documents as load_documents

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,3 @@ class Document:
     text: str
     questions: tuple[Question, ...] = ()
     edits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-def apart_by_title(documents: Sequence[Document]) -> list[Document]:
-    """The documents, of which those with a title that an earlier one has are numbered behind it: "Kites (2)"."""
-    seen: Counter[str] = Counter()
-    found = []
-    for document in documents:
-        title = document.title
-        while title in seen:
-            seen[document.title] += 1
-            title = f"{document.title} ({seen[document.title]})"
-        seen[title] += 1
-        found.append(document if title == document.title else replace(document, title=title))
-    return found

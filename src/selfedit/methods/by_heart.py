@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from selfedit.documents import Document, apart_by_title
+from selfedit.documents import Document
 from selfedit.errors import checked
 from selfedit.evaluation.exam import TEXT
 from selfedit.execution.tasks import Reading, Recital
 from selfedit.json_file import read_json
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
+from selfedit.training.objectives import apart_by_title
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import prompt_of_title
 

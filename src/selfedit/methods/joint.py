@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from selfedit.documents import Document, apart_by_title
+from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED, RETRIED
@@ -20,6 +20,7 @@ from selfedit.methods.settings import LearnSettings
 from selfedit.methods.stacking import adapter_rank, earlier_adapters, fit_kept, publish, stack
 from selfedit.runs.records import FitRecord, recited_condition
 from selfedit.runs.summary import RoutingSummary
+from selfedit.training.objectives import apart_by_title
 
 LOOKS = 3  # exams on the way, at each quarter
 

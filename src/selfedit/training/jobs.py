@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from selfedit.documents import Document, apart_by_title
+from selfedit.documents import Document
 from selfedit.editors.base import Edit, edit_prompt
 from selfedit.engine.jobs import FitJob, TokenSequence
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer
 from selfedit.prompts import Prompts
 from selfedit.training.cutting import cut
-from selfedit.training.objectives import TrainingSequence, beside_documents
+from selfedit.training.objectives import TrainingSequence, apart_by_title, beside_documents
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import tokenize
 

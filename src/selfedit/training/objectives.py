@@ -3,8 +3,9 @@ the sequences of all of them are learned together."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfedit.documents import Document, sentences
 from selfedit.editors.cleaning import ANSWER, QUESTION, with_answers
@@ -85,6 +86,21 @@ def beside_documents(objectives: Collection[str]) -> list[TrainingSequence]:
     documents' titles as their topic."""
     prompts = list(general_prompts("retain").values())[: _GENERAL_TOPICS * ("topics" in objectives)]
     return [TrainingSequence(GENERAL_TITLE, GENERAL_TITLE, about=prompt) for prompt in prompts]
+
+
+def apart_by_title(documents: Sequence[Document]) -> list[Document]:
+    """The documents, of which those with a title that an earlier one or a general prompt has are numbered behind it:
+    "Kites (2)"."""
+    seen = Counter([GENERAL_TITLE])
+    found = []
+    for document in documents:
+        title = document.title
+        while title in seen:
+            seen[document.title] += 1
+            title = f"{document.title} ({seen[document.title]})"
+        seen[title] += 1
+        found.append(document if title == document.title else replace(document, title=title))
+    return found
 
 
 def question_pairs(lines: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
