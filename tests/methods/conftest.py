@@ -57,3 +57,14 @@ def small_train(quick: dict[str, Any], documents: Callable[[int], str], chat_mod
         "replicates": 1,
         "outer_set": {"rank": 4, "learning_rate": 3e-3},
     }
+
+
+@pytest.fixture
+def another_model(tiny_model: Callable[..., Any], chat_model: str, tmp_path: Path) -> str:
+    """A model of another shape than `chat_model`, with its tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "other"
+    tiny_model("llama").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(chat_model).save_pretrained(folder)
+    return str(folder)

@@ -446,17 +446,14 @@ def test_a_wrong_editor_leaves_no_run_behind(
 
 
 def test_an_adapter_of_another_model_is_refused(
-    learned: tuple[LearnSettings, Learned], tiny_model: Callable[..., Any], tmp_path: Path
+    learned: tuple[LearnSettings, Learned], another_model: str, tmp_path: Path
 ) -> None:
-    settings, found = learned
-    other = tmp_path / "other"
-    tiny_model("llama").save_pretrained(other)
-    AutoTokenizer.from_pretrained(settings.model).save_pretrained(other)
+    _, found = learned
     with pytest.raises(UserError, match=r"belongs to another model; name its model with --model") as raised:
-        Asker(found.adapter, model=str(other), device="cpu")
+        Asker(found.adapter, model=another_model, device="cpu")
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=r"belongs to another model; name its model with --model"):
-        export(found.adapter, tmp_path / "merged", model=str(other))
+        export(found.adapter, tmp_path / "merged", model=another_model)
     assert not (tmp_path / "merged").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -350,14 +350,11 @@ def test_ask_routes_each_question_and_says_where(learned: tuple[LearnSettings, L
 
 
 def test_another_model_is_refused_before_a_question_is_asked(
-    learned: tuple[LearnSettings, Learned], tiny_model: Callable[..., Any], tmp_path: Path
+    learned: tuple[LearnSettings, Learned], another_model: str
 ) -> None:
     settings, _ = learned
-    other = tmp_path / "other"
-    tiny_model("llama").save_pretrained(other)
-    AutoTokenizer.from_pretrained(settings.model).save_pretrained(other)
     with pytest.raises(UserError, match=r"belongs to another model; name its model with --model"):
-        Asker(settings.out, model=str(other), device="cpu")
+        Asker(settings.out, model=another_model, device="cpu")
 
 
 def test_the_command_line_names_the_document(

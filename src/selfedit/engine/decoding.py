@@ -56,6 +56,8 @@ def decode(
     comes.  Running out of memory halves the budget, with a warning, and repeats the batch (`on_token` begins again).
     Errors: ValueError for an empty prompt, for no new tokens, or for an adapter that the bank does not have.
     """
+    if not requests:
+        return []
     backbone = Backbone(model)
     _check(requests, bank)
     completions: dict[int, Completion] = {}

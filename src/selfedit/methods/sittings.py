@@ -57,11 +57,11 @@ class Sitting:
         readings = []
         for document, question in self.asked:
             shown, tokens = run.exam.reading(document, question, by_heart.text_tokens, titled=not named)
-            reading = Reading(shown, tokens, asked_title(document))
             if named:
                 topic = by_heart.asks(question.question, tokenizer)
-                reading = Reading(shown, tokens, None, topic, run.exam.request(None, question).prompt)
-            readings.append(reading)
+                readings.append(Reading(shown, tokens, topic=topic, plain=run.exam.request(None, question).prompt))
+            else:
+                readings.append(Reading(shown, tokens, asked_title(document)))
         return by_heart.recital(readings, run.settings.max_answer_tokens)
 
     def results(self, run: Run, own: Sequence[Document], completions: Sequence[Completion]) -> dict[str, Any]:
