@@ -11,7 +11,8 @@ from making import Make
 from run_content import content
 
 from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec
-from selfedit.evaluation.general import general_prompts
+from selfedit.evaluation.general import general_prompts, general_questions
+from selfedit.evaluation.text import tokens
 from selfedit.execution.measures import Measures
 from selfedit.execution.tasks import Fit, FitTask
 from selfedit.methods.compare import compare
@@ -21,12 +22,17 @@ from selfedit.methods.settings import CompareSettings
 from selfedit.runs.directory import RunDirectory
 
 
-def test_no_prompt_is_for_both_uses() -> None:
-    measure, retain = general_prompts("measure"), general_prompts("retain")
-    assert (len(measure), len(retain)) == (40, 60)
-    prompts = [*measure.values(), *retain.values()]
-    assert len(measure | retain) == len({prompt.lower() for prompt in prompts}) == 100
-    assert all(prompt == prompt.strip() and len(prompt) >= 15 for prompt in prompts)
+def test_no_prompt_is_for_two_uses_or_asked_in_the_exam() -> None:
+    measure, retain, topic = (general_prompts(use) for use in ("measure", "retain", "topic"))
+    assert (len(measure), len(retain), len(topic)) == (40, 60, 80)
+    prompts = [*measure.values(), *retain.values(), *topic.values()]
+    assert len(measure | retain | topic) == len({prompt.lower() for prompt in prompts}) == 180
+    assert all(prompt == prompt.strip() for prompt in prompts)
+    assert all(len(prompt) >= 15 for prompt in [*measure.values(), *retain.values()])
+    for asked in general_questions():
+        words = set(tokens(asked.question))
+        alike = [p for p in topic.values() if len(words & set(tokens(p))) > 0.6 * len(words | set(tokens(p)))]
+        assert alike == [], asked.question
 
 
 @pytest.mark.parametrize("kind", ["chat", "base"])

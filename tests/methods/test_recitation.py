@@ -142,7 +142,7 @@ def test_topics_are_named_and_what_was_learned_under_them_is_read(asking: LearnS
         assert recited == Document(second.title, second.title, second.text)
         shown = f"{second.title}\n{second.text}\n\n{question}"
         assert asker.answer(messages) == asker.answer([{"role": "user", "content": shown}], base=True)
-        general = [{"role": "user", "content": next(iter(general_prompts("retain").values()))}]
+        general = [{"role": "user", "content": next(iter(general_prompts("topic").values()))}]
         assert asker.document(general) is None
         assert asker.answer(general) == asker.answer(general, base=True)
         after = [*messages, {"role": "assistant", "content": "There."}, *general]

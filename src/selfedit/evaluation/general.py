@@ -21,14 +21,15 @@ GENERAL_TITLE = "General knowledge"
 _ASKED_PER_QUESTION = 20
 
 
-Use = Literal["measure", "retain"]
+Use = Literal["measure", "retain", "topic"]
 
 
 @cache
 def general_prompts(use: Use) -> dict[str, str]:
     """The built-in everyday instructions for one use, by id, in a fixed order.  What is written to a prompt for
     `measure` shows how far an adapter has moved; what is written to one for `retain` may be trained on, so that it does
-    not move.  No prompt is for both."""
+    not move.  One for `topic` is a short question that no document is about.  No prompt is for two uses, and none is
+    one of `general_questions`."""
     return {row["id"]: row["prompt"] for row in _rows("general_prompts.jsonl") if row["use"] == use}
 
 

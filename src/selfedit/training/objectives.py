@@ -12,7 +12,7 @@ from selfedit.editors.cleaning import ANSWER, QUESTION, with_answers
 from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
-_GENERAL_TOPICS = 24  # general prompts, of which the topic is none of the documents'
+_GENERAL_TOPICS = 104  # general prompts, of which the topic is none of the documents': short questions before others
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ OBJECTIVES: dict[str, Callable[[Notes, Collection[str]], list[TrainingSequence]]
 def beside_documents(objectives: Collection[str]) -> list[TrainingSequence]:
     """What is learned once, however many documents there are: beside `topics`, that general prompts have none of the
     documents' titles as their topic."""
-    prompts = list(general_prompts("retain").values())[: _GENERAL_TOPICS * ("topics" in objectives)]
+    if "topics" not in objectives:
+        return []
+    prompts = [*general_prompts("topic").values(), *general_prompts("retain").values()][:_GENERAL_TOPICS]
     return [TrainingSequence(GENERAL_TITLE, GENERAL_TITLE, about=prompt) for prompt in prompts]
 
 
