@@ -24,9 +24,9 @@ from selfedit.runs.directory import RunDirectory
 
 def test_no_prompt_is_for_two_uses_or_asked_in_the_exam() -> None:
     measure, retain, topic = (general_prompts(use) for use in ("measure", "retain", "topic"))
-    assert (len(measure), len(retain), len(topic)) == (40, 60, 80)
+    assert (len(measure), len(retain), len(topic)) == (40, 60, 360)
     prompts = [*measure.values(), *retain.values(), *topic.values()]
-    assert len(measure | retain | topic) == len({prompt.lower() for prompt in prompts}) == 180
+    assert len(measure | retain | topic) == len({prompt.lower() for prompt in prompts}) == 460
     assert all(prompt == prompt.strip() for prompt in prompts)
     assert all(len(prompt) >= 15 for prompt in [*measure.values(), *retain.values()])
     for asked in general_questions():

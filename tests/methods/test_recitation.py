@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_refused(
 def asking(quick: dict[str, Any], tmp_path: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch) -> LearnSettings:
     """Two documents, with edits that ask the exam's questions; few general prompts beside them are as much as a tiny
     model can learn."""
-    monkeypatch.setattr(objectives, "_GENERAL_TOPICS", 2)
+    monkeypatch.setattr(objectives, "_FEWEST_GENERAL", 2)
     some = rows(2)
     for row in some:
         asked = [f"Question: {q['question']}\nAnswer: {q['answers'][0]}" for q in row["questions"]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfedit.documents import Document
+from selfedit.documents import Document, sentences
 from selfedit.training.cutting import cut
-from selfedit.training.objectives import TrainingSequence, apart_by_title, question_pairs
+from selfedit.training.objectives import TrainingSequence, apart_by_title, beside_documents, question_pairs
 from selfedit.training.recipes import Recipe
 
 DOCUMENT = Document("d", "Kites", "Ada made a kite. It is new.")
@@ -62,10 +62,26 @@ def test_topics_of_sentences_questions_and_notes_are_named() -> None:
     notes = "Ada made a kite in Oslo.\nQuestion: Who made the kite?\nAnswer: Ada\nAda's kite is blue."
     *topics, first, second = cut(document, notes, recipe, max_tokens=200, count_tokens=words)
     assert first == second == TrainingSequence("Kites", document.text.strip(), of_document=True)
-    asked = ["Ada made a kite in Oslo.", " ".join(["It flew and"] * 40), "Who made the kite?", "Ada's kite is blue."]
-    assert topics == [TrainingSequence("Kites", "Kites", about=text) for text in asked]
+    assert {(one.title, one.text, one.question) for one in topics} == {("Kites", "Kites", None)}
+    sentence, flew, *parts, asked, noted = [one.about or "" for one in topics]
+    assert [sentence, asked, noted] == ["Ada made a kite in Oslo.", "Who made the kite?", "Ada's kite is blue."]
+    assert flew == " ".join(["It flew and"] * 40)
+    assert len(parts) == len(set(parts)) < 17, "a part that comes again is learned once"
+    assert all(part in flew and words(part) in (7, 8) for part in parts)
     _, long, *_ = cut(document, None, recipe, max_tokens=100, count_tokens=words)
     assert 20 < words(long.about or "") < 100, "more than the model reads is cut off"
+
+
+def test_beside_topics_there_are_as_many_general_prompts_as_sentences() -> None:
+    long = replace(DOCUMENT, text="Ada made a kite. " * 30)
+    assert beside_documents([DOCUMENT, long], ("text", "distill")) == []
+    found = beside_documents([DOCUMENT, long, long], ("topics", "text"))
+    assert len(found) == len(set(found)) == len(sentences(DOCUMENT.text)) + 60
+    assert {(one.title, one.text) for one in found} == {("General knowledge", "General knowledge")}
+    few = beside_documents([DOCUMENT], ("topics",))
+    assert len(few) == 24 and few == found[:24]
+    many = beside_documents([long] * 20, ("topics",))
+    assert len(many) == 600 and len(set(many)) == 360, "more than there are are learned again"
 
 
 def test_documents_of_one_title_are_told_apart_by_number() -> None:

@@ -28,7 +28,7 @@ Use = Literal["measure", "retain", "topic"]
 def general_prompts(use: Use) -> dict[str, str]:
     """The built-in everyday instructions for one use, by id, in a fixed order.  What is written to a prompt for
     `measure` shows how far an adapter has moved; what is written to one for `retain` may be trained on, so that it does
-    not move.  One for `topic` is a short question that no document is about.  No prompt is for two uses, and none is
+    not move.  Those for `topic` are mixed, most of them short questions.  No prompt is for two uses, and none is
     one of `general_questions`."""
     return {row["id"]: row["prompt"] for row in _rows("general_prompts.jsonl") if row["use"] == use}
 

@@ -201,8 +201,8 @@ class _BoundedJobs(Jobs):
             return super().job(documents, edits, recipe, **how)
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
         retained = sorted(how.get("own", ()), key=lambda one: -len(one.ids))[: recipe.retain]
-        known = [tokenize(one, recipe, self.tokenizer, self.prompts) for one in beside_documents(recipe.objectives)]
-        known += retained
+        beside = beside_documents(documents, recipe.objectives)
+        known = [tokenize(one, recipe, self.tokenizer, self.prompts) for one in beside] + retained
         likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in known)
         blanks = [_blank(-(-most // parts)) for most, _, parts in sizes for _ in range(parts)]
         settings = recipe.settings(len(blanks))

@@ -43,7 +43,7 @@ class Jobs:
         """The job that teaches an adapter these documents, each from its edits (None: from its text alone), and its
         training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
         retains some.  `advance` is called with numbers of characters that were cut."""
-        sequences = self.sequences(documents, edits, recipe, advance) + beside_documents(recipe.objectives)
+        sequences = self.sequences(documents, edits, recipe, advance) + beside_documents(documents, recipe.objectives)
         # The copies of a document are one text.
         tokens = {one: tokenize(one, recipe, self.tokenizer, self.prompts) for one in dict.fromkeys(sequences)}
         for sequence, one in tokens.items():

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice, pairwise
 
 from selfedit.documents import Document, sentences
-from selfedit.editors.cleaning import ANSWER, QUESTION, with_answers
+from selfedit.editors.cleaning import ANSWER, QUESTION, questions, with_answers
 from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
-_GENERAL_TOPICS = 104  # general prompts, of which the topic is none of the documents': short questions before others
+_WORDS_PER_PART = 7
+_FEWEST_GENERAL = 24  # general prompts beside documents of which topics are learned
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,22 @@ def distill(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
 
 
 def learn_topics(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
-    """To name the document's title as the topic of each of its sentences, and of the edit's questions and other lines:
-    with the title, what was learned under it can be recited (`execution.recitation`)."""
-    pairs, others = question_pairs(notes.lines)
-    texts = dict.fromkeys([*sentences(notes.document.text), *(question for question, _ in pairs), *others])
+    """To name the document's title as the topic of each of its sentences and of their parts, and of the edit's
+    questions and of its other lines but answers: with the title, what was learned under it can be recited
+    (`execution.recitation`)."""
+    asked, others = questions(notes.lines)
+    said = sentences(notes.document.text)
+    texts = dict.fromkeys([*said, *(part for sentence in said for part in _parts(sentence)), *asked, *others])
     title = notes.document.title
     return [TrainingSequence(title, title, about=text) for text in texts if len(text) >= _SAYS_TOO_LITTLE]
+
+
+def _parts(sentence: str) -> list[str]:
+    """The sentence in pieces of about as many words, so that few of its words are enough to know it by."""
+    words = sentence.split()
+    pieces = max(1, round(len(words) / _WORDS_PER_PART))
+    borders = [len(words) * piece // pieces for piece in range(pieces + 1)]
+    return [" ".join(words[begin:end]) for begin, end in pairwise(borders)]
 
 
 # What each objective learns of an edit; it is told of all objectives of the recipe.
@@ -81,12 +93,13 @@ OBJECTIVES: dict[str, Callable[[Notes, Collection[str]], list[TrainingSequence]]
 }
 
 
-def beside_documents(objectives: Collection[str]) -> list[TrainingSequence]:
-    """What is learned once, however many documents there are: beside `topics`, that general prompts have none of the
-    documents' titles as their topic."""
+def beside_documents(documents: Sequence[Document], objectives: Collection[str]) -> list[TrainingSequence]:
+    """What is learned beside these documents: under `topics`, that general prompts have none of the titles as their
+    topic.  There are as many as the documents have sentences, since with fewer, general questions are given titles."""
     if "topics" not in objectives:
         return []
-    prompts = [*general_prompts("topic").values(), *general_prompts("retain").values()][:_GENERAL_TOPICS]
+    count = max(_FEWEST_GENERAL, sum(len(sentences(document.text)) for document in documents))
+    prompts = islice(cycle(general_prompts("topic").values()), count)
     return [TrainingSequence(GENERAL_TITLE, GENERAL_TITLE, about=prompt) for prompt in prompts]
 
 

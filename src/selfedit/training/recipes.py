@@ -116,7 +116,7 @@ DEFAULT = Recipe(targets="mlp", steps=8, cutting="packed")
 # A model of some 0.1 billion parameters learns next to nothing in eight steps: as many as there are lines, eight times.
 TINY = Recipe(name="tiny")
 # A document by heart, and its title as the topic of what is asked about it.
-RECITE = Recipe(name="recite", targets="mlp", steps=8, objectives=("topics",), epochs=4, document_copies=2)
+RECITE = Recipe(name="recite", targets="mlp", steps=8, objectives=("topics",), epochs=2, document_copies=4)
 RECIPES = {recipe.name: recipe for recipe in (DEFAULT, TINY, RECITE, *PUBLISHED.values(), OUTER)}
 
 
