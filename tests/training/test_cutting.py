@@ -79,9 +79,9 @@ def test_beside_topics_there_are_as_many_general_prompts_as_sentences() -> None:
     assert len(found) == len(set(found)) == len(sentences(DOCUMENT.text)) + 60
     assert {(one.title, one.text) for one in found} == {("General knowledge", "General knowledge")}
     few = beside_documents([DOCUMENT], ("topics",))
-    assert len(few) == 24 and few == found[:24]
+    assert few == found[:24]
     many = beside_documents([long] * 20, ("topics",))
-    assert len(many) == 600 and len(set(many)) == 360, "more than there are are learned again"
+    assert (len(many), len(set(many))) == (600, 360), "more than there are are learned again"
 
 
 def test_documents_of_one_title_are_told_apart_by_number() -> None:
