@@ -22,8 +22,9 @@ from selfedit.methods.retention import FIGURES
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.progress import Progress
+from selfedit.reports.console import plain_text
 from selfedit.reports.records import read_run
-from selfedit.reports.table import plain_text, summary_view
+from selfedit.reports.table import summary_view
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.store import Store
 from summary_fields import undeclared

@@ -18,9 +18,10 @@ from selfedit.methods.plan import plan
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import LearnSettings
 from selfedit.reports import build_report
+from selfedit.reports.console import plain_text
 from selfedit.reports.findings import missing
 from selfedit.reports.records import read_run
-from selfedit.reports.table import plain_text, summary_view
+from selfedit.reports.table import summary_view
 from selfedit.runs.store import Store
 from summary_fields import undeclared
 from tiny_world import rows, write_rows

@@ -28,8 +28,9 @@ from selfedit.methods.settings import (
 from selfedit.models import load_tokenizer
 from selfedit.presets import NAMES, read_preset
 from selfedit.prompts import Prompts
+from selfedit.reports.console import plain_text
 from selfedit.reports.records import read_run
-from selfedit.reports.table import plain_text, summary_view
+from selfedit.reports.table import summary_view
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.store import Store
 from selfedit.training.jobs import Jobs

@@ -33,8 +33,9 @@ from selfedit.methods.settings import LearnSettings
 from selfedit.methods.summarise import summarise
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
+from selfedit.reports.console import plain_text
 from selfedit.reports.records import read_run
-from selfedit.reports.table import plain_text, summary_view
+from selfedit.reports.table import summary_view
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary
 from summary_fields import undeclared

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
+from selfedit.reports.console import plain_text
 from selfedit.reports.html import render_run
 from selfedit.reports.notes import table
 from selfedit.reports.records import read_run
-from selfedit.reports.table import plain_text
 
 
 def test_lengths_copies_and_answers_are_counted(train_run: Path) -> None:

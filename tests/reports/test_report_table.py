@@ -15,6 +15,7 @@ from rich.console import Console
 
 from selfedit.errors import UserError
 from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
+from selfedit.reports.console import PLAIN_WIDTH, plain_text
 from selfedit.reports.records import read_run
 from selfedit.runs.summary import (
     ConditionSummary,
@@ -42,8 +43,8 @@ DIFFERENCES = [
 ]
 
 
-def shown(renderable, width: int = table.PLAIN_WIDTH) -> str:
-    text = table.plain_text(renderable, width)
+def shown(renderable, width: int = PLAIN_WIDTH) -> str:
+    text = plain_text(renderable, width)
     assert "\x1b" not in text
     assert max(len(line) for line in text.splitlines()) <= width
     return text
@@ -120,7 +121,7 @@ def test_summary_of_every_kind_of_run_fits_and_is_plain(name: str, request: pyte
     out = io.StringIO()
     print_summary(request.getfixturevalue(name), Console(file=out))
     lines = out.getvalue().splitlines()
-    assert max(len(line) for line in lines) <= table.PLAIN_WIDTH
+    assert max(len(line) for line in lines) <= PLAIN_WIDTH
     assert "\x1b" not in out.getvalue()
     wanted = {"compare_run": "still right", "partial_run": "has not finished", "train_run": "Worth it?"}
     assert wanted[name] in out.getvalue()
@@ -240,7 +241,7 @@ def test_selected_round_is_marked(train_run: Path) -> None:
 def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> None:
     out = io.StringIO()
     print_comparison([compare_run, train_run], Console(file=out))
-    assert max(len(line) for line in out.getvalue().splitlines()) <= table.PLAIN_WIDTH
+    assert max(len(line) for line in out.getvalue().splitlines()) <= PLAIN_WIDTH
     assert "untrained" in out.getvalue()
     with pytest.raises(UserError, match="not the directory of a run"):
         print_comparison([compare_run, tmp_path], Console(file=out))

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.reports import format
+from selfedit.reports.console import Figures
 from selfedit.reports.records import RunRecords
-from selfedit.reports.table import Figures
 
 RUN_LENGTH = 3  # words in a row that count as copied
 SHARES = ("cut off", "empty", "questions", "copied", "answers")

@@ -12,6 +12,7 @@ from rich.console import Console, Group
 
 from selfedit.errors import UserError
 from selfedit.reports import findings, table
+from selfedit.reports.console import print_wide
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.files import write_atomically
 
@@ -47,13 +48,13 @@ def write_charts(run_dir: Path) -> list[Path]:
 
 def print_summary(run_dir: Path, console: Console | None = None) -> None:
     """Prints a run's tables: as wide as the terminal, or as plain text of at most 100 columns.  Errors: UserError."""
-    table.print_wide(table.summary_view(read_run(Path(run_dir))), console or Console())
+    print_wide(table.summary_view(read_run(Path(run_dir))), console or Console())
 
 
 def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
     """Prints several runs: the table of models, then each run's conditions.  Errors: UserError."""
     runs = [read_run(Path(path)) for path in run_dirs]
-    table.print_wide(Group(table.models(_rows(runs)), *(table.summary_view(run) for run in runs)), console or Console())
+    print_wide(Group(table.models(_rows(runs)), *(table.summary_view(run) for run in runs)), console or Console())
 
 
 def _rows(runs: Sequence[RunRecords]) -> list[findings.ModelRow]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from selfedit.editors.spec import EditorSpec
 from selfedit.reports import findings, html, table
+from selfedit.reports.console import print_wide
 from selfedit.reports.findings import ModelRow
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
@@ -79,7 +80,7 @@ def write_reproduction(out: Path, found: Table, console: Console) -> Path:
     page = out / "reproduction.html"
     bars = [(row.model, _bars(row)) for row in found.rows]
     notes = (Text(one_line(note), style="dim") for note in found.notes)
-    table.print_wide(Group(table.models(found.rows), *notes), console)
+    print_wide(Group(table.models(found.rows), *notes), console)
     html.write_runs(found.runs, page, title="Reproduction", rows=found.rows, bars=bars, notes=found.notes)
     write_atomically(page.with_suffix(".json"), json.dumps(to_json(found), ensure_ascii=False, indent=2) + "\n")
     return page

@@ -1,23 +1,17 @@
-"""Tables for the console (rich): the comparison, the rounds of Step B, several runs.
-
-Without a terminal the same tables come out as plain text of at most 100 columns.
-"""
+"""The tables of a run: the comparison, the rounds of Step B, several runs."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from selfedit.editors.prices import load_prices
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.reports import findings, format
+from selfedit.reports.console import Figures, dim
 from selfedit.reports.records import RunRecords
 from selfedit.runs.records import RECITED
 from selfedit.runs.summary import (
@@ -33,60 +27,10 @@ from selfedit.runs.summary import (
 )
 from selfedit.text import one_line
 
-PLAIN_WIDTH = 100
-"""Columns of a table where no terminal says how wide it is."""
-
 MOST_COLUMNS = 12
 """Documents of a sequence of which a table shows the whole matrix."""
 
 UP, DOWN = "▲", "▼"
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A table, as the console (rich prints it) and the page show it: headings of columns of words, then of figures
-    (with a line break where the console has one), rows of cells, numbers of the chosen rows, and notes."""
-
-    words: Sequence[str]
-    figures: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    chosen: Collection[int] = ()
-    title: str = ""
-
-    @property
-    def headings(self) -> list[str]:
-        """On a line each."""
-        return [h.replace("-\n", "").replace("/\n", "/").replace("\n", " ") for h in (*self.words, *self.figures)]
-
-    def __rich__(self) -> Group:
-        table = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False, header_style=""
-        )
-        for heading in self.words:  # wrapped where they are long
-            table.add_column(heading, overflow="fold", min_width=12)
-        for heading in self.figures:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for number, row in enumerate(self.rows):
-            # What others wrote is no markup of rich's.
-            cells = [Text(cell) if place < len(self.words) else cell for place, cell in enumerate(row)]
-            table.add_row(*cells, style="bold" if number in self.chosen else "")
-        return Group(*([Text(self.title)] if self.title else []), table, *_dim(self.notes))
-
-
-def plain_text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
-    """What a renderable looks like without a terminal: no colours, no escape sequences, no trailing spaces."""
-    out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False, color_system=None, legacy_windows=False).print(renderable)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def print_wide(renderable: RenderableType, console: Console) -> None:
-    """Prints at the terminal's width, or at `PLAIN_WIDTH` columns where there is no terminal to be narrower."""
-    if console.is_terminal:
-        console.print(renderable)
-    else:
-        console.print(Text(plain_text(renderable)), soft_wrap=True, end="")
 
 
 def comparison(
@@ -101,7 +45,7 @@ def comparison(
         notes.append(f"Graded by: {format.clean(grader)}.")
     looked_up = references(conditions)
     beside: list[RenderableType] = [Text(), looked_up, Text()] if looked_up else []
-    return Group(conditions_table(conditions, differences), *beside, *_dim(notes))
+    return Group(conditions_table(conditions, differences), *beside, *dim(notes))
 
 
 def conditions_table(
@@ -471,7 +415,3 @@ def mark(found: DifferenceSummary | None) -> str:
     if found is None or not found.larger_than_noise:
         return ""
     return UP if found.difference > 0 else DOWN
-
-
-def _dim(notes: Iterable[str]) -> list[Text]:
-    return [Text(note, style="dim") for note in notes]

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from selfedit.errors import UserError
 from selfedit.reports import findings, format, table
+from selfedit.reports.console import plain_text
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
 from selfedit.runs.lock import is_held
@@ -34,7 +35,7 @@ def watch(path: Path, console: Console, every: float) -> None:
             found = _view(_newest(path), going_on)
             if live is not None:
                 live.update(found, refresh=True)
-            elif (text := table.plain_text(found)) != shown:
+            elif (text := plain_text(found)) != shown:
                 console.print(Text(text), soft_wrap=True)
                 shown = text
             if not going_on:
