@@ -78,7 +78,7 @@ class Asker:
 
         self._search = Search(found.documents) if found.documents else None
         self._by_heart = ByHeart.beside(found.folders[0]) if len(found.folders) == 1 else None
-        self._recited: tuple[Sequence[str], Document | None] | None = None
+        self._recited: tuple[str, Document | None] | None = None
         self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
         folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
         specs = {}
@@ -147,23 +147,23 @@ class Asker:
         """The document whose adapter answers: what the last message is about, by its words, the sooner where the user
         has asked about it before; or what the adapter recites.  None: the model as it is answers, as it does where
         adapters have not learned a document each."""
-        before = [message["content"] for message in messages[:-1] if message["role"] == "user"]
         if self._by_heart is not None:
-            return self._remember(self._by_heart, [*before[-1:], messages[-1]["content"]])
+            return self._remember(self._by_heart, messages[-1]["content"])
+        before = [message["content"] for message in messages[:-1] if message["role"] == "user"]
         return None if self._search is None else self._search.about(messages[-1]["content"], before)
 
-    def _remember(self, by_heart: ByHeart, said: Sequence[str]) -> Document | None:
-        """What the adapter recites under the title that it names of the last message, or else of the last two."""
+    def _remember(self, by_heart: ByHeart, said: str) -> Document | None:
+        """What the adapter recites under the title that it names of a message.  With the message before it, nearly all
+        general questions were given a title (docs/your-folder.md)."""
         from selfedit.engine import decode
 
         if self._recited is None or self._recited[0] != said:
             tokenizer = self.model.tokenizer
-            asked = dict.fromkeys([said[-1], "\n".join(said)])
-            readings = [Reading("", 0, topic=by_heart.asks(text, tokenizer)) for text in asked]
+            reading = Reading("", 0, topic=by_heart.asks(said, tokenizer))
             complete = partial(decode, self.model.hf, bank=self.bank)
-            titles, texts = remember(tokenizer, complete, {0: by_heart.recital(readings)})
-            found = [Document(title, title, texts[0, title]) for title in titles[0] if (0, title) in texts]
-            self._recited = said, next(iter(found), None)
+            titles, texts = remember(tokenizer, complete, {0: by_heart.recital([reading])})
+            (title,) = titles[0]
+            self._recited = said, Document(title, title, texts[0, title]) if (0, title) in texts else None
         return self._recited[1]
 
     def _attach(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
 _WORDS_PER_PART = 7
-_FEWEST_GENERAL = 24  # general prompts beside documents of which topics are learned
+_FEWEST_GENERAL = 96  # general prompts beside documents of which topics are learned
 
 
 @dataclass(frozen=True)
