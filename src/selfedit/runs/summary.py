@@ -329,8 +329,8 @@ class Summary(_Part):
         ]
         if self.missed:
             notes.append(
-                f"Not learned, a question or more answered wrongly: {len(self.missed):,} documents:"
-                f" {listed(self.missed, 10)}."
+                f"Documents not learned, with a question or more answered wrongly: {len(self.missed):,}"
+                f" ({listed(self.missed, 10)})."
             )
         return notes
 
