@@ -16,6 +16,7 @@ from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import ContinualSettings, LearnSettings
+from selfedit.methods.small_models import editor_of
 from selfedit.models import load_model
 from selfedit.progress import Progress
 from selfedit.runs.directory import read_recorded
@@ -82,3 +83,14 @@ def test_continual_follows_the_same_rule(
 def test_adapt_goes_by_the_model_in_memory(chat_model: str, documents: Callable[[int], str]) -> None:
     model = load_model(chat_model, device="cpu", dtype="float32")
     assert adapt(model, load_documents([documents(1)]), **SMALL).edits == ()
+
+
+def test_what_is_to_recite_asks_itself_questions(settings: LearnSettings) -> None:
+    recites = LearnSettings(**{**settings.model_dump(exclude={"recipe"}), "adapters": "recite"})
+    for asked, editor in (("auto", "self:exam-questions"), ("passage", "passage")):
+        named = editor_of(recites.model_copy(update={"editor": asked}))[0].editor
+        assert named == editor
+    assert editor_of(settings)[0].editor == "passage"
+    learn(recites)
+    assert conditions(settings.out) == {"self:exam-questions"}
+    assert not {"editor chosen", "small editor"} & events(settings.out).keys()

@@ -285,7 +285,8 @@ class LearnSettings(Settings):
         description="one adapter for all documents, or one per document (or part), of which the one whose document "
         "has most words in common with a question answers it; where none has enough, the model as it is; auto: as the "
         f"run of --add, else per-document from {MANY} documents on; recite: one adapter that names a question's topic "
-        "and recites the document, from which the model as it is answers (with --recipe recite, unless it is given)",
+        "and recites the document, from which the model as it is answers (with --recipe recite and --editor "
+        "self:exam-questions, unless they are given)",
     )
     part_tokens: int = Field(
         512,

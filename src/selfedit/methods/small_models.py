@@ -1,4 +1,4 @@
-"""Which editor a model gets where none was named: small models do not write notes that are worth learning.
+"""Which editor a model gets where none was named: small models do not write notes worth learning.
 
 At 135 million parameters own notes are mostly untrue (docs/results.md has their scores beside the passage's).  The
 limit of 1 billion is a judgement: no measurement of this project stands behind it yet."""
@@ -16,6 +16,8 @@ from selfedit.models import parameter_count
 from selfedit.runs.directory import read_recorded
 
 SMALL = 1_000_000_000  # parameters: models of fewer are small
+# To name topics it takes questions about them, not their answers; passages alone teach it next to none.
+RECITES = "self:exam-questions"
 
 S = TypeVar("S", LearnSettings, ContinualSettings)
 
@@ -25,11 +27,14 @@ def default_editor(parameters: int) -> str:
 
 
 def editor_of(settings: S) -> tuple[S, EditorSpec]:
-    """The settings with an editor named (the one that the run began with, else by the model's size), and that editor.
+    """The settings with an editor named (the one that the run began with, else by the model's size, or for an adapter
+    that recites), and that editor.
     Errors: UserError where it writes nothing to learn from."""
     if settings.editor == AUTO:
         config = settings.out / "config.yaml"
         editor = read_recorded(config)[0].get("editor") if config.is_file() else None
+        if not editor and isinstance(settings, LearnSettings) and settings.adapters == "recite":
+            editor = RECITES
         if not editor:
             editor = default_editor(parameter_count(settings.model, trust_remote_code=settings.trust_remote_code))
         settings = settings.model_copy(update={"editor": str(editor)})
@@ -43,8 +48,9 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
 
 
 def say_editor(run: Run, asked: str, editor: str) -> None:
-    """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run."""
-    if run.store.documents() or (asked != AUTO and editor != "self"):
+    """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run, and
+    not where it learns topics."""
+    if run.store.documents() or (asked != AUTO and editor != "self") or "topics" in run.recipe.objectives:
         return
     settings = run.settings
     parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
