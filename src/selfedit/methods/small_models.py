@@ -27,9 +27,8 @@ def default_editor(parameters: int) -> str:
 
 
 def editor_of(settings: S) -> tuple[S, EditorSpec]:
-    """The settings with an editor named (the one that the run began with, else by the model's size, or for an adapter
-    that recites), and that editor.
-    Errors: UserError where it writes nothing to learn from."""
+    """The settings with an editor named (the one that the run began with, else that of an adapter that recites, or by
+    the model's size), and that editor.  Errors: UserError where it writes nothing to learn from."""
     if settings.editor == AUTO:
         config = settings.out / "config.yaml"
         editor = read_recorded(config)[0].get("editor") if config.is_file() else None
