@@ -78,7 +78,7 @@ def test_beside_topics_there_are_as_many_general_prompts_as_sentences() -> None:
     found = beside_documents([DOCUMENT, long, long], ("topics", "text"))
     assert len(found) == len(set(found)) == len(sentences(DOCUMENT.text)) + 120
     assert {(one.title, one.text) for one in found} == {("General knowledge", "General knowledge")}
-    assert beside_documents([DOCUMENT], ("topics",)) == found[:96], "fewer than for few documents"
+    assert beside_documents([DOCUMENT], ("topics",)) == found[:96], "a single sentence has as many"
     many = beside_documents([long] * 10, ("topics",))
     assert (len(many), len(set(many))) == (600, 360), "more than there are are learned again"
 

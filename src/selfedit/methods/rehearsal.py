@@ -202,7 +202,8 @@ class _BoundedJobs(Jobs):
         sizes = [self._size(*one, recipe) for one in zip(documents, unwritten, strict=True)]
         retained = sorted(how.get("own", ()), key=lambda one: -len(one.ids))[: recipe.retain]
         beside = beside_documents(documents, recipe.objectives)
-        known = [tokenize(one, recipe, self.tokenizer, self.prompts) for one in beside] + retained
+        tokens = self.tokens(beside, recipe)
+        known = [*(tokens[one] for one in beside), *retained]
         likely = sum(likely for _, likely, _ in sizes) + sum(len(one.ids) for one in known)
         blanks = [_blank(-(-most // parts)) for most, _, parts in sizes for _ in range(parts)]
         settings = recipe.settings(len(blanks))

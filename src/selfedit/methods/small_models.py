@@ -32,9 +32,9 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
     if settings.editor == AUTO:
         config = settings.out / "config.yaml"
         editor = read_recorded(config)[0].get("editor") if config.is_file() else None
-        if not editor and isinstance(settings, LearnSettings) and settings.adapters == "recite":
+        if not editor and _recites(settings):
             editor = RECITES
-        if not editor:
+        elif not editor:
             editor = default_editor(parameter_count(settings.model, trust_remote_code=settings.trust_remote_code))
         settings = settings.model_copy(update={"editor": str(editor)})
     spec = EditorSpec.parse(settings.editor)
@@ -48,10 +48,10 @@ def editor_of(settings: S) -> tuple[S, EditorSpec]:
 
 def say_editor(run: Run, asked: str, editor: str) -> None:
     """Tells which editor was chosen for a small model, or that one was named that is too large for it; once a run, and
-    not where it learns topics."""
-    if run.store.documents() or (asked != AUTO and editor != "self") or "topics" in run.recipe.objectives:
-        return
+    not of an adapter that recites."""
     settings = run.settings
+    if run.store.documents() or (asked != AUTO and editor != "self") or _recites(settings):
+        return
     parameters = parameter_count(settings.model, trust_remote_code=settings.trust_remote_code)
     if parameters >= SMALL:
         return
@@ -64,3 +64,7 @@ def say_editor(run: Run, asked: str, editor: str) -> None:
             f"{size}, too few to write notes worth learning: much of what it writes will be untrue; --editor passage,"
             " model:NAME, replay:FILE or api:MODEL teaches it better",
         )
+
+
+def _recites(settings: object) -> bool:
+    return isinstance(settings, LearnSettings) and settings.adapters == "recite"

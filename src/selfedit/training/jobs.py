@@ -44,8 +44,7 @@ class Jobs:
         training sequences as a report shows them.  `own` are texts that the model wrote itself, of which the recipe
         retains some.  `advance` is called with numbers of characters that were cut."""
         sequences = self.sequences(documents, edits, recipe, advance) + beside_documents(documents, recipe.objectives)
-        # The copies of a document are one text.
-        tokens = {one: tokenize(one, recipe, self.tokenizer, self.prompts) for one in dict.fromkeys(sequences)}
+        tokens = self.tokens(sequences, recipe)
         for sequence, one in tokens.items():
             if one.teacher and len(one.teacher) + one.labelled > self.context_length:
                 raise UserError(
@@ -78,6 +77,10 @@ class Jobs:
             for edit in _passes(learned, recipe)
             for sequence in cut(document, edit, recipe, max_tokens=most, count_tokens=self._count, advance=advance)
         ]
+
+    def tokens(self, sequences: Sequence[TrainingSequence], recipe: Recipe) -> dict[TrainingSequence, TokenSequence]:
+        """Each once, however often it is learned, as the copies of a document are."""
+        return {one: tokenize(one, recipe, self.tokenizer, self.prompts) for one in dict.fromkeys(sequences)}
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
