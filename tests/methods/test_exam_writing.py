@@ -119,18 +119,30 @@ def test_documents_without_questions_are_examined_by_what_was_written_and_the_re
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_exam_that_is_written(
-    chat_model: str, notes: Path, quick: dict[str, Any], writer: Any
+    chat_model: str, notes: Path, quick: dict[str, Any], writer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(Choices):
         def exam(self, documents: Any, read: Any, known: Any, most: int) -> set[str]:
             raise KeyboardInterrupt
 
+    def stop(store: Store, kind: str, subject: str, message: str) -> None:
+        if kind == "no exam":
+            raise KeyboardInterrupt
+        add_event(store, kind, subject, message)
+
     asked = settings(chat_model, notes, quick, writer)
     with pytest.raises(KeyboardInterrupt):
         learn(asked, choices=Stopped())
+    add_event = Store.add_event
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add_event", stop)
+        with pytest.raises(KeyboardInterrupt):
+            learn(asked, choices=First())
     pool = CountingPool(chat_model)
     learned = learn(asked, choices=First(), pool=pool)
     assert len(writer.completions) == 3
+    with Store(asked.out / "run.sqlite", readonly=True) as store:
+        assert [event.kind for event in store.events()].count("no exam") == 1
     again = CountingPool(chat_model)
     assert learn(asked, choices=Stopped(), pool=again).summary == learned.summary
     assert again.tasks == []
@@ -138,6 +150,21 @@ def test_a_run_that_was_stopped_goes_on_with_the_exam_that_is_written(
     assert whole.summary is not None
     assert learned.summary is not None
     assert [c.correct for c in whole.summary.conditions] == [c.correct for c in learned.summary.conditions]
+
+
+def test_documents_of_an_earlier_run_are_not_learned_again_where_a_run_goes_on(
+    chat_model: str, notes: Path, quick: dict[str, Any], writer: Any, tmp_path: Path
+) -> None:
+    first = write_rows(tmp_path / "first.jsonl", rows(1))
+    earlier = settings(chat_model, first, quick, writer, out=tmp_path / "first")
+    learn(earlier)
+    asked = settings(chat_model, notes, quick, writer, add=earlier.out)
+    learned = learn(asked, choices=First())
+    assert learned.summary is not None
+    assert learned.summary.conditions[-1].name == "earlier documents, after"
+    idle = CountingPool(chat_model)
+    again = learn(asked, choices=First(), pool=idle)
+    assert (again.documents, again.summary, idle.tasks) == (4, learned.summary, [])
 
 
 def test_an_exam_that_could_not_be_written_stops_nothing(

@@ -47,22 +47,23 @@ def exam_writer(settings: LearnSettings, editor: EditorSpec) -> EditorSpec:
 def write_exam(
     run: Run, documents: Sequence[Document], writer: EditorSpec, most: int, policy: tuple[str, ...] = ()
 ) -> list[Document]:
-    """The documents, those that had no questions with at most `most` each, as they are now in the run's store.
+    """The documents, those that had no questions with at most `most` each, as they are now in the run's store (which
+    may hold those of an earlier run beside them, as a split of their own).
 
     A document of which no question is kept is named, and is learned all the same."""
     store = run.store
-    known = {document.id: document.questions for document in store.documents()}
+    known = {document.id: document.questions for document in store.documents("exam")}
     bare = [document.id for document in documents if not document.questions]
     store.add_documents([d if d.questions else replace(d, questions=known.get(d.id, ())) for d in documents])
     if not store.events(_WRITTEN):
-        asked = [document for document in store.documents() if document.id in set(bare)]
+        asked = [document for document in store.documents("exam") if document.id in set(bare)]
         edits = write_edits(run, asked, writer, count=1, prompt=PROMPT, condition=EXAM_WRITER, exam=True)
         candidates = {edit.document_id: questions(run, edit, most * _ASKED_PER_KEPT) for edit in edits}
         with store.transaction():
             store.add_questions(candidates)
             store.add_event(_WRITTEN, writer.name, str(sum(map(len, candidates.values()))))
     if not store.events(_CHOSEN):
-        asked = [document for document in store.documents() if document.id in set(bare) and document.questions]
+        asked = [document for document in store.documents("exam") if document.id in set(bare) and document.questions]
         examine_untrained(run, asked, general=False, policy=policy)
         examine_untrained(run, asked, condition=OPEN_BOOK.name, passages=open_book(writer, asked), general=False)
         run.grading.grade()
@@ -70,8 +71,8 @@ def write_exam(
         with store.transaction():
             store.drop_questions(q.id for d in asked for q in d.questions if q.id not in kept)
             store.add_event(_CHOSEN, writer.name, str(len(kept)))
-        _name_unasked(run, [document for document in store.documents() if document.id in set(bare)])
-    return store.documents()
+            _name_unasked(run, [document for document in store.documents("exam") if document.id in set(bare)])
+    return store.documents("exam")
 
 
 def exam_summary(run: Run) -> ExamSummary | None:
