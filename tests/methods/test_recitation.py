@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -150,13 +151,61 @@ def test_topics_are_named_and_what_was_learned_under_them_is_read(asking: LearnS
     with pytest.raises(UserError, match="recites what it learned"):
         export(asking.out, tmp_path / "merged")
     with pytest.raises(UserError, match="recites what it learned"):
-        learn(again(asking, add=asking.out))
+        learn(again(asking, add=asking.out, adapters="joint"))
     with pytest.raises(UserError, match="ask it alone"):
         Asker(asking.out, others={"second": asking.out})
 
 
 def again(settings: LearnSettings, **more: Any) -> LearnSettings:
     return settings.model_copy(update={"out": settings.out.with_name("again"), **more})
+
+
+def test_added_documents_are_learned_with_the_earlier_ones_and_their_notes(
+    asking: LearnSettings, tmp_path: Path
+) -> None:
+    both = [json.loads(line) for line in Path(asking.documents[0]).read_text().splitlines()]
+    files = [str(write_rows(new(tmp_path / row["id"]) / "asking.jsonl", [row])) for row in both]
+    first, added = (again(asking, documents=(file,), editor=f"replay:{file}") for file in files)
+    learn(first)
+    given = added.model_dump(include={*added.model_fields_set} - {"adapters", "recipe", "model"})
+    given |= {"add": first.out, "out": tmp_path / "added"}
+    learned = learn(LearnSettings(**given))
+    assert learned.recites
+    assert learned.documents == 2
+    assert learned.summary is not None
+    assert learned.summary.routing == RoutingSummary(asked=4, right=4, none=0, named=True)
+    before, after = (Store(out / "run.sqlite", readonly=True) for out in (first.out, given["out"]))
+    assert [document.id for document in after.documents()] == ["d0", "d1"]
+    assert after.edits()[: len(before.edits())] == before.edits()
+    with Asker(given["out"], max_tokens=8) as asker:
+        for document in after.documents():
+            asked = [{"role": "user", "content": document.questions[0].question}]
+            assert asker.document(asked) == Document(document.title, document.title, document.text)
+    assert learn(LearnSettings(**given)).summary == learned.summary
+
+
+def test_an_added_document_takes_the_place_of_the_earlier_one_of_its_id(asking: LearnSettings, tmp_path: Path) -> None:
+    chosen = again(asking, set={**asking.set, "epochs": 1, "steps": 1})
+    learn(chosen)
+    row = rows(1)[0] | {"text": "Ada made a kite in Lima. The kite cost 3 coins."}
+    row["edits"] = {"expert": ["Question: Where did Ada make the kite?\nAnswer: Lima"]}
+    file = str(write_rows(new(tmp_path / "new") / "asking.jsonl", [row]))
+    given = {"documents": (file,), "editor": f"replay:{file}", "add": chosen.out, "out": tmp_path / "added"}
+    learn(chosen.model_copy(update=given))
+    store = Store(tmp_path / "added" / "run.sqlite", readonly=True)
+    assert {document.id: document.text for document in store.documents()}["d0"] == row["text"]
+    assert [edit.text for edit in store.edits(document_id="d0")] == row["edits"]["expert"]
+    alone = chosen.out / "adapters" / "learned"
+    with pytest.raises(UserError, match="without its documents; name the run"):
+        learn(chosen.model_copy(update={**given, "add": alone, "out": tmp_path / "wrong"}))
+    (alone / LIST).unlink()
+    with pytest.raises(UserError, match="not a run whose adapter recites"):
+        learn(chosen.model_copy(update={**given, "out": tmp_path / "wrong"}))
+
+
+def new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize(

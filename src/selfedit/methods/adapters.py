@@ -41,6 +41,11 @@ class Adapters:
     instruct: bool | None = None
     documents: tuple[Document, ...] = ()
 
+    @property
+    def recites(self) -> bool:
+        """Whether it is one adapter that has its documents by heart."""
+        return len(self.folders) == 1 and not self.documents and (self.folders[0] / BY_HEART).is_file()
+
 
 def find_adapters(source: Path) -> Adapters:
     """What an adapter's folder, an export of an adapter per document, or the run directory of `learn`, `train` or
@@ -110,7 +115,7 @@ def one_model(source: Path) -> Adapters:
             f" PEFT's format in {found.folders[0].parent}), or learn with `--adapters joint` (continual: `--retain"
             " none`)"
         )
-    if (found.folders[0] / BY_HEART).is_file():
+    if found.recites:
         raise UserError(
             f"{source}: an adapter that recites what it learned, for the model without it to read; `selfedit ask` and"
             " `serve` do that, or learn with `--adapters joint`"

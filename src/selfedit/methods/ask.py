@@ -18,7 +18,7 @@ from selfedit.evaluation.search import Search
 from selfedit.execution.recitation import remember
 from selfedit.execution.tasks import Reading
 from selfedit.methods.adapters import LEARNED, Adapters, adapter_errors, find_adapters
-from selfedit.methods.by_heart import LIST, ByHeart
+from selfedit.methods.by_heart import ByHeart
 from selfedit.models import Model, load_model, local_path
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Asker:
         from selfedit.engine import AdapterBank, load_adapter, merge_adapter
 
         self._search = Search(found.documents) if found.documents else None
-        self._by_heart = ByHeart.beside(found.folders[0]) if len(found.folders) == 1 else None
+        self._by_heart = ByHeart.beside(found.folders[0]) if found.recites else None
         self._recited: tuple[str, Document | None] | None = None
         self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
         folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
@@ -267,7 +267,7 @@ def _check_alike(sources: Mapping[str, Adapters], model: str | None) -> None:
     for name, one in sources.items():
         if len(sources) > 1 and one.documents:
             raise UserError(f"{name}: an adapter per document, of which each question has its own; ask it alone")
-        if len(sources) > 1 and (one.folders[0] / LIST).is_file():
+        if len(sources) > 1 and one.recites:
             raise UserError(f"{name}: an adapter that recites what it learned; ask it alone")
         if len(sources) > 1 and len(one.folders) != 1:
             raise UserError(f"{name}: a run of several steps, which are merged into the model; ask it alone")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfedit.documents import Document, Question
-from selfedit.methods.adapters import exams_after_steps
+from selfedit.errors import UserError
+from selfedit.methods.adapters import exams_after_steps, find_adapters
 from selfedit.methods.examining import examine_untrained
+from selfedit.methods.inputs import once_each
 from selfedit.methods.run import Run
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.runs.directory import RunDirectory
@@ -38,6 +40,33 @@ def earlier_documents(source: Path | None, new: Sequence[Document], *, routed: b
     anew = {document.id for document in new}
     left = [one for one in still_true(learned, new) if one.id not in anew and one.questions]
     return Earlier(() if routed else tuple(left), replaced)
+
+
+def learned_before(run: Run, source: Path | None, new: Sequence[Document]) -> list[Document]:
+    """The documents that the run `source`, whose adapter recites, has learned, and these new ones: an adapter that has
+    all of them by heart learns them together.  Those that a new one takes the place of, by its id, are left out.
+
+    Errors: UserError for another kind of run, or an adapter without its run, which has the texts."""
+    if source is None:
+        return list(new)
+    if not find_adapters(source).recites:
+        raise UserError(f"--add {source}: not a run whose adapter recites; leave out --adapters")
+    if not (source / "config.yaml").is_file():
+        raise UserError(f"--add {source}: an adapter alone, without its documents; name the run that it was made by")
+    with RunDirectory.read(source) as earlier:
+        anew = {document.id for document in new}
+        left = [one for one in still_true(earlier.store.documents(), new) if one.id not in anew]
+    return once_each(run, [*left, *new])
+
+
+def keep_edits_before(run: Run, source: Path | None, writer: str) -> None:
+    """Keeps what this writer wrote in the run `source` about documents that are learned again."""
+    if source is None:
+        return
+    texts = {document.id: document.text for document in run.store.documents()}
+    with RunDirectory.read(source) as earlier:
+        same = {document.id for document in earlier.store.documents() if document.text == texts.get(document.id)}
+        run.store.add_edits([edit for edit in earlier.store.edits(writer=writer) if edit.document_id in same])
 
 
 def _learned(run: RunDirectory) -> list[Document]:

@@ -46,9 +46,7 @@ def load(
 def load_parts(run: Run, sources: Sequence[str], *, limit: int | None, part_tokens: int) -> list[Document]:
     """Documents that may have no questions, the long ones in parts.  Those that repeat another are reported and left
     out.  A token is taken for 4 bytes of UTF-8, so that parts are the same whatever the model."""
-    documents, repeats = without_repeats(load(run, sources, limit=limit, require_questions=False))
-    for line in repeats:
-        run.warn("the same text twice", line)
+    documents = once_each(run, load(run, sources, limit=limit, require_questions=False))
     parts = [document_parts(d, 4 * part_tokens, length=lambda text: len(text.encode())) for d in documents]
     cut = [some for some in parts if len(some) > 1]
     if cut:
@@ -57,6 +55,14 @@ def load_parts(run: Run, sources: Sequence[str], *, limit: int | None, part_toke
             "documents in parts", f"{len(cut):,} of {len(documents):,} documents are long: cut into {total:,} parts"
         )
     return [part for some in parts for part in some]
+
+
+def once_each(run: Run, documents: Sequence[Document]) -> list[Document]:
+    """The documents without those that repeat another, which are reported."""
+    kept, repeats = without_repeats(documents)
+    for line in repeats:
+        run.warn("the same text twice", line)
+    return kept
 
 
 def set_apart(

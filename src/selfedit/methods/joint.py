@@ -89,10 +89,10 @@ class Reciting(Joint):
     recites = True
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:
-        super().__init__(run, editor, settings)
-        for flag, given in (("--add", settings.add), ("--retry-missed", settings.retry_missed)):
-            if given:
-                raise UserError(f"{flag}: not with --adapters recite, which learns all documents at once")
+        self.run, self.editor = run, editor
+        self._learned, self.policy = [], ()  # what an earlier run recites is learned anew (`learned_before`)
+        if settings.retry_missed:
+            raise UserError("--retry-missed: not with --adapters recite, which learns all documents at once")
         if "topics" not in run.recipe.objectives:
             raise UserError("--adapters recite: the recipe has to have the objective topics, as the recipe recite has")
 

@@ -23,7 +23,15 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.methods.earlier import AFTER, BEFORE, earlier_documents, examine_earlier, updates
+from selfedit.methods.earlier import (
+    AFTER,
+    BEFORE,
+    earlier_documents,
+    examine_earlier,
+    keep_edits_before,
+    learned_before,
+    updates,
+)
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import examine_references, examine_untrained
@@ -86,10 +94,13 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
         way = choose_way(run, spec.name, settings, documents)
+        again = settings.add if way.recites else None  # the earlier run, whose documents are learned again
+        documents = learned_before(run, again, documents)
         if examiner is None:
             run.store.add_documents(documents)
         else:
             documents = write_exam(run, documents, examiner, settings.exam_questions, way.policy)
+        keep_edits_before(run, again, spec.name)
         known = earlier_documents(settings.add, documents, routed=isinstance(way, PerDocument))
         warn_of_contradictions(run, documents)
         if not run.store.fits(condition=spec.name):

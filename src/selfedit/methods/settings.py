@@ -307,7 +307,8 @@ class LearnSettings(Settings):
     add: Path | None = Field(
         None,
         description="a run of learn, or an adapter, to go on from: the new adapter is one that has both, and is asked"
-        " about the run's documents too; of one per document, the run's are put beside the new ones",
+        " about the run's documents too; of one per document, the run's are put beside the new ones; one that recites "
+        "learns the run's documents again, with the new ones",
     )
     retry_missed: bool = Field(
         False, description="learn once more, on top, the documents of which a question was answered wrongly"

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
@@ -19,21 +20,26 @@ from selfedit.methods.inner_loop import Beside, inner_loop
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
-from selfedit.methods.settings import LearnSettings
+from selfedit.methods.settings import AUTO, LearnSettings
 from selfedit.runs.records import FitRecord
+from selfedit.training.recipes import RECITE
 
 _CONFIG, _WEIGHTS = DELTA_FILES
 
 
 def model_of_earlier(settings: LearnSettings) -> LearnSettings:
-    """With `--add`, the settings with the earlier run's model, where no other was named."""
+    """With `--add`, the settings with the earlier run's model, where no other was named; where that run recites, this
+    one does."""
     if settings.add is None:
         return settings
     found = find_adapters(settings.add)
     if "model" in settings.model_fields_set and settings.model != found.model:
         raise UserError(f"--add {settings.add}: an adapter of {found.model}, not of {settings.model}")
     instruct = found.instruct if settings.instruct is None else settings.instruct
-    return settings.model_copy(update={"model": found.model, "instruct": instruct})
+    changed: dict[str, Any] = {"model": found.model, "instruct": instruct}
+    if found.recites and settings.adapters == AUTO:
+        changed |= {"adapters": "recite"} | ({} if "recipe" in settings.model_fields_set else {"recipe": RECITE.name})
+    return settings.model_copy(update=changed)
 
 
 def earlier_adapters(run: Run, source: Path | None) -> tuple[list[Path], tuple[str, ...]]:
