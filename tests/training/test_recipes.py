@@ -36,11 +36,13 @@ def test_built_in_recipes_follow_the_published_optimiser(name: str) -> None:
     assert (lora.rank, lora.alpha) == (load_recipe(name).rank, load_recipe(name).alpha)
 
 
-def test_a_recipe_from_a_file_is_named_after_it(tmp_path: Path) -> None:
+def test_a_recipe_from_a_file_is_named_after_it_and_is_otherwise_the_default(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("rank: 8\nlearning_rate: 2.0e-3\ntargets: [q_proj]\nlayers: [0, 3]\n")
     recipe = load_recipe(str(file))
-    assert recipe == Recipe(name="mine", rank=8, learning_rate=2e-3, targets=("q_proj",), layers=(0, 3))
+    changed = {"rank": 8, "learning_rate": 2e-3, "targets": ("q_proj",), "layers": (0, 3)}
+    assert recipe == load_recipe("default").with_settings({"name": "mine", **changed})
+    assert recipe.steps == 8
 
 
 def test_changes_are_checked_and_leave_the_rest() -> None:

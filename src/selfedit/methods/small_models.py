@@ -1,7 +1,7 @@
 """Which editor a model gets where none was named: small models do not write notes worth learning.
 
-At 135 million parameters own notes are mostly untrue (docs/results.md has their scores beside the passage's).  The
-limit of 1 billion is a judgement: no measurement of this project stands behind it yet."""
+At 135 million parameters own notes are mostly untrue.  At 0.5 billion they neither help nor harm by more than noise
+(docs/results.md).  The limit of 1 billion is a judgement."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Cutting = Literal["lines", "packed", "whole", "seal", "seal-whole"]
 
 
 class Recipe(BaseModel):
-    """One fine-tune's settings.  What a file leaves out is as in `tiny`, chosen by benchmarks/results/recipe-sweep.md;
+    """One fine-tune's settings.  What is left out is as in `tiny`, chosen by benchmarks/results/recipe-sweep.md;
     docs/recipes.md says how `default` was chosen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,7 +121,8 @@ RECIPES = {recipe.name: recipe for recipe in (DEFAULT, TINY, RECITE, *PUBLISHED.
 
 
 def load_recipe(name: str) -> Recipe:
-    """A built-in recipe by name, or one from a YAML file of settings.  Errors: UserError for anything else."""
+    """A built-in recipe by name, or one from a YAML file of settings, which has the others as `default` has them.
+    Errors: UserError for anything else."""
     if name in RECIPES:
         return RECIPES[name]
     path = Path(name)
@@ -130,7 +131,7 @@ def load_recipe(name: str) -> Recipe:
     settings = read_yaml(path, f"--recipe {name}")
     if not isinstance(settings, dict):
         raise UserError(f"--recipe {name}: a mapping of settings is expected")
-    return _validated({"name": path.stem, **settings}, f"--recipe {name}")
+    return _validated({**DEFAULT.model_dump(), "name": path.stem, **settings}, f"--recipe {name}")
 
 
 def _validated(settings: dict[str, Any], where: str) -> Recipe:
