@@ -333,6 +333,13 @@ def test_learn_without_out_names_its_directory_by_settings_and_content(
     note.write_text("# The horn\n\nHal made a horn in Nice.")
     assert adapter() != first
     assert len(list((tmp_path / "runs").iterdir())) == 3
+    # A folder with its runs in it, by what is read there.
+    words[1] = "."
+    first = adapter()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").touch()
+    (tmp_path / "photo.jpg").touch()
+    assert adapter() == first
 
 
 def test_a_run_is_its_owners_alone_and_an_export_is_not(run: Run, learned: Path, tmp_path: Path) -> None:

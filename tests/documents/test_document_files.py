@@ -203,6 +203,13 @@ def test_a_folder_that_is_itself_a_link_is_read(tmp_path):
     assert [document.id for document in load_documents(tmp_path / "link")] == ["a.txt"]
 
 
+def test_a_run_among_the_documents_is_not_read(tmp_path):
+    write(tmp_path / "a.txt", "A.")
+    write(tmp_path / "runs" / "x" / "run.sqlite", "")
+    write(tmp_path / "runs" / "x" / "adapters" / "learned" / "README.md", "# An adapter")
+    assert [document.id for document in load_documents(tmp_path, strict=True)] == ["a.txt"]
+
+
 def test_folders_nested_beyond_what_a_path_can_name_are_left_out(tmp_path):
     write(tmp_path / "a.txt", "A.")
     name = "d" * 250

@@ -175,6 +175,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert message(tmp_path / "none.jsonl").startswith(f"{tmp_path / 'none.jsonl'}: no such file or folder")
     assert "cannot be read" in message("x" * 5000)
     assert "cannot be read" in message("a\0b")
+    assert "no such file or folder" in message("~nobody-of-this-name/notes")
 
 
 def test_a_type_that_is_not_read_is_named(tmp_path):

@@ -133,8 +133,9 @@ def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path
     """The readable files of a folder and its subfolders, sorted by their path; what of known types cannot be read, a
     line each; and how many files are of other types.
 
-    Hidden files and folders are passed over.  So are pipes and devices, which may never end, and links that lead out of
-    the folder unless `follow_links`.  A folder that a link within the folder leads to is read where it lies."""
+    Hidden files and folders are passed over, and runs.  So are pipes and devices, which may never end, and links that
+    lead out of the folder unless `follow_links`.  A folder that a link within the folder leads to is read where it
+    lies."""
     found: list[Path] = []
     left_out: list[str] = []
     others = 0
@@ -152,6 +153,8 @@ def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path
             left_out.append(f"{path}: {_LEADS_OUT}")
             return False
         real = os.path.realpath(path)
+        if os.path.exists(path / "run.sqlite"):
+            return False  # a run may lie among its documents: what it made is none of them
         if real in seen or (os.path.islink(path) and not leads_out(path)):
             return False
         seen.add(real)

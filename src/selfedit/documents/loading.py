@@ -143,7 +143,7 @@ def _located(source: str | Path, reading: _Reading) -> Iterator[tuple[str, Docum
         counts = reading.left_out.counts
         documents = hub.hub_documents(name, require_questions=reading.require_questions, counts=counts)
     else:
-        documents = _path(Path(source).expanduser(), reading)
+        documents = _path(Path(os.path.expanduser(source)), reading)
     found = False
     for where, document in documents:
         if reading.require_questions and not document.questions:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfedit.documents.files import folder_files
 from selfedit.methods.settings import FREE, LearnSettings
 
 
@@ -18,10 +19,11 @@ def directory_by_content(settings: LearnSettings) -> Path:
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE}).encode()
     )
-    for source in map(Path, settings.documents):
-        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    for source in settings.documents:
+        path = Path(os.path.expanduser(source))
+        files = folder_files(path, follow_links=settings.follow_links)[0] if os.path.isdir(path) else [path]
         for file in files:
-            if file.is_file() and os.access(file, os.R_OK):
+            if os.path.isfile(file) and os.access(file, os.R_OK):
                 digest.update(str(file).encode("utf-8", "surrogateescape"))
                 with file.open("rb") as content:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
