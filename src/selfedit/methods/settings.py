@@ -413,7 +413,7 @@ S = TypeVar("S", bound=Settings)
 def make_settings(kind: type[S], values: dict[str, Any], where: str = "settings") -> S:
     """Checked settings.  Errors: UserError that names the setting, its value and what is expected."""
     try:
-        return kind(**values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "settings"

@@ -136,7 +136,7 @@ def load_recipe(name: str) -> Recipe:
 
 def _validated(settings: dict[str, Any], where: str) -> Recipe:
     try:
-        return Recipe(**settings)
+        return Recipe.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
