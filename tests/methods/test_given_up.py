@@ -11,12 +11,16 @@ import pytest
 from counting_pool import REASON, CountingPool
 from making import Make
 
+from selfedit.documents import load_documents
+from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask, Task
 from selfedit.methods.compare import compare
 from selfedit.methods.continual import continual
+from selfedit.methods.edits import write_edits
 from selfedit.methods.learn import learn
 from selfedit.methods.restem import train
+from selfedit.methods.run import Run
 from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs.store import Store
 
@@ -128,6 +132,19 @@ def test_step_b_goes_on_without_fits_that_were_given_up(small_train: dict[str, A
     # Round 1 was over, and its policy made without them.
     assert events(settings.out, "given up") == dict.fromkeys(lost["round 1 rewards/0/0"], REASON)
     assert [round.round for round in summary.rounds] == [1, 2]
+
+
+def test_missing_edits_are_counted_in_each_round_by_itself(small_train: dict[str, Any]) -> None:
+    settings = TrainSettings(**small_train, task_size=1, max_missing_edits=0.1)
+    pool = CountingPool(settings.model)
+    pool.gives_up = lambda task: task.id in ("edits/1/train/0", "edits/2/train/0")
+    documents = load_documents(settings.documents)
+    spec = EditorSpec("self", settings.edit_prompt)
+    with Run("train", settings, pool=pool) as run:
+        run.store.add_documents(documents, split="training")
+        how: Any = {"count": 2, "prompt": settings.edit_prompt, "condition": "train"}
+        written = [write_edits(run, documents, spec, round=round, **how) for round in (1, 2)]
+    assert [len(edits) for edits in written] == [11, 11]
 
 
 def test_a_round_without_any_reward_says_why(small_train: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from selfedit.documents import Document
@@ -67,7 +67,7 @@ def write_edits(
             temperature = 0.0 if exam else None
             make_editor(run, spec, prompt, name, round, policy, temperature).write(asked, done, keep, fail)
         if not exam:
-            _check_left_out(run, name, wanted or len(asked))
+            _check_left_out(run, name, asked, wanted)
     return [edit for edit in run.store.edits(round=round, writer=name) if edit.id in asked]
 
 
@@ -134,11 +134,17 @@ def _learned_as(name: str) -> str:
     return name.removesuffix(AS_WRITTEN)
 
 
-def _check_left_out(run: Run, name: str, wanted: int) -> None:
-    left_out = [event for event in run.store.events(NOT_WRITTEN) if edit_writer(event.subject) == name]
-    if len(left_out) > run.settings.max_missing_edits * wanted:
+def _check_left_out(run: Run, name: str, asked: Collection[str], wanted: int | None) -> None:
+    """Of the edits `asked` for now; where so many are `wanted` one after another, of all by this writer."""
+    left_out = [
+        event
+        for event in run.store.events(NOT_WRITTEN)
+        if (event.subject in asked if wanted is None else edit_writer(event.subject) == name)
+    ]
+    of = wanted or len(asked)
+    if len(left_out) > run.settings.max_missing_edits * of:
         raise UserError(
-            f"{len(left_out)} of {wanted} edits by {name} could not be written, more than --max-missing-edits"
+            f"{len(left_out)} of {of} edits by {name} could not be written, more than --max-missing-edits"
             f" {run.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: {left_out[-1].message});"
             " the others are kept: the same command tries these again"
         )
