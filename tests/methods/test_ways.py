@@ -105,3 +105,6 @@ def test_adapt_gives_back_one_adapter_of_any_number_of_documents(chat_model: str
     assert "adapter_model.safetensors" in adapted.files
     with pytest.raises(UserError, match="adapt gives back one adapter"):
         adapt(model, documents, adapters="auto")
+    for more in ({"add": adapted.save(tmp_path / "adapter")}, {"retry_missed": True}):
+        with pytest.raises(UserError, match="for add and retry_missed use learn"):
+            adapt(model, documents, editor="passage", **small, **more)

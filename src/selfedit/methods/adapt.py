@@ -60,6 +60,8 @@ def adapt(model: Model, documents: Sequence[Document], **settings: Any) -> Adapt
         if chosen.adapters != "joint":
             other = f"adapters={chosen.adapters!r}"
             raise UserError(f"adapt gives back one adapter, which is asked directly; for {other} use learn")
+        if chosen.add or chosen.retry_missed:  # either is learned on top of an adapter that is merged into the model
+            raise UserError("adapt leaves the model that it is given as it is; for add and retry_missed use learn")
         pool = InProcess(ModelSource(model.name), model=model)
         learned = learn(chosen, pool=pool, documents=documents)
         accuracies: list[Interval | None] = [None, None]
