@@ -200,16 +200,17 @@ def test_grades_are_added_once_and_ungraded_ones_give_way(store: Store, document
     (first, item), (second, _) = store.to_grade("judge")
     assert item == GradeItem("Question 0 of 0?", ("gold 0", "or this"), "an answer")
 
-    assert store.add_grades([(first, Grade("ungraded", None, "judge", "timeout"))]) == 1
+    cost = CostRecord("grading", "passage", model="gpt", usd=0.1)
+    nothing = (first, Grade("ungraded", None, "judge", "timeout"))
+    assert [store.add_grades([nothing], [cost]) for _ in range(2)] == [1, 0]
+    assert store.costs() == [cost, cost], "that it was tried again has cost something, too"
     assert [id for id, _ in store.to_grade("judge")] == [second]
     assert [id for id, _ in store.to_grade("judge", retry_ungraded=True)] == [first, second]
     assert [id for id, _ in store.to_grade("lexical")] == [first, second]
 
     grades = [(first, Grade("right", 0.9, "judge")), (second, Grade("wrong", 0.0, "judge"))]
-    cost = CostRecord("grading", "passage", model="gpt", usd=0.1)
-    assert store.add_grades(grades, [cost]) == 2
-    assert store.add_grades([(first, Grade("wrong", 0.0, "judge"))], [cost]) == 0
-    assert store.costs() == [cost]
+    assert store.add_grades(grades) == 2
+    assert store.add_grades([(first, Grade("wrong", 0.0, "judge"))]) == 0
     assert store.to_grade("judge", retry_ungraded=True) == []
     assert store.grade_counts("judge") == {"right": 1, "wrong": 1, "ungraded": 0}
     scored = ScoredAnswer(0, "passage", fit.id, None, 0, "d0", "d0q0", "an answer", "right", 0.9)

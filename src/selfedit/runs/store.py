@@ -277,7 +277,8 @@ class Store(Database):
     def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[CostRecord] = ()) -> int:
         """Add (answer id, grade) pairs, and what they cost, as one task; how many were new.
 
-        A grade that is already there stays, except that an `ungraded` one gives way to a later one.
+        A grade that is already there stays, except that an `ungraded` one gives way to a later one.  The costs are
+        added in any case: an answer that a judge still cannot grade has cost its time again.
         """
         new = 0
         with self.transaction():
@@ -288,8 +289,7 @@ class Store(Database):
                     "ON CONFLICT (answer_id, grader) DO UPDATE SET value = excluded.value, score = excluded.score,"
                     " note = excluded.note WHERE grades.value = 'ungraded' AND excluded.value <> 'ungraded'",
                 )
-            if new:
-                self.add_costs(costs)
+            self.add_costs(costs)
         return new
 
     def scored_answers(
