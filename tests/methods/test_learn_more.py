@@ -175,6 +175,13 @@ def test_what_was_missed_is_learned_once_more_and_all_are_asked_again(
         assert asker.answer([{"role": "user", "content": told}]) == examined["d1/q0"]
 
 
+def test_an_editor_named_like_what_is_learned_once_more_is_not_taken_for_it(chat_model: str, tmp_path: Path) -> None:
+    notes = write_rows(tmp_path / "notes twice.jsonl", [{"id": "d0", "text": "The kite was made in Oslo."}])
+    file = write_rows(tmp_path / "one.jsonl", rows(1))
+    found = learn(settings(chat_model, file, tmp_path / "run", editor=f"replay:{notes}"))
+    assert find_adapters(tmp_path / "run").folders == (found.adapter,)
+
+
 def test_a_plan_has_every_document_missed(chat_model: str, documents: Callable[[int], str], tmp_path: Path) -> None:
     asked = settings(chat_model, Path(documents(3)), tmp_path / "run", retry_missed=True)
     once = plan(learn, asked.model_copy(update={"retry_missed": False}))

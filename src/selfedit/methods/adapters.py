@@ -21,7 +21,7 @@ from selfedit.methods.sequences import with_remedy
 from selfedit.models.bundled import NAME as BUNDLED
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.files import write_atomically
-from selfedit.runs.records import FitRecord
+from selfedit.runs.records import FitRecord, retried_condition
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
 RETRIED = "retried"  # of the one that has also learned once more what the first had missed
@@ -74,7 +74,8 @@ def find_adapters(source: Path) -> Adapters:
             )
             folders, documents = list(by_folder), tuple(by_folder.values())
         elif procedure == "learn":
-            retried = any(fit.condition.endswith(" twice") for fit in run.store.fits() if fit.steps)
+            learned = {fit.condition for fit in run.store.fits() if fit.steps}
+            retried = any(retried_condition(condition) in learned for condition in learned)
             folders = [run.adapter(RETRIED if retried else LEARNED)]
         elif procedure == "train":
             folders = [run.checkpoint(round) for round in range(1, selected_round(run) + 1)]

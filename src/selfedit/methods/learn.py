@@ -45,7 +45,7 @@ from selfedit.methods.stacking import model_of_earlier
 from selfedit.methods.summarise import looks, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, track_learning
 from selfedit.methods.ways import choose_way
-from selfedit.runs.records import recited_condition
+from selfedit.runs.records import recited_condition, retried_condition
 from selfedit.runs.summary import Summary
 
 REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
@@ -123,7 +123,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         if way.recites:
             conditions.append(recited_condition(spec.name))
         if settings.retry_missed and (missed := run.choices.missed(documents, _missed(run, spec.name)) & learned):
-            conditions.append(f"{spec.name} twice")
+            conditions.append(retried_condition(spec.name))
             fits = way.again(conditions[-1], documents, edits, missed)
         folder, rank = way.finish()
         lines += examine_earlier(run, known, AFTER, way.policy)

@@ -19,6 +19,11 @@ def recited_condition(condition: str) -> str:
     return condition + RECITED
 
 
+def retried_condition(condition: str) -> str:
+    """The condition of the adapter that has learned once more, on top of this one's, what that had missed."""
+    return f"{condition} twice"
+
+
 @dataclass(frozen=True)
 class Answer:
     """A student's answer to one question; `tokens` counts what was generated.  `topic` is what an adapter named as the
