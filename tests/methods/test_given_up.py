@@ -3,7 +3,8 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from counting_pool import REASON, CountingPool
 from making import Make
 
-from selfedit.documents import load_documents
+from selfedit.documents import Document, load_documents
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask, Task
@@ -21,6 +22,7 @@ from selfedit.methods.edits import write_edits
 from selfedit.methods.learn import learn
 from selfedit.methods.restem import train
 from selfedit.methods.run import Run
+from selfedit.methods.selection import Choices
 from selfedit.methods.settings import CompareSettings, ContinualSettings, LearnSettings, TrainSettings
 from selfedit.runs.store import Store
 
@@ -95,6 +97,26 @@ def test_an_exam_that_was_given_up_is_named_and_held_later(make: Make, chat_mode
     assert events(settings.out, "given up") == dict.fromkeys(("0|d0|none|0", "0|d1|none|0"), REASON)
     assert compare(settings).conditions[0].graded == 4
     assert events(settings.out, "given up") == {}
+
+
+class Halves(Choices):
+    """Every second question is answered by the model as it is."""
+
+    def __init__(self) -> None:
+        self.turn = cycle((True, False))
+
+    def route(self, found: Document | None, learned: Sequence[Document]) -> Document | None:
+        return found if next(self.turn) else None
+
+
+def test_a_document_is_not_examined_by_half_where_its_untrained_exam_was_given_up(make: Make, chat_model: str) -> None:
+    settings = make(ContinualSettings, 2, editor="passage", task_size=2)
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id.startswith("exam/")
+    for part, expected in ((pool, []), (CountingPool(chat_model), [2, 2, 2])):
+        continual(settings, pool=part, choices=Halves())
+        with Store(settings.out / "run.sqlite", readonly=True) as store:
+            assert [len(exam.answers) for exam in store.fits(condition="after + per-document")] == expected
 
 
 def test_edits_that_were_given_up_count_as_missing(make: Make, chat_model: str) -> None:

@@ -57,8 +57,10 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> RoutingSum
     answers |= {(None, one.question_id): one for fit in run.store.fits(condition="none") for one in fit.answers}
     for lane in every:
         for step in range(1, len(lane.documents) + 1):
-            found = ((about, (to, question.id)) for to, (about, question) in routes[lane.number, step])
-            record_exam(run, lane, step, [(about, answers[key]) for about, key in found if key in answers])
+            found = [(about, (to, question.id)) for to, (about, question) in routes[lane.number, step]]
+            # Where an untrained exam was given up, the next attempt records the document's exam, whole.
+            lacking = [about for about, key in found if key not in answers]
+            record_exam(run, lane, step, [(about, answers[key]) for about, key in found if about not in lacking])
     if every[0].main:
         own = [learnings[document.id] for document in every[0].documents if document.id in learnings]
         add_list_of_adapters(run, spec.name, {one.keep: one.documents[0] for one in own if one.keep is not None})
