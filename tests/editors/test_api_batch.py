@@ -136,13 +136,18 @@ def test_a_bad_request_is_an_error_at_once(server: FakeServer) -> None:
     assert len(server.uploads) == 1
 
 
-def test_a_refused_parameter_is_left_out_of_the_next_batch(server: FakeServer) -> None:
+@pytest.mark.parametrize("most", [2, 1])
+def test_a_refused_parameter_is_left_out_of_the_next_batch(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Of one batch, and of two under way, both sent with it."""
+    monkeypatch.setattr(batch_module, "MAX_REQUESTS", most)
     server.refuse = lambda body: (
         error("Unsupported parameter", "unsupported_parameter", "temperature") if "temperature" in body else None
     )
     results = client(server).complete(asked("ab", temperature=0.0))
     assert [result.error for result in results] == [None, None]
-    assert "temperature" not in server.uploads[1][0]["body"]
+    assert "temperature" not in server.uploads[-1][0]["body"]
 
 
 # Restarts

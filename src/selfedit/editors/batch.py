@@ -73,9 +73,11 @@ class BatchRun:
                 self.client.budget.hold(key, self.client.most(self.left[key]))
             for chunk in self._chunks([key for key in self.left if key not in under_way], bool(batches)):
                 batches[self._submit(chunk)] = list(chunk)
-            for batch_id, keys in batches.items():
-                tries.update(keys)
-                reasons |= self._collect(batch_id, keys)
+            # What one batch shows to be refused is left out of bodies that are made later.
+            sent = {id: {key: self.client.body(self.left[key]) for key in keys} for id, keys in batches.items()}
+            for batch_id, bodies in sent.items():
+                tries.update(bodies.keys())
+                reasons |= self._collect(batch_id, bodies)
             for key in [key for key in self.left if tries[key] >= _TRIES]:
                 del self.left[key]
                 error = f"{reasons[key]}, tried in {tries[key]} batches"
@@ -190,18 +192,17 @@ class BatchRun:
         )
         return None
 
-    def _collect(self, batch_id: str, keys: list[str]) -> dict[str, str]:
+    def _collect(self, batch_id: str, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Waits for a batch and fetches it: keeps and delivers what it has, and takes that out of `left`.
 
-        Returns why the others of its requests are still left.
+        `bodies` are as they were sent.  Returns why the others of its requests are still left.
         """
         client = self.client
-        bodies = {key: client.body(self.left[key]) for key in keys}  # as they were sent
-        batch = self._wait(batch_id, len(keys))
+        batch = self._wait(batch_id, len(bodies))
         status = "lost" if batch is None else batch.status
-        reasons = dict.fromkeys(keys, f"batch {batch_id} ({status}) came back without it")
+        reasons = dict.fromkeys(bodies, f"batch {batch_id} ({status}) came back without it")
         fatal: UserError | None = None
-        for key, reply in self._lines(batch, len(keys)):
+        for key, reply in self._lines(batch, len(bodies)):
             if key not in bodies or key not in self.left:
                 continue  # not of this batch, or there twice
             if isinstance(reply, Refused):
@@ -223,9 +224,9 @@ class BatchRun:
                 else:
                     client.settle(key, self.left[key], reply, self.deliver, batch=True)
             del self.left[key]
-        for key in keys:
+        for key in bodies:
             client.budget.release(key)
-        missing = [key for key in keys if key in self.left]
+        missing = [key for key in bodies if key in self.left]
         self._note(missing, batch_id, f"{status}, missing")
         if fatal is not None:
             raise fatal
@@ -235,11 +236,11 @@ class BatchRun:
             happened = "was cancelled" if batch.status == "cancelled" else f"failed ({said or 'no reason given'})"
             raise UserError(
                 f"batch {batch_id} of model '{client.model}' {happened} at {client.url}: "
-                f"{len(keys) - len(missing)} of {len(keys)} replies are kept; give the same command again to ask for "
-                "the rest"
+                f"{len(bodies) - len(missing)} of {len(bodies)} replies are kept; give the same command again to ask "
+                "for the rest"
             )
         if missing:
-            logger.warning("batch %s (%s): %d of %d are missing", batch_id, status, len(missing), len(keys))
+            logger.warning("batch %s (%s): %d of %d are missing", batch_id, status, len(missing), len(bodies))
         return {key: reasons[key] for key in missing}
 
     def _wait(self, batch_id: str, total: int) -> Batch | None:
