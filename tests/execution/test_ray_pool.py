@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import queue
 import random
 import re
 import signal
@@ -14,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import psutil
 import pytest
@@ -245,6 +249,25 @@ def test_a_cluster_is_joined_through_ray_client(ray_cluster: Any, tmp_path: Path
 
 
 # What the user can get wrong: one line each.
+
+
+def test_what_the_first_worker_works_in_is_known_before_anybody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller may still load the tokenizer when the second worker is ready, and a third cannot be used."""
+    pool = ray_pool.RayPool.__new__(ray_pool.RayPool)
+    share = SimpleNamespace(gpus=0, of_memory=lambda node: 0.5)
+    vars(pool).update(_first="", _share=share, _source=None, _ray=SimpleNamespace(nodes=list))
+    pool._outbox = queue.SimpleQueue()
+    pool.workers = [ray_pool.RayWorker(number, MagicMock()) for number in (1, 2, 3)]
+    for worker, dtype in zip(pool.workers[:2], ("float32", "bfloat16"), strict=True):
+        answer = {"host": "here", "node": "", "pid": 1, "differences": [], "seconds": 1.0}
+        answer |= {"description": f"cpu, {dtype}", "context_length": 128, "memory": 1000}
+        monkeypatch.setattr(ray_pool, "_answer", AsyncMock(return_value=answer))
+        asyncio.run(pool._start(worker))
+    pool._refuse(pool.workers[2], "no GPU")
+    said = [pool._outbox.get() for _ in range(pool._outbox.qsize())]
+    assert [value for kind, _, value in said if kind == "ready"] == [(128, "cpu, float32", 500)]
+    notes = " ".join(value for kind, _, value in said if kind == "note")
+    assert "worker 2 works in cpu, bfloat16, the first of this run in cpu, float32" in notes
 
 
 def refused(call: Callable[[], Any]) -> str:

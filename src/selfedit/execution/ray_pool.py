@@ -94,11 +94,12 @@ class RayPool:
         self.on_tokens = on_tokens
         self.on_note = on_note
         self.workers: list[RayWorker] = []
+        self.context_length, self.description, self.memory = 0, "", 0  # of the first worker that is ready
         self._wanted = workers
         self._deltas: dict[str, Any] = {}
         self._schedule = Schedule(())
         self._outbox: queue.SimpleQueue[tuple[str, Schedule | None, Any]] = queue.SimpleQueue()
-        self._first: dict[str, Any] = {}
+        self._first = ""  # the description of the first worker that is ready, for the pool's thread
         self._tokens = 0
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,11 +126,8 @@ class RayPool:
             self._thread = threading.Thread(target=self._work, name="selfedit-pool", daemon=True)
             self._thread.start()
             self.tokenizer = source.tokenizer()
-            while not self._first:
+            while not self.description:
                 self._listen(None)
-            self.context_length: int = self._first["context_length"]
-            self.description: str = self._first["description"]
-            self.memory: int = self._first["memory"]
         except BaseException:
             self.close()
             raise
@@ -187,7 +185,7 @@ class RayPool:
             self._outbox.put((kind, of, value))
             raise value
         elif kind == "ready":
-            self._first = value
+            self.context_length, self.description, self.memory = value
         elif of is schedule:
             if kind == "result":
                 return value
@@ -288,12 +286,12 @@ class RayPool:
         worker.state = "idle"
         self._note(f"worker {worker.number} is ready: {worker.host}, {description}, {answer['seconds']:.1f} s")
         if not self._first:
-            answer["memory"] = int(answer["memory"] * worker.memory_share)
-            self._outbox.put(("ready", None, answer))
-            self._kind = _kind(description)
-        elif _kind(description) != self._kind:
+            self._first = description
+            memory = int(answer["memory"] * worker.memory_share)
+            self._outbox.put(("ready", None, (answer["context_length"], description, memory)))
+        elif _kind(description) != _kind(self._first):
             self._note(
-                f"worker {worker.number} works in {description}, the first of this run in {self._first['description']}:"
+                f"worker {worker.number} works in {description}, the first of this run in {self._first}:"
                 " results depend on who does what, within rounding; --dtype makes them alike"
             )
 
