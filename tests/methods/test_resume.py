@@ -20,7 +20,10 @@ from test_checkpoints import ALWAYS, events, files, left_over
 
 from selfedit.errors import UserError
 from selfedit.methods.restem import train
+from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings, TrainSettings
+from selfedit.runs import directory
+from selfedit.runs.lock import RunLock
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from tiny_world import SMALL, rows, write_rows
@@ -191,3 +194,24 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
     assert "error" not in again
     assert not before & set(again["begun"])
     assert content(out) == whole["content"]
+
+
+def test_a_run_is_left_under_its_lock_whatever_happens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, left = make(LearnSettings, 1), []
+
+    class Watched(RunLock):
+        def release(self) -> None:
+            left.append((settings.out / "config.yaml").exists())
+            super().release()
+
+    monkeypatch.setattr(directory, "RunLock", Watched)
+    with pytest.raises(UserError, match="made up"), Run("learn", settings):
+        raise UserError("made up")
+    assert left == [False], "what was removed could be another process's by then"
+    with pytest.raises(RuntimeError, match="lost"), Run("learn", settings) as run:
+        monkeypatch.setattr(run.workers, "close", lost)
+    assert left == [False, True]
+
+
+def lost() -> None:
+    raise RuntimeError("the pool is lost")

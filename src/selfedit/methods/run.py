@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from typing import TypedDict, Unpack
 
@@ -90,15 +90,15 @@ class Run(AbstractContextManager["Run"]):
         self._clients: dict[tuple[str, Role], ApiClient] = {}
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for client in self._clients.values():
-            client.close()
-        self.workers.close()
-        # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
-        unused = isinstance(error, UserError) and not self.store.documents()
-        self.directory.close()
-        if unused:
-            for name in ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "config.yaml"):
-                (self.directory.path / name).unlink(missing_ok=True)
+        with self.directory:  # until the end, so that what is removed is no other process's
+            with closing(self.workers):
+                for client in self._clients.values():
+                    client.close()
+            # A mistake that was found before anything was done leaves no run behind that would hold the user to it.
+            if isinstance(error, UserError) and not self.store.documents():
+                self.store.close()
+                for name in ("run.sqlite-wal", "run.sqlite-shm", "run.sqlite", "config.yaml"):
+                    (self.directory.path / name).unlink(missing_ok=True)
 
     @cached_property
     def jobs(self) -> Jobs:
