@@ -34,16 +34,17 @@ class Workers:
     progress: Progress
     warn: Callable[[str, str], None]
     given: Pool | None = None
+    _made: Pool | None = field(default=None, init=False)
     _published: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
 
     @cached_property
     def pool(self) -> Pool:
         """Where tasks are executed.  The first use loads the model, or waits for the first worker: what is wrong with
         it is found before any work is done."""
-        pool, resolve = self.given, self.directory.resolve
+        pool, resolve = self.given or self._made, self.directory.resolve
         if pool is None:
             dtype = self.directory.resolved.get("dtype", self.settings.dtype)
-            pool = make_pool(self.settings.model_copy(update={"dtype": dtype}), self.progress)
+            pool = self._made = make_pool(self.settings.model_copy(update={"dtype": dtype}), self.progress)
         device, dtype = pool.description.split(", ")
         model = f"model {self.settings.model}:"
         resolve("dtype", dtype, f"{model} its precision")
@@ -111,8 +112,8 @@ class Workers:
             raise UserError(f"model {self.settings.model}: {error}") from error
 
     def close(self) -> None:
-        if self.given is None and "pool" in self.__dict__:
-            self.pool.close()
+        if self._made is not None:
+            self._made.close()
 
 
 def make_pool(settings: Settings, progress: Progress) -> Pool:
