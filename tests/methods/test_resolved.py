@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import yaml
 from counting_pool import CountingPool
 from making import Make
 
-from selfedit.engine import LoraSpec, memory
+from selfedit.engine import DecodeRequest, LoraSpec, decoding, memory
 from selfedit.engine.jobs import FitJob, FitSettings, TokenSequence
 from selfedit.errors import UserError
-from selfedit.execution.tasks import Fit, FitTask
+from selfedit.execution.pool import InProcess
+from selfedit.execution.tasks import CompletionTask, Fit, FitTask
 from selfedit.execution.worker import ModelSource, Worker
 from selfedit.methods.compare import compare
 from selfedit.methods.restem import train
@@ -95,14 +97,19 @@ def test_the_precision_is_what_it_was_on_another_processor(
         compare(other, pool=CountingPool(auto.model))
 
 
-def test_a_changed_chat_template_is_refused(settings: CompareSettings, tmp_path: Path) -> None:
+def test_a_changed_chat_template_is_refused(
+    settings: CompareSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = shutil.copytree(settings.model, tmp_path / "model")
     mine = settings.model_copy(update={"model": str(model)})
     compare(mine)
     forget_fits(mine.out)
     (template,) = [file for file in model.iterdir() if "<|end|>" in file.read_text("latin-1") and "jinja" in file.name]
     template.write_text(template.read_text().replace("<|end|>", "<|end|> "))
+    closed: list[InProcess] = []
+    monkeypatch.setattr(InProcess, "close", lambda pool: closed.append(pool))
     refused(mine, "its chat template changed")
+    assert len(closed) == 1, "the pool that was made is left behind"
 
 
 def test_a_changed_outer_recipe_is_refused(small_train: dict[str, Any], tmp_path: Path) -> None:
@@ -209,6 +216,27 @@ def test_where_memory_does_not_suffice_the_result_says_so(worker: Worker, monkey
     worker.halvings = 1
     _, (note,) = bank_sizes(worker, monkeypatch, task(2**30))
     assert "planned for 0.50 GiB instead of 1.00" in note
+
+
+def test_where_memory_ran_out_texts_and_exams_are_written_with_less(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real = decoding._decode_batch
+
+    def batch(backbone: Any, requests: Any, *more: Any) -> Any:
+        sizes.append(len(requests))
+        return real(backbone, requests, *more)
+
+    monkeypatch.setattr(decoding, "_decode_batch", batch)
+    asked = tuple(DecodeRequest((5, 6, 7 + k), 5) for k in range(4))
+    fits = task(2**40)
+    for one in (CompletionTask("texts", (), asked), replace(fits, fits=(replace(fits.fits[0], exam=asked),))):
+        for halvings, expected in ((0, [4]), (10, [2, 2])):  # 16,384 tokens, and 16
+            worker.halvings = halvings
+            sizes.clear()
+            assert len(worker.run(one).notes) == (halvings > 0)
+            assert sizes == expected
 
 
 def test_memory_that_ran_out_is_an_event(

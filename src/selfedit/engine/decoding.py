@@ -45,12 +45,13 @@ def decode(
     bank: AdapterBank | None = None,
     token_budget: int | None = None,
     memory: int | None = None,
+    halvings: int = 0,
     on_tokens: Callable[[int], None] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Completes all requests, in batches of similar length whose prompts and answers together hold at most
     `token_budget` tokens (by default 16,384 on a CPU; on an accelerator, what half of `memory` holds, bytes, by default
-    those that are free).
+    those that are free), halved so often where memory ran out before.
 
     `on_tokens` is called with how many tokens were computed, `on_token` with each request's number and token as it
     comes.  Running out of memory halves the budget, with a warning, and repeats the batch (`on_token` begins again).
@@ -62,7 +63,7 @@ def decode(
     _check(requests, bank)
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
-    budget = _default_budget(backbone, memory) if token_budget is None else token_budget
+    budget = (_default_budget(backbone, memory) if token_budget is None else token_budget) >> halvings
     while waiting:
         rows = max(1, budget // _size(requests[waiting[0]]))
         # Rows of one adapter lie together.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -162,7 +162,10 @@ class Worker:
             model = self._other(task.model)
             if memory is not None:  # of a worker that holds the policy alone
                 memory = max(1, memory - model.hf.get_memory_footprint())
-        completions = engine.decode(model.hf, task.requests, memory=memory, on_tokens=on_tokens)
+        if self.halvings:
+            line = f"memory ran out before: written in batches {2**self.halvings} times smaller"
+            warnings.warn(line, engine.LessMemoryWarning, stacklevel=2)
+        completions = engine.decode(model.hf, task.requests, memory=memory, halvings=self.halvings, on_tokens=on_tokens)
         return TaskResult(task.id, time.perf_counter() - started, completions=tuple(completions))
 
     def _fit(self, task: FitTask, on_tokens: OnTokens | None) -> TaskResult:
@@ -177,7 +180,7 @@ class Worker:
             requests = [
                 replace(one, adapter=slot) for number, slot in trained.items() for one in task.fits[number].exam
             ]
-            decode = partial(engine.decode, self.model.hf, bank=bank, memory=task.memory, on_tokens=on_tokens)
+            decode = partial(self._ask, task, on_tokens, bank)
             said = iter(decode(requests))
             measured = measure(bank, task.fits, trained)
             recited = recite(self.model.tokenizer, decode, {trained[k]: task.fits[k].recital for k in trained})
@@ -244,7 +247,18 @@ class Worker:
     def _look(self, task: FitTask, on_tokens: OnTokens | None, under_way: engine.UnderWay) -> list[engine.Completion]:
         (fit,) = task.fits
         requests = [replace(fit.exam[number], adapter=0) for number in fit.looked_at]
-        return engine.decode(self.model.hf, requests, bank=under_way.bank, memory=task.memory, on_tokens=on_tokens)
+        return self._ask(task, on_tokens, under_way.bank, requests)
+
+    def _ask(
+        self,
+        task: FitTask,
+        on_tokens: OnTokens | None,
+        bank: engine.AdapterBank,
+        requests: Sequence[engine.DecodeRequest],
+    ) -> list[engine.Completion]:
+        return engine.decode(
+            self.model.hf, requests, bank=bank, memory=task.memory, halvings=self.halvings, on_tokens=on_tokens
+        )
 
     def _plan(self, task: FitTask, jobs: list[engine.FitJob]) -> engine.Plan:
         """The plan for the memory that comes with the task, so that it is the same on every worker; for less, with a
