@@ -98,6 +98,7 @@ def test_documents_without_questions_are_examined_by_what_was_written_and_the_re
         documents = store.documents()
         (unasked,) = store.events("no exam")
         answered = {answer.question_id for fit in store.fits() for answer in fit.answers}
+        assert (len(store.edits()), len(store.edits(writer="exam"))) == (0, 3), "what an exam is made from is no edit"
         assert {cost.usd for cost in store.costs() if cost.condition == "exam"} == {None}
     assert [len(document.questions) for document in documents] == [1, 1, 0, 2]
     assert documents[0].questions[0].question == "Where did Eli make the ring?"

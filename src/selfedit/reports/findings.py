@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from selfedit.documents import Document, Question
-from selfedit.editors.base import EXAM_WRITER, Edit
+from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
@@ -229,7 +229,7 @@ def missing(run: RunRecords) -> list[str]:
     elif run.procedure != "sweep":  # which fits a sweep takes is seen on the way
         lines += _missing_fits(run)
     used = {fit.edit_id for fit in run.fits}
-    waiting = sum(edit.id not in used and edit.writer != EXAM_WRITER for edit in run.edits)
+    waiting = sum(edit.id not in used for edit in run.edits)
     several = _of_all_edits(run) or any(fit.document_id is None and fit.sequences for fit in run.fits)
     if waiting and not several:
         lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
@@ -246,10 +246,10 @@ def _missing_fits(run: RunRecords) -> list[str]:
     done: dict[str, Counter[str | None]] = defaultdict(Counter)
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
-    # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what an exam is made from,
-    # or of what was recited in fits that are there.
+    # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what was recited in fits
+    # that are there.
     others = {fit.condition for fit in run.fits if fit.steps and not fit.sequences and fit.status == "done"}
-    others |= {BASE, EXAM_WRITER, *(name for name in done if name.endswith(RECITED))}
+    others |= {BASE, *(name for name in done if name.endswith(RECITED))}
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)

@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from selfedit.documents.document import Document, Question
-from selfedit.editors.base import AS_WRITTEN, Edit
+from selfedit.editors.base import AS_WRITTEN, EXAM_WRITER, Edit
 from selfedit.errors import UserError, checked
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.runs.database import SCHEMA_VERSION, Database
@@ -164,14 +164,14 @@ class Store(Database):
         self, *, round: int | None = None, writer: str | None = None, document_id: str | None = None
     ) -> list[Edit]:
         """Edits by round, then in the run's order of documents, then by writer and index.  What was written and is
-        learned in another form (`AS_WRITTEN`) is given only by its writer's name."""
+        learned in another form (`AS_WRITTEN`), or not at all (`EXAM_WRITER`), is given only by its writer's name."""
         return self._records(
             Edit,
             f"SELECT {_fields('e', Edit)} FROM edits e JOIN documents d ON d.id = e.document_id"
-            " WHERE (?1 IS NULL OR e.round = ?1) AND (?2 IS NULL AND e.writer NOT LIKE '%' || ?4 OR e.writer = ?2)"
-            " AND (?3 IS NULL OR e.document_id = ?3)"
+            " WHERE (?1 IS NULL OR e.round = ?1) AND (?3 IS NULL OR e.document_id = ?3)"
+            " AND (?2 IS NULL AND e.writer NOT LIKE '%' || ?4 AND e.writer <> ?5 OR e.writer = ?2)"
             ' ORDER BY e.round, d.position, e.writer, e."index"',
-            (round, writer, document_id, AS_WRITTEN),
+            (round, writer, document_id, AS_WRITTEN, EXAM_WRITER),
         )
 
     def set_rewards(self, rewards: Mapping[str, float]) -> None:
