@@ -117,10 +117,10 @@ class Fit:
     """One fit, and the prompts that its adapter is examined with.  With `keep`, the adapter itself comes back too.
 
     A fit that is alone in its task is examined `looks` times on the way, at equal distances, on a part of the exam
-    (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured;
-    `known` are questions with the policy's answers of which the loss is measured.  `below` names deltas on which its
-    adapter stands, as in a policy, but held beside it in the bank in place of merged; the adapter that comes back is
-    what was trained on top.
+    (`looked_at`).  `texts` are what the policy itself wrote: on them the divergence of the adapter is measured.
+    `known` are questions with what the run's untrained model answers, rightly, with the document in its prompt: of
+    these answers the loss is measured.  `below` names deltas on which its adapter stands, as in a policy, but held
+    beside it in the bank in place of merged; the adapter that comes back is what was trained on top.
     """
 
     id: str

@@ -39,13 +39,13 @@ class Answer:
 class FitRecord:
     """One fit (or one exam without a fit) and its answers.
 
-    `document_id` is None where the adapter learned all documents or where there is no adapter; `edit_id` (the store's,
-    see `edit_id`) is None where no edit was used.  `sequences` are the training texts, `train_tokens` the real tokens
-    trained on over all epochs, the losses are nats per token, `seconds` is this fit's share of its task's time.
-    `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token, nats, on texts that the
-    policy wrote to general prompts; `answer_loss` is the mean loss per token of what the model answers to its
-    documents' questions with the document in its prompt, where that is right, each question counting once.  None where
-    they were not measured.
+    `document_id` is None where the adapter learned several documents, or an exam's questions belong to several or to
+    none; `edit_id` is None where no edit was used, or several together.  `sequences` are the training texts,
+    `train_tokens` the real tokens trained on over all epochs, the losses are nats per token, `seconds` is this fit's
+    share of its task's time.  `error` says why a fit failed.  `divergence` is the mean KL(policy || adapter) per token,
+    nats, on texts that the policy wrote to general prompts; `answer_loss` is the mean loss per token of what the model
+    answers to its documents' questions with the document in its prompt, where that is right, each question counting
+    once.  None where they were not measured.
 
     Of `neighbours` answers to questions of other documents, `leaked` say what this one's answers are (`leaked_before`:
     those of the untrained model to the same questions; None where it was not asked).
@@ -77,8 +77,8 @@ class FitRecord:
 
         - `EDIT_ID|REPLICATE`: trained on an edit, under the condition named like the edit's writer, in its round;
         - `EDIT_ID|ROUND|CONDITION|REPLICATE`: trained on an edit under another condition or in another round;
-        - `ROUND|DOCUMENT|CONDITION|REPLICATE`: no edit (passage alone, no adaptation); DOCUMENT is empty where the
-          adapter learned all documents, or where one exam of the unadapted model asks about all of them (`0||none|0`).
+        - `ROUND|DOCUMENT|CONDITION|REPLICATE`: no one edit (passage alone, all edits, no adaptation); DOCUMENT is empty
+          where `document_id` is None (`0||none|0`: the untrained model's exam of general questions).
         """
         condition = id_part(self.condition)
         if self.edit_id is None:

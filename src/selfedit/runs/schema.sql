@@ -1,4 +1,4 @@
--- The tables of a run's store, schema version 3 (PRAGMA user_version).  docs/store.md describes them.
+-- The tables of a run's store (its version is PRAGMA user_version).  docs/store.md describes them.
 -- A task is written in one transaction; a row that is here is done and is not done again.
 -- A store whose tables differ from these is refused: every change here raises SCHEMA_VERSION in database.py.
 -- A column has the name of the field that it holds (records.py, Document, Question, Edit, Grade).
@@ -6,7 +6,7 @@
 CREATE TABLE documents (
   position INTEGER PRIMARY KEY,                -- order in the run
   id       TEXT NOT NULL UNIQUE,
-  split    TEXT NOT NULL,                      -- 'exam' (compare, learn), 'train', 'validation', 'test'
+  split    TEXT NOT NULL,                      -- 'exam', 'earlier' (learn --add), 'train' or 'validation'
   title    TEXT NOT NULL,
   text     TEXT NOT NULL
 );
@@ -38,10 +38,10 @@ CREATE TABLE edits (
 CREATE INDEX edits_by_document ON edits(document_id, writer);
 
 CREATE TABLE fits (
-  id           TEXT PRIMARY KEY NOT NULL,      -- 'EDIT_ID|REPLICATE' and three rarer forms: see fit_id in records.py
+  id           TEXT PRIMARY KEY NOT NULL,      -- 'EDIT_ID|REPLICATE' and two rarer forms: see FitRecord.id
   round        INTEGER NOT NULL,
   condition    TEXT NOT NULL,                  -- 'none': the unadapted model
-  document_id  TEXT REFERENCES documents(id),  -- NULL: the adapter learned all documents, or there is no adapter
+  document_id  TEXT REFERENCES documents(id),  -- NULL: of several documents, or an exam of general questions
   edit_id      TEXT REFERENCES edits(id),      -- NULL: passage alone, or no adaptation
   replicate    INTEGER NOT NULL,
   status       TEXT NOT NULL CHECK (status IN ('done', 'failed')),

@@ -1,1 +1,1 @@
-"""From a document and its edits to the engine's token sequences and jobs: cleaning, cutting, recipes."""
+"""From a document and its edits to the engine's token sequences and jobs: cutting, objectives, recipes."""
