@@ -13,7 +13,7 @@ from making import Make
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask
-from selfedit.methods.adapters import LIST, find_adapters
+from selfedit.methods.adapters import DOCUMENTS_FILE, find_adapters
 from selfedit.methods.ask import Asker
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
@@ -169,7 +169,7 @@ def test_an_adapter_per_document_is_the_default_which_is_told(make: Make, tmp_pa
     # The table says it.
     assert "went to their own document's" in plain_text(summary_view(read_run(settings.out)))
     assert "made by `selfedit continual`" in (settings.out / "adapters" / "README.md").read_text(encoding="utf-8")
-    listed = settings.out / "adapters" / LIST
+    listed = settings.out / "adapters" / DOCUMENTS_FILE
     listed.write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="damaged; delete it, and the same `selfedit continual` command writes it"):
         find_adapters(settings.out)

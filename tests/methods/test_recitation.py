@@ -16,7 +16,7 @@ from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.general import general_prompts
 from selfedit.methods.ask import Asker
-from selfedit.methods.by_heart import LIST, ByHeart
+from selfedit.methods.by_heart import TITLES_FILE, ByHeart
 from selfedit.methods.compare import compare
 from selfedit.methods.export import export
 from selfedit.methods.learn import learn
@@ -198,7 +198,7 @@ def test_an_added_document_takes_the_place_of_the_earlier_one_of_its_id(asking: 
     alone = chosen.out / "adapters" / "learned"
     with pytest.raises(UserError, match="without its documents; name the run"):
         learn(chosen.model_copy(update={**given, "add": alone, "out": tmp_path / "wrong"}))
-    (alone / LIST).unlink()
+    (alone / TITLES_FILE).unlink()
     with pytest.raises(UserError, match="not a run whose adapter recites"):
         learn(chosen.model_copy(update={**given, "out": tmp_path / "wrong"}))
 
@@ -221,6 +221,6 @@ def test_what_cannot_recite_is_refused(asking: LearnSettings, more: dict[str, An
 
 
 def test_a_damaged_list_is_told(asking: LearnSettings, tmp_path: Path) -> None:
-    (tmp_path / LIST).write_text('{"prompts": {}}')
+    (tmp_path / TITLES_FILE).write_text('{"prompts": {}}')
     with pytest.raises(UserError, match=r"by_heart\.json: prompts.*learn the documents again"):
         ByHeart.beside(tmp_path)

@@ -1,7 +1,7 @@
 """Where the adapters lie that a folder or a run stands for, and which model they belong to.
 
-Runs of `learn` and `continual` keep an adapter per document, with a list of them beside (`LIST`), or `learn` one for
-all, and `continual`, as `train`, a chain of deltas, merged in order.
+Runs of `learn` and `continual` keep an adapter per document, with a list of them beside (`DOCUMENTS_FILE`), or `learn`
+one for all, and `continual`, as `train`, a chain of deltas, merged in order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from selfedit.documents import Document
 from selfedit.errors import UserError
-from selfedit.methods.by_heart import LIST as BY_HEART
+from selfedit.methods.by_heart import TITLES_FILE
 from selfedit.methods.policies import is_whole, selected_round
 from selfedit.methods.sequences import with_remedy
 from selfedit.models.bundled import NAME as BUNDLED
@@ -25,7 +25,7 @@ from selfedit.runs.records import FitRecord, retried_condition
 
 LEARNED = "learned"  # the name of the adapter that `learn` makes
 RETRIED = "retried"  # of the one that has also learned once more what the first had missed
-LIST = "documents.jsonl"  # beside the folder `documents` of adapters that have learned a document each: which is whose
+DOCUMENTS_FILE = "documents.jsonl"  # beside the folder `documents` of adapters of a document each: which is whose
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Adapters:
     @property
     def recites(self) -> bool:
         """Whether it is one adapter that has its documents by heart."""
-        return len(self.folders) == 1 and not self.documents and (self.folders[0] / BY_HEART).is_file()
+        return len(self.folders) == 1 and not self.documents and (self.folders[0] / TITLES_FILE).is_file()
 
 
 def find_adapters(source: Path) -> Adapters:
@@ -53,7 +53,7 @@ def find_adapters(source: Path) -> Adapters:
 
     Errors: UserError where there is none, where a run is unfinished, and where an adapter of it is gone.
     """
-    if os.path.isfile(source / LIST):
+    if os.path.isfile(source / DOCUMENTS_FILE):
         listed = _listed(source / "documents", "export the run again")
         _refuse_missing(listed, "export the run again")
         return Adapters(tuple(listed), _model_name(next(iter(listed))) or BUNDLED, None, tuple(listed.values()))
@@ -127,12 +127,12 @@ def one_model(source: Path) -> Adapters:
 def write_list(folder: Path, documents: Mapping[Path, Document]) -> None:
     """Writes down, beside the folder of adapters, which of them has learned which document."""
     rows = [{"id": d.id, "title": d.title, "text": d.text, "adapter": one.name} for one, d in documents.items()]
-    write_atomically(folder.parent / LIST, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(folder.parent / DOCUMENTS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _listed(folder: Path, mend: str) -> dict[Path, Document]:
     """What `write_list` wrote.  Errors: UserError where it is not there, or damaged."""
-    file = folder.parent / LIST
+    file = folder.parent / DOCUMENTS_FILE
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         if not all(isinstance(row[key], str) for row in rows for key in ("id", "title", "text", "adapter")):

@@ -18,7 +18,7 @@ from selfedit.training.objectives import apart_by_title
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import prompt_of_title
 
-LIST = "by_heart.json"  # beside the adapter, for `ask`: the titles and prompts, without the texts
+TITLES_FILE = "by_heart.json"  # beside the adapter, for `ask`: the titles and prompts, without the texts
 _SLACK = 16  # tokens that a document may have more behind its title than alone, with its end
 
 
@@ -57,14 +57,14 @@ class ByHeart(BaseModel):
     @classmethod
     def beside(cls, folder: Path) -> ByHeart | None:
         """That of the adapter in a folder; None: it has none.  Errors: UserError for a damaged list."""
-        file = folder / LIST
+        file = folder / TITLES_FILE
         if not file.is_file():
             return None
         remedy = "learn the documents again"
         return checked(cls, read_json(file, remedy), str(file), remedy)
 
     def write(self, folder: Path) -> None:
-        (folder / LIST).write_text(self.model_dump_json(), encoding="utf-8")
+        (folder / TITLES_FILE).write_text(self.model_dump_json(), encoding="utf-8")
 
     def asks(self, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The prompt that asks what a text, or a question, is about."""

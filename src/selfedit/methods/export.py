@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import LIST, Adapters, adapter_errors, find_adapters, one_model
+from selfedit.methods.adapters import DOCUMENTS_FILE, Adapters, adapter_errors, find_adapters, one_model
 from selfedit.methods.gguf_export import (
     ADAPTER,
     MODEL,
@@ -118,7 +118,8 @@ def _copy(adapters: Adapters, out: Path) -> Exported:
     with directory_atomically(out) as scratch:
         for folder in (*adapters.folders, beside / "tokenizer"):
             shutil.copytree(folder, scratch / folder.relative_to(beside))
-        for name in (CARD, LIST):  # with their permissions, as the adapters: the list has the documents' texts
+        # With their permissions, as the adapters: the list has the documents' texts.
+        for name in (CARD, DOCUMENTS_FILE):
             shutil.copy(beside / name, scratch / name)
     return Exported(out, adapters.model, 0, len(adapters.folders))
 

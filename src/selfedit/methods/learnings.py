@@ -10,7 +10,7 @@ from typing import Any
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
 from selfedit.runs.records import FitRecord
-from selfedit.training.jobs import Learned
+from selfedit.training.jobs import EditTexts
 
 Asked = tuple[Document | None, Question]  # None: a general question
 
@@ -30,7 +30,7 @@ class Learning:
 
     condition: str
     documents: tuple[Document, ...]
-    edits: tuple[Learned, ...]
+    edits: tuple[EditTexts, ...]
     edit_id: str | None = None
     replicate: int = 0
     round: int = 0
@@ -57,7 +57,7 @@ def one_each(
 ) -> list[Learning]:
     """One adapter per edit and replicate, on the edit's document; of the documents alone where there are no edits."""
     by_id = {document.id: document for document in documents}
-    taught: list[tuple[Document, Learned, str | None]] = [(document, None, None) for document in documents]
+    taught: list[tuple[Document, EditTexts, str | None]] = [(document, None, None) for document in documents]
     if edits is not None:
         taught = [(by_id[edit.document_id], edit.text, edit.id) for edit in edits]
     return [Learning(condition, (d,), (text,), id, r, **more) for d, text, id in taught for r in range(replicates)]
@@ -85,7 +85,7 @@ def all_in_one(
     """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once.
     Edits of others are left out."""
     if edits is None:
-        learned: dict[str, Learned] = {document.id: None for document in documents}
+        learned: dict[str, EditTexts] = {document.id: None for document in documents}
     else:
         texts: dict[str, list[str]] = {document.id: [] for document in documents}
         for edit in edits:

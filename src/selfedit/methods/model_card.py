@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from selfedit.documents import Document
-from selfedit.methods.adapters import LIST, write_list
-from selfedit.methods.by_heart import LIST as BY_HEART
+from selfedit.methods.adapters import DOCUMENTS_FILE, write_list
+from selfedit.methods.by_heart import TITLES_FILE
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
@@ -53,7 +53,7 @@ def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]
     """Writes, beside the folder in which they lie, a tokenizer for all, and which has learned what: for people, and for
     `ask`."""
     folder = next(iter(learned)).parent
-    if (folder.parent / LIST).is_file():
+    if (folder.parent / DOCUMENTS_FILE).is_file():
         return
     with directory_atomically(folder.parent / "tokenizer") as scratch:
         _add_tokenizer(run, scratch)
@@ -64,7 +64,7 @@ def add_list_of_adapters(run: Run, editor: str, learned: Mapping[Path, Document]
 
 LoRA adapters for `{one_line(base)}` in PEFT's format, made by `selfedit {run.method}` (notes by: {one_line(editor)}).
 `selfedit ask` and `selfedit serve` on this folder find the one for a question, by the documents' texts in
-`{LIST}`.
+`{DOCUMENTS_FILE}`.
 
 ## Loading one by its name
 
@@ -186,6 +186,6 @@ selfedit ask path/to/this/folder "a question"
 selfedit serve path/to/this/folder
 ```
 
-The adapter names the question's topic and writes down what it learned under that title (`{BY_HEART}` has the titles and
-the prompts), and the model without it answers from that. Asked directly, it answers little.
+The adapter names the question's topic and writes down what it learned under that title (`{TITLES_FILE}` has the titles
+and the prompts), and the model without it answers from that. Asked directly, it answers little.
 """

@@ -30,7 +30,7 @@ from selfedit.methods.selection import Choices, Selection, select
 from selfedit.methods.settings import Role, Settings
 from selfedit.models import Model, Tokenizer, load_outline
 from selfedit.training.cutting import TrainingSequence, part_size
-from selfedit.training.jobs import Jobs, Learned
+from selfedit.training.jobs import EditTexts, Jobs
 from selfedit.training.objectives import beside_documents
 from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import most_characters, most_own_tokens, tokenize
@@ -194,7 +194,7 @@ class _BoundedJobs(Jobs):
         self._sizes: dict[tuple[str, int, str], tuple[int, int, int]] = {}
 
     def job(
-        self, documents: Sequence[Document], edits: Sequence[Learned], recipe: Recipe, **how: Any
+        self, documents: Sequence[Document], edits: Sequence[EditTexts], recipe: Recipe, **how: Any
     ) -> tuple[FitJob, tuple[str, ...]]:
         unwritten = [" ".join([edit] if isinstance(edit, str) else edit or ()).count(_EDIT) for edit in edits]
         if not any(unwritten):

@@ -19,7 +19,7 @@ from selfedit.training.recipes import Recipe
 from selfedit.training.tokens import tokenize
 
 Advance = Callable[[int], None]
-Learned = str | tuple[str, ...] | None  # of a document: its edit, several of them, or none
+EditTexts = str | tuple[str, ...] | None  # of a document: its edit, several of them, or none
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class Jobs:
     def job(
         self,
         documents: Sequence[Document],
-        edits: Sequence[Learned],
+        edits: Sequence[EditTexts],
         recipe: Recipe,
         *,
         seed: int,
@@ -62,7 +62,7 @@ class Jobs:
     def sequences(
         self,
         documents: Sequence[Document],
-        edits: Sequence[Learned],
+        edits: Sequence[EditTexts],
         recipe: Recipe,
         advance: Advance | None = None,
     ) -> list[TrainingSequence]:
@@ -94,7 +94,7 @@ class Jobs:
         return TokenSequence(tuple(ids), prompt_length)
 
 
-def _passes(learned: Learned, recipe: Recipe) -> Sequence[str | None]:
+def _passes(learned: EditTexts, recipe: Recipe) -> Sequence[str | None]:
     """A document's edits, cut together or each by itself."""
     if learned is None or isinstance(learned, str):
         return [learned]
