@@ -41,12 +41,11 @@ class Answers:
     def fits_of_answers(self) -> dict[int, str]:
         return {k: one.fit_id for k, one in enumerate(self.answers)}
 
-    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[Any] = ()) -> int:
+    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[Any] = ()) -> None:
         graded = list(grades)
         for k, grade in graded:
             self.answers[k].value, self.answers[k].score = grade.value, grade.score
         self.commits.append(([k for k, _ in graded], list(costs)))
-        return len(graded)
 
     def grade_counts(self, grader: str) -> dict[str, int]:
         return {v: sum(one.value == v for one in self.answers) for v in ("right", "wrong", "ungraded")}

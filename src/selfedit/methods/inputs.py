@@ -66,18 +66,17 @@ def once_each(run: Run, documents: Sequence[Document]) -> list[Document]:
 
 
 def set_apart(
-    run: Run, documents: Sequence[Document], validation: Sequence[str], share: float, *, rest: str
+    run: Run, documents: Sequence[Document], validation: Sequence[str], share: float
 ) -> tuple[list[Document], list[Document]]:
-    """(the rest, validation documents): those that are named, or a share of the documents, split by title.  `rest` is
-    what the others are called."""
+    """(training documents, validation documents): those that are named, or a share of the documents, split by title."""
     if not validation:
-        parts = split_by_title(documents, {rest: 1 - share, "validation": share}, seed=run.settings.seed)
-        return parts[rest], parts["validation"]
+        parts = split_by_title(documents, {"training": 1 - share, "validation": share}, seed=run.settings.seed)
+        return parts["training"], parts["validation"]
     apart = load(run, validation)
     shared = sharing_titles(apart, documents)
     if shared:
         raise UserError(
-            f"--validation: title {shared[0].title!r} is among the {rest} documents too; give other documents"
+            f"--validation: title {shared[0].title!r} is among the training documents too; give other documents"
         )
     return list(documents), apart
 

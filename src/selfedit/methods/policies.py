@@ -11,17 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from selfedit.documents import Document, sharing_titles
 from selfedit.errors import UserError
-from selfedit.runs.directory import RunDirectory
+from selfedit.runs.directory import RunDirectory, delta_name
 from selfedit.runs.files import directory_atomically
 
 if TYPE_CHECKING:
     from selfedit.methods.run import Run
 
 DELTA_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-def delta_name(round: int) -> str:
-    return f"round-{round:02d}"
 
 
 def is_whole(folder: Path) -> bool:

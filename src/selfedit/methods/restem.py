@@ -23,7 +23,7 @@ from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
-from selfedit.methods.policies import delta_name, is_whole, publish_chain
+from selfedit.methods.policies import is_whole, publish_chain
 from selfedit.methods.references import check_references
 from selfedit.methods.rewards import REWARDS, TRAIN
 from selfedit.methods.rounds import PASSAGE, VALIDATION, metrics, round_record, select_round, summarise_training
@@ -33,6 +33,7 @@ from selfedit.methods.settings import TrainSettings
 from selfedit.methods.summarise import summary_of_finished
 from selfedit.methods.tracking import check_tracker, make_tracker
 from selfedit.methods.training_documents import of_round, training_documents
+from selfedit.runs.directory import delta_name
 from selfedit.runs.summary import Summary
 from selfedit.training.recipes import Recipe, load_recipe
 

@@ -173,8 +173,7 @@ class Run(AbstractContextManager["Run"]):
     def warn(self, kind: str, message: str) -> None:
         """Tells the user, and keeps it for the report (once)."""
         message = one_line(message)
-        if not any(event.message == message for event in self.store.events(kind)):
-            self.store.add_event(kind, self.method, message)
+        self.store.add_event(kind, self.method, message)
         self.progress.note(message)
 
     def seed(self, *parts: str | int) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
-from selfedit.methods.policies import delta_name
 from selfedit.methods.run import Run
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.updates import still_true, superseded
@@ -52,10 +51,8 @@ class Lane:
 
     def folder(self, run: Run, step: int) -> Path:
         """Where its delta lies; that of the run's first lane is what the run stands for."""
-        name = delta_name(step)
-        return run.directory.checkpoint(step).with_name(
-            name if self.main else f"{self.retain}-{self.number + 1}-{name}"
-        )
+        place = run.directory.checkpoint(step)
+        return place if self.main else place.with_name(f"{self.retain}-{self.number + 1}-{place.name}")
 
     def asked(self) -> list[Document]:
         """What it is examined on: all that it has learned, but for what a later document answers otherwise."""

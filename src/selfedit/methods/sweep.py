@@ -90,7 +90,7 @@ def _documents(
     """(training, validation).  With so few recipes that none is dropped on the way, all documents are for
     validation."""
     documents = load(run, settings.documents, limit=settings.limit)
-    training, validation = set_apart(run, documents, settings.validation, settings.validation_share, rest="training")
+    training, validation = set_apart(run, documents, settings.validation, settings.validation_share)
     if recipes <= FINALISTS:
         training, validation = [], [*training, *validation]
     if len(validation) < LEAST_DOCUMENTS:

@@ -22,8 +22,7 @@ def training_documents(run: Run, settings: TrainSettings) -> tuple[list[Document
     training = load(run, settings.documents, limit=settings.limit)
     validation: list[Document] = []
     if settings.validation or settings.validation_share:
-        share = settings.validation_share
-        training, validation = set_apart(run, training, settings.validation, share, rest="training")
+        training, validation = set_apart(run, training, settings.validation, settings.validation_share)
     else:
         run.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
     if settings.documents_per_round is not None:

@@ -133,7 +133,7 @@ class RunDirectory:
 
     def checkpoint(self, round: int) -> Path:
         """Where the policy after this round lies: `checkpoints/round-NN`."""
-        return self.path / "checkpoints" / f"round-{round:02d}"
+        return self.path / "checkpoints" / delta_name(round)
 
     @property
     def unfinished(self) -> Path:
@@ -167,6 +167,10 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def delta_name(round: int) -> str:
+    return f"round-{round:02d}"
 
 
 def library_versions() -> dict[str, str]:

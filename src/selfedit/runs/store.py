@@ -142,12 +142,8 @@ class Store(Database):
 
     # Edits
 
-    def add_edits(self, edits: Iterable[Edit]) -> int:
-        """Add edits as one task; how many were new.
-
-        Those already there must be the same, whatever their reward (UserError).
-        """
-        new = 0
+    def add_edits(self, edits: Iterable[Edit]) -> None:
+        """Add edits as one task; those already there must be the same, whatever their reward (UserError)."""
         with self.transaction():
             for edit in edits:
                 if before := self._records(Edit, f"SELECT {_fields('e', Edit)} FROM edits e WHERE id = ?", (edit.id,)):
@@ -157,8 +153,7 @@ class Store(Database):
                             " changed since this run began; put it back, or start a new run"
                         )
                 else:
-                    new += self._insert("edits", {"id": edit.id, **vars(edit)})
-        return new
+                    self._insert("edits", {"id": edit.id, **vars(edit)})
 
     def edits(
         self, *, round: int | None = None, writer: str | None = None, document_id: str | None = None
@@ -190,22 +185,18 @@ class Store(Database):
 
     # Fits and answers
 
-    def record_fits(self, fits: Iterable[FitRecord]) -> int:
-        """Add fits with their answers, as one task; how many were new.
+    def record_fits(self, fits: Iterable[FitRecord]) -> None:
+        """Add fits with their answers, as one task.
 
         A fit that is already there stays as it is, answers and all.  A loss that is not finite is stored as unknown.
         """
-        new = 0
         with self.transaction():
             for fit in fits:
                 row = {"id": fit.id, **vars(fit)}
                 answers = row.pop("answers")
-                if not self._insert("fits", row, "ON CONFLICT (id) DO NOTHING"):
-                    continue
-                new += 1
-                for answer in answers:
-                    self._insert("answers", {"fit_id": fit.id, **vars(answer)})
-        return new
+                if self._insert("fits", row, "ON CONFLICT (id) DO NOTHING"):
+                    for answer in answers:
+                        self._insert("answers", {"fit_id": fit.id, **vars(answer)})
 
     def add_curve(self, fit_id: str, points: Sequence[tuple[int, float]]) -> None:
         """Store a fit's losses, (step, loss), those that are finite; a curve that is there stays."""
@@ -274,23 +265,21 @@ class Store(Database):
     def fits_of_answers(self) -> dict[int, str]:
         return dict(self._rows("SELECT id, fit_id FROM answers"))
 
-    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[CostRecord] = ()) -> int:
-        """Add (answer id, grade) pairs, and what they cost, as one task; how many were new.
+    def add_grades(self, grades: Iterable[tuple[int, Grade]], costs: Iterable[CostRecord] = ()) -> None:
+        """Add (answer id, grade) pairs, and what they cost, as one task.
 
         A grade that is already there stays, except that an `ungraded` one gives way to a later one.  The costs are
         added in any case: an answer that a judge still cannot grade has cost its time again.
         """
-        new = 0
         with self.transaction():
             for answer_id, grade in grades:
-                new += self._insert(
+                self._insert(
                     "grades",
                     {"answer_id": answer_id, **vars(grade)},
                     "ON CONFLICT (answer_id, grader) DO UPDATE SET value = excluded.value, score = excluded.score,"
                     " note = excluded.note WHERE grades.value = 'ungraded' AND excluded.value <> 'ungraded'",
                 )
             self.add_costs(costs)
-        return new
 
     def scored_answers(
         self, grader: str, *, round: int | None = None, condition: str | None = None, graded: bool = True
