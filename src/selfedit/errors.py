@@ -20,6 +20,11 @@ class UserError(Exception):
     """A mistake that the user can mend: the message is one line that names what is wrong, where, and what to do."""
 
 
+def reason(error: object) -> str:
+    """What an error says, in one line of at most 300 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def first_error(error: ValidationError) -> str:
     """The first of a validation's errors in a few words: where it is (`questions[0].answers`), and what is expected."""
     first = error.errors(include_url=False, include_context=False)[0]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 from selfedit.yaml_file import read_shipped, read_yaml
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Prompts:
                 self._templates[text] = self._environment.from_string(text)
             return self._templates[text].render(**fields)
         except Exception as error:  # a user's template is a user's code: whatever it raises is theirs to mend
-            raise UserError(f"{self._where(purpose, name)} ({kind}): {' '.join(str(error).split())}") from error
+            raise UserError(f"{self._where(purpose, name)} ({kind}): {reason(error)}") from error
 
 
 def edit_lead(prompt: str) -> str:

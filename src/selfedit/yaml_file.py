@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 
 _DEEPEST = 50
 
@@ -38,7 +38,7 @@ def read_yaml(path: str | Path, where: str) -> Any:
         raise UserError(f"{where}: not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
     # ValueError: dates and numbers that look right and are none.
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{where}: not YAML ({reason(error)})") from None
 
 
 def read_shipped(package: str, name: str) -> Any:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from selfedit.errors import UserError
 from selfedit.models import Tokenizer, load_model, load_tokenizer, parameter_count
 from selfedit.models.kind import is_chat_model
+from selfedit.models.loading import usable_device
 from tiny_world import ASSISTANT, END, TEMPLATE, USER
 
 
@@ -244,6 +245,15 @@ def test_mistakes_are_one_line(chat_model: str, change: dict[str, str], says: st
     with pytest.raises(UserError, match=says) as raised:
         load_model(settings["name"], device=settings["device"], dtype=settings["dtype"])
     assert "\n" not in str(raised.value)
+
+
+def test_a_device_that_fails_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(UserError, match=r"--device cpu: not usable here \(AssertionError\)"):
+        usable_device("cpu")
 
 
 def test_a_folder_with_a_tokenizer_but_no_weights(chat_model: str, tmp_path: Path) -> None:

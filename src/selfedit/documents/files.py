@@ -16,7 +16,7 @@ from typing import Any
 
 from selfedit.documents.document import Document
 from selfedit.documents.rows import LONGEST_TITLE, document_from_row
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 from selfedit.text import printable
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -70,8 +70,7 @@ def converted_document(path: Path, document_id: str) -> Document:
     except MarkItDownException as error:
         attempts = getattr(error, "attempts", None) or []
         cause = attempts[0].exc_info[1] if attempts and attempts[0].exc_info else error
-        reason = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise UserError(f"{path}: cannot be converted to text ({reason[0]}); save it as .txt or .md") from error
+        raise UserError(f"{path}: cannot be converted to text ({reason(cause)}); save it as .txt or .md") from error
     if not result.markdown.strip() and path.suffix.lower() == ".pdf":
         raise UserError(f"{path}: no text in it, only pictures (a scan?); recognise its text first (OCR)")
     return _titled(result.markdown.replace("\f", "\n\n"), path, document_id, title=result.title)

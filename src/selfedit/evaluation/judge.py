@@ -15,6 +15,7 @@ from selfedit.editors.api import ApiClient
 from selfedit.editors.base import Complete, Reader
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.errors import reason
 from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.prompts import Prompts
 
@@ -88,11 +89,6 @@ def parse_reply(reply: str) -> bool | None:
     return {"yes": True, "no": False}.get(word.strip().strip("\"'`*.!").casefold())
 
 
-def _reason(error: object) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 class JudgeGrader:
     """Grades by asking a model; `name` is `judge:MODEL`.  An empty answer is wrong without being asked about, and what
     is there twice is asked once."""
@@ -111,10 +107,10 @@ class JudgeGrader:
 
     def _grade(self, reply: object) -> Grade:
         if not isinstance(reply, str):
-            return Grade("ungraded", None, self.name, note=f"the call failed: {_reason(reply)}")
+            return Grade("ungraded", None, self.name, note=f"the call failed: {reason(reply)}")
         yes = parse_reply(reply)
         if yes is None:
-            return Grade("ungraded", None, self.name, note=f"neither yes nor no: {_reason(reply)}")
+            return Grade("ungraded", None, self.name, note=f"neither yes nor no: {reason(reply)}")
         return Grade("right" if yes else "wrong", 1.0 if yes else 0.0, self.name)
 
 

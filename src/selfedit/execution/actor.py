@@ -98,8 +98,9 @@ class WorkerActor:
             result = self.worker.run(task, self._count)
         except Exception as error:
             self.log.exception("raised")
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return {"error": f"{type(error).__name__}: {line}", "out_of_memory": _out_of_memory(error)}
+            from selfedit.errors import reason
+
+            return {"error": f"{type(error).__name__}: {reason(error)}", "out_of_memory": _out_of_memory(error)}
         else:
             self.log.info("done in %.1f s", result.seconds)
             return {"result": result, "tokens": self.written}

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 
 _ANSWERS_WITHIN = 10.0  # seconds for a cluster's address to answer
 
@@ -136,18 +136,11 @@ def connect(ray: Any, address: str) -> str:
         context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ray.exceptions.RaySystemError, ray.exceptions.AuthenticationError) as error:
         raise UserError(
-            f"--ray {address}: cannot join the cluster ({one_line(error)}); where it asks for a token,"
+            f"--ray {address}: cannot join the cluster ({reason(error)}); where it asks for a token,"
             " set RAY_AUTH_MODE=token (docs/cluster.md)"
         ) from None
     except RuntimeError as error:
         if "version" not in str(error).lower():
             raise
-        raise UserError(
-            f"--ray {address}: other versions than here ({one_line(error)}); use the same on both"
-        ) from None
+        raise UserError(f"--ray {address}: other versions than here ({reason(error)}); use the same on both") from None
     return str(getattr(context, "dashboard_url", "") or "")
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

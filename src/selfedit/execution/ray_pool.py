@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 from selfedit.execution import actor as actor_module
 from selfedit.execution.actor import WorkerActor
-from selfedit.execution.ray_cluster import choose_share, connect, import_ray, one_line, start_local, stop_local
+from selfedit.execution.ray_cluster import choose_share, connect, import_ray, start_local, stop_local
 from selfedit.execution.schedule import Job, Schedule
 from selfedit.execution.tasks import FitTask, Task, TaskResult
 from selfedit.execution.worker import ModelSource, OnTokens
@@ -213,8 +213,7 @@ class RayPool:
             error = errors.exceptions[0]
             if isinstance(error, ConnectionError):
                 error = UserError(
-                    f"the Ray cluster is lost ({one_line(error)}); what was committed is kept: run the same command"
-                    " again"
+                    f"the Ray cluster is lost ({reason(error)}); what was committed is kept: run the same command again"
                 )
             self._outbox.put(("error", None, error))
         finally:
@@ -312,7 +311,7 @@ class RayPool:
             return _OUT_OF_MEMORY, True
         if "connection error code 2" in text:
             return "its process was killed", True
-        return one_line(error)[-160:], True
+        return reason(error)[-160:], True
 
     # Tasks
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 from selfedit.models.bundled import NAME
 from selfedit.models.finding import local_path
 from selfedit.models.kind import is_chat_model
@@ -111,7 +111,7 @@ def _skeleton(name: str, trust_remote_code: bool) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        raise UserError(f"model {name}: no causal language model ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"model {name}: no causal language model ({reason(error)})") from None
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -154,7 +154,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from None
+        raise UserError(f"--device {device}: not usable here ({reason(error)})") from None
     return target
 
 
@@ -163,9 +163,9 @@ def _from_pretrained(auto: Any, name: str, **arguments: Any) -> Any:
     try:
         return auto.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model {name}: not a local folder with a causal language model, and not loadable from the hub ({reason})"
+            f"model {name}: not a local folder with a causal language model, and not loadable from the hub"
+            f" ({reason(error)})"
         ) from error
 
 

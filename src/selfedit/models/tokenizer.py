@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,9 +194,9 @@ class Tokenizer:
             Exception
         ) as error:  # a template is the model's code: whatever it raises says that it does not take these
             roles = ", ".join(message["role"] for message in messages)
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"model {self.hf.name_or_path}: its chat template takes no messages of {roles}, or fails ({reason})"
+                f"model {self.hf.name_or_path}: its chat template takes no messages of {roles}, or fails"
+                f" ({reason(error)})"
             ) from error
 
     @cached_property
@@ -214,7 +214,7 @@ class Tokenizer:
         try:
             template = self.hf.get_chat_template()
         except ValueError as error:
-            raise UserError(f"model {self.hf.name_or_path}: {' '.join(str(error).split())}") from None
+            raise UserError(f"model {self.hf.name_or_path}: {reason(error)}") from None
         if template.startswith(_PINNED):
             return
         pins = _NO_THINKING * ("enable_thinking" in template)
