@@ -46,8 +46,8 @@ def cut(
         found = seal_texts(edit or "", by_line=cutting == "seal", most=recipe.most_texts)
         whole = [TrainingSequence(document.title, text) for text in found]
     else:
-        notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts)
-        whole = [one for name in recipe.objectives for one in OBJECTIVES[name](notes, recipe.objectives)]
+        notes = Notes(document, [line for line in (edit or "").splitlines() if line.strip()], texts, recipe.objectives)
+        whole = [one for name in recipe.objectives for one in OBJECTIVES[name](notes)]
     if recipe.document_copies or not whole:
         text = document.text.strip() if published else document.text
         whole.append(TrainingSequence(document.title, text, of_document=True))

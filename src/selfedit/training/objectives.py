@@ -36,27 +36,28 @@ class TrainingSequence:
 
 @dataclass(frozen=True)
 class Notes:
-    """An edit, taken apart: its lines, and how lines become texts (`cut`)."""
+    """An edit, taken apart: its lines, how lines become texts (`cut`), and all objectives of the recipe."""
 
     document: Document
     lines: Sequence[str]
     cut: Callable[[Sequence[str]], list[str]]
+    objectives: Collection[str]
 
 
-def learn_text(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+def learn_text(notes: Notes) -> list[TrainingSequence]:
     """The edit's texts, token by token, as published (Zweiger et al. 2025).  Question-answer pairs are texts too, but
     not where `answers` or `distill` learns them in the exam's form."""
-    apart = not {"answers", "distill"}.isdisjoint(beside)
+    apart = not {"answers", "distill"}.isdisjoint(notes.objectives)
     lines = question_pairs(notes.lines)[1] if apart else ["\n".join(some) for some in with_answers(notes.lines)]
     return [TrainingSequence(notes.document.title, text) for text in notes.cut(lines)]
 
 
-def learn_answers(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+def learn_answers(notes: Notes) -> list[TrainingSequence]:
     """The edit's question-answer pairs in the exam's own form, with the loss on the answer."""
     return [TrainingSequence(notes.document.title, answer, asked) for asked, answer in question_pairs(notes.lines)[0]]
 
 
-def distill(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+def distill(notes: Notes) -> list[TrainingSequence]:
     """The edit's pairs in the exam's own form, and its other texts, by the soft targets of the frozen model that has
     the document in its prompt (Snell et al. 2022, arXiv 2209.15189; Kujanpää et al. 2024, arXiv 2412.14964)."""
     title, passage = notes.document.title, notes.document.text
@@ -65,7 +66,7 @@ def distill(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
     return learned + [TrainingSequence(title, text, None, passage) for text in notes.cut(others)]
 
 
-def learn_topics(notes: Notes, beside: Collection[str]) -> list[TrainingSequence]:
+def learn_topics(notes: Notes) -> list[TrainingSequence]:
     """To name the document's title as the topic of each of its sentences and of their parts, and of the edit's
     questions and of its other lines but answers: with the title, what was learned under it can be recited
     (`execution.recitation`)."""
@@ -84,8 +85,8 @@ def _parts(sentence: str) -> list[str]:
     return [" ".join(words[begin:end]) for begin, end in pairwise(borders)]
 
 
-# What each objective learns of an edit; it is told of all objectives of the recipe.
-OBJECTIVES: dict[str, Callable[[Notes, Collection[str]], list[TrainingSequence]]] = {
+# What each objective learns of an edit.
+OBJECTIVES: dict[str, Callable[[Notes], list[TrainingSequence]]] = {
     "text": learn_text,
     "answers": learn_answers,
     "distill": distill,
