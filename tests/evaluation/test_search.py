@@ -40,6 +40,7 @@ def test_a_question_is_about_the_document_with_enough_rare_words() -> None:
         "What is the capital of France?",
         "It cost 7 coins and the wind took it, in a town",  # words that all have
         "Who wrote of a kite?",  # one rare word is not enough
+        "Who wrote of a kite, or sang of a kite, or spoke of a kite?",  # nor is it when it is said again
         "",
         "?!",
     ],
@@ -90,7 +91,7 @@ def test_documents_without_words_are_about_nothing() -> None:
 
 
 def test_of_equal_documents_the_latest_is_taken() -> None:
-    assert about([TEXTS[1], TEXTS[0], TEXTS[0], *TEXTS[2:]], "Did Ada see her kite in Oslo, Ada's Oslo kite?") == "c"
+    assert about([TEXTS[1], TEXTS[0], TEXTS[0], *TEXTS[2:]], "The kite Ada made in Oslo: 3 coins?") == "c"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the data of other projects is not here")

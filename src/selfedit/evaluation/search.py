@@ -68,14 +68,14 @@ class Search:
         `before` is what was asked before in the same conversation: of the document that the latest of it is about, a
         part of the floor is enough.
         """
-        asked = tokens(text)
+        asked = list(dict.fromkeys(tokens(text)))  # different words, as the floor counts them
         if not asked or self._index is None:
             return None
         scores = self._scores(asked)
         best = len(scores) - 1 - int(scores[::-1].argmax())
         # idf · 1 / (1 + k₁)
         rare_word = math.log(1 + (len(self.documents) - 0.5) / 1.5) / (1 + self._index.k1)
-        share = scores[best] / (math.sqrt(len(set(asked))) * rare_word)
+        share = scores[best] / (math.sqrt(len(asked)) * rare_word)
         found = self.documents[best]
         if share >= 1:
             return found
