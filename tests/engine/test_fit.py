@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit, fitting
 from selfedit.engine.lora import Routing
 from selfedit.engine.loss import linear_cross_entropy
 from selfedit.engine.selftest import random_job
@@ -107,6 +107,29 @@ def test_progress_counts_every_training_token(tiny_model):
     with AdapterBank(tiny_model("llama"), LoraSpec(rank=2), 3) as bank:
         results = fit(bank, jobs, token_budget=50, on_tokens=seen.append)
     assert sum(seen) == sum(job.tokens for job in jobs) == sum(r.tokens for r in results)
+
+
+def test_a_bank_is_used_again_after_a_step_that_was_interrupted(tiny_model, monkeypatch):
+    jobs = [random_job(k, sequences=2, epochs=1, batch_size=2, shortest=8, longest=8) for k in range(4)]
+    model, real, calls = tiny_model("llama"), fitting.run_pass, []
+
+    def run_pass(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    # Two fits step together, in a pass each.
+    monkeypatch.setattr(fitting, "choose", lambda active, budget: active)
+    with AdapterBank(model, LoraSpec(rank=2), 2) as bank:
+        fit(bank, jobs[2:], token_budget=16)
+        expected = bank.parameters_NF.clone()
+    with AdapterBank(model, LoraSpec(rank=2), 2) as bank:
+        monkeypatch.setattr(fitting, "run_pass", run_pass)
+        with pytest.raises(KeyboardInterrupt):
+            fit(bank, jobs[:2], token_budget=16)
+        fit(bank, jobs[2:], token_budget=16)
+        assert torch.equal(bank.parameters_NF, expected)
 
 
 def test_jobs_that_cannot_be_trained_are_refused(tiny_model):

@@ -97,6 +97,8 @@ class AdapterBank:
         """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero.  The first
         of its rank are those of an adapter `below`, whose B is in this bank's scale."""
         generator = torch.Generator().manual_seed(seed)
+        for group in self.groups:
+            group.written.discard(adapter)  # by a step that was interrupted
         self.parameters_NF[adapter].zero_()
         for name, (a_RI, b_OR) in self.state(adapter).items():
             fresh_RI = a_RI
