@@ -34,6 +34,14 @@ def test_rows_that_were_sorted_into_batches_come_back(lengths: list[int], heads:
     assert len(gathered) <= 1.1 * rows * heads
 
 
+def test_layers_of_one_model_may_share_keys_among_more_or_fewer_queries() -> None:
+    layout = layout_of([5])
+    for heads in (1, 2):
+        q, k, v = (torch.randn(1, count, 5, 8) for count in (2, heads, heads))
+        out = _ShortAttention.apply(q, k, v, layout, 0.3, None)
+        torch.testing.assert_close(out, _attend(q, k, v, layout, 0.3, None).transpose(1, 2))
+
+
 @settings(deadline=None)
 @given(lengths, st.sampled_from([None, 4]))
 def test_values_and_gradients_are_those_of_each_sequence_alone(lengths: list[int], window: int | None) -> None:

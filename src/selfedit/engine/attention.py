@@ -399,12 +399,13 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def _bias(layout: Layout, length: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[1, T * G, T]: zero where a query may look, else minus infinity; made once per length."""
-    if (length, window) not in layout.masks:
+    """[1, T * G, T]: zero where a query may look, else minus infinity; made once."""
+    key = length, groups, window, dtype
+    if key not in layout.masks:
         hidden = ~_seen(length, window, layout.device)
         bias = torch.zeros(length, length, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        layout.masks[length, window] = bias.repeat_interleave(groups, 0)[None]
-    return layout.masks[length, window]
+        layout.masks[key] = bias.repeat_interleave(groups, 0)[None]
+    return layout.masks[key]
 
 
 # Without a mask function of the same name, transformers makes no mask; with one, it would look for packed sequences,
