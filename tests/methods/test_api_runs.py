@@ -132,6 +132,21 @@ def test_a_refused_reply_is_booked_and_the_next_attempt_gets_a_fresh_sample(
     assert server.completions[-1]["seed"] not in seeds, "the same seed could give the same refusal"
 
 
+def test_a_reply_that_was_all_reasoning_is_no_edit(common: dict[str, Any], server: Any) -> None:
+    usual = server.reply
+    server.reply = lambda body: (
+        usual(body) | {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
+        if "Bo and the lamp" in body["messages"][-1]["content"]
+        else usual(body)
+    )
+    settings = CompareSettings(**common)
+    with pytest.raises(UserError, match=r"1 of 2 edits .*d1.*went to reasoning: --reasoning-effort low leaves some"):
+        compare(settings)
+    assert ledger(settings.out) == [ONE, ONE]
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        assert [edit.document_id for edit in store.edits()] == ["d0"]
+
+
 def test_the_budget_remembers_what_a_refused_reply_cost(common: dict[str, Any], server: Any) -> None:
     usual = server.reply
     server.reply = lambda body: (

@@ -42,8 +42,8 @@ class ApiEditor:
             (id, document, index), (_, lead) = missing[number], prompts[number]
             tools.book(self.model, result)
             tools.progress.advance(1)
-            if result.error is not None:
-                fail(id, result.error)
+            if (failure := result.failure("--reasoning-effort")) is not None:
+                fail(id, failure)
                 return
             prompt, cut_off = prompt_of(tools.prompt, index), result.truncated
             edit = tools.edit(document, index, lead + result.text, prompt=prompt, lead=lead, cut_off=cut_off)

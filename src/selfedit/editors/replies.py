@@ -65,6 +65,13 @@ class ApiResult:
         """Whether the reply ended because `max_tokens` were used up."""
         return self.finish_reason == "length"
 
+    def failure(self, flag: str) -> str | None:
+        """Why there is nothing to use, in words; None where there is a text.  `flag` is the one that sets the reasoning
+        effort: a reasoning model may use up all tokens before its first word."""
+        if self.error is None and self.truncated and not self.text.strip():
+            return f"all tokens of the reply went to reasoning: {flag} low leaves some for the text"
+        return self.error
+
 
 class Refused(Exception):
     """A server answers with an error, or with no completion: `status` (502 for the latter) and what it says."""
