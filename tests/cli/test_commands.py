@@ -538,6 +538,22 @@ def test_grade_by_a_judge(run: Run, answers: Path, server: Any) -> None:
     assert json.loads(result.out)["right"] == 1
 
 
+def test_a_judge_that_spends_its_tokens_on_reasoning_says_what_helps(run: Run, answers: Path, server: Any) -> None:
+    def think(body: dict[str, Any]) -> dict[str, Any]:
+        answer = reply(json.dumps({"verdict": "no"}))
+        if "reasoning_effort" not in body:
+            answer["choices"][0] |= {"message": {"content": ""}, "finish_reason": "length"}
+        return answer
+
+    server.reply = think
+    words = ["grade", answers, "--grader", "judge:thinker", "--api-base", server.url]
+    row = json.loads(run(*words).out.splitlines()[0])
+    assert row["value"] == "ungraded"
+    assert "went to reasoning: --judge-reasoning-effort low leaves some" in row["note"]
+    result = run(*words, "--judge-reasoning-effort", "low", "--json")
+    assert json.loads(result.out)["wrong"] == 4
+
+
 def test_grade_by_a_model_that_is_loaded_here(
     run: Run, answers: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ class Picky:
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
         self.spent.append(f"{len(items)} items")
         known = {"yes": Grade("right", 1.0, self.name), "no": Grade("wrong", 0.0, self.name)}
-        return [known.get(item.answer, Grade("ungraded", None, self.name)) for item in items]
+        return [known.get(item.answer, Grade("ungraded", None, self.name, note=item.answer)) for item in items]
 
 
 def grading(store: Answers, together: Together = "chunk", *, max_ungraded: float = 1.0) -> Grading:
@@ -101,8 +101,12 @@ def test_the_ungraded_are_tried_again_once_an_attempt() -> None:
 
 
 def test_too_many_ungraded_are_refused() -> None:
-    with pytest.raises(UserError, match=r"1 of 3 answers could not be graded by judge:picky"):
-        grading(three(), max_ungraded=0.3).grade()
+    store = three()
+    store.answers += [Answered("g", "b", "q2", word) for word in ("unclear", "unclear")]
+    with pytest.raises(
+        UserError, match=r"3 of 5 answers could not be graded by judge:picky.* \(most often: unclear\);"
+    ):
+        grading(store, max_ungraded=0.3).grade()
 
 
 def test_beside_fits_only_what_does_not_hold_them_up_is_graded() -> None:

@@ -85,6 +85,7 @@ def test_a_failed_call_is_ungraded_with_its_reason() -> None:
     assert (grade.value, grade.score) == ("ungraded", None)
     assert grade.note == "the call failed: no reply in 60 s after 3 tries"
     assert JudgeGrader(Model(None), "m", PROMPTS).grade([ITEM])[0].value == "ungraded"
+    assert JudgeGrader(Model(" "), "m", PROMPTS).grade([ITEM])[0].note == "neither yes nor no: (empty)"
 
 
 def test_a_client_that_loses_answers_is_a_bug() -> None:

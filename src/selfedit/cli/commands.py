@@ -238,6 +238,9 @@ def _grade_flags(parser: argparse.ArgumentParser) -> None:
         help="lexical (by shared words), judge:MODEL of an API, or judge:model:NAME, run here [lexical]",
     )
     parser.add_argument("--api-base", help="for a judge: an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")
+    parser.add_argument(
+        "--judge-reasoning-effort", help="reasoning effort of an API's judge; a reasoning model needs one"
+    )
     parser.add_argument("--out", metavar="FILE.jsonl", help="where graded rows go; standard output if left out")
 
 

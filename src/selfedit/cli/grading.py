@@ -84,7 +84,9 @@ def _grader(arguments: argparse.Namespace) -> Grader:
     from selfedit.editors.endpoint import Endpoint
     from selfedit.runs.store import Store
 
-    client = ApiClient(model, Endpoint(base_url=arguments.api_base), store=Store(None))
+    client = ApiClient(
+        model, Endpoint(base_url=arguments.api_base, effort=arguments.judge_reasoning_effort), store=Store(None)
+    )
     return make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
 
 

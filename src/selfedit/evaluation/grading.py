@@ -5,6 +5,7 @@ An answer that a grader can say nothing about is ungraded: excluded and counted,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -46,6 +47,7 @@ class Grading:
     begin: Callable[[str, float], None] = lambda phase, total: None
     beside: bool = field(default=False, init=False)  # whether grading goes on beside a phase whose progress is shown
     _retried: bool = field(default=False, init=False)
+    _notes: Counter[str] = field(default_factory=Counter, init=False)  # why answers stay ungraded
     _up_to: int = field(default=-1, init=False)  # the last answer that was graded
 
     @property
@@ -63,10 +65,12 @@ class Grading:
         self._grade(todo)
         counts = self.store.grade_counts(self.name)
         total = sum(counts.values())
+        commonest = "".join(f" (most often: {note})" for note, _ in self._notes.most_common(1))
         if total and counts["ungraded"] / total > self.max_ungraded:
             raise UserError(
                 f"{counts['ungraded']} of {total} answers could not be graded by {self.name}, more than --max-ungraded"
-                f" {self.max_ungraded:.0%} allows; nothing is reported.  The same command tries them again"
+                f" {self.max_ungraded:.0%} allows{commonest}; nothing is reported.  The same command"
+                " tries them again"
             )
 
     def grade_beside(self) -> None:
@@ -81,6 +85,7 @@ class Grading:
     def _grade(self, todo: Sequence[tuple[int, GradeItem]]) -> None:
         for chunk in self._chunks(todo):
             grades = self.grader.grade([item for _, item in chunk])
+            self._notes.update(grade.note for grade in grades if grade.note)
             self.store.add_grades(zip((id for id, _ in chunk), grades, strict=True), self.spent)
             self.spent.clear()
             self._up_to = max(self._up_to, chunk[-1][0])

@@ -110,7 +110,7 @@ class JudgeGrader:
             return Grade("ungraded", None, self.name, note=f"the call failed: {reason(reply)}")
         yes = parse_reply(reply)
         if yes is None:
-            return Grade("ungraded", None, self.name, note=f"neither yes nor no: {reason(reply)}")
+            return Grade("ungraded", None, self.name, note=f"neither yes nor no: {reason(reply.strip() or '(empty)')}")
         return Grade("right" if yes else "wrong", 1.0 if yes else 0.0, self.name)
 
 
@@ -150,6 +150,10 @@ def api_judge(client: Callable[[], ApiClient], book: Callable[[ApiResult], None]
             # An answer that is tried again must not get a reply again that could not be read.
             accept=lambda result: result.error is None and parse_reply(result.text) is not None,
         )
-        return [result.text if result.error is None else RuntimeError(result.error) for result in results]
+        failures = [result.failure("--judge-reasoning-effort") for result in results]
+        return [
+            result.text if failure is None else RuntimeError(failure)
+            for result, failure in zip(results, failures, strict=True)
+        ]
 
     return ask
