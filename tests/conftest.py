@@ -100,7 +100,9 @@ def tiny_config(kind: str, **changes: Any) -> Any:
     """The configuration of a model of a few ten thousand parameters.
 
     `llama` has grouped queries and a head of its own, `qwen2` biases, `qwen3` normalised queries and keys, `gemma3` a
-    sliding window of 8 on two of three layers; `gemma2` caps the scores of its attention; `gpt2` is built on Conv1D."""
+    sliding window of 8 on two of three layers; `gemma2` caps the scores of its attention; `gpt2` is built on Conv1D.
+    `gpt_neox` rotates a quarter of each head, `olmo2` in float32 whatever its dtype, `phi3` has one layer for query,
+    key and value."""
     import transformers
 
     shape = {
@@ -132,6 +134,16 @@ def tiny_config(kind: str, **changes: Any) -> Any:
         )
     if kind == "gemma2":
         return transformers.Gemma2Config(**{**shape, **changes})
+    if kind == "phi3":
+        shape.pop("head_dim")
+        return transformers.Phi3Config(**{**shape, **changes})
+    if kind == "olmo2":
+        shape.pop("head_dim")
+        return transformers.Olmo2Config(**{**shape, **changes})
+    if kind == "gpt_neox":
+        shape.pop("head_dim")
+        shape.pop("num_key_value_heads")
+        return transformers.GPTNeoXConfig(**{**shape, **changes})
     if kind == "gpt2":
         return transformers.GPT2Config(
             **{"vocab_size": 160, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, **changes}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, fit, losses
 from selfedit.engine.fused import fused, known_forms, rotating_files
 
 
@@ -59,6 +60,41 @@ def test_modules_of_another_form_run_as_they_are(tiny_model):
         assert "forward" not in vars(decoder.layers[1].mlp)
         assert "forward" in vars(decoder.layers[0].mlp)
         assert "forward" in vars(decoder.layers[1].input_layernorm)
+
+
+def test_norms_of_one_class_with_and_without_a_weight_are_told_apart():
+    class ScaledRMSNorm(nn.Module):
+        def __init__(self, width, with_scale):
+            super().__init__()
+            self.eps, self.with_scale = 1e-6, with_scale
+            if with_scale:
+                self.weight = nn.Parameter(torch.ones(width))
+
+        def forward(self, x):
+            y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+            return y * self.weight if self.with_scale else y
+
+    norms = nn.Sequential(ScaledRMSNorm(8, True), ScaledRMSNorm(8, False))
+    x = torch.randn(3, 8)
+    expected = norms(x)
+    with fused(known_forms(norms)):
+        assert ["forward" in vars(norm) for norm in norms] == [True, False]
+        torch.testing.assert_close(norms(x), expected)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("gpt_neox", "float32"), ("olmo2", "bfloat16")])
+def test_rotations_of_a_part_or_in_another_dtype_are_the_models_own(tiny_model, kind, dtype):
+    model, sequence = tiny_model(kind, dtype=dtype, num_hidden_layers=2), TokenSequence(tuple(range(5, 25)))
+    (file,) = rotating_files(model.get_decoder())
+    own = file.apply_rotary_pos_emb
+    ids = torch.tensor([sequence.ids], device=model.device)
+    expected = model(input_ids=ids, labels=ids).loss.item()
+    assert losses(model, [(None, sequence)]) == pytest.approx([expected], rel=1e-5 if dtype == "float32" else 0.02)
+    with AdapterBank(model, LoraSpec(rank=2), 1) as bank:
+        (result,) = fit(bank, [FitJob((sequence,), FitSettings(epochs=1), 0)])
+    assert result.error is None
+    assert result.losses[0] == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 0.02)
+    assert file.apply_rotary_pos_emb is own
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])

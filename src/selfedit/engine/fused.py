@@ -38,7 +38,9 @@ def known_forms(decoder: nn.Module) -> dict[nn.Module, Form]:
     forms: dict[nn.Module, Form] = {}
     for module in decoder.modules():
         for find in (_norm, _mlp):
-            kind = (find, type(module), str(getattr(module, "act_fn", "")))
+            weight = getattr(module, "weight", None)
+            dims = weight.dim() if isinstance(weight, Tensor) else None  # some norms have no weight
+            kind = (find, type(module), str(getattr(module, "act_fn", "")), dims)
             if kind not in tried:
                 tried[kind] = find(module)
             form = tried[kind]
@@ -70,7 +72,7 @@ def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Ite
     for module, form in forms.items():
         module.forward = partial(form, module)
     for file in files:
-        setattr(file, _ROTATE, _rotate)
+        setattr(file, _ROTATE, partial(_rotate, getattr(file, _ROTATE)))
     try:
         yield
     finally:
@@ -144,11 +146,16 @@ def _rotates_as_usual(rotate: Callable[..., Any]) -> bool:
         theirs = rotate(q, k, cos, sin)
     except (TypeError, RuntimeError, ValueError):
         return False  # takes other arguments
-    return all(close(own, their) for own, their in zip(_rotate(q, k, cos, sin), theirs, strict=False))
+    return all(close(own, their) for own, their in zip(_rotate(rotate, q, k, cos, sin), theirs, strict=False))
 
 
-def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """As transformers' `apply_rotary_pos_emb`."""
+def _rotate(
+    theirs: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """As transformers' `apply_rotary_pos_emb`, by which rotations of a part of the width, or in another dtype than the
+    heads', are computed: in these, models differ."""
+    if cos.shape[-1] != q.shape[-1] or cos.dtype != q.dtype:
+        return theirs(q, k, cos, sin, unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotated.apply(q, cos, sin), _Rotated.apply(k, cos, sin)
 
