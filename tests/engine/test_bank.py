@@ -35,6 +35,16 @@ def test_without_a_routing_the_model_is_the_base_model_bit_for_bit(tiny_model, k
     assert dict(model.named_modules()) == modules
 
 
+def test_the_models_own_parameters_get_no_gradient(tiny_model):
+    model = tiny_model("llama").requires_grad_(True)
+    model.lm_head.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    with AdapterBank(model, LoraSpec(rank=2, targets=("q_proj",)), 1) as bank:
+        fit(bank, [FitJob((TokenSequence((5, 6, 7)),), FitSettings(epochs=1), seed=0)])
+        assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == before
+
+
 def test_first_weights_are_pefts_distribution_and_follow_the_seed(tiny_model):
     model = tiny_model("llama")
     with AdapterBank(model, LoraSpec(rank=16), 3) as bank:

@@ -29,8 +29,8 @@ class AdapterBank:
     """Attaches `size` stacked LoRAs to a causal language model's chosen linear layers.
 
     The wrapped model without a routing is the base model, bit for bit; `route` switches adapters on for the rows of one
-    batch. The model is changed in place (its chosen layers are wrapped) until `detach`; a bank is also a context
-    manager that detaches. Parameters are float32 always; products run in the model's own dtype.
+    batch. The model is changed in place (its chosen layers are wrapped, its parameters frozen) until `detach`; a bank is
+    also a context manager that detaches. Parameters are float32 always; products run in the model's own dtype.
 
     Errors: UnsupportedModelError where a chosen layer is not a plain `torch.nn.Linear` in float32, bfloat16 or float16
     (GPT-2's Conv1D, quantised layers) or nothing matches the targets.
@@ -43,6 +43,8 @@ class AdapterBank:
         self.spec = spec
         self.size = size
         self.names = target_layers(model, spec)
+        # Else a backward pass would compute their gradients too, and leave them there.
+        self._thawed = [parameter for parameter in model.parameters() if parameter.requires_grad]
         linears = [cast(nn.Linear, model.get_submodule(name)) for name in self.names]
         self.device: torch.device = linears[0].weight.device
         self.dtype: torch.dtype = linears[0].weight.dtype
@@ -81,6 +83,8 @@ class AdapterBank:
             group.set_parameters(*self._views(self._compute_NF, group))
         for name, layer in zip(self.names, self.layers, strict=True):
             model.set_submodule(name, layer)
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
 
     def __enter__(self) -> AdapterBank:
         return self
@@ -89,9 +93,11 @@ class AdapterBank:
         self.detach()
 
     def detach(self) -> None:
-        """Gives the model its own layers back."""
+        """Gives the model its own layers back, and thaws the parameters that the bank froze."""
         for name, layer in zip(self.names, self.layers, strict=True):
             self.model.set_submodule(name, layer.base_layer)
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
 
     def reset(self, adapter: int, seed: int, below: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
         """Gives an adapter fresh weights, as PEFT does: A Kaiming-uniform (a = sqrt 5) from `seed`, B zero.  The first
