@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
-from selfedit.engine.decoding import PREFILL_TOKENS
+from selfedit.engine.decoding import PREFILL_TOKENS, _next_tokens
 from selfedit.engine.selftest import greedy_alone, random_job
 
 
@@ -117,6 +117,16 @@ def test_nucleus_of_nothing_is_greedy_and_frequencies_follow_the_model(tiny_mode
     assert (frequencies - expected).abs().max() < 5 * (0.25 / count) ** 0.5
 
 
+def test_a_row_of_logits_that_are_no_numbers_leaves_the_others_alone():
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
+    requests = [DecodeRequest((5,), 1, temperature=1.0, top_p=0.9, seed=k) for k in range(2)]
+    (alone,) = _next_tokens(logits[1:], requests[1:], [0])
+    logits[0] = torch.nan
+    broken, other = _next_tokens(logits, requests, [0, 0])
+    assert other == alone
+    assert 0 <= broken < 30
+
+
 def test_progress_counts_every_token(trained):
     seen = []
     requests = [DecodeRequest((3, 4), 7, adapter=0), DecodeRequest((3,), 4, adapter=2)]
@@ -133,3 +143,8 @@ def test_requests_that_cannot_be_served_are_refused(trained):
         decode(trained.model, [DecodeRequest((), 2, adapter=0)], bank=trained)
     with pytest.raises(ValueError, match="adapter 4"):
         decode(trained.model, [DecodeRequest((3,), 2, adapter=4)], bank=trained)
+    for wrong in ({"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("nan")}):
+        with pytest.raises(ValueError, match="temperature must be finite"):
+            decode(trained.model, [dataclasses.replace(DecodeRequest((3,), 2, adapter=0), **wrong)], bank=trained)
+    with pytest.raises(ValueError, match="a prompt: token 160 is not in the model"):
+        decode(trained.model, [DecodeRequest((3, 160), 2, adapter=0)], bank=trained)

@@ -140,6 +140,27 @@ def test_jobs_that_cannot_be_trained_are_refused(tiny_model):
         for sequences in [(), (TokenSequence((5,)),), (TokenSequence((5, 6), prompt_length=2),)]:
             with pytest.raises(ValueError, match="job 0 has no sequences, or one without a token to learn"):
                 fit(bank, [FitJob(sequences, good.settings, 0)])
+        outside = FitJob((TokenSequence((5, 160)),), good.settings, 0)
+        with pytest.raises(ValueError, match="job 0: token 160 is not in the model's vocabulary of 160"):
+            fit(bank, [outside])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "polynomial"),
+        ("max_grad_norm", 0.0),
+        ("steps", 0),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("warmup_steps", -1),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"FitSettings: {name} must be .*, not {value!r}"):
+        FitSettings(**{name: value})
 
 
 @pytest.mark.parametrize(("softcap", "size"), [(None, 1.0), (5.0, 1.0), (None, 60.0), (300.0, 60.0)])

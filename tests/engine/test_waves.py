@@ -109,6 +109,12 @@ def test_a_budget_below_the_longest_sequence_is_no_lack_of_memory(tiny_model):
         plan(model, SPEC, JOBS, token_budget=longest // 2, memory=10**4, calibrate=False)
 
 
+def test_a_plan_of_other_jobs_is_refused(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="the plan is of other jobs than these 2"):
+        fit_all(model, SPEC, JOBS[:2], plan=plan(model, SPEC, JOBS[:3], calibrate=False))
+
+
 def test_steps_are_full(tiny_model):
     """While there is work enough, a step holds at least 85 % of its budget."""
     jobs = [random_job(k, sequences=8, epochs=3) for k in range(40)]

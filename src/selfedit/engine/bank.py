@@ -29,8 +29,8 @@ class AdapterBank:
     """Attaches `size` stacked LoRAs to a causal language model's chosen linear layers.
 
     The wrapped model without a routing is the base model, bit for bit; `route` switches adapters on for the rows of one
-    batch. The model is changed in place (its chosen layers are wrapped, its parameters frozen) until `detach`; a bank is
-    also a context manager that detaches. Parameters are float32 always; products run in the model's own dtype.
+    batch. The model is changed in place (chosen layers are wrapped, parameters frozen) until `detach`; a bank is also a
+    context manager that detaches. Parameters are float32 always; products run in the model's own dtype.
 
     Errors: UnsupportedModelError where a chosen layer is not a plain `torch.nn.Linear` in float32, bfloat16 or float16
     (GPT-2's Conv1D, quantised layers) or nothing matches the targets.

@@ -11,6 +11,7 @@ Axes: B rows, T time, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from selfedit.engine import paths
 from selfedit.engine.attention import KeyValues, Layout, packed_attention
 from selfedit.engine.backbone import Backbone
 from selfedit.engine.bank import AdapterBank
-from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning
+from selfedit.engine.jobs import Completion, DecodeRequest, LessMemoryWarning, check_ids
 from selfedit.engine.lora import Routing
 from selfedit.engine.memory import attempted, device_kind, free_memory, move, release_memory
 
@@ -55,12 +56,13 @@ def decode(
 
     `on_tokens` is called with how many tokens were computed, `on_token` with each request's number and token as it
     comes.  Running out of memory halves the budget, with a warning, and repeats the batch (`on_token` begins again).
-    Errors: ValueError for an empty prompt, for no new tokens, or for an adapter that the bank does not have.
+    Errors: ValueError for an empty prompt, no new tokens, a temperature or top_p out of range, a token that is not in
+    the vocabulary, or an adapter that the bank does not have.
     """
     if not requests:
         return []
     backbone = Backbone(model)
-    _check(requests, bank)
+    _check(requests, bank, backbone.vocabulary)
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
     budget = (_default_budget(backbone, memory) if token_budget is None else token_budget) >> halvings
@@ -86,15 +88,21 @@ def decode(
     return [completions[k] for k in range(len(requests))]
 
 
-def _check(requests: Sequence[DecodeRequest], bank: AdapterBank | None) -> None:
+def _check(requests: Sequence[DecodeRequest], bank: AdapterBank | None, vocabulary: int) -> None:
     routed = [request.adapter is not None for request in requests]
     if any(routed) and (bank is None or not all(routed)):
         raise ValueError("requests to adapters need a bank, and cannot be mixed with requests to the base model")
     for request in requests:
         if not request.prompt:
             raise ValueError("a prompt is empty")
+        check_ids(request.prompt, vocabulary, "a prompt")
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
+        if not 0 <= request.temperature < math.inf or not 0 < request.top_p <= 1:
+            raise ValueError(
+                "temperature must be finite and not negative, and top_p above 0 and at most 1,"
+                f" not {request.temperature} and {request.top_p}"
+            )
         if bank is not None and request.adapter is not None and not 0 <= request.adapter < bank.size:
             raise ValueError(f"a request names adapter {request.adapter} of a bank of {bank.size}")
 
@@ -232,7 +240,8 @@ def _drawn(scaled_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
     inside = (cumulative - probabilities.double()) < top_p_B[:, None]
     mass = (probabilities.double() * inside).sum(-1)
     drawn = torch.searchsorted(cumulative, (uniform_B * mass)[:, None], right=True).squeeze(1)
-    drawn = torch.minimum(drawn, inside.sum(-1) - 1)
+    # Of logits that are no numbers nothing is inside: any token, so that the other rows go on.
+    drawn = torch.minimum(drawn, inside.sum(-1) - 1).clamp_(min=0)
     return order.gather(1, drawn[:, None]).squeeze(1)
 
 

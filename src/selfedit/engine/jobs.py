@@ -139,6 +139,19 @@ class FitSettings:
     shuffle: bool = True
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1), ("warmup_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"FitSettings: {name} must be at least {least}, not {value}")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"FitSettings: {name} must be finite and not negative, not {getattr(self, name)}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
+            raise ValueError(f"FitSettings: max_grad_norm must be above 0, or None, not {self.max_grad_norm}")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f"FitSettings: schedule must be linear, cosine or constant, not {self.schedule!r}")
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of optimiser step `step` (from 0) of `steps`."""
         if step < self.warmup_steps:
@@ -243,7 +256,8 @@ class Completion:
 
 
 def check(jobs: list[FitJob], vocabulary: int) -> None:
-    """Errors: ValueError, naming the job, for one that has nothing to learn, or whose targets cannot be used."""
+    """Errors: ValueError, naming the job, for one that has nothing to learn, or whose tokens or targets cannot be
+    used."""
     for number, job in enumerate(jobs):
         if not job.sequences or any(sequence.labelled < 1 for sequence in job.sequences):
             raise ValueError(f"job {number} has no sequences, or one without a token to learn")
@@ -254,16 +268,24 @@ def check(jobs: list[FitJob], vocabulary: int) -> None:
 
 
 def check_sequence(sequence: TokenSequence, vocabulary: int, where: str) -> None:
-    """Errors: ValueError, beginning with `where`, for a sequence without a token to learn, or whose weight or targets
-    cannot be used."""
+    """Errors: ValueError, beginning with `where`, for a sequence without a token to learn, or whose tokens, weight or
+    targets cannot be used."""
     if sequence.labelled < 1:
         raise ValueError(f"{where}: a sequence without a token to learn")
+    check_ids(sequence.ids, vocabulary, where)
     if not 0 < sequence.weight < math.inf:
         raise ValueError(f"{where}: a sequence's weight must be a positive number, not {sequence.weight}")
     if sequence.teacher and sequence.targets is None:
         raise ValueError(f"{where}: a sequence's teacher was not asked; call `teach` on the jobs")
     if sequence.targets is not None and (wrong := _wrong(sequence.targets, sequence.labelled, vocabulary)):
         raise ValueError(f"{where}: soft targets {wrong}")
+
+
+def check_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
+    """Errors: ValueError, beginning with `where`, for a token that the model does not have."""
+    for token in (min(ids), max(ids)):
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"{where}: token {token} is not in the model's vocabulary of {vocabulary}")
 
 
 def _wrong(targets: SoftTargets, labelled: int, vocabulary: int) -> str | None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from selfedit.engine.attention import Layout
 from selfedit.engine.backbone import Backbone
-from selfedit.engine.jobs import FitJob, SoftTargets, TokenSequence
+from selfedit.engine.jobs import FitJob, SoftTargets, TokenSequence, check_ids
 from selfedit.engine.loss import block_rows
 from selfedit.engine.rows import in_rows
 
@@ -40,8 +40,8 @@ def soft_targets(
     Pairs are packed, at most `token_budget` tokens in a row (by default 1,024 on a CPU, 16,384 on an accelerator; a
     longer pair goes alone); nothing is kept for a backward pass, and logits are computed a block at a time.  Equal
     pairs are computed once.  Running out of memory halves the budget, with a warning.  `on_tokens` is called with the
-    tokens of each row.  Errors: ValueError for an empty prefix or continuation, or a `top` that the vocabulary does not
-    have.
+    tokens of each row.  Errors: ValueError for an empty prefix or continuation, or for a token or a `top` that the
+    vocabulary does not have.
     """
     backbone = Backbone(model)
     if not 1 <= top <= backbone.vocabulary:
@@ -51,6 +51,7 @@ def soft_targets(
         if not prefix or not continuation:
             empty = "continuation" if prefix else "prefix"
             raise ValueError(f"pair {number} has an empty {empty}: there is nothing to take soft targets from")
+        check_ids(prefix + continuation, backbone.vocabulary, f"pair {number}")
     each = list(dict.fromkeys(asked))
     results = in_rows(
         backbone,

@@ -40,13 +40,16 @@ def fit_all(
     """Trains one adapter per job, any number of jobs; results in the jobs' order.
 
     `on_wave(bank, {job number: (place in the bank, result)})` is called after each wave, while its adapters are in the
-    bank: the time to decode their answers and to save them.  Without a `plan`, one is made from the free memory.  Where
-    a bank does not fit into memory after all, the rest goes on with half of its adapters, with one warning.  `on_step`
-    and `start` are `fit`'s, for jobs that are one wave (ValueError otherwise), and `share`, for a single job."""
+    bank: the time to decode their answers and to save them.  Without a `plan`, one is made from the free memory; one of
+    other jobs is a ValueError.  Where a bank does not fit into memory after all, the rest goes on with half of its
+    adapters, with one warning.  `on_step` and `start` are `fit`'s, for jobs that are one wave (ValueError otherwise),
+    and `share`, for a single job."""
     jobs = list(jobs)
     if not jobs:
         return []
     chosen = make_plan(model, spec, jobs, calibrate=False) if plan is None else plan
+    if sorted(k for wave in chosen.waves for k in wave) != list(range(len(jobs))):
+        raise ValueError(f"the plan is of other jobs than these {len(jobs)}")
     if len(chosen.waves) > 1 and (on_step is not None or start is not None):
         raise ValueError(f"a state is saved of one wave only, and these jobs take {len(chosen.waves)}")
     how: dict[str, Any] = {"token_budget": chosen.token_budget, "checkpointing": chosen.checkpointing}
