@@ -517,6 +517,8 @@ def test_grade_writes_each_row_with_its_grade(run: Run, answers: Path, tmp_path:
     result = run("grade", answers, "--grader", "lexical", "--json", "--out", tmp_path / "graded.jsonl")
     assert json.loads(result.out) == {"n": 4, "right": 1, "wrong": 3, "ungraded": 0, "accuracy": 0.25}
     assert len((tmp_path / "graded.jsonl").read_text().splitlines()) == 4
+    assert run("grade", answers, "--out", answers).code == 0
+    assert run("grade", "check", answers).code == 0, "its labels are still there"
 
 
 def test_grade_check_compares_with_labels(run: Run, answers: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from selfedit.runs.directory import RunDirectory
 from tiny_world import rows, write_rows
 
 Mistake = Callable[..., str]
@@ -310,6 +311,9 @@ def test_directories_that_are_no_runs(mistake: Mistake, compare_words: list[str]
     (tmp_path / "holiday" / "photo.jpg").write_text("")
     assert "holiday: not the directory of a run" in mistake("report", tmp_path / "holiday")
     assert "nowhere: " in mistake("report", tmp_path / "nowhere")
+    RunDirectory.open(tmp_path / "run", {}).close()
+    for out in (tmp_path, Path()):
+        assert "is a folder; name a file" in mistake("report", tmp_path / "run", "--out", out)
     assert "not empty and not a run" in mistake(*without(compare_words, "--out"), "--out", tmp_path / "holiday")
     (tmp_path / "file").write_text("")
     assert "is a file; name a directory" in mistake(*without(compare_words, "--out"), "--out", tmp_path / "file")
@@ -357,6 +361,16 @@ def test_grading_without_a_key_or_a_server(mistake: Mistake, tmp_path: Path, mon
     file.write_text('{"title": "t", "question": "Who?", "gold": "Ada"}\n')
     assert "row 1" in mistake("grade", file)
     assert "answer" in mistake("grade", file)
+
+
+def test_grading_into_a_file_that_cannot_be_written_asks_no_judge(
+    mistake: Mistake, tmp_path: Path, server: Any
+) -> None:
+    file = write_rows(tmp_path / "answers.jsonl", [{"question": "Who?", "gold": "Ada", "answer": "Bo"}])
+    words = ["grade", file, "--grader", "judge:m", "--api-base", server.url, "--out"]
+    assert "x.jsonl: its directory is not there" in mistake(*words, tmp_path / "missing" / "x.jsonl")
+    assert "is a folder; name a file" in mistake(*words, tmp_path)
+    assert not server.completions
 
 
 # Ids and titles that are weapons

@@ -38,7 +38,11 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
 
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     """Writes each row with `value` and `score`; returns counts."""
+    from selfedit.runs.files import check_file, write_atomically
+
     rows = read_graded_rows(path, labelled=False)
+    if arguments.out:
+        check_file(Path(arguments.out))  # before a judge is paid
     grades = _grader(arguments).grade([row.item for row in rows])
     lines = "".join(
         json.dumps(
@@ -47,6 +51,7 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
                 "question": row.question,
                 "gold": row.gold[0] if len(row.gold) == 1 else row.gold,
                 "answer": row.answer,
+                **({} if row.correct is None else {"correct": row.correct}),
                 "value": grade.value,
                 "score": grade.score,
                 **({"note": grade.note} if grade.note else {}),
@@ -59,10 +64,7 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     counts = Counter(grade.value for grade in grades)
     scores = [grade.score for grade in grades if grade.score is not None]
     if arguments.out:
-        try:
-            Path(arguments.out).write_text(lines, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--out {arguments.out}: {error.strerror}") from None
+        write_atomically(arguments.out, lines)
     elif not arguments.json:
         sys.stdout.write(lines)
     told = ", ".join(f"{counts[value]} {value}" for value in ("right", "wrong", "ungraded"))

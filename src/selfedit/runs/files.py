@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from uuid import uuid4
 
 from safetensors import SafetensorError
@@ -20,6 +21,15 @@ from safetensors import SafetensorError
 from selfedit.errors import UserError
 
 TEMPORARY = ".selfedit-unfinished"
+
+
+def check_file(path: Path) -> None:
+    """Finds out whether a file can be written under a user's name for it, before the work of which it tells.  Errors:
+    UserError."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    with disk_errors(path):
+        TemporaryFile(dir=path.parent).close()
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
