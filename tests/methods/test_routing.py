@@ -342,7 +342,7 @@ def test_ask_routes_each_question_and_says_where(learned: tuple[LearnSettings, L
         for k in (2, 5, 2):
             messages = [{"role": "user", "content": "Hello."}, {"role": "user", "content": prompt(k)}]
             assert asker.document(messages) == asker.document(messages[1:])
-            found = asker.compare(messages[1:])
+            found = asker.compare(messages[1:], asker.document(messages[1:]))
             assert found["learned"] == given[f"d{k}/q0"][1]
             assert found["base"] == asker.answer(messages[1:], base=True)
         assert asker.answer([{"role": "user", "content": "Thanks!"}]) == asker.answer(

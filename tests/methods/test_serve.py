@@ -19,6 +19,7 @@ import pytest
 from openai import APIError, APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from selfedit.cli.main import main
+from selfedit.engine import Completion, DecodeRequest
 from selfedit.errors import UserError
 from selfedit.methods.ask import Asker, Reply
 from selfedit.methods.learn import learn
@@ -114,6 +115,26 @@ def test_what_a_request_says_of_length_and_sampling_has_an_effect(client: OpenAI
     assert ask(temperature=1e-40) == ask(), "logits divided by so little are no numbers"
 
 
+@pytest.mark.parametrize(("said", "answer", "prompt"), [("Why?", 1024 - 6, 6), ("Why? " * 999, 256, 768)])
+def test_the_prompt_goes_before_a_long_answer(
+    routed: Path, monkeypatch: pytest.MonkeyPatch, said: str, answer: int, prompt: int
+) -> None:
+    asked: list[DecodeRequest] = []
+
+    def decode(_: Any, requests: list[DecodeRequest], **__: Any) -> list[Completion]:
+        asked.extend(requests)
+        return [Completion((), True)]
+
+    monkeypatch.setattr("selfedit.engine.decode", decode)
+    with Asker(routed, device="cpu", dtype="float32") as asker:
+        for most in (1023, 8):
+            asker.reply(user(said), document=None, max_tokens=most)
+        whole = tuple(asker.model.tokenizer.chat_ids(user(said)))
+    assert [request.max_new_tokens for request in asked] == [answer, 8]
+    assert asked[0].prompt == whole[-prompt:]
+    assert asked[1].prompt == whole[-1016:]
+
+
 @needs_serving
 def test_errors_have_openais_form(client: OpenAI) -> None:
     create = client.chat.completions.create
@@ -158,8 +179,8 @@ class WordyAsker:
 
     names, max_tokens = ("learned",), 128
 
-    def __init__(self, most: int, *, recites: bool = False) -> None:
-        self.recites, self.threads = recites, set[int]()
+    def __init__(self, most: int) -> None:
+        self.threads, self.sought = set[int](), list[str]()
         self.most, self.asked, self.dropped = most, list[str](), threading.Event()
         self.model = SimpleNamespace(context_length=1000, tokenizer=self)
 
@@ -169,6 +190,7 @@ class WordyAsker:
 
     def document(self, messages: Any) -> None:
         self.threads.add(threading.get_ident())
+        self.sought.append(messages[-1]["content"])
 
     def reply(self, messages: Any, *, on_text: Callable[[str], None], **_: Any) -> Reply:
         self.threads.add(threading.get_ident())
@@ -251,12 +273,12 @@ def test_health_is_told_while_many_wait_and_what_they_give_up_is_not_written(fre
         time.sleep(3)
         asker.most = 1
         assert {first.result(), ask("last")} == {"chat.completion"}
-    assert asker.asked == ["first", "last"]
+    assert asker.asked == asker.sought == ["first", "last"]
 
 
 @needs_serving
 def test_an_adapter_recites_and_answers_in_one_thread(free_port: Callable[[], int]) -> None:
-    asker = WordyAsker(most=5, recites=True)
+    asker = WordyAsker(most=5)
     with served(asker, free_port()) as url, ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(speaker(url).create, model="learned", messages=user(str(k))) for k in range(8)]
         assert {one.result().object for one in asked} == {"chat.completion"}

@@ -12,6 +12,7 @@ from selfedit.errors import UserError
 from selfedit.text import printable
 
 if TYPE_CHECKING:
+    from selfedit.documents import Document
     from selfedit.methods.ask import Asker
 
 Messages = list[dict[str, str]]
@@ -71,8 +72,7 @@ def ask(arguments: argparse.Namespace) -> Any:
     if arguments.question is None:
         return _chat(arguments, asker)
     messages = [{"role": "user", "content": arguments.question}]
-    found = _answer(arguments, asker, messages, asker.names[0])
-    document = asker.document(messages)
+    found, document = _answer(arguments, asker, messages, asker.names[0])
     routed = {"document": document and document.id} if asker.routed else {}
     return {"question": arguments.question, "adapter": found.pop(asker.names[0]), **routed, **found}
 
@@ -103,16 +103,19 @@ def _chat(arguments: argparse.Namespace, asker: Asker) -> Messages:
             print(f"no adapter {printable(question[1:], keep='')}: /new, /{', /'.join(names)}", file=sys.stderr)
         else:
             messages.append({"role": "user", "content": question})
-            answer = _answer(arguments, asker, messages, speaker)[speaker]
-            messages.append({"role": "assistant", "content": answer})
+            answers, _ = _answer(arguments, asker, messages, speaker)
+            messages.append({"role": "assistant", "content": answers[speaker]})
     return messages
 
 
-def _answer(arguments: argparse.Namespace, asker: Asker, messages: Messages, speaker: str) -> dict[str, str]:
-    """Answers by name, shown: one as it comes, several side by side."""
+def _answer(
+    arguments: argparse.Namespace, asker: Asker, messages: Messages, speaker: str
+) -> tuple[dict[str, str], Document | None]:
+    """Answers by name, shown: one as it comes, several side by side; and the document that they are of."""
     from selfedit.methods.ask import BASE
 
     out = sys.stderr if arguments.json else sys.stdout
+    document = None
     if asker.routed and (arguments.compare or speaker != BASE):
         document = asker.document(messages)
         picked = "no document is about that: the model as it is"
@@ -120,17 +123,17 @@ def _answer(arguments: argparse.Namespace, asker: Asker, messages: Messages, spe
             picked = f"from memory: {document.title}" if asker.recites else f"{document.title} ({document.id})"
         print(printable(f"[{picked}]", keep=""), file=sys.stderr)
     if arguments.compare:
-        found = asker.compare(messages)
+        found = asker.compare(messages, document)
         _show(found, json=arguments.json)
-        return found
+        return found, document
 
     def show(piece: str) -> None:
         out.write(printable(piece))
         out.flush()
 
-    answer = asker.answer(messages, name=speaker, on_text=show)
+    answer = asker.reply(messages, document=document, name=speaker, on_text=show).text
     out.write("\n")
-    return {speaker: answer}
+    return {speaker: answer}, document
 
 
 def _show(answers: Mapping[str, str], *, json: bool) -> None:

@@ -78,7 +78,6 @@ class Asker:
 
         self._search = Search(found.documents) if found.documents else None
         self._by_heart = ByHeart.beside(found.folders[0]) if found.recites else None
-        self._recited: tuple[str, Document | None] | None = None
         self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
         folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
         specs = {}
@@ -157,14 +156,12 @@ class Asker:
         general questions were given a title (docs/your-folder.md)."""
         from selfedit.engine import decode
 
-        if self._recited is None or self._recited[0] != said:
-            tokenizer = self.model.tokenizer
-            reading = Reading("", 0, topic=by_heart.asks(said, tokenizer))
-            complete = partial(decode, self.model.hf, bank=self.bank)
-            titles, texts = remember(tokenizer, complete, {0: by_heart.recital([reading])})
-            (title,) = titles[0]
-            self._recited = said, Document(title, title, texts[0, title]) if (0, title) in texts else None
-        return self._recited[1]
+        tokenizer = self.model.tokenizer
+        reading = Reading("", 0, topic=by_heart.asks(said, tokenizer))
+        complete = partial(decode, self.model.hf, bank=self.bank)
+        titles, texts = remember(tokenizer, complete, {0: by_heart.recital([reading])})
+        (title,) = titles[0]
+        return Document(title, title, texts[0, title]) if (0, title) in texts else None
 
     def _attach(self, folder: Path) -> None:
         """Has the adapter in this folder answer."""
@@ -188,33 +185,39 @@ class Asker:
     ) -> str:
         """Goes on with a conversation, greedily, by the adapter of this name; with `base`, or as `base`, as the model
         without any would.  `on_text` is called with the answer piece by piece, as it comes."""
-        return self.reply(messages, name=BASE if base else name, on_text=on_text).text
+        name = BASE if base else name
+        document = None if name == BASE else self.document(messages)
+        return self.reply(messages, document=document, name=name, on_text=on_text).text
 
     def reply(
         self,
         messages: Sequence[dict[str, str]],
         *,
+        document: Document | None,
         name: str = LEARNED,
         on_text: Callable[[str], None] | None = None,
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Reply:
-        """`answer`, with what it took; `sampling` are temperature, top_p and seed of a `DecodeRequest`."""
-        (reply,) = self._replies(messages, [name], on_text, max_tokens or self.max_tokens, **sampling)
+        """`answer`, by what `document` found, with what it took; `sampling` are temperature, top_p and seed of a
+        `DecodeRequest`.  The prompt goes before `max_tokens`: an answer has at most what it leaves of the context, but
+        always room for a quarter of it."""
+        (reply,) = self._replies(messages, document, [name], on_text, max_tokens or self.max_tokens, **sampling)
         return reply
 
-    def compare(self, messages: Sequence[dict[str, str]]) -> dict[str, str]:
-        """What each adapter would say, and the model without any, by name."""
+    def compare(self, messages: Sequence[dict[str, str]], document: Document | None) -> dict[str, str]:
+        """What each adapter would say, by what `document` found, and the model without any, by name."""
         names = [*self.names, BASE]
         replies = [
-            *self._replies(messages, self.names, None, self.max_tokens),
-            *self._replies(messages, [BASE], None, self.max_tokens),
+            *self._replies(messages, document, self.names, None, self.max_tokens),
+            *self._replies(messages, None, [BASE], None, self.max_tokens),
         ]
         return {name: reply.text for name, reply in zip(names, replies, strict=True)}
 
     def _replies(
         self,
         messages: Sequence[dict[str, str]],
+        document: Document | None,
         names: Sequence[str],
         on_text: Callable[[str], None] | None,
         max_tokens: int,
@@ -223,7 +226,6 @@ class Asker:
         from selfedit.engine import DecodeRequest, decode
 
         if self.routed and list(names) != [BASE]:
-            document = self.document(messages)
             if document is None:
                 names = [BASE]
             elif self._by_heart is not None:
@@ -234,7 +236,9 @@ class Asker:
                 self._attach(self._adapters[document.id])
         model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
         tokenizer = model.tokenizer
-        ids = tuple(tokenizer.chat_ids(messages)[-(model.context_length - max_tokens) :])
+        ids = tuple(tokenizer.chat_ids(messages))
+        max_tokens = min(max_tokens, max(model.context_length - len(ids), model.context_length // 4))
+        ids = ids[-(model.context_length - max_tokens) :]
         numbers = [None if bank is None else self.names.index(name) for name in names]
         requests: list[DecodeRequest] = [
             DecodeRequest(ids, max_tokens, tokenizer.stop_ids, number, **sampling) for number in numbers

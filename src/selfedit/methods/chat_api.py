@@ -106,24 +106,27 @@ def make_app(asker: Asker, writer: Executor, ending: Event) -> FastAPI:
             await asyncio.to_thread(asker.model.tokenizer.chat_ids, messages)
         except UserError as error:  # of the chat template
             raise HTTPException(400, str(error)) from None
-        document = None
-        if asked.model != BASE:
-            # An adapter that recites writes too, which no two threads may.
-            where = writer if asker.recites else None
-            document = await asyncio.get_running_loop().run_in_executor(where, asker.document, messages)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
-        head |= {"document": document and {"id": document.id, "title": document.title}}
 
         def write(on_text: Callable[[str], None], gone: Event) -> Reply:
-            def put(piece: str) -> None:
+            """The document is found here too, since an adapter that recites writes it; the head tells it from the first
+            piece on."""
+
+            def check() -> None:
                 if gone.is_set() or ending.is_set():
                     raise ConnectionError("the server is ending")  # which a client that is gone does not read
+
+            def put(piece: str) -> None:
+                check()
                 on_text(piece)
 
+            check()
+            document = None if asked.model == BASE else asker.document(messages)
+            head["document"] = document and {"id": document.id, "title": document.title}
             put("")
             seed = random.getrandbits(31) if asked.seed is None else asked.seed
             how = {"temperature": asked.temperature or 0.0, "top_p": asked.top_p or 1.0, "seed": seed}
-            return asker.reply(messages, name=asked.model, on_text=put, max_tokens=most, **how)
+            return asker.reply(messages, document=document, name=asked.model, on_text=put, max_tokens=most, **how)
 
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -176,11 +179,12 @@ async def _events(head: dict[str, Any], writer: Executor, write: Write, usage: b
         return event({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
     try:
-        yield chunk({"role": "assistant", "content": ""})
         writer.submit(answer)
+        role = {"role": "assistant"}
         while isinstance(piece := await pieces.get(), str):
-            if piece:
-                yield chunk({"content": piece})
+            if piece or role:
+                yield chunk({**role, "content": piece})
+            role = {}
         if isinstance(piece, Exception):
             yield event(_problem(f"{type(piece).__name__}: {piece}", "server_error"))
         else:
