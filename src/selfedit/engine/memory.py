@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -26,7 +27,7 @@ def device_kind(device: torch.device) -> Literal["cpu", "accelerator"]:
 
 def move(device: torch.device, *things: object) -> None:
     """Moves the tensors of the host among the attributes of these objects to a device, in one copy for which the host
-    does not wait."""
+    does not wait; on MPS it does, which would else read the host's memory after it is freed."""
     if device.type == "cpu":
         return
     found = [
@@ -36,16 +37,23 @@ def move(device: torch.device, *things: object) -> None:
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     for part, (_, _, tensor) in zip(packed.split(sizes), found, strict=True):
         part[: tensor.nbytes].view(tensor.dtype).copy_(tensor.flatten())
-    there = packed.to(device, non_blocking=True)
+    there = packed.to(device, non_blocking=device.type != "mps")
     for part, (x, name, tensor) in zip(there.split(sizes), found, strict=True):
         setattr(x, name, part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU, what the operating system and the process's group allow."""
+    """Bytes that can still be taken on a device.  On a CPU, on MPS, which shares its memory, and on another accelerator
+    of which torch cannot tell, what the operating system and the process's group allow."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type == device.type != "mps":
+        # Older versions of torch do not have the function, or not for this device.
+        with suppress(AttributeError, RuntimeError):
+            free, _ = torch.accelerator.get_memory_info(device)
+            return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     free = _available()
     limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
@@ -59,8 +67,9 @@ def usable_memory(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out (on a CPU, torch raises a plain RuntimeError)."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    """Whether an error says that memory ran out (on a CPU and on MPS, torch raises a plain RuntimeError)."""
+    lines = "DefaultCPUAllocator: can't allocate", "MPS backend out of memory"
+    return isinstance(error, torch.OutOfMemoryError) or any(line in str(error) for line in lines)
 
 
 def attempted(compute: Callable[[], R], *, last: bool = False) -> R | None:

@@ -1,0 +1,45 @@
+"""Memory of accelerators that these tests have not, by what torch would answer there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from selfedit.engine.memory import free_memory, move, out_of_memory
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("mps", True), ("xpu", False)])
+def test_the_host_waits_for_a_copy_where_its_memory_would_be_freed_too_early(monkeypatch, kind, waits):
+    seen = []
+
+    def to(tensor, device, non_blocking=False):
+        seen.append((device.type, not non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    thing = SimpleNamespace(numbers=torch.arange(3))
+    move(torch.device(kind), thing)
+    assert seen == [(kind, waits)]
+    assert thing.numbers.tolist() == [0, 1, 2]
+
+
+def test_free_memory_of_other_accelerators_is_their_own(monkeypatch):
+    host = free_memory(torch.device("cpu"))
+    for kind, told in (("xpu", True), ("mps", False)):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
+        for name, answer in (("get_memory_info", (5, 9)), ("memory_reserved", 3), ("memory_allocated", 1)):
+            monkeypatch.setattr(torch.accelerator, name, lambda _, answer=answer: answer, raising=False)
+        free = free_memory(torch.device(kind))
+        assert free == 7 if told else free > 0.1 * host
+    monkeypatch.delattr(torch.accelerator, "get_memory_info")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    assert free_memory(torch.device("xpu")) > 0.1 * host
+
+
+def test_memory_that_ran_out_is_told_from_other_errors():
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB)"))
+    assert not out_of_memory(RuntimeError("the batch has 3 rows"))
