@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from selfedit.engine import AdapterBank, FitJob, FitSettings, LoraSpec, TokenSequence, UnsupportedModelError, fit
+from selfedit.engine.backbone import Backbone
 from selfedit.engine.lora import Routing
 
 IDS = torch.arange(3, 25)[None]
@@ -92,6 +93,27 @@ def test_attention_with_capped_scores_is_refused(tiny_model):
     model = tiny_model("gemma2")
     with AdapterBank(model, LoraSpec(), 1) as bank, pytest.raises(UnsupportedModelError, match=r"Gemma2.* soft-capped"):
         fit(bank, [FitJob((TokenSequence((5, 6, 7)),), FitSettings(epochs=1), seed=0)])
+
+
+@pytest.mark.parametrize(
+    ("drops", "line"), [(True, "got no packed layout"), (False, "keyword argument 'packed_layout'")]
+)
+def test_decoders_that_drop_or_refuse_the_layout_are_refused(tiny_model, monkeypatch, drops, line):
+    model = tiny_model("llama")
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def refusing(
+        input_ids, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=0
+    ):
+        return forward(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+
+    def dropping(input_ids, position_ids=None, **_):
+        return refusing(input_ids, position_ids=position_ids)
+
+    monkeypatch.setattr(decoder, "forward", dropping if drops else refusing)
+    with pytest.raises(UnsupportedModelError, match=f"LlamaForCausalLM is not supported: .*{line}"):
+        Backbone(model)
 
 
 def test_quantised_layers_are_refused(tiny_model):
