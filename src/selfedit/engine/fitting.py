@@ -126,7 +126,8 @@ def fit(
 
     `on_step` is called after each step but the last with what is under way, which it may save.  `start` is a file with
     what was saved so: these fits go on from there, with the budget and the checkpointing that they began with, and
-    become to the last bit what they would have become without the interruption, on the same machine.
+    become to the last bit what they would have become without the interruption, on the same CPU (on CUDA, attention's
+    backward pass may add in an order of chance).
 
     `share`, for a single job, has the passes of a step computed elsewhere too, where a step takes more than one.
 
@@ -178,7 +179,7 @@ def fit(
             for r, gradient_F in zip(chosen, gradients, strict=True):
                 if r.fresh_F is not None:
                     gradient_F.mul_(r.fresh_F)
-            # The one time in a step that the host waits for the device.
+            # The one time in a step that the host waits for the device, with a fused AdamW and without soft targets.
             *losses, norms = torch.stack([*sums, torch.stack(torch._foreach_norm(gradients))]).tolist()
             _update(bank, chosen, list(map(sum, zip(*losses, strict=True))), gradients, norms)
             if on_tokens is not None:

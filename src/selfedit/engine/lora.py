@@ -4,7 +4,8 @@ A frozen linear layer with N stacked low-rank updates (Hu et al. 2021, arXiv 210
 to different adapters.  The backward pass is written by hand: it writes the gradients of A and B straight into the
 bank's buffer, and computes none for the frozen weights.
 
-Axes in names: N adapters, P packed rows (tokens), D_in and D_out widths, R rank.
+Axes in names: N adapters, n those of this batch, P packed rows (tokens), l rows of each of several adapters, I and O
+widths of a layer's input and output, R rank, G ranks of all members of a group (members times R).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def load_adapter(
 
 def model_name(folder: Path) -> str | None:
     """The name of the model that an adapter belongs to, as it was called when the adapter was trained.  Errors: as
-    `load`."""
+    `load_adapter`."""
     _read_config(folder)
     base = _read_json(folder).get("base_model_name_or_path")
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
@@ -261,7 +261,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *
     """Adds the update of an adapter (a folder, or files by name) to the model's own weights, in place, computed in
     float32.
 
-    Errors: as `load`.
+    Errors: as `load_adapter`.
     """
     import torch
 
@@ -269,7 +269,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *
     with torch.no_grad():
         for name, (a, b) in state.items():
             weight = _weight(model, name)
-            assert weight is not None  # `load` has looked
+            assert weight is not None  # `load_adapter` has looked
             update = (b.to(weight.device) @ a.to(weight.device)) * (spec.scaling * scale)
             weight.copy_((weight.float() + update).to(weight.dtype))
 
