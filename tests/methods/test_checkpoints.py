@@ -199,6 +199,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
     assert sum(loss for _, loss in curve[-4:]) / 4 == pytest.approx(fit.last_loss)
     assert [step for step, values in logged if "loss" in values] == list(range(1, 17))
     assert [step for step, values in logged if "accuracy" in values] == [4, 8, 12, 16]
+    assert [step for step, _ in logged] == sorted({step for step, _ in logged})
     assert learn(settings).summary == learned.summary
     page = build_report([settings.out]).read_text()
     assert re.search(r'aria-label="Loss of passage: \d\.\d\d at step 1, \d\.\d\d at step 16"', page)

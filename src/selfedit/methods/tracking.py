@@ -54,17 +54,22 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
     """Sends to where --track says, once all is learned, the loss curve, the mean of all adapters' where there are
     several, and the accuracy on the way and at the end, which is that of the condition `last`."""
     assert isinstance(run.settings, LearnSettings)
-    tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
     losses: dict[int, list[float]] = {}
     curves = run.store.curves()
     for fit in run.store.fits(condition=condition):
         for step, loss in curves.get(fit.id, ()):
             losses.setdefault(step, []).append(loss)
-    for step, some in sorted(losses.items()):
-        tracker.log({"loss": fmean(some)}, step=step)
-    for look in summary.on_the_way if summary else ():
-        tracker.log({"accuracy": look.accuracy}, step=look.step)
-    for one in summary.conditions if summary else ():
-        if one.name == last and one.accuracy is not None:
-            tracker.log({"accuracy": one.accuracy}, step=max(losses, default=None))
-    tracker.finish()
+    rows = {step: {"loss": fmean(some)} for step, some in losses.items()}
+    looks: list[tuple[int, float | None]]
+    looks = [(look.step, look.accuracy) for look in (summary.on_the_way if summary else ())]
+    end = max(losses, default=0)
+    looks += [(end, one.accuracy) for one in (summary.conditions if summary else ()) if one.name == last]
+    for step, accuracy in looks:
+        if accuracy is not None:
+            rows.setdefault(step, {})["accuracy"] = accuracy
+    tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
+    try:
+        for step, values in sorted(rows.items()):  # Weights & Biases ignores what comes after a later step
+            tracker.log(values, step=step)
+    finally:
+        tracker.finish()
