@@ -59,6 +59,7 @@ def test_a_price_file_is_laid_over_the_built_in_one(tmp_path: Path) -> None:
         ("models: [a]\n", "models: Input should be a valid dictionary"),
         ("models:\n  a: 3\n", "models.a: must be an object"),
         ("models:\n  a: {input: 1}\n", "models.a.output: is missing"),
+        ("models:\n  a: {input: 1, output: 1, batch_facto: 0.5}\n", "models.a.batch_facto: Extra inputs are not"),
         ("models:\n  a: {input: cheap, output: 1}\n", "models.a.input: Input should be a valid number"),
         ("models:\n  a: {input: -1, output: 1}\n", "models.a.input: Input should be greater than or equal to 0"),
         ("models:\n  a: {input: .nan, output: 1}\n", "models.a.input"),

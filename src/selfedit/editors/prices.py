@@ -28,7 +28,7 @@ Words = Annotated[str, BeforeValidator(str)]  # YAML reads a date as a date
 class ModelPrice(BaseModel):
     """A model's price: US dollars per million `input` and `output` tokens; a batch costs `batch_factor` of that."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: Amount
     output: Amount
