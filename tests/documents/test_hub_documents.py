@@ -84,9 +84,10 @@ def test_rows_with_title_and_text_are_documents(hub):
     [
         (
             [{"title": "A", "text": "One."}, ConnectionError("gone\nfar")],
-            r"hf:x/y: the dataset cannot be read \(gone\)",
+            r"hf:x/y: the dataset cannot be read \(gone far\)",
         ),
         ([ConnectionError("Couldn't reach 'x/y' on the Hub")], "cannot be read .Couldn't reach"),
+        ([RuntimeError("Dataset scripts are no longer supported, but found y.py")], "cannot be read .Dataset scripts"),
         ([ValueError("Bad split: z")], "cannot be read .Bad split"),
         ([], "the dataset is empty"),
         ([{"label": 1, "words": "x"}], "columns label, words; needed are"),

@@ -14,7 +14,7 @@ from typing import Any
 from selfedit.documents.document import Document
 from selfedit.documents.rows import document_from_row
 from selfedit.documents.squad import group_flat_rows
-from selfedit.errors import UserError
+from selfedit.errors import UserError, reason
 
 PREFIX = "hf:"
 _NAME = re.compile(
@@ -60,9 +60,9 @@ def _hub_rows(source: str, name: str, configuration: str | None, split: str) -> 
         rows = datasets.load_dataset(name, configuration, split=split, streaming=True)
         for n, row in enumerate(rows, 1):
             yield f"{source}, row {n}", row
-    # OSError: no network, no such dataset, no access; ValueError: no such configuration or split.
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    # OSError: no network, no such dataset, no access; ValueError: no such configuration or split; RuntimeError: a
+    # dataset that is a script.
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{source}: the dataset cannot be read ({reason[0]}); check its name and the network"
+            f"{source}: the dataset cannot be read ({reason(error)}); check its name and the network"
         ) from error
