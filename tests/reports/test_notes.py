@@ -14,15 +14,15 @@ from selfedit.reports.records import read_run
 
 def test_lengths_copies_and_answers_are_counted(train_run: Path) -> None:
     run = read_run(train_run)
-    (document,) = [Document("v", "Ada", "Ada made a kite in Oslo.", (Question("q", "Where?", ("Oslo",)),))]
+    (document,) = [Document("v", "Ada", "Ada made a kite in Oslo.", (Question("q", "Where?", ("Oslo", "3")),))]
     edits = [
-        Edit("v", "validation", 0, "Ada made a kite.\nWhere is it?", output_tokens=10, round=0),
+        Edit("v", "validation", 0, "Ada made a kite.\nWhere is 1923?", output_tokens=10, round=0),
         Edit("v", "validation", 0, "", truncated=True, output_tokens=4, round=1),
         Edit("v", "validation", 1, "A lamp in oslo", output_tokens=8, round=1),
     ]
     run = run.__class__(**{**vars(run), "documents": [document], "splits": {"v": "validation"}, "edits": edits})
     found = table(run)
-    # Of "ada made a", "made a kite", "a kite where", "kite where is", "where is it" two are in the document.
+    # Of "ada made a", "made a kite", "a kite where", "kite where is", "where is 1923" two are in the document.
     before = ("0", "1", "10", "2.0", "0.0", "0.0", "50.0", "40.0", "0.0")
     after = ("1", "2", "6", "0.5", "50.0", "50.0", "0.0", "0.0", "50.0")
     assert found.rows == [before, after]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.evaluation.text import contains, tokens
 from selfedit.reports import format
 from selfedit.reports.console import Figures
 from selfedit.reports.records import RunRecords
@@ -17,7 +18,7 @@ RUN_LENGTH = 3  # words in a row that count as copied
 SHARES = ("cut off", "empty", "questions", "copied", "answers")
 NOTE = (
     "Of the validation documents. questions: lines that ask; copied: runs of three words that are in the document;"
-    " answers: questions of the exam of which an accepted answer stands in the edit."
+    " answers: questions of the exam of which an accepted answer stands in the edit, compared as graders compare them."
 )
 
 
@@ -38,16 +39,16 @@ def _row(number: int, edits: Sequence[Edit], documents: Mapping[str, Document]) 
     copied: list[bool] = []
     answered: list[bool] = []
     for edit in edits:
-        document, text = documents[edit.document_id], edit.text.casefold()
+        document, words = documents[edit.document_id], tokens(edit.text)
         known = set(_runs(document.text))
         lines += edit.text.splitlines()
         copied += [run in known for run in _runs(edit.text)]
-        answered += [any(answer.casefold() in text for answer in q.answers) for q in document.questions]
+        answered += [any(contains(words, tokens(answer)) for answer in q.answers) for q in document.questions]
     cut_off, empty = [edit.truncated for edit in edits], [not edit.text for edit in edits]
     asking = [line.rstrip().endswith("?") for line in lines]
-    tokens = sum(edit.output_tokens for edit in edits) / len(edits)
+    length = sum(edit.output_tokens for edit in edits) / len(edits)
     shares = (sum(found) / max(1, len(found)) for found in (cut_off, empty, asking, copied, answered))
-    return f"{number}", f"{len(edits)}", f"{tokens:.0f}", f"{len(lines) / len(edits):.1f}", *map(format.percent, shares)
+    return f"{number}", f"{len(edits)}", f"{length:.0f}", f"{len(lines) / len(edits):.1f}", *map(format.percent, shares)
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
