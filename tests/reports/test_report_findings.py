@@ -70,6 +70,11 @@ def test_what_is_looked_up_is_not_learned_and_lacks_no_fits(tmp_path: Path) -> N
     names = ("none", "open-book", "passage")
     run = read_run(fake_runs.write_compare(tmp_path / "run", conditions=names, replicates=2))
     assert list(changes(run)) == ["passage"]
+    shown, scores = document_list(run, findings.compared(run)), {"none": 0.1, "open-book": 0.9, "passage": 0.5}
+    for best in ("passage", "open-book"):  # the second where nothing is learned
+        view = replace(shown.documents[0], scores={(0, name): score for name, score in scores.items()})
+        assert replace(shown, documents=[view]).best == (0, best)
+        scores.pop("passage", None)
     unfinished = read_run(
         fake_runs.write_compare(
             tmp_path / "part", conditions=names, replicates=2, planned=(*names, "retrieval"), finished=False

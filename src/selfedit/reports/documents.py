@@ -101,8 +101,8 @@ class DocumentView:
 
 @dataclass(frozen=True)
 class DocumentList:
-    """`best` is the column with the highest score, by which documents are judged at first; `examined` are the columns
-    with grades on documents of a split; `shared` are fits on all documents."""
+    """`best` is the column with the highest score, of those that learn where there are any: it judges the documents at
+    first; `examined` are the columns with grades on documents of a split; `shared` are fits on all documents."""
 
     columns: Sequence[Column]
     documents: Sequence[DocumentView]
@@ -132,7 +132,7 @@ class DocumentList:
             for column in self.columns
             if (found := [d.scores[column.key] for d in self.documents if column.key in d.scores])
         }
-        return max(means, key=lambda key: means[key], default=None)
+        return max(means, key=lambda key: (_learns(key), means[key]), default=None)
 
 
 def document_list(
@@ -199,6 +199,10 @@ def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Co
     return [Column(key, name(key)) for key in sorted(keys, key=place)]
 
 
+def _learns(key: Key) -> bool:
+    return findings.role(key[1]) not in (findings.BASE, *findings.REFERENCE_LINES)
+
+
 def _by_column(found: Iterable[T]) -> dict[Key, list[T]]:
     columns: dict[Key, list[T]] = defaultdict(list)
     for one in found:
@@ -212,8 +216,7 @@ def _question(question: Question, answers: Sequence[ScoredAnswer]) -> QuestionVi
     before = known.get((0, findings.BASE))
     change = {}
     for key, after in known.items():
-        learns = findings.role(key[1]) not in (findings.BASE, *findings.REFERENCE_LINES)
-        if learns and before is not None and after is not None:
+        if _learns(key) and before is not None and after is not None:
             change[key] = ("kept" if after else "lost") if before else ("learned" if after else "unknown")
     return QuestionView(question, {key: _merged(found) for key, found in by_column.items()}, change)
 
