@@ -22,6 +22,7 @@ from selfedit.runs.summary import (
     DifferenceSummary,
     ForgettingSummary,
     NeighbourSummary,
+    RetentionSummary,
     StepSummary,
     SweepRow,
 )
@@ -106,6 +107,8 @@ def test_names_cannot_steer_the_terminal() -> None:
     assert "[bold]self" in text.replace("\n", "")
     assert "\u202e" not in text
     assert "\x9b" not in text
+    retained = RetentionSummary(retain="kl\x1b[2J", sequences=1, accuracy=((1.0, None), (0.5, 1.0)))
+    assert "\x1b" not in shown(table.retention([retained])) + shown(table.matrix(retained))
 
 
 def test_a_name_of_ten_thousand_characters_does_not_flood_the_terminal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_a_run_under_way_is_shown_until_nobody_writes_it(
     shutil.copytree(run, tmp_path / "all" / "model" / "compare")
     (tmp_path / "all" / "model" / "compare" / "gone").symlink_to("nowhere")  # a file that is removed meanwhile
     assert "model/compare" in watched(tmp_path / "all")
+
+
+def test_a_run_from_elsewhere_cannot_steer_the_terminal(partial_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(partial_run, tmp_path / "all" / "model" / "compare\x1b[2J")
+    with sqlite3.connect(run / "run.sqlite") as store:
+        store.execute("UPDATE edits SET writer = 'api:\x1b]0;owned\x07'")
+    shown = watched(tmp_path / "all")
+    assert "api:]0;owned: 6 of 6 documents lack fits." in shown
+    assert "\x1b" not in shown
 
 
 def test_a_finished_run_is_shown_once(train_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ def _missing_fits(run: RunRecords) -> list[str]:
         learns = role(name) not in REFERENCE_LINES  # which ask questions, and nothing of a document that has none
         lacking = sum(done[name][one.id] < wanted for one in run.documents if one.questions or learns)
         if lacking:
-            lines.append(f"{name}: {lacking} of {len(run.documents)} documents lack fits.")
+            lines.append(f"{format.clean(name)}: {lacking} of {len(run.documents)} documents lack fits.")
     return lines
 
 

@@ -235,7 +235,7 @@ def retention(entries: Sequence[RetentionSummary]) -> Figures:
     """Continual learning: what each remedy against forgetting came to."""
     rows = [
         (
-            one.retain,
+            format.clean(one.retain),
             *map(format.spread, (one.average, one.learned, one.before, one.forgetting, one.backward, one.general)),
             format.short_count(one.train_tokens),
         )
@@ -253,7 +253,8 @@ def matrix(entry: RetentionSummary) -> RenderableType:
     if not 1 < steps <= MOST_COLUMNS:
         return Group()
     rows = [(str(number), *map(format.percent, row)) for number, row in enumerate(entry.accuracy, 1)]
-    heading = f"\nAccuracy in % on each document of a sequence (columns) after each step, retain {entry.retain}"
+    heading = "\nAccuracy in % on each document of a sequence (columns) after each step, retain "
+    heading += format.clean(entry.retain)
     return Figures([], ["after\nstep", *(f"\n{number}" for number in range(1, steps + 1))], rows, title=heading)
 
 

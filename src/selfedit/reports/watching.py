@@ -18,6 +18,7 @@ from selfedit.reports.console import plain_text
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
 from selfedit.runs.lock import is_held
+from selfedit.text import one_line
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 40  # of a curve
@@ -64,7 +65,7 @@ def _last_written(run: Path) -> float:
 
 def _view(path: Path, going_on: bool) -> Group:
     run = read_run(path)
-    parts: list[RenderableType] = [Text(f"{path}  {table.heading(run)}", style="bold")]
+    parts: list[RenderableType] = [Text(f"{one_line(path)}  {table.heading(run)}", style="bold")]
     parts += [Text(line) for line in findings.missing(run)[1:]]  # the first says that it has not finished
     if found := findings.compared(run):
         parts.append(table.comparison(found, run.figures.differences))
