@@ -124,9 +124,9 @@ def test_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sys.stdin", io.StringIO())  # of a chat
     make_files()
     commands = runnable(ROOT / name)
-    if name == "docs/serving.md":  # begins where the page on learning ends
+    if name == "docs/serving.md":  # has an older run beside its own
         learned = runnable(ROOT / "docs/your-folder.md")[0]
-        commands = [learned, [*learned[:-1], "runs/older"], *commands]
+        commands = [[*learned[:-1], "runs/older"], *commands]
     for words in commands:
         if words[0] in SETTINGS:
             words = [
