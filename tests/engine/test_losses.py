@@ -9,7 +9,16 @@ import pytest
 import torch
 from reference import random_targets, sequence_losses, taught, wrapped_in_peft
 
-from selfedit.engine import AdapterBank, LoraSpec, SoftTargets, TokenSequence, losses
+from selfedit.engine import (
+    AdapterBank,
+    DecodeRequest,
+    LoraSpec,
+    SoftTargets,
+    TokenSequence,
+    UnsupportedModelError,
+    decode,
+    losses,
+)
 from selfedit.engine.selftest import random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
@@ -58,6 +67,31 @@ def test_neighbours_budget_and_weights_do_not_matter(tiny_model):
         assert losses(model, heavier, bank=bank) == pytest.approx(together, rel=1e-6)
         assert bank.gradients_NF is None
     assert losses(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "positions"),
+    [
+        (
+            "phi3",
+            {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+            {"original_max_position_embeddings": 16},
+        ),
+        ("llama", {"rope_type": "dynamic"}, {"max_position_embeddings": 16}),
+    ],
+    ids=["longrope", "dynamic"],
+)
+def test_lengths_beyond_which_rotations_of_all_change_are_refused(tiny_model, kind, rope, positions):
+    """A sequence of 10 tokens beside one of 30 would have another loss than alone."""
+    rope = {"rope_theta": 10_000.0, "factor": 4.0, **rope}
+    model = tiny_model(kind, num_hidden_layers=2, rope_parameters=rope, **positions)
+    short, long = (TokenSequence(tuple(range(5, 5 + length))) for length in (10, 30))
+    (alone,) = losses(model, [(None, short)])
+    with pytest.raises(UnsupportedModelError, match=r" 16 tokens: one of 30 is not supported"):
+        assert losses(model, [(None, short), (None, long)])[0] == pytest.approx(alone, rel=1e-5)
+    with pytest.raises(UnsupportedModelError, match="one of 17 is not supported"):
+        decode(model, [DecodeRequest(short.ids, 7)])
+    assert len(decode(model, [DecodeRequest(short.ids, 6)])[0].ids) == 6
 
 
 def test_no_gradient_is_computed(tiny_model, monkeypatch):

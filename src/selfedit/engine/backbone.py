@@ -6,6 +6,7 @@ used.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,7 +32,8 @@ class Backbone:
     """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
 
     Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention
-    does not go through transformers' attention interface; both are checked on a few tokens, once per model.
+    does not go through transformers' attention interface; both are checked on a few tokens, once per model.  Also
+    for a sequence that is too long for rotations of the types `longrope` and `dynamic`, see `check_length`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -42,6 +44,7 @@ class Backbone:
             raise UnsupportedModelError(f"{type(model).__name__} has no plain output head; it cannot be trained here")
         self.head_VD: Tensor = head.weight
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.longest = _longest(model.config.get_text_config())
         if not hasattr(model, _FORMS):
             self._check()
             setattr(model, _FORMS, known_forms(self.decoder))
@@ -57,8 +60,18 @@ class Backbone:
 
     def packed(self, layout: Layout) -> Tensor:
         """Last hidden states [1, P, D] of packed sequences; inside `packed_attention` only."""
+        if not layout.step:
+            self.check_length(max(layout.lengths))
         where = {"input_ids": layout.ids[None], "position_ids": layout.positions[None]}
         return self.hidden(**where, use_cache=False, packed_layout=layout)
+
+    def check_length(self, length: int) -> None:
+        """Errors: UnsupportedModelError for a sequence that would change what others beside it become."""
+        if length > self.longest:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} rotates all sequences of a pass by the longest, where that has more than"
+                f" {self.longest} tokens: one of {length} is not supported"
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V], float32."""
@@ -111,6 +124,20 @@ class Backbone:
             raise UnsupportedModelError(f"{name} is not supported: {error}") from None
         if not _close(self.logits(together[4:]), whole[:7]):
             raise UnsupportedModelError(f"{name} cannot take packed sequences: its attention mixes them")
+
+
+def _longest(config: Any) -> float:
+    """The length beyond which transformers rotates all sequences of a call by other frequencies."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits = [math.inf]
+    # One for all layers, or one for each type of layers.
+    for one in [rope] if "rope_type" in rope else rope.values():
+        kind = one.get("rope_type", "") if isinstance(one, dict) else ""
+        if kind == "longrope":
+            limits.append(one["original_max_position_embeddings"])
+        elif "dynamic" in kind:
+            limits.append(config.max_position_embeddings)
+    return min(limits)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -63,6 +63,7 @@ def decode(
         return []
     backbone = Backbone(model)
     _check(requests, bank, backbone.vocabulary)
+    backbone.check_length(max(map(_size, requests)))
     completions: dict[int, Completion] = {}
     waiting = sorted(range(len(requests)), key=lambda k: (-_size(requests[k]), k))
     budget = (_default_budget(backbone, memory) if token_budget is None else token_budget) >> halvings

@@ -141,6 +141,7 @@ def fit(
         raise ValueError(f"the steps of one job can be shared, not those of {len(jobs)}")
     backbone = Backbone(bank.model)
     check(jobs, backbone.vocabulary)
+    backbone.check_length(max((len(sequence.ids) for job in jobs for sequence in job.sequences), default=0))
     held = max((job.held for job in jobs), default=0)
     if held and (bank.spec.dropout or held >= bank.spec.rank):
         raise ValueError(f"adapters that stand on others of rank {held} need a bank of more rank, without dropout")
