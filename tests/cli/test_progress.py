@@ -28,6 +28,20 @@ def test_untrusted_text_in_progress_is_short_and_steers_nothing(kind, capsys: py
     assert len(shown) < 2500
 
 
+def test_phases_that_are_over_are_lines_and_leave_the_bar_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = BarProgress()
+    for number in range(40):
+        progress.begin(f"phase {number}", 10)
+        progress.advance(number)
+    assert [task.description for task in progress.bar.tasks] == ["phase 39"]
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "phase 0"
+    assert [line.split(" in ")[0] for line in lines if line.startswith("phase")][1:40] == [
+        f"phase {number}: {number}" for number in range(1, 40)
+    ]
+
+
 def test_untrusted_text_in_a_log_is_short_and_steers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     monkeypatch.setattr("sys.stderr", said)

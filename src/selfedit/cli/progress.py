@@ -56,6 +56,8 @@ class PlainProgress(Progress):
 
 
 class BarProgress(Progress):
+    """A bar for the phase under way, below a line for each that is over: bars that do not fit are not shown."""
+
     def __init__(self) -> None:
         from rich import progress
         from rich.console import Console
@@ -72,14 +74,16 @@ class BarProgress(Progress):
             transient=False,
         )
         self.task: TaskID | None = None
+        self.phase = ""
         self.started = time.monotonic()
         self.done = 0.0
         self.bar.start()
 
     def begin(self, phase: str, total: float | None) -> None:
         self._finish()
+        self.phase = one_line(phase, _LONGEST_PHASE)
         self.started, self.done = time.monotonic(), 0.0
-        self.task = self.bar.add_task(one_line(phase, _LONGEST_PHASE), total=total, rate="")
+        self.task = self.bar.add_task(self.phase, total=total, rate="")
 
     def advance(self, amount: float) -> None:
         if self.task is None:
@@ -89,17 +93,25 @@ class BarProgress(Progress):
         self.bar.update(self.task, advance=amount, rate=f"{rate:,.0f}/s")
 
     def note(self, line: str) -> None:
-        self.console.print(one_line(line), style="yellow", markup=False)
+        self._say(one_line(line), "yellow")
 
     def close(self) -> None:
         self._finish()
         self.bar.stop()
 
     def _finish(self) -> None:
-        # Totals are upper bounds (an answer may end early); a phase that is over is full.
-        if self.task is not None:
-            self.bar.update(self.task, total=max(self.done, 1.0), completed=max(self.done, 1.0))
-            self.task = None
+        if self.task is None:
+            return
+        self.bar.remove_task(self.task)
+        self.task = None
+        seconds = time.monotonic() - self.started
+        amount = f": {self.done:,.0f} in {_duration(seconds)} ({self.done / max(1e-6, seconds):,.0f}/s)"
+        self._say(self.phase + amount if self.done else self.phase)
+
+    def _say(self, line: str, style: str = "") -> None:
+        from rich.text import Text
+
+        self.console.print(Text(line, style))  # no markup, no emoji
 
 
 def make_progress() -> PlainProgress | BarProgress:
