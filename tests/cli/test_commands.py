@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from selfedit.errors import UserError
 from selfedit.methods.ask import Asker
 from selfedit.methods.settings import TrainSettings
 from selfedit.prompts import Prompts
+from selfedit.reports import plots, report
 from tiny_world import FEW_WORDS, rows, write_rows
 
 Run = Callable[..., Any]
@@ -129,7 +131,9 @@ def test_published_costs(run: Run) -> None:
 # compare and report
 
 
-def test_compare_prints_a_table_and_writes_chart_and_report(run: Run, compare_words: list[str], tmp_path: Path) -> None:
+def test_compare_prints_a_table_and_writes_chart_and_report(
+    run: Run, compare_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = run(*compare_words, "--editor", "none", "--editor", "passage")
     assert result.code == 0
     for words in ("none", "passage", "95", "report:", "chart:"):
@@ -139,8 +143,15 @@ def test_compare_prints_a_table_and_writes_chart_and_report(run: Run, compare_wo
     assert "exam (none)" in result.err
     assert "fits: 2 adapters" in result.err
 
+    chart = (tmp_path / "run" / "chart.svg").read_bytes()
+    read, drawn = Mock(wraps=report.read_run), Mock(wraps=plots.charts)
+    monkeypatch.setattr(report, "read_run", read)
+    monkeypatch.setattr(plots, "charts", drawn)
     again = run(*compare_words, "--editor", "none", "--editor", "passage", "--json")
     assert again.code == 0
+    assert run("report", tmp_path / "run").code == 0
+    assert (read.call_count, drawn.call_count) == (2, 2), "once a command"
+    assert (tmp_path / "run" / "chart.svg").read_bytes() == chart
     assert json.loads(again.out) == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "fits: " not in again.err
 

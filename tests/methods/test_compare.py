@@ -19,7 +19,8 @@ from selfedit.evaluation.grade import Grade, GradeItem
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import CompareSettings
-from selfedit.reports import build_report, write_charts
+from selfedit.reports import build_report
+from selfedit.reports.report import report
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Summary
 from summary_fields import undeclared
@@ -144,7 +145,7 @@ def test_edits_cut_off_and_lines_dropped_are_counted(finished: Finished) -> None
 
 
 def test_chart_and_report_are_written(finished: Finished) -> None:
-    written = write_charts(finished.settings.out)
+    written = report([finished.settings.out], charts=True)[1]
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert written[0].parent == finished.settings.out or finished.settings.out in written[0].parents
     by_suffix = {path.suffix: path.read_bytes() for path in written}

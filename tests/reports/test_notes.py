@@ -32,5 +32,5 @@ def test_lengths_copies_and_answers_are_counted(train_run: Path) -> None:
 def test_the_page_of_a_training_run_shows_them(train_run: Path, compare_run: Path) -> None:
     run = read_run(train_run)
     assert [row[0] for row in table(run).rows] == ["0", *(str(entry.round) for entry in run.rounds)]
-    assert "What the editor of each round writes" in render_run(run)
+    assert "What the editor of each round writes" in render_run(run, {})
     assert table(read_run(compare_run)).rows == []

@@ -16,9 +16,10 @@ import pytest
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.methods.settings import CompareSettings
-from selfedit.reports import build_report, table, write_charts
+from selfedit.reports import build_report, table
 from selfedit.reports.console import plain_text
 from selfedit.reports.records import mean_score, read_run
+from selfedit.reports.report import report
 from selfedit.runs.records import Answer, FitRecord
 
 HOSTILE = (
@@ -273,7 +274,7 @@ def test_continual_page_shows_its_steps(compare_run: Path, tmp_path: Path) -> No
     assert text.count("25.0 ± 12.5") == 2
     assert text.count("−25.0") == 2
     assert text.count("mean of 2 sequences</figcaption>") == 2, "a heat map each"
-    assert [path.name for path in write_charts(folder)][:1] == ["matrix-none.png"]
+    assert [path.name for path in report([folder], charts=True)[1]][:1] == ["matrix-none.png"]
     console = plain_text(table.summary_view(read_run(folder)))
     assert "25.0 ± 12.5" in console
     assert "75.0% are the new one's and 12.5% still the old one's" in " ".join(console.split())

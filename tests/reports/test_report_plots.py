@@ -10,8 +10,9 @@ import fake_runs
 import pytest
 from PIL import Image
 
-from selfedit.reports import plots, write_charts
+from selfedit.reports import plots
 from selfedit.reports.records import read_run
+from selfedit.reports.report import report
 from selfedit.runs.summary import ConditionSummary, SweepRow, empty_summary
 
 
@@ -25,7 +26,7 @@ def copy(compare_run: Path, tmp_path: Path) -> Path:
 
 
 def test_comparison_has_every_condition_and_value(copy: Path) -> None:
-    paths = write_charts(copy)
+    paths = report([copy], charts=True)[1]
     assert [path.name for path in paths] == ["chart.png", "chart.svg"]
     text = text_of(copy / "chart.svg")
     summary = read_run(copy).summary
@@ -48,8 +49,8 @@ def test_a_line_is_drawn_where_open_book_is() -> None:
 
 
 def test_charts_are_the_same_bytes_again(copy: Path) -> None:
-    first = {path.name: path.read_bytes() for path in write_charts(copy)}
-    second = {path.name: path.read_bytes() for path in write_charts(copy)}
+    first = {path.name: path.read_bytes() for path in report([copy], charts=True)[1]}
+    second = {path.name: path.read_bytes() for path in report([copy], charts=True)[1]}
     assert first == second
     assert b"<dc:date>" not in first["chart.svg"]
 
@@ -85,7 +86,7 @@ def test_there_are_no_halves_of_steps() -> None:
 
 def test_step_b_gets_its_charts(tmp_path: Path) -> None:
     folder = fake_runs.write_train(tmp_path / "train", documents=3, edits=2, rounds=1, replicates=1)
-    names = {path.name for path in write_charts(folder)}
+    names = {path.name for path in report([folder], charts=True)[1]}
     assert names == {f"{stem}.{kind}" for stem in ("reward", "validation", "signal-1") for kind in ("png", "svg")}
     assert "selected" in text_of(folder / "validation.svg")
     assert "without signal" in text_of(folder / "signal-1.svg")
@@ -93,7 +94,7 @@ def test_step_b_gets_its_charts(tmp_path: Path) -> None:
 
 def test_unfinished_run_is_drawn_without_error_bars(partial_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(partial_run, tmp_path / "part"))
-    write_charts(folder)
+    report([folder], charts=True)
     assert "95 % interval" not in text_of(folder / "chart.svg")
 
 

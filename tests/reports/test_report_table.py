@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from selfedit.errors import UserError
-from selfedit.reports import build_report, format, print_comparison, print_summary, table, write_charts
+from selfedit.reports import build_report, format, table
 from selfedit.reports.console import PLAIN_WIDTH, plain_text
 from selfedit.reports.records import read_run
+from selfedit.reports.report import print_runs, report
 from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
@@ -122,7 +123,7 @@ def test_a_name_of_ten_thousand_characters_does_not_flood_the_terminal() -> None
 @pytest.mark.parametrize("name", ["compare_run", "partial_run", "train_run"])
 def test_summary_of_every_kind_of_run_fits_and_is_plain(name: str, request: pytest.FixtureRequest) -> None:
     out = io.StringIO()
-    print_summary(request.getfixturevalue(name), Console(file=out))
+    print_runs([read_run(request.getfixturevalue(name))], Console(file=out))
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines) <= PLAIN_WIDTH
     assert "\x1b" not in out.getvalue()
@@ -132,10 +133,10 @@ def test_summary_of_every_kind_of_run_fits_and_is_plain(name: str, request: pyte
 
 def test_without_a_terminal_100_columns_are_used(compare_run: Path) -> None:
     out = io.StringIO()
-    print_summary(compare_run, Console(file=out, width=80))
+    print_runs([read_run(compare_run)], Console(file=out, width=80))
     assert max(len(line) for line in out.getvalue().splitlines()) > 80
     narrow = io.StringIO()
-    print_summary(compare_run, Console(file=narrow, width=80, force_terminal=True, color_system=None))
+    print_runs([read_run(compare_run)], Console(file=narrow, width=80, force_terminal=True, color_system=None))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", narrow.getvalue())
     assert max(len(line) for line in plain.splitlines()) <= 80
 
@@ -145,7 +146,7 @@ def test_the_run_s_duration_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("selfedit.runs.database.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     folder = fake_runs.write_compare(tmp_path / "run", documents=1, conditions=("none",))
     out = io.StringIO()
-    print_summary(folder, Console(file=out))
+    print_runs([read_run(folder)], Console(file=out))
     assert " · 300 s" in out.getvalue().splitlines()[0]
     assert " · 300 s" in build_report([folder]).read_text(encoding="utf-8")
     # Earlier summaries do not say how long a run took.
@@ -159,7 +160,7 @@ def test_the_run_s_duration_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(tmp_path / "run", documents=2, conditions=("none", "passage"), ungraded=1.0)
     out = io.StringIO()
-    print_summary(folder, Console(file=out))
+    print_runs([read_run(folder)], Console(file=out))
     rows = {
         line.split()[0]: line.split() for line in out.getvalue().splitlines() if line.startswith(("none", "passage"))
     }
@@ -172,9 +173,9 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
         condition |= {"accuracy": 0.0, "ci95": [0.0, 1.0]}
     path.write_text(json.dumps(summary))
     again = io.StringIO()
-    print_summary(folder, Console(file=again))
+    print_runs([read_run(folder)], Console(file=again))
     assert again.getvalue() == out.getvalue()
-    assert write_charts(folder) == []  # nothing to draw
+    assert report([folder], charts=True)[1] == []  # nothing to draw
     page = build_report([folder]).read_text(encoding="utf-8")
     assert '<rect class="fill' not in page
     assert 'class="chart"' not in page
@@ -184,7 +185,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
 def test_few_documents_are_said_to_show_nothing(tmp_path: Path) -> None:
     out = io.StringIO()
     folder = fake_runs.write_compare(tmp_path / "few", documents=5, conditions=("none", "api:gpt-5"))
-    print_summary(folder, Console(file=out))
+    print_runs([read_run(folder)], Console(file=out))
     assert "With fewer than 6 documents none can be." in " ".join(out.getvalue().split())
     page = build_report([folder]).read_text(encoding="utf-8")
     assert "5 documents are too few for a finding" in page
@@ -194,7 +195,7 @@ def test_few_documents_are_said_to_show_nothing(tmp_path: Path) -> None:
 def test_kept_edits_without_signal_are_told(tmp_path: Path) -> None:
     folder = fake_runs.write_train(tmp_path / "run", documents=2, edits=3, rounds=1, alike=True)
     out = io.StringIO()
-    print_summary(folder, Console(file=out))
+    print_runs([read_run(folder)], Console(file=out))
     told = "Round 1: 2 of 2 kept edits are of documents without signal."
     assert told in " ".join(out.getvalue().split())
     assert told in build_report([folder]).read_text(encoding="utf-8")
@@ -210,7 +211,7 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     more = {"sweep": rows, "most_lost": 0.05, "choice": "Recipe 2: it is good.\nThe rule: least harm."}
     folder = fake_runs.write_compare(tmp_path / "run", documents=1, more=more)
     out = io.StringIO()
-    print_summary(folder, Console(file=out))
+    print_runs([read_run(folder)], Console(file=out))
     told = out.getvalue()
     lines = [line.split() for line in told.splitlines() if "learning_rate=" in line]
     # The validated ones first, the most learned on top; what failed has no accuracy.
@@ -236,18 +237,18 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
 
 def test_selected_round_is_marked(train_run: Path) -> None:
     out = io.StringIO()
-    print_summary(train_run, Console(file=out))
+    print_runs([read_run(train_run)], Console(file=out))
     assert "* 2 " in out.getvalue()
     assert "* selected on the validation documents." in out.getvalue()
 
 
 def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> None:
     out = io.StringIO()
-    print_comparison([compare_run, train_run], Console(file=out))
+    print_runs([read_run(compare_run), read_run(train_run)], Console(file=out))
     assert max(len(line) for line in out.getvalue().splitlines()) <= PLAIN_WIDTH
     assert "untrained" in out.getvalue()
     with pytest.raises(UserError, match="not the directory of a run"):
-        print_comparison([compare_run, tmp_path], Console(file=out))
+        print_runs([read_run(compare_run), read_run(tmp_path)], Console(file=out))
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,10 @@ def run_method(
 
 
 def _show_summary(arguments: argparse.Namespace, out: Path, summary: Summary) -> Any:
-    from selfedit.reports import build_report, print_summary, write_charts
+    from selfedit.reports.report import report
 
-    charts = write_charts(out)
-    report = build_report([out])
-    print_summary(out, _console(arguments))
-    _say(arguments, f"\nreport: {report}" + (f"\nchart:  {charts[0]}" if charts else ""))
+    page, charts = report([out], charts=True, console=_console(arguments))
+    _say(arguments, f"\nreport: {page}" + (f"\nchart:  {charts[0]}" if charts else ""))
     return summary.to_json()
 
 
@@ -123,7 +121,7 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
     """One run per model, below --out, and one page that compares them."""
     from selfedit.methods.naming import run_names
     from selfedit.models import local_path
-    from selfedit.reports import build_report, print_comparison
+    from selfedit.reports.report import report
     from selfedit.runs.files import begin_privately
 
     if len(set(models)) < len(models):
@@ -145,8 +143,7 @@ def _compare_models(arguments: argparse.Namespace, models: list[str]) -> Any:
         results.append(_compare(arguments))
         folders.append(Path(arguments.out))
     if not arguments.plan:
-        page = build_report(folders)
-        print_comparison(folders, _console(arguments))
+        page, _ = report(folders, console=_console(arguments))
         _say(arguments, f"\nreport: {page}")
     return results
 
@@ -166,18 +163,17 @@ def _learn(arguments: argparse.Namespace) -> Any:
 
 def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) -> Any:
     from selfedit.methods.model_card import loading
-    from selfedit.reports import build_report, print_summary
+    from selfedit.reports.report import report
 
-    report = build_report([out])
+    page, _ = report([out], console=None if learned.summary is None else _console(arguments))
     if learned.summary is not None:
-        print_summary(out, _console(arguments))
         _say(arguments, "")
     loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
     documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
     adapter = f"{learned.adapter}, one per document" if learned.routed else learned.adapter
     _say(
         arguments,
-        f"report:  {report}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
+        f"report:  {page}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
         f'adapter: {adapter}\nask it:  selfedit ask {out} "your question"\nserve:   selfedit serve {out}',
     )
     if not learned.recites:
@@ -203,14 +199,10 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> Any:
-    from selfedit.reports import build_report, print_comparison, print_summary
+    from selfedit.reports.report import report
 
     runs = [Path(run) for run in arguments.runs]
-    page = build_report(runs, Path(arguments.out) if arguments.out else None)
-    if len(runs) == 1:
-        print_summary(runs[0], _console(arguments))
-    else:
-        print_comparison(runs, _console(arguments))
+    page, _ = report(runs, Path(arguments.out) if arguments.out else None, console=_console(arguments))
     _say(arguments, f"\nreport: {page}")
     return {"report": str(page), "runs": [str(run) for run in runs]}
 

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Cons
         say(_planned(plan, {**plans, "all together": together}))
         return {"runs": {name: one.to_json() for name, one in plans.items()}, "total": together.to_json()}
     from selfedit.cli.progress import make_progress
-    from selfedit.reports import build_report, write_charts
+    from selfedit.reports.report import report
     from selfedit.reports.reproduction import read_reproduction, to_json, write_reproduction
     from selfedit.runs.files import begin_privately
     from selfedit.runs.lock import RunLock
@@ -49,8 +49,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Cons
     def perform(method: Callable[..., Any], settings: Any) -> None:
         progress.note(f"{settings.out}: {method.__name__} {settings.model}")
         method(settings, progress=progress)
-        write_charts(settings.out)
-        build_report([settings.out])
+        report([settings.out], charts=True)
 
     try:
         reproduce(plan, out, perform)

@@ -35,7 +35,8 @@ EVENTS_SHOWN = 40
 CURVES_SHOWN = 6
 
 
-def render_run(run: RunRecords) -> str:
+def render_run(run: RunRecords, drawn: Mapping[str, plots.Chart]) -> str:
+    """The page of a run, with these charts of it (`plots.charts`)."""
     summary = run.figures
     found = findings.compared(run)
     signals = findings.signals(run)
@@ -50,7 +51,7 @@ def render_run(run: RunRecords) -> str:
         missing=findings.missing(run),
         compared=_compared(found, summary),
         rounds=findings.rounds(run),
-        charts=_charts(run),
+        charts=_charts(run, drawn),
         curves=len(run.curves),
         tables=table.tables(run) | {"notes": notes.table(run), "api": table.api_estimates(run)},
         signals=signals,
@@ -116,13 +117,13 @@ def _labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
     return [(f"{model} ({run.name})" if alike else model, run.figures) for model, run in zip(models, runs, strict=True)]
 
 
-def _charts(run: RunRecords) -> dict[str, Any]:
+def _charts(run: RunRecords, shared: Mapping[str, plots.Chart]) -> dict[str, Any]:
     """The charts of the files beside the page, and those of steps, fits and exams on the way.  An empty text where
     there are no figures to draw."""
     earlier = [(s.step, s.earlier.accuracy, s.earlier.ci95) for s in run.figures.steps if s.earlier]
     looks = [(look.step, look.accuracy, look.ci95) for look in run.figures.on_the_way]
     with plots.style():
-        drawn = plots.charts(run)
+        drawn = dict(shared)
         for name, points, label in (
             ("steps", earlier, "Accuracy on earlier documents by step; the same figures are in the table"),
             ("looks", looks, "Accuracy by training step"),

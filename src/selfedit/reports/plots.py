@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,13 +78,13 @@ class Chart(NamedTuple):
     hints: Sequence[str] = ()
 
 
-def write_charts(run: RunRecords, folder: Path) -> list[Path]:
-    """Writes the run's charts into `folder` as PNG and SVG, overwriting older ones, and returns their paths."""
+def write_charts(drawn: Mapping[str, Chart], folder: Path) -> list[Path]:
+    """Writes charts into `folder` as PNG and SVG, under their titles, overwriting older ones, and returns their paths.
+    Inside `style()`."""
     paths = []
-    with style():
-        for name, chart in charts(run).items():
-            chart.figure.suptitle(_wrapped(chart.title, 60), x=0.02, ha="left", fontsize=12)
-            paths += save(chart.figure, folder / name)
+    for name, chart in drawn.items():
+        chart.figure.suptitle(_wrapped(chart.title, 60), x=0.02, ha="left", fontsize=12)
+        paths += save(chart.figure, folder / name)
     return paths
 
 

@@ -24,39 +24,43 @@ def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     An unfinished run gets a page too: it says what is missing and shows what is there.
     Errors: UserError for a directory that is no run, and a page that cannot be written.
     """
-    from selfedit.reports import html
+    return report(run_dirs, out)[0]
 
-    runs = [read_run(Path(path)) for path in run_dirs]
+
+def report(
+    run_dirs: Sequence[Path], out: Path | None = None, *, charts: bool = False, console: Console | None = None
+) -> tuple[Path, list[Path]]:
+    """`build_report`, of runs that are read once for all that is shown of them.
+
+    With `charts` those of a single run are written into its directory (PNG and SVG), and their paths returned: `chart`,
+    for a sweep `frontier`, and for Step B `reward`, `validation` and `signal-N` for each round.  On a console it prints
+    each run's tables, below the table of models where there are several."""
+    from selfedit.reports import html, plots
+
+    runs, written = [read_run(Path(path)) for path in run_dirs], []
     if not runs:
         raise UserError("no run given; name at least one run directory")
     if out is not None:
         check_file(out)
     if len(runs) == 1:
         page = out or runs[0].path / "report.html"
-        write_atomically(page, html.to_bytes(html.render_run(runs[0])))
-        return page
-    page = out or runs[0].path.resolve().parent / "comparison.html"
-    html.write_runs(runs, page, rows=_rows(runs))
-    return page
+        with plots.style():
+            drawn = plots.charts(runs[0])
+            write_atomically(page, html.to_bytes(html.render_run(runs[0], drawn)))  # before the charts have titles
+            if charts:
+                written = plots.write_charts(drawn, runs[0].path)
+    else:
+        page = out or runs[0].path.resolve().parent / "comparison.html"
+        html.write_runs(runs, page, rows=_rows(runs))
+    if console is not None:
+        print_runs(runs, console)
+    return page, written
 
 
-def write_charts(run_dir: Path) -> list[Path]:
-    """Writes a run's charts (PNG and SVG) into its directory: `chart`, for a sweep `frontier`, and for Step B `reward`,
-    `validation` and `signal-N` for each round.  Errors: UserError where it is no run, or cannot be written."""
-    from selfedit.reports import plots
-
-    return plots.write_charts(read_run(Path(run_dir)), Path(run_dir))
-
-
-def print_summary(run_dir: Path, console: Console | None = None) -> None:
-    """Prints a run's tables: as wide as the terminal, or as plain text of at most 100 columns.  Errors: UserError."""
-    print_wide(table.summary_view(read_run(Path(run_dir))), console or Console())
-
-
-def print_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
-    """Prints several runs: the table of models, then each run's conditions.  Errors: UserError."""
-    runs = [read_run(Path(path)) for path in run_dirs]
-    print_wide(Group(table.models(_rows(runs)), *(table.summary_view(run) for run in runs)), console or Console())
+def print_runs(runs: Sequence[RunRecords], console: Console) -> None:
+    """Prints their tables: as wide as the terminal, or as plain text of at most 100 columns."""
+    models = [table.models(_rows(runs))] if len(runs) > 1 else []
+    print_wide(Group(*models, *(table.summary_view(run) for run in runs)), console)
 
 
 def _rows(runs: Sequence[RunRecords]) -> list[findings.ModelRow]:

@@ -358,7 +358,7 @@ def tables(run: RunRecords) -> dict[str, Figures]:
 
 
 def summary_view(run: RunRecords) -> Group:
-    """Everything that `print_summary` prints of one run, from its summary or from as far as it got."""
+    """Everything that `report.print_runs` prints of one run, from its summary or from as far as it got."""
     summary = run.figures
     parts: list[RenderableType] = [Text(heading(run), style="bold")]
     parts += [Text(line, style="yellow") for line in findings.missing(run)]
