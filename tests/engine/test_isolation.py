@@ -87,7 +87,7 @@ def test_gradient_with_dropout_is_the_gradient_of_the_masked_layer(tiny_model):
         torch.testing.assert_close(group.grad_b_NOR[0], b.grad)
 
 
-@pytest.mark.parametrize("learning_rate", [float("nan"), 1e30])
+@pytest.mark.parametrize("learning_rate", [3e38, 1e30])
 def test_a_fit_that_diverges_fails_alone(tiny_model, path, learning_rate):
     model, spec = tiny_model("llama"), LoraSpec(rank=8, alpha=16)
     good, bad = mine(), random_job(9, sequences=3, epochs=4, learning_rate=learning_rate)
