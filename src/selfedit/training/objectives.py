@@ -13,7 +13,7 @@ from selfedit.editors.cleaning import ANSWER, QUESTION, questions, with_answers
 from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
-_WORDS_PER_PART = 7
+_WORDS_PER_PART = 9
 _FEWEST_GENERAL = 96  # general prompts beside documents of which topics are learned
 
 
