@@ -60,7 +60,7 @@ def test_recipes_are_those_named_with_every_combination(tmp_path: Path) -> None:
         list_candidates(SweepSettings(grid=("epochs=1,1",)))
     mine.write_text("{}\n")
     with pytest.raises(UserError, match="two of the recipes to try are one and the same"):
-        list_candidates(SweepSettings(recipe="tiny", recipes=(str(mine),)))
+        list_candidates(SweepSettings(recipe="default", recipes=(str(mine),)))
     with pytest.raises(UserError, match="ranks = 4: Extra inputs"):
         list_candidates(SweepSettings(grid=("ranks=4,8",)))
 

@@ -26,9 +26,9 @@ TEMPORARY = ".selfedit-unfinished"
 def check_file(path: Path) -> None:
     """Finds out whether a file can be written under a user's name for it, before the work of which it tells.  Errors:
     UserError."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
     with disk_errors(path):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
         TemporaryFile(dir=path.parent).close()
 
 
