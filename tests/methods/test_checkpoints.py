@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,7 @@ def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pyte
         def log(self, values: dict[str, float], step: int) -> None:
             logged.append((step, values))
 
-        def finish(self) -> None: ...
-
-    monkeypatch.setattr("selfedit.methods.tracking.make_tracker", lambda *_: Listening())
+    monkeypatch.setattr("selfedit.methods.tracking.open_tracker", lambda *_: nullcontext(Listening()))
     learned = learn(settings)
     assert learned.summary is not None
     assert [(look.step, look.steps) for look in learned.summary.on_the_way] == [(4, 16), (8, 16), (12, 16)]

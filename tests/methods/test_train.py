@@ -25,6 +25,7 @@ from selfedit.methods.plan import plan
 from selfedit.methods.restem import train
 from selfedit.methods.rounds import select_round, worth_it
 from selfedit.methods.settings import CompareSettings, TrainSettings
+from selfedit.methods.tracking import open_tracker
 from selfedit.models import load_model
 from selfedit.prompts import Prompts
 from selfedit.reports import format, table, watching
@@ -526,6 +527,16 @@ def test_a_tracker_that_is_not_installed_is_missed_before_any_work(small_train: 
     with pytest.raises(UserError, match=r"--track wandb: wandb is not installed; run `pip install"):
         train(TrainSettings(**small_train, track="wandb"), pool=pool)
     assert pool.tasks == []
+
+
+def test_a_tracker_is_finished_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    finished: list[str] = []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda tracker: finished.append(tracker.run_name))
+    with pytest.raises(KeyboardInterrupt), open_tracker("tensorboard", tmp_path / "run", {}):
+        raise KeyboardInterrupt
+    assert finished == ["run"]
 
 
 def test_metrics_of_each_round_go_to_tensorboards_files(small_train: dict[str, Any]) -> None:

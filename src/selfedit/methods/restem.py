@@ -31,7 +31,7 @@ from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Selection
 from selfedit.methods.settings import TrainSettings
 from selfedit.methods.summarise import summary_of_finished
-from selfedit.methods.tracking import check_tracker, make_tracker
+from selfedit.methods.tracking import check_tracker, open_tracker
 from selfedit.methods.training_documents import of_round, training_documents
 from selfedit.runs.directory import delta_name
 from selfedit.runs.summary import Summary
@@ -66,20 +66,19 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
         training, validation = training_documents(run, settings)
         if settings.reward == "likelihood":
             check_references(run, training, [OPEN_BOOK])
-        tracker = make_tracker(settings.track, settings.out, run.directory.config)
-        examine_untrained(run, [*training, *validation])
-        validate(run, settings, validation, 0, ())
+        with open_tracker(settings.track, settings.out, run.directory.config) as tracker:
+            examine_untrained(run, [*training, *validation])
+            validate(run, settings, validation, 0, ())
 
-        for round in range(1, settings.rounds + 1):
-            policy = publish_chain(run, settings.out, range(1, round))
-            documents = of_round(settings, training, round)
-            if round not in {record.round for record in run.store.rounds()}:
-                one_round(run, settings, documents, validation, round, policy, outer)
-            elif not is_whole(run.directory.checkpoint(round)):
-                kept = keep(run, settings, documents, round, policy).kept
-                train_editor(run, settings, documents, kept, round, policy, outer)
-            tracker.log(metrics(run, round), step=round)
-        tracker.finish()
+            for round in range(1, settings.rounds + 1):
+                policy = publish_chain(run, settings.out, range(1, round))
+                documents = of_round(settings, training, round)
+                if round not in {record.round for record in run.store.rounds()}:
+                    one_round(run, settings, documents, validation, round, policy, outer)
+                elif not is_whole(run.directory.checkpoint(round)):
+                    kept = keep(run, settings, documents, round, policy).kept
+                    train_editor(run, settings, documents, kept, round, policy, outer)
+                tracker.log(metrics(run, round), step=round)
         if finished := summary_of_finished(run):
             return finished
         return summarise_training(run, training, validation, select_round(run, validation), settings.select_on)

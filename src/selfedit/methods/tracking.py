@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +23,6 @@ class Tracker(Protocol):
 
     def log(self, values: dict[str, float], step: int | None = None) -> None: ...
 
-    def finish(self) -> None: ...
-
 
 def check_tracker(name: str | None) -> None:
     """Errors: UserError where a package that the tracker needs is not installed."""
@@ -32,13 +31,15 @@ def check_tracker(name: str | None) -> None:
             raise UserError(f"--track {name}: {package} is not installed; run `pip install 'selfedit[track]'`")
 
 
-def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Tracker:
-    """A tracker that writes below the run's directory (TensorBoard) or to its service.
+@contextmanager
+def open_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
+    """A tracker that writes below the run's directory (TensorBoard) or to its service, finished whatever happens.
 
     Errors: as `check_tracker`.
     """
     if name is None:
-        return SimpleNamespace(log=lambda values, step=None: None, finish=lambda: None)
+        yield SimpleNamespace(log=lambda values, step=None: None)
+        return
     check_tracker(name)
     from accelerate import tracking
 
@@ -47,7 +48,10 @@ def make_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Trac
     tracker.start()
     plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
     tracker.store_init_configuration(plain)
-    return tracker
+    try:
+        yield tracker
+    finally:
+        tracker.finish()
 
 
 def track_learning(run: Run, condition: str, last: str, summary: Summary | None) -> None:
@@ -67,9 +71,6 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
     for step, accuracy in looks:
         if accuracy is not None:
             rows.setdefault(step, {})["accuracy"] = accuracy
-    tracker = make_tracker(run.settings.track, run.settings.out, run.directory.config)
-    try:
+    with open_tracker(run.settings.track, run.settings.out, run.directory.config) as tracker:
         for step, values in sorted(rows.items()):  # Weights & Biases ignores what comes after a later step
             tracker.log(values, step=step)
-    finally:
-        tracker.finish()
