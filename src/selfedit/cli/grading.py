@@ -38,11 +38,11 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
 
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     """Writes each row with `value` and `score`; returns counts."""
-    from selfedit.runs.files import check_file, write_atomically
+    from selfedit.runs.files import check_writable, write_atomically
 
     rows = read_graded_rows(path, labelled=False)
     if arguments.out:
-        check_file(Path(arguments.out))  # before a judge is paid
+        check_writable(Path(arguments.out))  # before a judge is paid
     grades = _grader(arguments).grade([row.item for row in rows])
     lines = "".join(
         json.dumps(

@@ -55,11 +55,9 @@ class ByHeart(BaseModel):
         )
 
     @classmethod
-    def beside(cls, folder: Path) -> ByHeart | None:
-        """That of the adapter in a folder; None: it has none.  Errors: UserError for a damaged list."""
+    def beside(cls, folder: Path) -> ByHeart:
+        """That of the adapter in a folder.  Errors: UserError for a damaged list."""
         file = folder / TITLES_FILE
-        if not file.is_file():
-            return None
         remedy = "learn the documents again"
         return checked(cls, read_json(file, remedy), str(file), remedy)
 

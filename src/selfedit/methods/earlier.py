@@ -37,8 +37,7 @@ def earlier_documents(source: Path | None, new: Sequence[Document], *, routed: b
     with RunDirectory.read(source) as run:
         learned = _learned(run)
     replaced = replaced_by(superseded([*learned, *new]), learned)
-    anew = {document.id for document in new}
-    left = [one for one in still_true(learned, new) if one.id not in anew and one.questions]
+    left = [one for one in _left(learned, new) if one.questions]
     return Earlier(() if routed else tuple(left), replaced)
 
 
@@ -54,9 +53,8 @@ def learned_before(run: Run, source: Path | None, new: Sequence[Document]) -> li
     if not (source / "config.yaml").is_file():
         raise UserError(f"--add {source}: an adapter alone, without its documents; name the run that it was made by")
     with RunDirectory.read(source) as earlier:
-        anew = {document.id for document in new}
-        left = [one for one in still_true(earlier.store.documents(), new) if one.id not in anew]
-    return once_each(run, [*left, *new])
+        learned = _learned(earlier)
+    return once_each(run, [*_left(learned, new), *new])
 
 
 def keep_edits_before(run: Run, source: Path | None, writer: str) -> None:
@@ -77,6 +75,12 @@ def _learned(run: RunDirectory) -> list[Document]:
     by_id = {document.id: document for document in documents}
     exams = sorted(exams_after_steps(run), key=lambda exam: exam.round)
     return [by_id[id] for id in dict.fromkeys(exam.document_id for exam in exams) if id is not None]
+
+
+def _left(learned: Sequence[Document], new: Sequence[Document]) -> list[Document]:
+    """Those that are not learned anew, with the questions that still have their answers."""
+    anew = {document.id for document in new}
+    return [one for one in still_true(learned, new) if one.id not in anew]
 
 
 def examine_earlier(run: Run, earlier: Earlier, when: str, policy: tuple[str, ...]) -> list[str]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
@@ -22,7 +21,6 @@ from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, LearnSettings
 from selfedit.runs.records import FitRecord
-from selfedit.training.recipes import RECITE
 
 _CONFIG, _WEIGHTS = DELTA_FILES
 
@@ -36,10 +34,10 @@ def model_of_earlier(settings: LearnSettings) -> LearnSettings:
     if "model" in settings.model_fields_set and settings.model != found.model:
         raise UserError(f"--add {settings.add}: an adapter of {found.model}, not of {settings.model}")
     instruct = found.instruct if settings.instruct is None else settings.instruct
-    changed: dict[str, Any] = {"model": found.model, "instruct": instruct}
+    given = settings.model_dump(include=settings.model_fields_set) | {"model": found.model, "instruct": instruct}
     if found.recites and settings.adapters == AUTO:
-        changed |= {"adapters": "recite"} | ({} if "recipe" in settings.model_fields_set else {"recipe": RECITE.name})
-    return settings.model_copy(update=changed)
+        given["adapters"] = "recite"
+    return LearnSettings(**given)
 
 
 def earlier_adapters(run: Run, source: Path | None) -> tuple[list[Path], tuple[str, ...]]:

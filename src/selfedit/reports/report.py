@@ -14,7 +14,7 @@ from selfedit.errors import UserError
 from selfedit.reports import findings, table
 from selfedit.reports.console import print_wide
 from selfedit.reports.records import RunRecords, read_run
-from selfedit.runs.files import check_file, write_atomically
+from selfedit.runs.files import check_writable, write_atomically
 
 
 def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -41,7 +41,7 @@ def report(
     if not runs:
         raise UserError("no run given; name at least one run directory")
     if out is not None:
-        check_file(out)
+        check_writable(out)
     if len(runs) == 1:
         page = out or runs[0].path / "report.html"
         with plots.style():

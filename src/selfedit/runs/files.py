@@ -23,7 +23,7 @@ from selfedit.errors import UserError
 TEMPORARY = ".selfedit-unfinished"
 
 
-def check_file(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Finds out whether a file can be written under a user's name for it, before the work of which it tells.  Errors:
     UserError."""
     with disk_errors(path):
