@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.evaluation.search import Search
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import known_general
-from selfedit.methods.learnings import Asked, one_per_document
+from selfedit.methods.learnings import Asked, asked_about, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
-from selfedit.methods.routing import Route, routing_summary, to_document
+from selfedit.methods.routing import Route, find_routes, routing_summary
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane, record_exam
 from selfedit.methods.stacking import fit_kept
@@ -45,7 +43,8 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> RoutingSum
     for lane in every:
         for step in range(1, len(lane.documents) + 1):
             learned = [document for document in lane.documents[:step] if document.id in learnings]
-            routes[lane.number, step] = _route(run, learned, [(None, question) for question in known])
+            questions = asked_about(still_true(learned), known)
+            routes[lane.number, step] = find_routes(run, learned, learned, questions)
             for id, one in routes[lane.number, step]:
                 asked.setdefault(id, {})[one[1].id] = one
     learnings = {
@@ -65,12 +64,3 @@ def learn_apart(run: Run, spec: EditorSpec, every: Sequence[Lane]) -> RoutingSum
         own = [learnings[document.id] for document in every[0].documents if document.id in learnings]
         add_list_of_adapters(run, spec.name, {one.keep: one.documents[0] for one in own if one.keep is not None})
     return routing_summary([route for lane in every for route in routes[lane.number, len(lane.documents)]])
-
-
-def _route(run: Run, learned: Sequence[Document], general: Sequence[Asked]) -> list[Route]:
-    search = Search(learned)
-    found: list[Route] = []
-    for asked in [*((d, q) for d in still_true(learned) for q in d.questions), *general]:
-        to = to_document(run, search, learned, asked)
-        found.append((to.id if to else None, asked))
-    return found

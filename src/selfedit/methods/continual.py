@@ -28,7 +28,7 @@ from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
-from selfedit.methods.learnings import Asked, Learning
+from selfedit.methods.learnings import Asked, Learning, asked_about
 from selfedit.methods.policies import read_delta
 from selfedit.methods.retention import final_answers, final_scores, retention_summary
 from selfedit.methods.run import Parts, Run
@@ -111,8 +111,7 @@ def _step(run: Run, spec: EditorSpec, every: list[Lane], step: int, label: str) 
 
 def _asked(run: Run, lane: Lane) -> tuple[Asked, ...]:
     """The exam after a step, where the adapter itself takes it."""
-    asked: list[Asked] = [(document, question) for document in lane.asked() for question in document.questions]
-    return (*asked, *((None, question) for question in run.store.general_questions()))
+    return tuple(asked_about(lane.asked(), run.store.general_questions()))
 
 
 def _edits(run: Run, spec: EditorSpec, lane: Lane, step: int) -> list[Edit] | None:

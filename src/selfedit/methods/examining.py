@@ -10,7 +10,7 @@ from selfedit.editors.spec import EditorSpec
 from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.general import general_questions
 from selfedit.execution.tasks import Fit, FitOutcome
-from selfedit.methods.learnings import Asked
+from selfedit.methods.learnings import Asked, Learning, asked_about
 from selfedit.methods.references import REFERENCES, Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
@@ -81,9 +81,8 @@ def known_general(run: Run) -> list[Question]:
 
 def exam_questions(run: Run, documents: Sequence[Document], known: Sequence[Question], id: str) -> list[Asked]:
     """What the adapter of this fit is asked: its documents' questions, and some of the general ones that were known."""
-    asked: list[Asked] = [(document, question) for document in documents for question in document.questions]
     chosen = sorted(known, key=lambda question: run.seed("general", id, question.id))
-    return asked + [(None, question) for question in chosen[: run.settings.general_questions]]
+    return asked_about(documents, chosen[: run.settings.general_questions])
 
 
 def open_book_answers(run: Run, documents: Sequence[Document]) -> dict[str, TokenSequence]:
@@ -106,33 +105,23 @@ def answers(run: Run, asked: Sequence[Question], completions: Sequence[Completio
 
 
 def on_the_way(
-    run: Run, record: FitRecord, fit: Fit, outcome: FitOutcome, asked: Sequence[Question]
+    run: Run, learning: Learning, fit: Fit, outcome: FitOutcome, asked: Sequence[Question]
 ) -> Iterator[FitRecord]:
     """The exams that a fit sat before its end, each like a fit of fewer steps."""
     for look in outcome.looks:
-        yield FitRecord(
-            condition=condition_on_the_way(record.condition, look.step, fit.job.steps),
-            replicate=record.replicate,
-            round=record.round,
-            document_id=record.document_id,
-            steps=look.step,
-            answers=answers(run, [asked[k] for k in fit.looked_at], look.completions),
-        )
+        given = answers(run, [asked[k] for k in fit.looked_at], look.completions)
+        name = condition_on_the_way(learning.condition, look.step, fit.job.steps)
+        yield replace(learning, condition=name).record(steps=look.step, answers=given)
 
 
-def recited(run: Run, record: FitRecord, outcome: FitOutcome, asked: Sequence[Question]) -> Iterator[FitRecord]:
+def recited(run: Run, learning: Learning, outcome: FitOutcome, asked: Sequence[Question]) -> Iterator[FitRecord]:
     """The exam that a fit sat by recitation, like another fit; in place of training texts it has what was recited."""
-    if outcome.recited.completions:
-        given = answers(run, asked, outcome.recited.completions)
-        yield FitRecord(
-            condition=recited_condition(record.condition),
-            replicate=record.replicate,
-            round=record.round,
-            document_id=record.document_id,
-            edit_id=record.edit_id,
-            sequences=outcome.recited.texts,
-            answers=tuple(replace(one, topic=topic) for one, topic in zip(given, outcome.recited.topics, strict=True)),
-        )
+    found = outcome.recited
+    if found.completions:
+        pairs = zip(answers(run, asked, found.completions), found.topics, strict=True)
+        given = tuple(replace(one, topic=topic) for one, topic in pairs)
+        name = recited_condition(learning.condition)
+        yield replace(learning, condition=name).record(sequences=found.texts, answers=given)
 
 
 def condition_on_the_way(condition: str, step: int, steps: int) -> str:

@@ -86,7 +86,7 @@ def inner_loop(
                 write_adapter(learning.keep, outcome.adapter, beside and partial(beside, learning))
             record = _record(run, learning, shown[fit.id], asked[fit.id], outcome)
             questions = asked[fit.id].questions
-            others = (*on_the_way(run, record, fit, outcome, questions), *recited(run, record, outcome, questions))
+            others = (*on_the_way(run, learning, fit, outcome, questions), *recited(run, learning, outcome, questions))
             run.store.record_fits([record, *others])
             if learning.keep is not None:
                 run.store.add_curve(record.id, thinned(outcome.result.losses))
@@ -118,12 +118,7 @@ def inner_loop(
 
 def _record(run: Run, learning: Learning, shown: tuple[str, ...], asked: Sitting, outcome: FitOutcome) -> FitRecord:
     result = outcome.result
-    return FitRecord(
-        condition=learning.condition,
-        replicate=learning.replicate,
-        round=learning.round,
-        document_id=learning.document_id,
-        edit_id=learning.edit_id,
+    return learning.record(
         status="failed" if result.error else "done",
         error=result.error,
         sequences=shown,

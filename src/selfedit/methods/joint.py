@@ -12,7 +12,7 @@ from selfedit.errors import UserError
 from selfedit.methods.adapters import LEARNED, RETRIED
 from selfedit.methods.by_heart import ByHeart
 from selfedit.methods.examining import examine_untrained, known_general
-from selfedit.methods.learnings import Asked, Learning, all_in_one
+from selfedit.methods.learnings import Learning, all_in_one, asked_about
 from selfedit.methods.model_card import add_tokenizer_and_card
 from selfedit.methods.routing import routing_summary
 from selfedit.methods.run import Run
@@ -101,14 +101,12 @@ class Reciting(Joint):
         fits = self._fit("learning", condition, documents, edits, keep=self.run.directory.adapter(LEARNED))
         (learned,) = all_in_one(condition, documents, edits)
         by_title = {document.title: document.id for document in apart_by_title(learned.documents)}
-        asked: list[Asked] = [(document, question) for document in documents for question in document.questions]
-        if asked:
-            asked += [(None, question) for question in known_general(self.run)]
         named = {
             answer.question_id: by_title.get(answer.topic or "")
             for fit in self.run.store.fits(condition=recited_condition(condition))
             for answer in fit.answers
         }
+        asked = asked_about(documents, known_general(self.run))
         routes = [(named[question.id], (about, question)) for about, question in asked if question.id in named]
         self.routing = routing_summary(routes).model_copy(update={"named": True})
         return fits

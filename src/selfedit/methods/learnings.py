@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,12 @@ from selfedit.runs.records import FitRecord
 from selfedit.training.jobs import EditTexts
 
 Asked = tuple[Document | None, Question]  # None: a general question
+
+
+def asked_about(documents: Iterable[Document], general: Iterable[Question] = ()) -> list[Asked]:
+    """All questions of these documents, and general ones."""
+    own: list[Asked] = [(document, question) for document in documents for question in document.questions]
+    return own + [(None, question) for question in general]
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,11 @@ class Learning:
 
     @property
     def id(self) -> str:
-        return FitRecord(self.condition, self.replicate, self.round, self.document_id, self.edit_id).id
+        return self.record().id
+
+    def record(self, **figures: Any) -> FitRecord:
+        """Its fit, with what became of it."""
+        return FitRecord(self.condition, self.replicate, self.round, self.document_id, self.edit_id, **figures)
 
 
 def one_each(
@@ -67,16 +77,8 @@ def one_per_document(
     condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, replicates: int = 1, **more: Any
 ) -> list[Learning]:
     """One adapter per document and replicate, on all its edits; of the documents alone where there are no edits."""
-    own: dict[str, list[Edit]] = {}
-    for edit in edits or ():
-        own.setdefault(edit.document_id, []).append(edit)
-    return [
-        one
-        for document in documents
-        for one in all_in_one(
-            condition, [document], None if edits is None else own.get(document.id, []), replicates, **more
-        )
-    ]
+    taught = _taught(documents, edits)
+    return [Learning(condition, (d,), (texts,), None, r, **more) for d, texts in taught for r in range(replicates)]
 
 
 def all_in_one(
@@ -84,16 +86,20 @@ def all_in_one(
 ) -> list[Learning]:
     """One adapter per replicate, on all documents of which there is an edit: all edits of a document, and it once.
     Edits of others are left out."""
+    if not (taught := _taught(documents, edits)):
+        return []
+    chosen, texts = zip(*taught, strict=True)
+    return [Learning(condition, chosen, texts, None, r, **more) for r in range(replicates)]
+
+
+def _taught(documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[tuple[Document, EditTexts]]:
+    """The documents of which there is an edit, each with all of them; all documents alone where there are no edits."""
     if edits is None:
-        learned: dict[str, EditTexts] = {document.id: None for document in documents}
-    else:
-        texts: dict[str, list[str]] = {document.id: [] for document in documents}
-        for edit in edits:
-            texts.get(edit.document_id, []).append(edit.text)
-        learned = {id: tuple(some) for id, some in texts.items() if some}
-    chosen = tuple(document for document in documents if document.id in learned)
-    taught = tuple(learned.values())
-    return [Learning(condition, chosen, taught, None, r, **more) for r in range(replicates) if chosen]
+        return [(document, None) for document in documents]
+    texts: dict[str, list[str]] = {document.id: [] for document in documents}
+    for edit in edits:
+        texts.get(edit.document_id, []).append(edit.text)
+    return [(document, tuple(texts[document.id])) for document in documents if texts[document.id]]
 
 
 # By `--regime`: what the adapters of a condition learn.

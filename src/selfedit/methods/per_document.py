@@ -47,7 +47,7 @@ class PerDocument:
         routing = route(self.run, condition, documents, edits, self._first, self._before)
         fits = fit_kept(self.run, routing.learnings, label="learning")
         answer_others(self.run, condition, routing)
-        self._found, self.routing = routing, routing.summary()
+        self._found, self.routing = routing, routing.summary
         self._adapters = dict(routing.earlier) | {_folder(one): one.documents[0] for one in routing.learnings}
         return fits
 

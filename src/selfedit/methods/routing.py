@@ -18,7 +18,7 @@ from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.search import Search
 from selfedit.methods.adapters import Adapters
 from selfedit.methods.examining import answers, known_general
-from selfedit.methods.learnings import Asked, Learning, one_per_document
+from selfedit.methods.learnings import Asked, Learning, asked_about, one_per_document
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import publish
@@ -37,12 +37,7 @@ class Routing:
     learnings: tuple[Learning, ...]
     earlier: Mapping[Path, Document]
     others: Mapping[Path | None, Sequence[Asked]]
-
-    def summary(self) -> RoutingSummary:
-        routes: list[Route] = [(one.document_id, asked) for one in self.learnings for asked in one.asked or ()]
-        for folder, asked in self.others.items():
-            routes += [(self.earlier[folder].id if folder else None, one) for one in asked]
-        return routing_summary(routes)
+    summary: RoutingSummary
 
 
 def route(
@@ -65,28 +60,26 @@ def route(
     pairs = zip(before.folders, before.documents, strict=True) if before else ()
     earlier = {folder: document for folder, document in pairs if document.id not in anew}
     learned = [learning.documents[0] for learning in learnings]
-    search = Search([*earlier.values(), *learned])
-    questions: list[Asked] = [(document, question) for document in documents for question in document.questions]
-    if questions:
-        questions += [(None, question) for question in known_general(run)]
+    found = find_routes(run, [*earlier.values(), *learned], learned, asked_about(documents, known_general(run)))
     routed: dict[str | None, list[Asked]] = {}
-    for about, question in questions:
-        found = to_document(run, search, learned, (about, question))
-        routed.setdefault(found.id if found else None, []).append((about, question))
+    for to, one in found:
+        routed.setdefault(to, []).append(one)
     others: dict[Path | None, Sequence[Asked]] = {None: routed.get(None, ())}
     others |= {folder: routed[document.id] for folder, document in earlier.items() if document.id in routed}
-    return Routing(
-        tuple(replace(one, asked=tuple(routed.get(one.document_id, ()))) for one in learnings),
-        earlier,
-        others,
-    )
+    asked = tuple(replace(one, asked=tuple(routed.get(one.document_id, ()))) for one in learnings)
+    return Routing(asked, earlier, others, routing_summary(found))
 
 
-def to_document(run: Run, search: Search, learned: Sequence[Document], asked: Asked) -> Document | None:
-    """The document, of those searched, whose adapter answers a question under its topic; None: no adapter does."""
-    about, question = asked
-    found = search.about(f"{asked_title(about)}\n{question.question}")
-    return found if about is None else run.choices.route(found, learned)
+def find_routes(
+    run: Run, documents: Sequence[Document], learned: Sequence[Document], asked: Sequence[Asked]
+) -> list[Route]:
+    """The document of each question, among these, by topic and question; `learned` are those that the run learns."""
+    search, found = Search(documents), []
+    for about, question in asked:
+        to = search.about(f"{asked_title(about)}\n{question.question}")
+        to = to if about is None else run.choices.route(to, learned)
+        found.append((to.id if to else None, (about, question)))
+    return found
 
 
 def routing_summary(routes: Sequence[Route]) -> RoutingSummary:

@@ -22,7 +22,7 @@ from selfedit.execution.tasks import Reading, Recital
 from selfedit.methods.by_heart import ByHeart
 from selfedit.methods.examining import answers, exam_questions, known_general, open_book_answers
 from selfedit.methods.general_texts import measured_texts
-from selfedit.methods.learnings import Asked, Learning
+from selfedit.methods.learnings import Asked, Learning, asked_about
 from selfedit.methods.run import Run
 from selfedit.training.recipes import Recipe
 
@@ -89,7 +89,7 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
     if run.settings.neighbour_questions:
         before = run.store.fits(round=0, condition="none")
         untrained = {answer.question_id: answer.text for fit in before for answer in fit.answers}
-    questions: list[Asked] = [(document, q) for document in documents.values() for q in document.questions]
+    questions = asked_about(documents.values())
     by_title: dict[str, list[int]] = {}
     for place, (document, _) in enumerate(questions):
         by_title.setdefault(document.title if document else "", []).append(place)
