@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from selfedit.documents import Document, Question
@@ -14,7 +14,7 @@ from selfedit.methods.learnings import Asked, Learning, asked_about
 from selfedit.methods.references import REFERENCES, Passages
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
-from selfedit.runs.records import Answer, FitRecord, recited_condition
+from selfedit.runs.records import Answer, CostRecord, FitRecord, recited_condition
 
 OPEN_BOOK = EditorSpec("open-book")
 
@@ -32,33 +32,42 @@ def examine_untrained(
 ) -> None:
     """Examines the policy without any adapter, document by document, closed book or with passages in the prompt; and
     asks it the general questions."""
-    exams: list[tuple[Document | None, tuple[Question, ...]]] = [(d, d.questions) for d in documents if d.questions]
+    exams = {FitRecord(condition, replicate, round, d.id): asked_about([d]) for d in documents if d.questions}
     if general and run.settings.general_questions:
         asked = general_questions(run.settings.general_questions, run.settings.seed)
         run.store.add_general_questions(asked)
-        exams.append((None, tuple(asked)))
-    records = [FitRecord(condition, replicate, round, d.id if d else None) for d, _ in exams]
-    by_id = {record.id: (record, *exam) for record, exam in zip(records, exams, strict=True)}
-    done = run.store.fit_ids()
+        exams[FitRecord(condition, replicate, round)] = asked_about((), asked)
+    examine(run, exams, f"exam/{round}/{condition}", f"exam ({condition})", policy, passages)
+
+
+def examine(
+    run: Run,
+    exams: Mapping[FitRecord, Sequence[Asked]],
+    name: str,
+    phase: str,
+    policy: tuple[str, ...],
+    passages: Passages | None = None,
+) -> None:
+    """Has the policy sit those of these exams that the store lacks; each is recorded like a fit.  All are of one
+    condition and round; their tasks are named `name/N`."""
+    by_id, done = {record.id: (record, asked) for record, asked in exams.items()}, run.store.fit_ids()
     if done.issuperset(by_id):
         return
+    first = next(iter(exams))
 
     def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
-        record, _, asked = by_id[id]
-        run.store.record_fits([replace(record, answers=answers(run, asked, completions), seconds=seconds)])
-
-    complete = completer(
-        run,
-        f"exam/{round}/{condition}",
-        lambda seconds: run.ledger.time("answers", condition, seconds, round),
-        phase=f"exam ({condition})",
-        policy=policy,
-    )
+        record, asked = by_id[id]
+        given = answers(run, [question for _, question in asked], completions)
+        run.store.record_fits([replace(record, answers=given, seconds=seconds)])
 
     def request(document: Document | None, question: Question) -> DecodeRequest:
         return run.exam.request(document, question, passages(document, question) if passages and document else ())
 
-    complete({id: [request(d, question) for question in asked] for id, (_, d, asked) in by_id.items()}, done, keep)
+    def spend(seconds: float) -> CostRecord:
+        return run.ledger.time("answers", first.condition, seconds, first.round)
+
+    complete = completer(run, name, spend, phase=phase, policy=policy)
+    complete({id: [request(*one) for one in asked] for id, (_, asked) in by_id.items()}, done, keep)
 
 
 def examine_references(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec]) -> list[str]:

@@ -13,13 +13,11 @@ from pathlib import Path
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.engine.jobs import Completion
 from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.search import Search
 from selfedit.methods.adapters import Adapters
-from selfedit.methods.examining import answers, known_general
+from selfedit.methods.examining import examine, known_general
 from selfedit.methods.learnings import Asked, Learning, asked_about, one_per_document
-from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.methods.stacking import publish
 from selfedit.runs.records import FitRecord
@@ -111,20 +109,6 @@ def answer_others(run: Run, condition: str, routing: Routing) -> None:
             if all(question.id in before for _, question in asked):  # else some were given up, and are asked again
                 run.store.record_fits([replace(record, answers=tuple(before[q.id] for _, q in asked))])
         else:
-            _examine(run, record, asked, policy=(publish(run, folder),))
+            phase = f"exam ({condition}, an earlier adapter)"
+            examine(run, {record: asked}, f"exam/{record.id}", phase, policy=(publish(run, folder),))
     run.grading.grade()
-
-
-def _examine(run: Run, record: FitRecord, asked: Sequence[Asked], policy: tuple[str, ...]) -> None:
-    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
-        given = answers(run, [question for _, question in asked], completions)
-        run.store.record_fits([replace(record, answers=given, seconds=seconds)])
-
-    complete = completer(
-        run,
-        f"exam/{record.id}",
-        lambda seconds: run.ledger.time("answers", record.condition, seconds),
-        phase=f"exam ({record.condition}, an earlier adapter)",
-        policy=policy,
-    )
-    complete({record.id: [run.exam.request(about, question) for about, question in asked]}, (), keep)
