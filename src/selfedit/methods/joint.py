@@ -9,7 +9,7 @@ from pathlib import Path
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
-from selfedit.methods.adapters import LEARNED, RETRIED
+from selfedit.methods.adapters import LEARNED, RETRIED, find_adapters, one_model
 from selfedit.methods.by_heart import ByHeart
 from selfedit.methods.examining import examine_untrained, known_general
 from selfedit.methods.learnings import Learning, all_in_one, asked_about
@@ -17,7 +17,7 @@ from selfedit.methods.model_card import add_tokenizer_and_card
 from selfedit.methods.routing import routing_summary
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
-from selfedit.methods.stacking import adapter_rank, earlier_adapters, fit_kept, publish, stack
+from selfedit.methods.stacking import adapter_rank, fit_kept, publish, stack
 from selfedit.runs.records import FitRecord, recited_condition
 from selfedit.runs.summary import RoutingSummary
 from selfedit.training.objectives import apart_by_title
@@ -33,7 +33,8 @@ class Joint:
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:
         self.run, self.editor = run, editor
-        self._learned, self.policy = earlier_adapters(run, settings.add)
+        self._learned = list(one_model(settings.add).folders) if settings.add else []
+        self.policy = tuple(publish(run, folder) for folder in self._learned)
 
     def learn(self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[FitRecord]:
         """Trains the adapter on all documents of which there is an edit, and examines it, on the way too."""
@@ -79,6 +80,7 @@ class Joint:
             condition, documents, edits, keep=keep, looks=looks, policy=self.policy, recite=self.recites
         )
         fits = fit_kept(self.run, learnings, label=label, beside=beside)
+        self._documents = learnings[0].documents
         self._learned, self.policy = [keep], (publish(self.run, keep),)
         return fits
 
@@ -90,17 +92,20 @@ class Reciting(Joint):
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:
         self.run, self.editor = run, editor
-        self._learned, self.policy = [], ()  # what an earlier run recites is learned anew (`learned_before`)
+        self._learned, self.policy = [], ()  # what an earlier run recites is learned anew
         if settings.retry_missed:
             raise UserError("--retry-missed: not with --adapters recite, which learns all documents at once")
         if "topics" not in run.recipe.objectives:
             raise UserError("--adapters recite: the recipe has to have the objective topics, as the recipe recite has")
+        if (add := settings.add) is not None and not find_adapters(add).recites:
+            raise UserError(f"--add {add}: not a run whose adapter recites; leave out --adapters")
+        if add is not None and not (add / "config.yaml").is_file():
+            raise UserError(f"--add {add}: an adapter alone, without its documents; name the run that it was made by")
 
     def learn(self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[FitRecord]:
         """Trains the adapter and examines it, both asked directly and by recitation (`recited_condition`)."""
         fits = self._fit("learning", condition, documents, edits, keep=self.run.directory.adapter(LEARNED))
-        (learned,) = all_in_one(condition, documents, edits)
-        by_title = {document.title: document.id for document in apart_by_title(learned.documents)}
+        by_title = {document.title: document.id for document in apart_by_title(self._documents)}
         named = {
             answer.question_id: by_title.get(answer.topic or "")
             for fit in self.run.store.fits(condition=recited_condition(condition))

@@ -23,19 +23,11 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.methods.earlier import (
-    AFTER,
-    BEFORE,
-    earlier_documents,
-    examine_earlier,
-    keep_edits_before,
-    learned_before,
-    updates,
-)
+from selfedit.methods.earlier import AFTER, BEFORE, examine_earlier, keep_edits_before, read_earlier, updates
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import examine_references, examine_untrained
-from selfedit.methods.inputs import check, load_parts, warn_of_contradictions, warn_of_cuts
+from selfedit.methods.inputs import check, load_parts, once_each, warn_of_contradictions, warn_of_cuts
 from selfedit.methods.per_document import PerDocument
 from selfedit.methods.references import references_that_fit
 from selfedit.methods.run import Parts, Run
@@ -93,22 +85,24 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         specs = [spec] if examiner is None or examiner == spec else [spec, examiner]
         check(run, documents, specs, count=settings.edits, prompt=settings.edit_prompt)
         say_editor(run, asked, spec.kind)
-        way = choose_way(run, spec.name, settings, documents)
-        again = settings.add if way.recites else None  # the earlier run, whose documents are learned again
-        documents = learned_before(run, again, documents)
+        way, earlier = choose_way(run, spec.name, settings, documents), read_earlier(settings.add)
+        if again := way.recites and settings.add is not None:  # the earlier run's documents, with the new ones
+            documents = once_each(run, [*earlier.left(documents), *documents])
         if examiner is None:
             run.store.add_documents(documents)
         else:
             documents = write_exam(run, documents, examiner, settings.exam_questions, way.policy)
-        keep_edits_before(run, again, spec.name)
-        known = earlier_documents(settings.add, documents, routed=isinstance(way, PerDocument))
+        if again:
+            keep_edits_before(run, earlier, spec.name)
+        # Those that have an adapter each stay as they were, and are not asked again.
+        known = [] if isinstance(way, PerDocument) else [one for one in earlier.left(documents) if one.questions]
         warn_of_contradictions(run, documents)
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
 
         # What is known before, closed book and with the document at hand.
         conditions, lines = [spec.name], []
-        if examined := any(document.questions for document in (*documents, *known.documents)):
+        if examined := any(document.questions for document in (*documents, *known)):
             examine_untrained(run, documents, policy=way.policy)
             lines += examine_earlier(run, known, BEFORE, way.policy)
             if settings.references:
@@ -139,7 +133,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
                 on_the_way=looks(run, spec.name),
                 exam=exam_summary(run),
                 routing=way.routing,
-                updates=updates(run, known, ["none", conditions[-1]]),
+                updates=updates(run, earlier.replaced(documents), ["none", conditions[-1]]),
                 missed=tuple(document.id for document in documents if document.id in wrong),
             )
         track_learning(run, spec.name, conditions[-1], summary)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfedit.errors import UserError
-from selfedit.methods.adapters import adapter_errors, find_adapters, one_model
+from selfedit.methods.adapters import adapter_errors, find_adapters
 from selfedit.methods.inner_loop import Beside, inner_loop
 from selfedit.methods.learnings import Learning
 from selfedit.methods.policies import DELTA_FILES, read_delta
@@ -38,12 +38,6 @@ def model_of_earlier(settings: LearnSettings) -> LearnSettings:
     if found.recites and settings.adapters == AUTO:
         given["adapters"] = "recite"
     return LearnSettings(**given)
-
-
-def earlier_adapters(run: Run, source: Path | None) -> tuple[list[Path], tuple[str, ...]]:
-    """The folders of the adapters that a run goes on from, and the policy that they are, known to the workers."""
-    folders = [] if source is None else list(one_model(source).folders)
-    return folders, tuple(publish(run, folder) for folder in folders)
 
 
 def publish(run: Run, folder: Path) -> str:
