@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from selfedit.errors import UserError
@@ -256,11 +258,60 @@ def test_a_device_that_fails_without_words_is_named(monkeypatch: pytest.MonkeyPa
         usable_device("cpu")
 
 
-def test_a_folder_with_a_tokenizer_but_no_weights(chat_model: str, tmp_path: Path) -> None:
-    folder = shutil.copytree(chat_model, tmp_path / "model")
+def without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model .*model: not a local folder with a causal language model"):
+
+
+def with_half_its_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def with_another_shape(folder: Path) -> None:
+    configured(folder, intermediate_size=47)
+
+
+def quantised(folder: Path) -> None:
+    configured(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def with_a_damaged_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def without_a_layers_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if "layers.0.mlp" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def configured(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without_weights, r"cannot be loaded as a causal language model \(.*no file named"),
+        (with_half_its_weights, "cannot be loaded as a causal language model .*deserializing"),
+        (with_another_shape, "cannot be loaded as a causal language model "),
+        (quantised, "cannot be loaded as a causal language model .*GPTQ"),
+        (with_a_damaged_tokenizer, "cannot be loaded as a causal language model "),
+        (
+            without_a_layers_weights,
+            r"its files lack weights of a causal language model \(model\.layers\.0\.mlp\.down_proj\.weight, ",
+        ),
+    ],
+)
+def test_a_models_damaged_or_missing_files_are_one_line(
+    chat_model: str, tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    folder = shutil.copytree(chat_model, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(UserError, match=rf"^model {folder}: {says}") as raised:
         load_model(str(folder), device="cpu")
+    assert "\n" not in str(raised.value)
 
 
 TEXT_END = TEMPLATE.replace("<|end|>", "</s>")

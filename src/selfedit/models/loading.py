@@ -17,6 +17,7 @@ from selfedit.models.bundled import NAME
 from selfedit.models.finding import local_path
 from selfedit.models.kind import is_chat_model
 from selfedit.models.tokenizer import Tokenizer
+from selfedit.text import listed
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,11 @@ def load_model(
     target = usable_device(device)
     chosen = torch_dtype(dtype) or best_dtype(target)
     tokenizer = load_tokenizer(name, instruct=instruct, trust_remote_code=trust_remote_code)
-    hf = _from_pretrained(AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen)
+    hf, report = _from_pretrained(
+        AutoModelForCausalLM, name, trust_remote_code=trust_remote_code, dtype=chosen, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):  # transformers makes them up at random
+        raise UserError(f"model {name}: its files lack weights of a causal language model ({listed(missing, 3)})")
     hf.requires_grad_(False)
     # Adapters record the name that the user gave, not a folder of this machine's cache.
     hf.config.name_or_path = name
@@ -110,8 +115,8 @@ def _skeleton(name: str, trust_remote_code: bool) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        raise UserError(f"model {name}: no causal language model ({reason(error)})") from None
+    except Exception as error:  # as in `_from_pretrained`
+        raise UserError(f"model {name}: no causal language model ({reason(error)})") from error
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -162,11 +167,8 @@ def _from_pretrained(auto: Any, name: str, **arguments: Any) -> Any:
     path = local_path(name)
     try:
         return auto.from_pretrained(path, **arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {name}: not a local folder with a causal language model, and not loadable from the hub"
-            f" ({reason(error)})"
-        ) from error
+    except Exception as error:  # damaged files, a package that they need, the hub: each is told in its own way
+        raise UserError(f"model {name}: cannot be loaded as a causal language model ({reason(error)})") from error
 
 
 def _stop_ids(name: str, hf: PreTrainedTokenizerBase) -> tuple[int, ...]:
