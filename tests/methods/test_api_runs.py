@@ -145,6 +145,9 @@ def test_a_reply_that_was_all_reasoning_is_no_edit(common: dict[str, Any], serve
     assert ledger(settings.out) == [ONE, ONE]
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         assert [edit.document_id for edit in store.edits()] == ["d0"]
+    server.reply = usual
+    compare(settings)
+    assert ledger(settings.out) == [ONE] * 3, "the same command asks for it again"
 
 
 def test_the_budget_remembers_what_a_refused_reply_cost(common: dict[str, Any], server: Any) -> None:

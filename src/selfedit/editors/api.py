@@ -116,16 +116,16 @@ class ApiClient:
         the transaction that keeps its reply.
 
         Requests that are the same (with the same `sample`) are sent once, and `paid` for once.  An earlier reply that
-        `accept` does not take (by default, one with an error) is replaced by a fresh sample.  Errors: UserError where
-        no request can succeed (no server, no such model, refused key, no batches) and BudgetReached; what has come back
-        by then is kept, and at a KeyboardInterrupt also what comes within half a second.
+        `accept` does not take (by default, one that is a `failure`) is replaced by a fresh sample.  Errors: UserError
+        where no request can succeed (no server, no such model, refused key, no batches) and BudgetReached; what has
+        come back by then is kept, and at a KeyboardInterrupt also what comes within half a second.
         """
         results: list[ApiResult | None] = [None] * len(requests)
         places: dict[str, list[int]] = {}
         pending: dict[str, ApiRequest] = {}
         known: dict[str, ApiResult] = {}
         for index, request in enumerate(requests):
-            key, request, result = self._look(request, accept or (lambda result: result.error is None))
+            key, request, result = self._look(request, accept or (lambda result: result.failure() is None))
             places.setdefault(key, []).append(index)
             if result is None:
                 pending[key] = request

@@ -42,7 +42,7 @@ class ApiEditor:
             (id, document, index), (_, lead) = missing[number], prompts[number]
             tools.book(self.model, result)
             tools.progress.advance(1)
-            if (failure := result.failure("--reasoning-effort")) is not None:
+            if (failure := result.failure()) is not None:
                 fail(id, failure)
                 return
             prompt, cut_off = prompt_of(tools.prompt, index), result.truncated

@@ -65,7 +65,7 @@ class ApiResult:
         """Whether the reply ended because `max_tokens` were used up."""
         return self.finish_reason == "length"
 
-    def failure(self, flag: str) -> str | None:
+    def failure(self, flag: str = "--reasoning-effort") -> str | None:
         """Why there is nothing to use, in words; None where there is a text.  `flag` is the one that sets the reasoning
         effort: a reasoning model may use up all tokens before its first word."""
         if self.error is None and self.truncated and not self.text.strip():
