@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-KINDS = ("chat", "base", "system")
 FIELDS = {
     "edit": ("title", "text"),
     "reward": ("title", "text", "edit", "fence"),
@@ -58,17 +57,16 @@ class Prompts:
                     f"--prompt-file {self.user_file}: no such entry {purpose!r}; there are {', '.join(self._texts)}"
                 )
             named = entries if purpose == "edit" else {"": entries}
+            kinds = ("chat", "base") if purpose == "edit" else tuple(self._texts[purpose])
             if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
                 raise UserError(f"--prompt-file {self.user_file}: {purpose}: expected prompts by name")
             for name, texts in named.items():
                 if (
                     not isinstance(texts, dict)
-                    or not set(texts) <= set(KINDS)
+                    or not texts.keys() <= set(kinds)
                     or not all(isinstance(text, str) for text in texts.values())
                 ):
-                    raise UserError(
-                        f"--prompt-file {self.user_file}: {purpose} {name}: expected texts under chat and base"
-                    )
+                    raise UserError(f"{self._where(purpose, name)}: expected texts under {' and '.join(kinds)}")
                 for kind, text in texts.items():
                     if not text.strip() and kind != "system":
                         raise UserError(f"{self._where(purpose, name)} ({kind}): empty")

@@ -18,9 +18,19 @@ def read_yaml(path: str | Path, where: str) -> Any:
     """The file's content as plain data; `where` begins an error's line (`--config mine.yaml`).
 
     Aliases are refused: a few lines of them can stand for more data than any memory holds.  So is deep nesting, for
-    which PyYAML's time grows with the square of the depth.
+    which PyYAML's time grows with the square of the depth.  So is a key that its mapping has twice, of which PyYAML
+    would take the last.
     """
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
 
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -31,7 +41,7 @@ def read_yaml(path: str | Path, where: str) -> Any:
                 raise UserError(f"{where}: aliases (*name) are not read here; write the value out")
             if depth > _DEEPEST:
                 raise UserError(f"{where}: not YAML that can be read (nested too deeply)")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from None
     except UnicodeDecodeError as error:
