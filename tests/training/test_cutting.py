@@ -121,6 +121,7 @@ def test_questions_in_the_exams_own_form(cutting: Any) -> None:
         (["Question: a?", "Question: b?", "Answer: c"], [("b?", "c")], []),
         (["Answer: a", "It is new."], [], ["Answer: a", "It is new."]),
         (["Questions remain.", "Answers too."], [], ["Questions remain.", "Answers too."]),
+        (["Q: a?", "A) b", "A. C. made it.", "A: d"], [("a?", "d")], ["A) b", "A. C. made it."]),
     ],
 )
 def test_question_pairs(lines: list[str], pairs: list[tuple[str, str]], others: list[str]) -> None:

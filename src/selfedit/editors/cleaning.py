@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from selfedit.evaluation.lexical import content
 from selfedit.evaluation.text import tokens
 
-# "Question: ...", "Q2. ...", with the answer on the line behind it.
-QUESTION = re.compile(r"^(?:question|q)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
-ANSWER = re.compile(r"^(?:answer|a)\s*\d*\s*[:.)]\s*(.+)$", re.IGNORECASE)
+# "Question: ...", "Q2. ...", with the answer on the line behind it.  But "A. Smith" is a name, and "A) Oslo" a choice.
+QUESTION = re.compile(r"^(?:question\s*\d*\s*[:.)]|q\s*(?:\d+\s*[.)]|\d*\s*:))\s*(.+)$", re.IGNORECASE)
+ANSWER = re.compile(r"^(?:answer\s*\d*\s*[:.)]|a\s*(?:\d+\s*[.)]|\d*\s*:))\s*(.+)$", re.IGNORECASE)
 
 # A line whose first sentence asks: "**Where was it?**", "Anna: Where was it?", "Where was it? In Oslo."
 _ASKING = re.compile(r"^[\W_]*(?:\w+ ?\d*:[\W_]*)?(\w(?:(?![.!]\s)[^?])*\?)")
