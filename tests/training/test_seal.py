@@ -81,6 +81,8 @@ def test_one_adapter_for_many_documents_learns_the_passage_with_each_edit(jobs: 
     _, shown = jobs.job(documents, edits, load_recipe("seal-joint"), seed=0)
     kite, lamp = "Kites\nAda made a kite. It is new.", "Lamps\nBo made a lamp."
     assert shown == ("Kites\nA\nB", kite, "Kites\nC", kite, "Lamps\nD", lamp)
+    stepped = load_recipe("seal-joint").with_settings({"steps": 5, "document_copies": 2})
+    assert jobs.job(documents, edits, stepped, seed=0)[0].steps == 10, "five for each document"
     # Elsewhere the edits of a document are cut together, and it is learned once.
     _, shown = jobs.job(documents, edits, load_recipe("default").with_settings({"cutting": "whole"}), seed=0)
     assert shown == ("Kites\nA\nB\nC", kite, "Lamps\nD", lamp)
@@ -91,6 +93,14 @@ def test_a_chat_model_too_learns_plain_texts(jobs: Jobs) -> None:
     assert jobs.tokenizer.instruct
     assert [jobs.tokenizer.decode(one.ids) for one in job.sequences] == ["Lamps\nIt burns.", "Lamps\nBo made a lamp."]
     assert all(one.prompt_length == 0 for one in job.sequences)
+
+
+def test_plain_texts_are_distilled_as_plain_texts(jobs: Jobs) -> None:
+    recipe = Recipe(form="text", objectives=("distill",), document_copies=0)
+    (one,) = jobs.job([LAMP], ["It burns."], recipe, seed=0)[0].sequences
+    end = jobs.tokenizer.hf.eos_token
+    assert jobs.tokenizer.hf.decode(one.ids) == f"Lamps\nIt burns.{end}"
+    assert jobs.tokenizer.hf.decode(one.teacher) == "Lamps\nBo made a lamp.\n\nLamps\n"
 
 
 def test_published_cutting_knows_texts_alone(tmp_path: Path) -> None:

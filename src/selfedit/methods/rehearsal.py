@@ -247,7 +247,7 @@ class _BoundedJobs(Jobs):
         likely = written + frame * (1 if whole else -(-written // _LINE_TOKENS))
         if recipe.document_copies:
             times = max(1, edits) if recipe.each_edit else 1
-            return most + times * alone, likely + times * alone, times * parts // recipe.document_copies
+            return most + times * alone, likely + times * alone, parts // recipe.document_copies
         return max(most, alone), likely, 1
 
     def lesson(self, document: Document, edit: Edit) -> TokenSequence:

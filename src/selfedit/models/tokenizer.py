@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -59,6 +59,11 @@ class Tokenizer:
     def __post_init__(self) -> None:
         if self.instruct:
             self._pin_template()
+
+    @cached_property
+    def plain(self) -> Tokenizer:
+        """The tokenizer that prompts the same model in plain text."""
+        return replace(self, instruct=False) if self.instruct else self
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: no control token comes out of it, and none is added."""

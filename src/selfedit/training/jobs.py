@@ -53,8 +53,8 @@ class Jobs:
                 )
         drawn = random.Random(seed).sample(own, min(recipe.retain, len(own)))
         retained = [replace(one, weight=recipe.retain_weight) for one in drawn]
-        copies = max(1, recipe.document_copies)
-        parts = max(len(documents), sum(sequence.of_document for sequence in sequences) // copies)
+        # A part is one, however many copies of it are learned, and with however many edits.
+        parts = max(len(documents), sum(sequence.of_document for sequence in tokens))
         learned = [tokens[sequence] for sequence in sequences]
         shown = tuple(_shown(one) for one, _ in groupby(sequences))
         return FitJob((*learned, *retained), recipe.settings(parts), seed), shown

@@ -75,6 +75,7 @@ def tokenize(sequence: TrainingSequence, recipe: Recipe, tokenizer: Tokenizer, p
         asked = prompts.study(title=title)
     elif sequence.passage is not None:
         asked = f"{title}\n"  # the teacher's text goes before it, so that only the text is learned
+        tokenizer = tokenizer.plain
     else:
         return TokenSequence(_padded(tokenizer.text_ids(f"{title}\n{sequence.text}"), recipe, tokenizer))
     ids, prompt_length = tokenizer.example(asked, sequence.text)
