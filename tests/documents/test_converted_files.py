@@ -98,6 +98,12 @@ def test_html_is_read_in_its_encoding_without_scripts(tmp_path):
     assert (document.title, document.text) == ("Grüne See", "# Wellen\n\nSie rollen über **Öl**.")
 
 
+def test_a_title_over_several_lines_is_not_repeated_as_a_heading(tmp_path):
+    (tmp_path / "a.html").write_text("<title>\n  Grey\n  sea\n</title><body><h1>Grey sea</h1><p>Waves.</p></body>")
+    document = one(tmp_path / "a.html")
+    assert (document.title, document.text) == ("Grey sea", "Waves.")
+
+
 def test_text_from_right_to_left_and_text_without_spaces_is_read(tmp_path):
     write_docx(tmp_path / "ar.docx", [("Normal", "تغادر العبارة في الساعة التاسعة.")])
     (tmp_path / "ja.html").write_text("<title>港</title><body><p>渡し船は九時に出る。</p>", encoding="utf-8")

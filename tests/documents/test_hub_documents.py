@@ -73,9 +73,17 @@ def test_documents_without_answerable_questions_are_dropped_where_needed(hub):
 
 def test_rows_with_title_and_text_are_documents(hub):
     calls = hub(
-        [{"id": 12, "url": "u", "title": "Sea", "text": "Waves."}, {"id": None, "title": "Hill", "text": "Up."}]
+        [
+            {"id": 12, "url": "u", "title": "Sea", "text": "Waves."},
+            {"id": None, "title": "Hill", "text": "Up."},
+            {"id": 0, "title": "Dale", "text": "Down."},
+        ]
     )
-    assert load_documents("hf:wiki/pedia/20.en") == [Document("12", "Sea", "Waves."), Document("1", "Hill", "Up.")]
+    assert load_documents("hf:wiki/pedia/20.en") == [
+        Document("12", "Sea", "Waves."),
+        Document("1", "Hill", "Up."),
+        Document("0", "Dale", "Down."),
+    ]
     assert calls == [(("wiki/pedia", "20.en"), {"split": "train", "streaming": True})]
 
 
@@ -89,6 +97,7 @@ def test_rows_with_title_and_text_are_documents(hub):
         ([ConnectionError("Couldn't reach 'x/y' on the Hub")], "cannot be read .Couldn't reach"),
         ([RuntimeError("Dataset scripts are no longer supported, but found y.py")], "cannot be read .Dataset scripts"),
         ([ValueError("Bad split: z")], "cannot be read .Bad split"),
+        ([ImportError("install zstandard")], "cannot be read .install zstandard"),
         ([], "the dataset is empty"),
         ([{"label": 1, "words": "x"}], "columns label, words; needed are"),
         ([{"title": "T", "text": ""}], "row 1: text: is empty"),

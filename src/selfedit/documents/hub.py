@@ -43,7 +43,8 @@ def hub_documents(source: str, *, require_questions: bool, counts: Counter[str])
         yield from group_flat_rows(rows, require_questions=require_questions, counts=counts)
     elif {"title", "text"} <= columns:
         for n, (where, row) in enumerate(rows):
-            yield where, document_from_row({**row, "id": str(row.get("id") or n)}, where)
+            id = row.get("id")
+            yield where, document_from_row({**row, "id": str(n if id is None else id)}, where)
     else:
         raise UserError(
             f"{source}: columns {', '.join(sorted(columns))}; needed are title, context, question and answers (SQuAD),"
@@ -60,9 +61,7 @@ def _hub_rows(source: str, name: str, configuration: str | None, split: str) -> 
         rows = datasets.load_dataset(name, configuration, split=split, streaming=True)
         for n, row in enumerate(rows, 1):
             yield f"{source}, row {n}", row
-    # OSError: no network, no such dataset, no access; ValueError: no such configuration or split; RuntimeError: a
-    # dataset that is a script.
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # no network, no such split, a package that a format needs: each in its own way
         raise UserError(
             f"{source}: the dataset cannot be read ({reason(error)}); check its name and the network"
         ) from error
