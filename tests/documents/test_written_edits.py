@@ -109,6 +109,7 @@ def test_mistakes_get_one_line(file, rows, expected):
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     assert "no such file" in message(f"{tmp_path}/none.jsonl#me")
+    assert "no such file" in message(f"{'x' * 1000}#me")
     assert "is a folder" in message(tmp_path)
     assert "no writer after #" in message("news#")
 

@@ -5,6 +5,7 @@ Two layouts are read: document rows with "edits", and rows of one edit each.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -61,9 +62,9 @@ def load_edits(spec: str | Path) -> WrittenEdits:
             by_writer = _read(path)
     else:
         path = Path(name).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{name}: is a folder; edits are read from one .jsonl file")
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{name}: no such file; give edits as a .jsonl file, or `news` for the built-in ones")
         by_writer = _read(path)
 
@@ -81,7 +82,7 @@ def load_edits(spec: str | Path) -> WrittenEdits:
 def _parse(spec: str) -> tuple[str, str | None]:
     """File and writer; a "#" that belongs to an existing file's name names no writer."""
     name, mark, writer = spec.rpartition("#")
-    if not mark or Path(spec).expanduser().exists():
+    if not mark or os.path.exists(os.path.expanduser(spec)):
         return spec, None
     if not writer:
         raise UserError(f"{spec}: no writer after #; write FILE#WRITER or FILE")

@@ -27,8 +27,8 @@ def local_path(name: str) -> str | Path:
     """
     if name in MODELS:
         return bundled_folder(name)
-    if name and Path(name).is_dir():
-        if not any((Path(name) / file).is_file() for file in (_CONFIG, "tokenizer_config.json")):
+    if os.path.isdir(name):  # False for a name that is too long, and below a folder that may not be searched
+        if not any(os.path.isfile(Path(name) / file) for file in (_CONFIG, "tokenizer_config.json")):
             raise UserError(f"model {name}: not a local folder with a causal language model ({_CONFIG} is missing)")
         return name
     if not _HUB_NAME.fullmatch(name) or ".." in name:
@@ -43,7 +43,7 @@ def public_name(name: str) -> str:
     """What others' tools load a model by: the hub's name of a bundled one, a folder's whole path."""
     if name in MODELS:
         return MODELS[name].origin
-    return os.path.abspath(name) if Path(name).is_dir() else name
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 @functools.lru_cache(maxsize=32)
