@@ -16,7 +16,6 @@ from selfedit.errors import UserError
         ("retrieval:01", EditorSpec("retrieval", "1"), "retrieval:1"),
         ("self", EditorSpec("self"), "self"),
         ("self:questions", EditorSpec("self", "questions"), "self:questions"),
-        ("self:prompts/mine.txt", EditorSpec("self", "prompts/mine.txt"), "self:mine"),
         ("model:qwen2.5-coder-1.5b", EditorSpec("model", "qwen2.5-coder-1.5b"), "model:qwen2.5-coder-1.5b"),
         ("model:org/small:self-qa", EditorSpec("model", "org/small", prompt="self-qa"), "model:org/small:self-qa"),
         ("model:/a/b/v1.5", EditorSpec("model", "/a/b/v1.5"), "model:v1.5"),

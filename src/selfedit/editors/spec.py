@@ -17,7 +17,7 @@ FORMS = (
     "none, open-book, retrieval[:K], passage, self, self:PROMPT, model:NAME[:PROMPT], replay:FILE[#writer], api:MODEL"
 )
 
-RETRIEVED = "3"  # documents that `retrieval` shows if it is not told how many (README.md says why)
+RETRIEVED = "3"  # documents that `retrieval` shows if it is not told how many (docs/compare.md says why)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class EditorSpec:
         if not self.argument:
             return self.kind
         short = self.argument
-        if self.kind == "replay" or (self.kind == "self" and "/" in short):
+        if self.kind == "replay":
             short = PurePath(short).stem
         if self.kind == "model" and (short.count("/") > 1 or short.startswith((".", "/"))):  # no name on the hub
             short = PurePath(short).name or short
