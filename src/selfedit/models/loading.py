@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from selfedit.errors import UserError, reason
-from selfedit.models.bundled import NAME
+from selfedit.models.bundled import DEFAULT
 from selfedit.models.finding import local_path
 from selfedit.models.kind import is_chat_model
 from selfedit.models.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def load_tokenizer(name: str, *, instruct: bool | None = None, trust_remote_code
 
 
 def load_model(
-    name: str = NAME,
+    name: str = DEFAULT,
     *,
     device: str | torch.device | None = None,
     dtype: str = "auto",
