@@ -182,7 +182,7 @@ def test_edits_whose_rating_was_given_up_have_none(small_train: dict[str, Any]) 
     pool = CountingPool(settings.model)
     pool.gives_up = lambda task: task.id.startswith("ratings")
     refused(lambda: train(settings, pool=pool), r"round 1: no edit was kept, and 12 fits or ratings were given up")
-    assert list(events(settings.out, "unreadable ratings").values()) == ["round 1: 12 of 12 ratings could not be read"]
+    assert events(settings.out, "unreadable ratings") == {"round 1": "12 of 12 ratings could not be read"}
 
 
 def test_what_nothing_can_be_done_without_stops_with_one_line_and_is_tried_again(

@@ -71,8 +71,8 @@ def test_an_api_judges_ratings_are_rewards_and_are_compared_with_real_fits(
         scores: dict[str, list[float]] = {}
         for answer in store.scored_answers("lexical", condition="train"):
             scores.setdefault(str(answer.edit_id), []).append(answer.score or 0.0)
-        assert [event.message for event in store.events("unreadable ratings")] == [
-            "round 1: 3 of 18 ratings could not be read"
+        assert [(event.subject, event.message) for event in store.events("unreadable ratings")] == [
+            ("round 1", "3 of 18 ratings could not be read (most often: no number from 0 to 10: Splendid!)")
         ]
         ledger = [line for line in store.costs() if line.model == "some-judge"]
     assert len(pool.fits) == len(scores) == 6, "only the sample is really fitted"
@@ -108,11 +108,24 @@ def test_the_local_model_can_be_the_judge(small_train: dict[str, Any], monkeypat
     assert summary.rounds[0].kept_edits
 
 
-def test_where_nothing_is_rated_the_run_says_so(small_train: dict[str, Any], server: Any) -> None:
-    server.reply = lambda body: reply("no comment")
-    settings = judged(small_train, judge="some-judge", api_base=server.url)
-    with pytest.raises(UserError, match="round 1: no edit was kept"):
+def test_where_nothing_is_rated_the_run_says_why_and_asks_again(small_train: dict[str, Any], server: Any) -> None:
+    def think(body: dict[str, Any]) -> dict[str, Any]:
+        answer = reply("")
+        answer["choices"][0]["finish_reason"] = "length"
+        return answer
+
+    server.reply = think
+    settings = judged(small_train, judge="thinker", api_base=server.url)
+    told = r"round 1: no edit was kept: 18 of 18 ratings could not be read .*: --judge-reasoning-effort low leaves some"
+    with pytest.raises(UserError, match=told):
         train(settings)
+    asked = len(server.completions)
+    # What could not be read is no answer from then on: the same command asks again.
+    server.reply = lambda body: reply(str(len(notes_in(body["messages"][-1]["content"])) % 10))
+    assert train(settings).rounds[0].kept_edits
+    assert len(server.completions) == 2 * asked
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        assert not store.events("unreadable ratings")
 
 
 def test_a_judge_without_a_key_is_missed_before_any_work(

@@ -10,7 +10,7 @@ from selfedit.errors import UserError
 from selfedit.execution.tasks import Fit, FitTask, TaskResult
 from selfedit.methods.policies import is_whole, write_adapter
 from selfedit.methods.resuming import GIVEN_UP, execute, stop_at_failure
-from selfedit.methods.rewards import TRAIN
+from selfedit.methods.rewards import TRAIN, UNREAD
 from selfedit.methods.run import Run
 from selfedit.methods.settings import TrainSettings
 from selfedit.runs.records import CostRecord
@@ -73,6 +73,9 @@ def _nothing_kept(run: Run, settings: TrainSettings, round: int) -> UserError:
             f"round {round}: no edit was kept, and {len(given_up)} fits or ratings were given up (the last:"
             f" {given_up[-1].message}); the same command tries them again"
         )
+    unread = [event.message for event in run.store.events(UNREAD) if event.subject == f"round {round}"]
+    if unread and not any(e.reward is not None for e in run.store.edits(round=round, writer=TRAIN)):
+        return UserError(f"round {round}: no edit was kept: {unread[0]}")
     if settings.reward == "likelihood" and not any(e.reward for e in run.store.edits(round=round, writer=TRAIN)):
         return UserError(
             f"round {round}: --reward likelihood: the model answers no question rightly with the document in its prompt"

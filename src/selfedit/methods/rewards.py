@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,17 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.errors import reason
 from selfedit.evaluation.statistics import spearman
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.resuming import completer
 from selfedit.methods.run import Run
 from selfedit.methods.settings import TrainSettings
+from selfedit.text import one_line
 
 TRAIN = "train"  # the condition under which edits of training documents and their fits are stored
+UNREAD = "unreadable ratings"  # the kind of an event; its subject is the round
 _REPLY_TOKENS = 8
 _NUMBER = re.compile(r"\s*(10|[0-9])(?:\.0)?(?:\s*/\s*10)?\s*\.?\s*")
 
@@ -70,12 +74,24 @@ def judged_rewards(
     round = edits[0].round if edits else 0
     by_id = {document.id: document for document in documents}
     prompts = {edit.id: _prompt(run, by_id[edit.document_id], edit) for edit in edits}
+    reasons: Counter[str] = Counter()  # why there is no rating
+
+    def keep(id: str, reply: str, failure: str | None = None) -> None:
+        if failure is None and (rating := read_rating(reply)) is not None:
+            run.store.set_rewards({id: rating})
+        else:
+            reasons[failure or f"no number from 0 to 10: {reason(reply.strip() or '(empty)')}"] += 1
+
     rate = _rate_by_api if settings.judge is not None else _rate_by_model
-    rate(run, settings, prompts, {edit.id for edit in edits if edit.reward is not None}, round)
+    rate(run, settings, prompts, {edit.id for edit in edits if edit.reward is not None}, round, keep)
     rated = {edit.id: edit.reward for edit in run.store.edits(round=round, writer=TRAIN) if edit.reward is not None}
     if len(rated) < len(edits):
-        unread = len(edits) - len(rated)
-        run.warn("unreadable ratings", f"round {round}: {unread} of {len(edits)} ratings could not be read")
+        commonest = "".join(f" (most often: {told})" for told, _ in reasons.most_common(1))
+        message = one_line(f"{len(edits) - len(rated)} of {len(edits)} ratings could not be read{commonest}")
+        run.store.set_event(UNREAD, f"round {round}", message)
+        run.progress.note(f"round {round}: {message}")
+    else:
+        run.store.drop_event(UNREAD, f"round {round}")
     sample = sorted(rated, key=lambda id: run.seed("judge sample", id))[: settings.judge_sample]
     fitted = [edit for edit in edits if edit.id in sample]
     real = _mean_scores(run, settings, documents, fitted, policy, "check of the judge")
@@ -121,20 +137,17 @@ def _prompt(run: Run, document: Document, edit: Edit) -> str:
     return run.prompts.reward(title=document.title, text=document.text, edit=edit.text, fence=fence)
 
 
-def _keep_rating(run: Run, id: str, reply: str) -> None:
-    if (rating := read_rating(reply)) is not None:
-        run.store.set_rewards({id: rating})
-
-
-def _rate_by_model(run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int) -> None:
+def _rate_by_model(
+    run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int, keep: Callable[..., None]
+) -> None:
     tokenizer = run.workers.tokenizer
     requests = {
         id: [DecodeRequest(tuple(tokenizer.prompt_ids(prompt)), _REPLY_TOKENS, tokenizer.stop_ids)]
         for id, prompt in prompts.items()
     }
 
-    def keep(id: str, completions: Sequence[Completion], seconds: float) -> None:
-        _keep_rating(run, id, tokenizer.decode(completions[0].ids))
+    def keep_completion(id: str, completions: Sequence[Completion], seconds: float) -> None:
+        keep(id, tokenizer.decode(completions[0].ids))
 
     complete = completer(
         run,
@@ -143,20 +156,21 @@ def _rate_by_model(run: Run, settings: TrainSettings, prompts: Mapping[str, str]
         phase=f"round {round}: rating {len(prompts)} edits",
         size=lambda: run.workers.task_size,
     )
-    complete(requests, done, keep)
+    complete(requests, done, keep_completion)
 
 
-def _rate_by_api(run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int) -> None:
+def _rate_by_api(
+    run: Run, settings: TrainSettings, prompts: Mapping[str, str], done: set[str], round: int, keep: Callable[..., None]
+) -> None:
     asked = {id: prompt for id, prompt in prompts.items() if id not in done}
     if not asked:
         return
     ids, model = list(asked), str(settings.judge)
 
-    def keep(number: int, result: ApiResult) -> None:
+    def keep_reply(number: int, result: ApiResult) -> None:
         run.progress.advance(1)
         run.ledger.book("edits", model, model, result, round)
-        if result.error is None:
-            _keep_rating(run, ids[number], result.text)
+        keep(ids[number], result.text, result.failure("--judge-reasoning-effort"))
 
     run.progress.begin(f"round {round}: rating {len(prompts)} edits", len(asked))
     run.client(model, "judge").complete(
@@ -164,5 +178,7 @@ def _rate_by_api(run: Run, settings: TrainSettings, prompts: Mapping[str, str], 
             ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=_REPLY_TOKENS, temperature=0.0)
             for prompt in asked.values()
         ],
-        keep,
+        keep_reply,
+        # An edit that is rated again must not get a reply again that could not be read.
+        accept=lambda result: result.error is None and read_rating(result.text) is not None,
     )
