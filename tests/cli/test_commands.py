@@ -25,6 +25,7 @@ from selfedit.methods.ask import Asker
 from selfedit.methods.settings import TrainSettings
 from selfedit.prompts import Prompts
 from selfedit.reports import plots, report
+from selfedit.runs.store import Store
 from tiny_world import FEW_WORDS, rows, write_rows
 
 Run = Callable[..., Any]
@@ -515,7 +516,8 @@ LABELLED = [
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Path:
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # where a judge's replies are kept
     return write_rows(tmp_path / "answers.jsonl", LABELLED)
 
 
@@ -538,9 +540,9 @@ def test_grade_check_compares_with_labels(run: Run, answers: Path) -> None:
     assert found["agreement"] == 0.75
     assert found["bias"] == pytest.approx(-0.25)
     assert found["kappa"] == pytest.approx(0.5)
-    assert len(found["kappa_ci95"]) == 2
+    assert found["kappa_ci95"] is None
     text = run("grade", "check", answers, "--grader", "lexical").out
-    for words in ("agreement: 75.0%", "kappa:     0.500", "bias:      -25.00 points", "labelled right"):
+    for words in ("agreement: 75.0%", "kappa:     0.500 (no interval", "bias:      -25.00 points", "labelled right"):
         assert words in text
     assert run("grade", "check", answers).code == 0
 
@@ -549,6 +551,29 @@ def test_grade_by_a_judge(run: Run, answers: Path, server: Any) -> None:
     server.reply = lambda body: reply(json.dumps({"verdict": "yes" if "flying toy" in str(body) else "no"}))
     result = run("grade", answers, "--grader", "judge:marker", "--api-base", server.url, "--json")
     assert json.loads(result.out)["right"] == 1
+
+
+def test_a_judges_replies_are_kept_as_they_come(
+    run: Run, answers: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reply of four cannot be read; then Ctrl-C comes while the last is kept."""
+    kept, keep = [], Store.put
+
+    def interrupted(store: Store, key: str, *words: Any) -> None:
+        kept.append(key)
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+        keep(store, key, *words)
+
+    monkeypatch.setattr(Store, "put", interrupted)
+    server.reply = lambda body: reply("perhaps" if "flying toy" in str(body) else json.dumps({"verdict": "no"}))
+    words = ["grade", answers, "--grader", "judge:marker", "--api-base", server.url, "--json"]
+    result = run(*words)
+    assert (result.code, result.err) == (130, "selfedit: interrupted; the same command goes on from here\n")
+    assert len(server.completions) == 4
+    assert json.loads(run(*words).out) == {"n": 4, "right": 0, "wrong": 3, "ungraded": 1, "accuracy": 0.0}
+    assert len(server.completions) == 5, "only what could not be read is asked again"
+    assert (answers.parent / "runs" / "grade").stat().st_mode & 0o777 == 0o700, "the answers are in it"
 
 
 def test_a_judge_that_spends_its_tokens_on_reasoning_says_what_helps(run: Run, answers: Path, server: Any) -> None:

@@ -337,6 +337,7 @@ def test_train_with_too_few_documents(
         (["export", "nowhere", "out"], "nowhere: no such folder"),
         (["grade", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["grade", "check", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["grade", "check", "nowhere.jsonl", "--out", "a"], "--out: `grade check` writes no rows"),
         (["grade", "a", "b", "c"], "give one file: `selfedit grade FILE`"),
         (["cost"], "nothing to price: give --model with tokens"),
         (["cost", "--model", "gpt-99", "--input-tokens", "5"], "gpt-99"),
@@ -353,9 +354,11 @@ def test_other_commands(mistake: Mistake, words: list[str], says: str) -> None:
 def test_grading_without_a_key_or_a_server(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "answers.jsonl"
     file.write_text('{"title": "t", "question": "Who?", "gold": "Ada", "answer": "Bo"}\n')
     assert "no API key for model 'gpt-4.1'" in mistake("grade", file, "--grader", "judge:gpt-4.1")
+    assert not (tmp_path / "runs").exists()
     command = ["grade", file, "--grader", "judge:m", "--api-base", "http://127.0.0.1:9/v1"]
     assert "http://127.0.0.1:9/v1" in mistake(*command, after_loading=True)
     file.write_text('{"title": "t", "question": "Who?", "gold": "Ada"}\n')

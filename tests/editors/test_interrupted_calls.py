@@ -158,7 +158,9 @@ def test_control_c_ends_a_command_whose_server_drips(server: FakeServer, tmp_pat
     row = {"title": "T", "question": "Who?", "gold": "Ada", "answer": "Ada made it"}
     rows.write_text("".join(json.dumps(row | {"answer": f"Ada {n}"}) + "\n" for n in range(3)))
     command = [sys.executable, "-m", "selfedit", "grade", str(rows), "--grader", "judge:m", "--api-base", server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen, cwd=tmp_path
+    )
     try:
         for _ in range(3):
             assert server.arrived.acquire(timeout=60)
@@ -168,7 +170,7 @@ def test_control_c_ends_a_command_whose_server_drips(server: FakeServer, tmp_pat
         process.kill()
     assert process.returncode == 130
     assert out == ""
-    assert err.splitlines()[-1] == "selfedit: interrupted", "nothing is kept of it"
+    assert err.splitlines()[-1] == "selfedit: interrupted; the same command goes on from here"
     assert "3 calls of 'm' were cut off" in err
     assert "Traceback" not in err
 

@@ -106,11 +106,15 @@ def test_the_report_counts_what_it_says(tmp_path: Path) -> None:
     # Chance: 3/5 labelled right, 3/5 said right.
     assert report.kappa == pytest.approx((0.6 - 0.52) / 0.48)
     assert report.bias == pytest.approx(2.8 / 5 - 3 / 5)
-    assert report.kappa_ci95[0] <= report.kappa <= report.kappa_ci95[1]
-    assert report.bias_ci95[0] <= report.bias <= report.bias_ci95[1]
+    assert report.kappa_ci95 is report.bias_ci95 is None, "three questions give no interval"
     plain = json.loads(json.dumps(asdict(report)))
     assert {"agreement", "kappa", "kappa_ci95", "bias", "n"} <= set(plain)
-    assert isinstance(plain["kappa_ci95"], list)
+    many = [row.model_copy(update={"question": f"{n}/{k}"}) for n, row in enumerate(rows[:5]) for k in range(8)]
+    found = check_grader(Scripted([score for score in (0.9, 0.8, 0.3, 0.2, 0.6) for _ in range(8)]), many)
+    assert (found.questions, found.kappa, found.bias) == (40, pytest.approx(report.kappa), pytest.approx(report.bias))
+    for figure, ci95 in ((found.kappa, found.kappa_ci95), (found.bias, found.bias_ci95)):
+        assert ci95 is not None
+        assert ci95[0] < figure < ci95[1]
 
 
 def test_nothing_graded_is_an_error(tmp_path: Path) -> None:

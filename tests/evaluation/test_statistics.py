@@ -325,8 +325,20 @@ def test_the_interval_of_kappa_widens_with_clusters() -> None:
     said = np.repeat(np.where(rng.random(50) < 0.8, truth[::8], ~truth[::8]), 8)
     rows = bootstrap_interval(counts(truth, said), [str(i) for i in range(400)], kappa)
     clusters = bootstrap_interval(counts(truth, said), [str(i // 8) for i in range(400)], kappa)
-    assert rows.mean == clusters.mean == kappa_of(truth, said)
-    assert clusters.lo < rows.lo <= rows.mean <= rows.hi < clusters.hi
+    assert rows[0] == clusters[0] == kappa_of(truth, said)
+    assert rows[1] is not None
+    assert clusters[1] is not None
+    assert clusters[1][0] < rows[1][0] <= rows[0] <= rows[1][1] < clusters[1][1]
+
+
+def test_few_questions_or_equal_ones_give_no_interval() -> None:
+    truth, said = np.arange(24) % 2 == 0, np.arange(24) % 3 == 0
+    for clusters, known in ((5, False), (6, True)):
+        mean, interval = bootstrap_interval(counts(truth, said), [str(i % clusters) for i in range(24)], kappa)
+        assert mean == kappa_of(truth, said)
+        assert (interval is not None) == known
+    # 24 of 24 alike: no draw can differ, which is no certainty.
+    assert bootstrap_interval(counts(truth, truth), [str(i) for i in range(24)], kappa) == (1.0, None)
 
 
 def test_the_draws_are_the_seeds_alone() -> None:

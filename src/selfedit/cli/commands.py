@@ -241,6 +241,8 @@ def _grade(arguments: argparse.Namespace) -> Any:
 
     words = arguments.words
     if len(words) == 2 and words[0] == "check":
+        if arguments.out:
+            raise UserError("--out: `grade check` writes no rows; leave it out, or `check`")
         return check_file(arguments, Path(words[1]), lambda text: _say(arguments, text))
     if len(words) != 1:
         raise UserError("give one file: `selfedit grade FILE`, or `selfedit grade check FILE`")

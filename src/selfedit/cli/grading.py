@@ -6,27 +6,32 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from selfedit.cli import interrupt
 from selfedit.errors import UserError
 from selfedit.evaluation.check import check_grader, read_graded_rows
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.judge import Ask, api_judge, local_judge
 
+REPLIES = Path("runs/grade")  # where replies of an API are kept as they come: the same command asks for the rest
+
 
 def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], None]) -> Any:
     """Agreement of a grader with labelled rows."""
-    report = check_grader(_grader(arguments), read_graded_rows(path))
-    low, high = report.kappa_ci95
+    rows = read_graded_rows(path)
+    with _grader(arguments) as grader:
+        report = check_grader(grader, rows)
     say(
         f"{report.n} answers to {report.questions} questions, {report.grader} against the labels\n"
         f"agreement: {report.agreement:.1%}\n"
-        f"kappa:     {report.kappa:.3f} (95 % interval {low:.3f} to {high:.3f})\n"
-        f"bias:      {100 * report.bias:+.2f} points of accuracy\n"
+        f"kappa:     {report.kappa:.3f} ({_interval(report.kappa_ci95, '.3f')})\n"
+        f"bias:      {100 * report.bias:+.2f} points of accuracy ({_interval(report.bias_ci95, '+.2f', 100)})\n"
         f"ungraded:  {report.ungraded}\n"
         "                 graded right  graded wrong"
     )
@@ -36,6 +41,12 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
     return asdict(report)
 
 
+def _interval(ci95: tuple[float, float] | None, form: str, scale: float = 1.0) -> str:
+    if ci95 is None:
+        return "no interval: too few questions, or all alike"
+    return f"95 % interval {scale * ci95[0]:{form}} to {scale * ci95[1]:{form}}"
+
+
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     """Writes each row with `value` and `score`; returns counts."""
     from selfedit.runs.files import check_writable, write_atomically
@@ -43,7 +54,8 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     rows = read_graded_rows(path, labelled=False)
     if arguments.out:
         check_writable(Path(arguments.out))  # before a judge is paid
-    grades = _grader(arguments).grade([row.item for row in rows])
+    with _grader(arguments) as grader:
+        grades = grader.grade([row.item for row in rows])
     lines = "".join(
         json.dumps(
             {
@@ -74,22 +86,28 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
     return {"n": len(rows), **{value: counts[value] for value in ("right", "wrong", "ungraded")}, "accuracy": accuracy}
 
 
-def _grader(arguments: argparse.Namespace) -> Grader:
+@contextmanager
+def _grader(arguments: argparse.Namespace) -> Iterator[Grader]:
     model = judge_model(arguments.grader)
     if model is None:
-        return make_grader(arguments.grader)
+        yield make_grader(arguments.grader)
+        return
     if (engine := engine_judge(model)) is not None:
         if not engine:
             raise UserError("--grader judge:local is a run's own model; here name one: judge:model:NAME")
-        return make_grader(arguments.grader, complete=_engine(engine))
+        yield make_grader(arguments.grader, complete=_engine(engine))
+        return
     from selfedit.editors.api import ApiClient
     from selfedit.editors.endpoint import Endpoint
+    from selfedit.runs.files import begin_privately
     from selfedit.runs.store import Store
 
-    client = ApiClient(
-        model, Endpoint(base_url=arguments.api_base, effort=arguments.judge_reasoning_effort), store=Store(None)
-    )
-    return make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
+    endpoint = Endpoint(base_url=arguments.api_base, effort=arguments.judge_reasoning_effort)
+    endpoint.address(model)  # a missing key is told before anything is written
+    begin_privately(REPLIES)
+    with Store(REPLIES / "replies.sqlite") as store, closing(ApiClient(model, endpoint, store=store)) as client:
+        interrupt.resumable = True
+        yield make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
 
 
 def _engine(name: str) -> Ask:

@@ -41,7 +41,7 @@ class GraderReport:
 
     `confusion[label][grade]` are counts, with label and grade `right` or `wrong`.  `bias` is the mean score minus the
     share of rows labelled right: what the grader adds to an accuracy (0.01 = one point too high).  Intervals are 95 %,
-    by bootstrap over questions."""
+    by bootstrap over questions (None: these are too few, or all alike)."""
 
     grader: str
     n: int
@@ -49,9 +49,9 @@ class GraderReport:
     questions: int
     agreement: float
     kappa: float
-    kappa_ci95: tuple[float, float]
+    kappa_ci95: tuple[float, float] | None
     bias: float
-    bias_ci95: tuple[float, float]
+    bias_ci95: tuple[float, float] | None
     confusion: dict[str, dict[str, int]]
 
 
@@ -82,8 +82,8 @@ def check_grader(grader: Grader, rows: Sequence[GradedRow]) -> GraderReport:
     said = np.asarray([grade.value == "right" for _, grade in graded], dtype=np.float64)
     excess = np.asarray([grade.score for _, grade in graded]) - labels
     ones = np.ones(len(graded))
-    agreed, *kappa_ci95 = bootstrap_interval(np.stack([labels * said, labels, said, ones]), questions, kappa)
-    bias, *bias_ci95 = bootstrap_interval(np.stack([excess, ones]), questions, lambda sums: sums[0] / sums[1])
+    agreed, kappa_ci95 = bootstrap_interval(np.stack([labels * said, labels, said, ones]), questions, kappa)
+    bias, bias_ci95 = bootstrap_interval(np.stack([excess, ones]), questions, lambda sums: sums[0] / sums[1])
     names = {True: "right", False: "wrong"}
     confusion = {label: dict.fromkeys(names.values(), 0) for label in names.values()}
     for row, grade in graded:
@@ -95,8 +95,8 @@ def check_grader(grader: Grader, rows: Sequence[GradedRow]) -> GraderReport:
         questions=len(set(questions)),
         agreement=float((labels == said).mean()),
         kappa=agreed,
-        kappa_ci95=(kappa_ci95[0], kappa_ci95[1]),
+        kappa_ci95=kappa_ci95,
         bias=bias,
-        bias_ci95=(bias_ci95[0], bias_ci95[1]),
+        bias_ci95=bias_ci95,
         confusion=confusion,
     )

@@ -150,10 +150,8 @@ def accuracy_ratio(
     first: Mapping[str, DocumentScore], second: Mapping[str, DocumentScore]
 ) -> tuple[float, tuple[float, float] | None]:
     """Accuracy of `second` over accuracy of `first`, on the documents that both have graded answers for, and its
-    interval: a percentile bootstrap over documents (Efron & Tibshirani 1993), each drawn with both of its exams.
-
-    None stands for an interval that the documents do not give: fewer than `LEAST_DOCUMENTS`, no variation among draws,
-    or draws in which `first` has nothing right.  Raises ValueError where the documents have no ratio."""
+    bootstrap interval over documents, each drawn with both of its exams: none where in some draws `first` has nothing
+    right, and as `bootstrap_interval`.  Raises ValueError where the documents have no ratio."""
     common = sorted(d for d in first if d in second and first[d].graded > 0 and second[d].graded > 0)
     columns = np.asarray([(*first[d], *second[d]) for d in common], dtype=np.float64).reshape(-1, 4).T
 
@@ -163,21 +161,29 @@ def accuracy_ratio(
 
     if not columns[0].sum() > 0:
         raise ValueError("no document of which anything was answered rightly: there is no ratio")
-    if len(common) < LEAST_DOCUMENTS:
-        return float(ratio(columns.sum(axis=1))), None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean, low, high = bootstrap_interval(columns, common, ratio)
-    return mean, (low, high) if np.isfinite(high) and high - low > 1e-12 else None
+    return bootstrap_interval(columns, common, ratio)
 
 
-def bootstrap_interval(columns: Floats, clusters: Sequence[str], statistic: Callable[[Floats], Floats]) -> Interval:
-    """A statistic of sums over rows, with its 95 % interval by bootstrap over clusters of rows (those of one question,
-    say).  `statistic` is given the sums of the `columns` [K, rows], as [K] or [K, B]."""
+def bootstrap_interval(
+    columns: Floats, clusters: Sequence[str], statistic: Callable[[Floats], Floats]
+) -> tuple[float, tuple[float, float] | None]:
+    """A statistic of sums over rows, and its 95 % interval: a percentile bootstrap (Efron & Tibshirani 1993) over
+    clusters of rows (those of one question, say).  `statistic` is given the sums of the `columns` [K, rows], as [K] or
+    [K, B].
+
+    None stands for an interval that the clusters do not give: fewer than `LEAST_DOCUMENTS`, no variation among draws,
+    or draws without a value."""
     _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.stack([np.bincount(inverse, weights=column) for column in columns])
-    draws = bootstrap(len(sums[0]), lambda index: statistic(np.stack([column[index].sum(axis=1) for column in sums])))
-    lo, hi = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(statistic(sums.sum(axis=1))), float(lo), float(hi))
+    mean = float(statistic(sums.sum(axis=1)))
+    if len(sums[0]) < LEAST_DOCUMENTS:
+        return mean, None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = bootstrap(
+            len(sums[0]), lambda index: statistic(np.stack([column[index].sum(axis=1) for column in sums]))
+        )
+        lo, hi = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return mean, (float(lo), float(hi)) if np.isfinite(hi) and hi - lo > 1e-12 else None
 
 
 def _rates(pairs: Floats) -> Floats:
