@@ -7,22 +7,27 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from counting_pool import CountingPool, blow_up
 from making import Make
 
-from selfedit.documents import Question
+from selfedit.documents import Document, Question
 from selfedit.errors import UserError
 from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.evaluation.grading import Grading
+from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.methods.compare import compare
 from selfedit.methods.plan import plan
 from selfedit.methods.settings import CompareSettings
+from selfedit.methods.summarise import forgetting
 from selfedit.reports import build_report
 from selfedit.reports.report import report
+from selfedit.runs.records import Answer, FitRecord
 from selfedit.runs.store import Store
-from selfedit.runs.summary import Summary
+from selfedit.runs.summary import ForgettingSummary, Summary
 from summary_fields import undeclared
 from tiny_world import SMALL, rows, write_rows
 
@@ -322,6 +327,32 @@ def test_forgetting_is_the_share_of_what_was_known_before(
     assert line.lost == pytest.approx(1 - kept / 4)
     # General questions are no part of the exam's score.
     assert summary.conditions[1].graded == 4
+
+
+def test_what_was_lost_has_an_interval_over_documents_and_of_one_adapter_over_questions() -> None:
+    def lost(*fits: tuple[str | None, int]) -> ForgettingSummary:
+        """Of adapters by document and replicate, those of the first two documents have lost all."""
+        with Store(None) as store:
+            store.add_documents([Document(f"d{k}", "", "Text.", ()) for k in range(6)])
+            asked = [Question(f"general|{k}", "Is it?", ("yes",)) for k in range(12)]
+            store.add_general_questions(asked)
+            for id, replicate in fits:
+                said = "no" if id in ("d0", "d1") else "yes"
+                given = tuple(Answer(question.id, said, 1) for question in asked)
+                store.record_fits([FitRecord("passage", replicate, document_id=id, steps=1, answers=given)])
+            run: Any = SimpleNamespace(store=store, grading=Grading(store, LexicalGrader()))
+            run.grading.grade()
+            (found,) = forgetting(run, ["none", "passage"], routed=False)
+            return found
+
+    once = lost(*((f"d{d}", 0) for d in range(6)))
+    often = lost(*((f"d{d}", r) for d in range(6) for r in range(5)))
+    assert (once.asked, once.lost, often.asked, often.lost) == (72, pytest.approx(1 / 3), 360, pytest.approx(1 / 3))
+    assert once.ci95 == pytest.approx(often.ci95), "five adapters of a document are no five documents"
+    joint = lost((None, 0))
+    assert (joint.asked, joint.lost) == (12, 0)
+    assert joint.ci95 is not None
+    assert joint.ci95[1] < 0.4, "questions are what was sampled, not adapters"
 
 
 def test_a_base_model_is_prompted_in_plain_text_and_answers_in_one_line(

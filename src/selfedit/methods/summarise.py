@@ -147,17 +147,17 @@ def forgetting(run: Run, conditions: Sequence[str], *, routed: bool) -> list[For
     """Of the general questions that the model answered before, how many each condition's adapters still answer, and how
     far they have moved on texts of the model's own.
 
-    The interval of the first takes adapters for what was sampled, each of which was asked its own sample of those
-    questions (questions, where each was routed to one adapter, or none); that of the second documents.
+    Both intervals are over documents, whose adapters count together; where there is no adapter for each, that of the
+    first is over questions (`general_scores`).
     """
     found = []
     for name in conditions:
         if name == "none":
             continue
         figures: dict[str, Any] = {}
-        if by_fit := general_scores(run, [name], by_question=routed):
-            asked, kept = (int(sum(score[k] for score in by_fit.values())) for k in (1, 0))
-            mean, low, high = accuracy_interval(by_fit)
+        if scores := general_scores(run, [name], routed=routed):
+            asked, kept = (int(sum(score[k] for score in scores.values())) for k in (1, 0))
+            mean, low, high = accuracy_interval(scores)
             figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
         moved: dict[str, list[float]] = {}
         for fit in run.store.fits(condition=name):
@@ -173,13 +173,21 @@ def forgetting(run: Run, conditions: Sequence[str], *, routed: bool) -> list[For
     return found
 
 
-def general_scores(run: Run, conditions: Sequence[str], *, by_question: bool = False) -> dict[str, DocumentScore]:
-    """How many general questions each fit of these conditions answered rightly, of those graded, by fit."""
-    return pooled(
-        (answer.question_id if by_question else answer.fit_id, DocumentScore(answer.value == "right", 1))
+def general_scores(run: Run, conditions: Sequence[str], *, routed: bool = False) -> dict[str, DocumentScore]:
+    """How many general questions the adapters of these conditions answered rightly, of those graded, by the document
+    that an adapter learned; by question, where questions were routed to adapters, or all adapters learned the same
+    (one adapter for all documents)."""
+    learned = {fit.id: fit.document_id for name in conditions for fit in run.store.fits(condition=name)}
+    answers = [
+        answer
         for name in conditions
         for answer in run.store.scored_answers(run.grading.name, condition=name)
         if answer.document_id is None and answer.score is not None
+    ]
+    by_question = routed or len({learned[answer.fit_id] for answer in answers}) < 2
+    return pooled(
+        (answer.question_id if by_question else str(learned[answer.fit_id]), DocumentScore(answer.value == "right", 1))
+        for answer in answers
     )
 
 
