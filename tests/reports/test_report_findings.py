@@ -12,9 +12,10 @@ import pytest
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.reports import findings, format, table
+from selfedit.reports import findings, format, html, table, watching
 from selfedit.reports.documents import document_list
 from selfedit.reports.records import RunRecords, read_run
+from selfedit.runs.records import recited_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
 
 
@@ -204,6 +205,30 @@ def test_an_empty_edit_gives_no_signal() -> None:
     assert findings.Signal(1, (rewards,)).without_signal == 0
     rewards = findings.DocumentRewards(Document("d", "", "Text."), edits[:2])
     assert findings.Signal(1, (rewards,)).without_signal == 1
+
+
+def test_what_was_recited_is_no_fit_and_scores_no_edit(compare_run: Path) -> None:
+    run = read_run(compare_run)
+    fit = next(fit for fit in run.fits if fit.edit_id is not None and fit.answers)
+    recital = replace(fit, condition=recited_condition(fit.condition), sequences=("What it wrote down.",), steps=0)
+    given = next(answer for answer in run.answers if answer.fit_id == fit.id)
+    more = [
+        replace(given, fit_id=recital.id, condition=recital.condition, score=100.0),
+        replace(given, document_id="d5" if given.document_id != "d5" else "d4", score=100.0),  # of another document
+    ]
+    recited = replace(run, fits=[*run.fits, recital], scored=[*run.scored, *more])
+
+    def score(records: RunRecords) -> float | None:
+        shown = document_list(records, findings.compared(records)).documents
+        return next(view.score for d in shown for view in d.edits if view.edit.id == fit.edit_id)
+
+    own = [a.score for a in run.answers if a.edit_id == fit.edit_id and a.score is not None]
+    assert score(recited) == score(run) == pytest.approx(sum(own) / len(own))
+    assert html._counts(recited)["fits"] == html._counts(run)["fits"]
+    assert watching._facts(recited)["fits"] == watching._facts(run)["fits"]
+    page = html.render_run(recited, {})
+    assert "1 text recited" in page
+    assert f"fit {fit.replicate + 1} · by recitation" in page
 
 
 def test_best_and_worst_are_the_widest_gaps(train_run: Path) -> None:

@@ -24,6 +24,7 @@ from selfedit.runs.summary import (
     ForgettingSummary,
     NeighbourSummary,
     RetentionSummary,
+    RoundSummary,
     StepSummary,
     SweepRow,
 )
@@ -43,6 +44,7 @@ DIFFERENCES = [
     DifferenceSummary(a="none", b="passage", difference=0.008, ci95=(-0.01, 0.02)),
     DifferenceSummary(a="none", b=LONG, difference=0.136, ci95=(0.1, 0.2), larger_than_noise=True),
 ]
+PAIRED = DifferenceSummary(a="none", b="self", difference=0.01, ci95=(-0.01, 0.03), p_value=0.25, documents=7)
 
 
 def shown(renderable, width: int = PLAIN_WIDTH) -> str:
@@ -233,6 +235,18 @@ def test_the_recipes_of_a_sweep_are_shown(tmp_path: Path) -> None:
     several = build_report([folder, beside]).read_text(encoding="utf-8")
     assert several.count("Recipe, the same for all conditions") == 1
     assert "All runs use the same recipe" not in several
+
+
+def test_a_difference_names_the_documents_that_it_is_paired_on() -> None:
+    rows = [line.split() for line in shown(table.differences([*DIFFERENCES[:1], PAIRED])).splitlines()]
+    assert ["passage", "against", "none", "+0.8", "−1.0", "to", "+2.0", "–", "–", "within", "noise"] in rows
+    assert ["self", "against", "none", "+1.0", "−1.0", "to", "+3.0", "0.250", "7", "within", "noise"] in rows
+
+
+def test_a_judges_rewards_are_called_so_even_where_their_correlation_is_not_known() -> None:
+    text = " ".join(shown(table.rounds([RoundSummary(round=1, judge_sample=2), RoundSummary(round=2)], 1)).split())
+    assert "Round 1: a judge gave the rewards; rank correlation with real ones – on 2 edits." in text
+    assert "Round 2: a judge" not in text
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

@@ -141,10 +141,12 @@ def document_list(
     columns = _columns(run, conditions)
     order = {column.key: number for number, column in enumerate(columns)}
     answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
-    on_edit: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    on_edit: dict[tuple[str | None, str | None], list[ScoredAnswer]] = defaultdict(list)
+    recitals = {fit.id for fit in run.fits if fit.recital}
     for answer in run.answers:
         answers[answer.question_id].append(answer)
-        on_edit[answer.edit_id or ""].append(answer)
+        if answer.fit_id not in recitals:
+            on_edit[answer.edit_id, answer.document_id].append(answer)
     fits: dict[str | None, list[FitRecord]] = defaultdict(list)  # without an edit, by document
     edit_fits: dict[str, list[FitRecord]] = defaultdict(list)
     for fit in run.fits:
@@ -153,7 +155,7 @@ def document_list(
     edits: dict[str, list[EditView]] = defaultdict(list)
     for edit in run.edits:
         id = edit.id
-        score = mean_score(on_edit[id]) if edit.reward is None else edit.reward
+        score = mean_score(on_edit[id, edit.document_id]) if edit.reward is None else edit.reward
         edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
     pairs: dict[str, list[tuple[Edit, Edit]]] = defaultdict(list)
     for rewarded in (one for signal in signals for one in signal.documents):
@@ -235,6 +237,8 @@ def fit_line(fit: FitRecord) -> str:
     parts = [f"fit {fit.replicate + 1}"]
     if fit.status == "failed":
         return f"{parts[0]} · failed: {fit.error}"
+    if fit.recital:
+        return f"{parts[0]} · by recitation"
     parts += [f"{fit.train_tokens:,} tokens", f"{fit.steps:,} steps"]
     if fit.first_loss is not None and fit.last_loss is not None:
         parts.append(f"loss {fit.first_loss:.2f} → {fit.last_loss:.2f}")

@@ -177,7 +177,7 @@ class Signal:
 
 def signals(run: RunRecords) -> list[Signal]:
     """One per round in which several edits of a training document were rewarded."""
-    documents = {d.id: d for d in run.documents if run.splits[d.id] not in ("validation", "test")}
+    documents = {d.id: d for d in run.documents if run.splits[d.id] != "validation"}
     grouped: dict[int, dict[str, list[Edit]]] = defaultdict(lambda: defaultdict(list))
     for edit in run.edits:
         if edit.reward is not None and edit.document_id in documents:

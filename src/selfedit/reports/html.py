@@ -222,7 +222,7 @@ def _counts(run: RunRecords) -> dict[str, int]:
         "edits": len(run.edits),
         "cut off": sum(edit.truncated for edit in run.edits),
         "lines dropped": sum(edit.dropped_lines for edit in run.edits),
-        "fits": sum(bool(fit.sequences) for fit in run.fits),
+        "fits": sum(bool(fit.sequences) and not fit.recital for fit in run.fits),
         "failed": sum(fit.status == "failed" for fit in run.fits),
         "answers": len(run.answers),
         "ungraded": sum(answer.value == "ungraded" for answer in run.answers),

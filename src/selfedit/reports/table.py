@@ -146,11 +146,12 @@ def differences(entries: Sequence[DifferenceSummary]) -> Figures:
             format.points(entry.difference),
             format.points_interval(entry.ci95),
             format.p_value(entry.p_value),
+            format.count(entry.documents),
             "larger than noise" if entry.larger_than_noise else "within noise",
         )
         for entry in entries
     ]
-    return Figures(["difference"], ["points", "95 % interval", "p", ""], rows)
+    return Figures(["difference"], ["points", "95 % interval", "p", "documents", ""], rows)
 
 
 def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Figures:
@@ -172,8 +173,8 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected
     ]
     notes = ["no signal: documents whose edits all scored alike, so that nothing tells good ones from bad ones."]
     for entry in entries:
-        if entry.judge_correlation is not None:
-            told = f"{entry.judge_correlation:.2f} on {entry.judge_sample or 0} edits"
+        if entry.judge_sample is not None:
+            told = f"{format.decimals(entry.judge_correlation, 2)} on {entry.judge_sample} edits"
             notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
     for finding in (findings.above_passage, findings.kept_without_signal):
         notes += [note for entry in entries if (note := finding(entry))]

@@ -79,7 +79,7 @@ def _view(path: Path, going_on: bool) -> Group:
 
 
 def _facts(run: RunRecords) -> dict[str, str]:
-    trained = [fit for fit in run.fits if fit.sequences]
+    trained = [fit for fit in run.fits if fit.sequences and not fit.recital]
     tokens, seconds = sum(fit.train_tokens for fit in trained), sum(fit.seconds for fit in trained)
     spent, planned = Spent.of(run.costs), planned_fits(run)
     left = run.seconds * (planned - len(trained)) / len(trained) if planned and trained and run.summary is None else 0.0

@@ -72,6 +72,11 @@ class FitRecord:
     answers: tuple[Answer, ...] = ()
 
     @property
+    def recital(self) -> bool:
+        """Whether it is another fit's exam by recitation; in place of training texts it has what was recited."""
+        return self.condition.endswith(RECITED)
+
+    @property
     def id(self) -> str:
         """The fit's name.
 
