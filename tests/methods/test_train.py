@@ -3,6 +3,7 @@ missing."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -509,6 +510,15 @@ def test_the_recommendation_follows_from_the_intervals(
     assert says in text
     assert ("by a further +40.0 points (" in text) == (selected == 1)
     assert "fewer than 6" not in text
+
+
+def test_the_paragraph_says_on_how_many_documents_a_difference_is_and_whose_they_are() -> None:
+    scores = {0: uniform(0.3), 1: dict(list(uniform(0.7).items())[:7])}
+    text = worth_it(rounds_with(scores), [*scores[0], "not graded"], 1, "test")
+    assert text.startswith("On 8 test documents the untrained model's accuracy is 30.0% before")
+    assert re.search(r"by a further \+40\.0 points \([^)]*, on 7 of them\)\.", text)
+    assert text.count("of them") == 1
+    assert text.endswith("confirm it on new documents with `selfedit compare --policy`.")
 
 
 def test_few_validation_documents_are_said_to_show_nothing() -> None:

@@ -107,11 +107,11 @@ def summarise_training(
         selected_round=selected,
         selected_on=selected_on,
         untrained_validation=accuracy(run.grading.scores(VALIDATION, round=0)),
-        worth_it=worth_it(run, [document.id for document in validation], selected),
+        worth_it=worth_it(run, [document.id for document in validation], selected, selected_on),
     )
 
 
-def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
+def worth_it(run: Run, validation: Sequence[str], selected: int, selected_on: str = "validation") -> str:
     """One paragraph: Step A's gain, Step B's further gain with its interval, what each cost, and what that recommends.
     It claims nothing that the intervals do not carry."""
     if not validation:
@@ -137,16 +137,18 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
     cost_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
     cost_b = Spent.of(line for line in lines if line.round > 0)
     sentences = [
-        f"On {len(validation)} validation documents the untrained model's accuracy is"
+        f"On {len(before)} {selected_on} documents the untrained model's accuracy is"
         f" {accuracy_interval(before).mean:.1%} before it learns anything; learning its own edits (Step A) changes that"
-        f" by {_points(step_a)}.",
-        f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b)}.",
+        f" by {_points(step_a, len(before))}.",
+        f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b, len(before))}.",
         f"Step A took {_spent(cost_a)}; Step B {_spent(cost_b)}.",
     ]
     if step_b.documents < LEAST_DOCUMENTS:
         sentences.append(
-            f"With fewer than {LEAST_DOCUMENTS} validation documents nothing can be larger than noise: set more apart."
+            f"With fewer than {LEAST_DOCUMENTS} {selected_on} documents nothing can be larger than noise: take more."
         )
+    others = "new" if selected_on == "test" else "test"
+    confirm = f"confirm it on {others} documents with `selfedit compare --policy`"
     if selected == 0:
         sentences.append(
             "No round beats the untrained editor by more than noise, so round 0 is selected: these figures do not"
@@ -155,13 +157,12 @@ def worth_it(run: Run, validation: Sequence[str], selected: int) -> str:
     elif step_b.larger_than_noise:
         sentences.append(
             f"Round {selected} is selected. Its gain is larger than noise, but it was chosen on these documents: "
-            "confirm it on test documents with `selfedit compare --policy`."
+            f"{confirm}."
         )
     else:
         sentences.append(
             f"Round {selected} is selected because every earlier one is worse than the best by more than noise; against"
-            " the untrained editor its gain is within noise. Confirm it on test documents with `selfedit compare"
-            " --policy`."
+            f" the untrained editor its gain is within noise; {confirm}."
         )
     return " ".join(sentences)
 
@@ -174,8 +175,11 @@ def _instead(step_a: Difference) -> str:
     )
 
 
-def _points(difference: Difference) -> str:
+def _points(difference: Difference, documents: int) -> str:
     note = "" if difference.larger_than_noise else ", within noise"
+    # A document of which an edit could not be written, or all fits failed, is in no pair.
+    if difference.documents < documents:
+        note += f", on {difference.documents} of them"
     return f"{100 * difference.mean:+.1f} points ({100 * difference.lo:+.1f} to {100 * difference.hi:+.1f}{note})"
 
 
