@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from selfedit.errors import UserError
 from selfedit.execution.tasks import FitTask
 from selfedit.methods.adapters import DOCUMENTS_FILE, find_adapters
 from selfedit.methods.ask import Asker
-from selfedit.methods.continual import continual
+from selfedit.methods.continual import _updates, continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.retention import FIGURES
@@ -264,6 +265,23 @@ def test_a_fact_that_changes_is_asked_as_the_later_document_has_it(
     assert any(other["text"] in text for text in learned[3])
 
 
+def test_what_an_answer_replaces_depends_on_its_sequence() -> None:
+    first, second, last = (
+        Document(id, "The ferry", "", (Question(f"{id}/0", "What is the fare?", (answer,)),))
+        for id, answer in (("a", "5 crowns"), ("b", "6 crowns"), ("c", "7 crowns"))
+    )
+    lanes: Any = [
+        SimpleNamespace(number=0, documents=(first, second, last), after="after"),
+        SimpleNamespace(number=1, documents=(second, last), after="after"),
+    ]
+    scored = [ScoredAnswer(3 - n, "after", "f", None, n, "c", "c/0", "5 crowns", "wrong", 0.0) for n in (0, 1)]
+    run: Any = SimpleNamespace(
+        grading=SimpleNamespace(name="g"), store=SimpleNamespace(scored_answers=lambda *_, **__: scored)
+    )
+    (found,) = _updates(run, lanes)
+    assert (found.asked, found.new, found.old) == (2, 0, 0.5), "the second never learned the 5 crowns"
+
+
 def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:
     with pytest.raises(UserError, match="--length 3: there are 2 documents"):
         continual(make(ContinualSettings, 2, editor="passage", length=3))
@@ -304,6 +322,6 @@ def test_a_question_that_a_later_document_answers_otherwise_is_an_update() -> No
         ScoredAnswer(0, "x", "f", None, 0, "c", "c/0", text, value, score)  # type: ignore[arg-type]
         for text, (value, score) in said.items()
     ]
-    found = update_summary("x", replaced, answers)
+    found = update_summary("x", [(one, replaced[one.question_id]) for one in answers])
     assert found is not None
     assert (found.asked, found.new, found.old) == (3, pytest.approx(1 / 3), pytest.approx(1 / 3))

@@ -120,6 +120,9 @@ def test_the_reason_is_told() -> None:
     assert "All lose more: it loses least." in reason([bad], bad, 0.05)
     assert "It has learned nothing that is larger than noise." in reason([best], best, 0.05, cheap.scores)
     assert "learned nothing" not in reason([best], best, 0.05, trial(4, [1] * 8, None).scores)
+    worse = trial(5, [1] * 8, 0.0)
+    assert "learned nothing" in reason([worse], worse, 0.05, best.scores)
+    assert "lose at most 2.5% of the general questions" in reason([best], best, 0.025)
 
 
 @pytest.fixture

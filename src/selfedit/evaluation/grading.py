@@ -69,7 +69,7 @@ class Grading:
         if total and counts["ungraded"] / total > self.max_ungraded:
             raise UserError(
                 f"{counts['ungraded']} of {total} answers could not be graded by {self.name}, more than --max-ungraded"
-                f" {self.max_ungraded:.0%} allows{commonest}; nothing is reported.  The same command"
+                f" {100 * self.max_ungraded:g}% allows{commonest}; nothing is reported.  The same command"
                 " tries them again"
             )
 

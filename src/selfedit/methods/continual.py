@@ -15,6 +15,7 @@ merging it (`FitJob.below`).  A single sequence is merged.  `apart.py` has the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -37,6 +38,7 @@ from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.small_models import editor_of, say_editor
 from selfedit.methods.summarise import accuracy, difference_summary, summarise, summary_of_finished
 from selfedit.methods.updates import replaced_by, superseded, update_summary
+from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.summary import DifferenceSummary, Summary, UpdateSummary
 
 
@@ -169,11 +171,11 @@ def _compared(run: Run, remedies: list[list[Lane]]) -> tuple[DifferenceSummary, 
 def _updates(run: Run, some: list[Lane]) -> list[UpdateSummary]:
     """What became of facts that a later document changes, after the last step."""
     scored = final_answers(run, some)
-    replaced: dict[str, list[Question]] = {}
-    answers = []
+    asked: list[tuple[ScoredAnswer, Sequence[Question]]] = []
     for lane in some:
-        own = replaced_by(superseded(lane.documents), lane.documents)
-        replaced |= own
-        answers += [one for one in scored if one.replicate == lane.number and one.question_id in own]
-    found = update_summary(some[0].after, replaced, answers)
+        # Which questions one replaces depends on the sequence.
+        replaced = replaced_by(superseded(lane.documents), lane.documents)
+        own = (one for one in scored if one.replicate == lane.number)
+        asked += [(one, replaced[one.question_id]) for one in own if one.question_id in replaced]
+    found = update_summary(some[0].after, asked)
     return [] if found is None else [found]

@@ -71,5 +71,8 @@ def updates(
 ) -> tuple[UpdateSummary, ...]:
     """What became of facts that the new documents change."""
     scored = ((name, run.store.scored_answers(run.grading.name, condition=name, round=0)) for name in conditions)
-    found = (update_summary(name, replaced, answers) for name, answers in scored)
+    found = (
+        update_summary(name, [(one, replaced[one.question_id]) for one in answers if one.question_id in replaced])
+        for name, answers in scored
+    )
     return tuple(one for one in found if one is not None)

@@ -145,6 +145,6 @@ def _check_left_out(run: Run, name: str, asked: Collection[str], wanted: int | N
     if len(left_out) > run.settings.max_missing_edits * of:
         raise UserError(
             f"{len(left_out)} of {of} edits by {name} could not be written, more than --max-missing-edits"
-            f" {run.settings.max_missing_edits:.0%} allows (the last: {left_out[-1].subject}: {left_out[-1].message});"
-            " the others are kept: the same command tries these again"
+            f" {100 * run.settings.max_missing_edits:g}% allows (the last: {left_out[-1].subject}:"
+            f" {left_out[-1].message}); the others are kept: the same command tries these again"
         )

@@ -124,13 +124,14 @@ def reason(
         why = " All lose more: it loses least."
     elif best is not chosen:
         why = f" Recipe {best.number}, with {best.accuracy:.1%} right for {best.tokens:,.0f} tokens, is within noise."
-    if before and not paired_difference(before, chosen.scores).larger_than_noise:
+    gained = paired_difference(before, chosen.scores) if before else None
+    if gained and not (gained.larger_than_noise and gained.mean > 0):
         why += " It has learned nothing that is larger than noise."
     return (
         f"Recipe {chosen.number}: {chosen.accuracy:.1%} right, of the general questions {lost},"
         f" {chosen.tokens:,.0f} training tokens per document.{why}\n"
-        f"The rule: most learned among the recipes that lose at most {most_lost:.0%} of the general questions; of those"
-        " within noise of it (paired by document), the one with the fewest training tokens."
+        f"The rule: most learned among the recipes that lose at most {100 * most_lost:g}% of the general questions; of"
+        " those within noise of it (paired by document), the one with the fewest training tokens."
     )
 
 

@@ -32,18 +32,16 @@ def still_true(documents: Sequence[Document], later: Sequence[Document] = ()) ->
     return [replace(d, questions=tuple(q for q in d.questions if q.id not in gone)) for d in documents]
 
 
-def update_summary(
-    condition: str, replaced: Mapping[str, Sequence[Question]], answers: Iterable[ScoredAnswer]
-) -> UpdateSummary | None:
-    """How these answers go between new and old, for the questions in `replaced`: of each, by its id, those that it
-    replaces.  None where none was graded."""
-    found = [answer for answer in answers if answer.question_id in replaced and answer.score is not None]
+def update_summary(condition: str, asked: Iterable[tuple[ScoredAnswer, Sequence[Question]]]) -> UpdateSummary | None:
+    """How these answers go between new and old; each comes with the questions that its own replaces.  None where none
+    was graded."""
+    found = [(answer, replaced) for answer, replaced in asked if answer.score is not None]
     if not found:
         return None
-    new = sum(answer.value == "right" for answer in found)
+    new = sum(answer.value == "right" for answer, _ in found)
     old = sum(
-        answer.value != "right" and any(_says(question, answer.answer) for question in replaced[answer.question_id])
-        for answer in found
+        answer.value != "right" and any(_says(question, answer.answer) for question in replaced)
+        for answer, replaced in found
     )
     return UpdateSummary(condition=condition, asked=len(found), new=new / len(found), old=old / len(found))
 
