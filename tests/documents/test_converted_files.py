@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from selfedit.documents import Document, LeftOut, load_documents
+from selfedit.documents import Document, LeftOut, files, load_documents
 from selfedit.errors import UserError
 
 pytest.importorskip("markitdown", reason="the extra `files` is not installed")
@@ -111,6 +112,15 @@ def test_text_from_right_to_left_and_text_without_spaces_is_read(tmp_path):
         "تغادر العبارة في الساعة التاسعة.",
         "渡し船は九時に出る。",
     ]
+
+
+def test_a_workbook_is_titled_by_its_name_and_keeps_those_of_its_sheets(tmp_path, monkeypatch):
+    """As markitdown writes them; reading them takes packages that are not needed elsewhere."""
+    sheets = SimpleNamespace(markdown="## Sheet1\n| a |\n\n## Sheet2\n| b |", title=None)
+    monkeypatch.setattr(files, "_markitdown", lambda: SimpleNamespace(convert_local=lambda _: sheets))
+    (tmp_path / "travel_costs.xlsx").write_bytes(b"x")
+    document = one(tmp_path / "travel_costs.xlsx")
+    assert (document.title, document.text) == ("travel costs", sheets.markdown)
 
 
 def test_html_that_is_nested_too_deeply_for_markdown_is_read_as_text(tmp_path, recwarn):

@@ -33,6 +33,13 @@ def test_a_heading_that_opens_the_file_is_its_title_and_not_repeated(tmp_path, n
     assert (document.id, document.title, document.text) == (name, "Grey sea", "Waves.")
 
 
+def test_many_blanks_within_a_heading_take_no_time(tmp_path):
+    blanks = " " * 1_000_000
+    document = one(write(tmp_path / "a.md", f"# Grey{blanks}sea{blanks}#{blanks}\n\n# B{blanks}B\n\nWaves."))
+    assert document.title == "a", "the heading is too long for a title"
+    assert document.text.count("#") == 3
+
+
 def test_a_later_heading_of_a_markdown_file_is_its_title(tmp_path):
     document = one(write(tmp_path / "a.md", "```sh\n# a comment\n```\n\n#hash tag\n\n# Grey sea\n\nWaves."))
     assert document.title == "Grey sea"

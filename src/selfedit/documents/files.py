@@ -30,7 +30,7 @@ LARGEST_MIB = 64  # of one file: a text of that size is longer than the Bible fi
 
 _LEADS_OUT = "a link that leads out of the folder; --follow-links reads it"
 FENCE = re.compile(r"^ {0,3}(```|~~~)")
-HEADING = re.compile(r"^ {0,3}(?P<marks>#{1,6})[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
 
 
 def text_document(path: Path, document_id: str) -> Document:
@@ -73,7 +73,9 @@ def converted_document(path: Path, document_id: str) -> Document:
         raise UserError(f"{path}: cannot be converted to text ({reason(cause)}); save it as .txt or .md") from error
     if not result.markdown.strip() and path.suffix.lower() == ".pdf":
         raise UserError(f"{path}: no text in it, only pictures (a scan?); recognise its text first (OCR)")
-    return _titled(result.markdown.replace("\f", "\n\n"), path, document_id, title=result.title)
+    # A workbook's first heading is the name of a sheet.
+    title = _named(path) if path.suffix.lower() == ".xlsx" else result.title
+    return _titled(result.markdown.replace("\f", "\n\n"), path, document_id, title=title)
 
 
 @cache
@@ -104,8 +106,7 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
     if not text:
         raise UserError(f"{path}: the file holds no text")
     first, _, rest = text.partition("\n")
-    opening = HEADING.match(first)
-    heading = opening["title"].strip() if opening else ""
+    _, heading = markdown_heading(first) or (0, "")
     title = " ".join((title or "").split())
     if not 0 < len(title) <= LONGEST_TITLE:
         title = None
@@ -113,10 +114,13 @@ def _titled(text: str, path: Path, document_id: str, title: str | None = None) -
         title, text = heading, rest.strip()
     elif title is None and path.suffix.lower() in MARKDOWN_SUFFIXES | CONVERTED_SUFFIXES:
         title = _first_heading(text)
-    if title is None:
-        stem = printable(path.stem)  # a name may hold bytes that are not UTF-8
-        title = re.sub(r"[_\s]+", " ", stem).strip() or "untitled"
-    return document_from_row({"id": document_id, "title": title, "text": text}, str(path))
+    return document_from_row({"id": document_id, "title": title or _named(path), "text": text}, str(path))
+
+
+def _named(path: Path) -> str:
+    """The title that a file's name makes."""
+    stem = printable(path.stem)  # a name may hold bytes that are not UTF-8
+    return re.sub(r"[_\s]+", " ", stem).strip() or "untitled"
 
 
 def _first_heading(text: str) -> str | None:
@@ -124,9 +128,19 @@ def _first_heading(text: str) -> str | None:
     for line in text.split("\n"):
         if FENCE.match(line):
             fenced = not fenced
-        elif not fenced and (heading := HEADING.match(line)) and 0 < len(heading["title"].strip()) <= LONGEST_TITLE:
-            return heading["title"].strip()
+        elif not fenced and (heading := markdown_heading(line)) and 0 < len(heading[1]) <= LONGEST_TITLE:
+            return heading[1]
     return None
+
+
+def markdown_heading(line: str) -> tuple[int, str] | None:
+    """A heading's level and title; None where the line is none."""
+    found = _HEADING.fullmatch(line)
+    if found is None:
+        return None
+    title = found[2].rstrip(" \t")
+    bare = title.rstrip("#")
+    return len(found[1]), (title if bare[-1:].strip() else bare).strip()  # a last row of marks closes it
 
 
 def folder_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path], list[str], int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 
 from selfedit.documents.document import Document
-from selfedit.documents.files import FENCE, HEADING
+from selfedit.documents.files import FENCE, markdown_heading
 from selfedit.documents.rows import LONGEST_TITLE
 from selfedit.documents.splitting import part_spans
 
@@ -54,14 +54,13 @@ def _sections(text: str) -> Iterator[tuple[_Headings, str]]:
     lines: list[str] = []
     fenced = said = False
     for line in text.splitlines(keepends=True):
-        heading = None if fenced else HEADING.match(line.rstrip())
+        heading = None if fenced else markdown_heading(line.rstrip())
         fenced ^= bool(FENCE.match(line))
         if heading:
             if said:
                 yield tuple(title for _, title in above), "".join(lines)
                 lines, said = [], False
-            level = len(heading["marks"])
-            above = [*(one for one in above if one[0] < level), (level, heading["title"].strip())]
+            above = [*(one for one in above if one[0] < heading[0]), heading]
         lines.append(line)
         said |= not heading and bool(line.strip())
     yield tuple(title for _, title in above), "".join(lines)
