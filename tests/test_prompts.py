@@ -138,6 +138,8 @@ def test_a_base_model_writes_on_a_line_of_its_own_or_goes_on_with_a_question(nam
         (b"exam: {system: x}", "exam: expected texts under chat and base"),
         (b"judge: {base: x}", "judge: expected texts under system and chat"),
         (b"study: {base: x}", "study: expected texts under chat"),
+        (b"exam: {chat: '{{ title }}?'}", "exam (chat): has no {{ question }}; add it"),
+        (b"judge: {system: x, chat: '{{ gold }}?'}", "judge (chat): has no {{ answer }}; add it"),
         (b"poems: {}", "no such entry 'poems'"),
         (b"edit: {a: {chat: x}}\nedit: {b: {chat: y}}", "'edit' is there twice"),
         (b"edit: {a: {chat: x, chat: y}}", "'chat' is there twice"),

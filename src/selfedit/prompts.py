@@ -25,6 +25,8 @@ FIELDS = {
     "open-book": ("passages", "title", "question"),
     "judge": ("question", "gold", "answer", "fence"),
 }
+# Without it all questions, texts, edits or answers would be one prompt.  (An edit may be asked for by its title.)
+_NEEDED = {"reward": "edit", "topic": "text", "exam": "question", "open-book": "question", "judge": "answer"}
 # What a template may hold: nothing that repeats, and no filter that makes its text longer.
 _NODES = (
     "Template Output TemplateData Name Const If CondExpr And Or Not Compare Operand Test Filter Keyword Concat Add Neg"
@@ -70,10 +72,13 @@ class Prompts:
                 for kind, text in texts.items():
                     if not text.strip() and kind != "system":
                         raise UserError(f"{self._where(purpose, name)} ({kind}): empty")
-                    self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
+                    used = self._check_template(text, FIELDS[purpose], f"{self._where(purpose, name)} ({kind})")
+                    if purpose in _NEEDED and kind != "system" and (needed := _NEEDED[purpose]) not in used:
+                        raise UserError(f"{self._where(purpose, name)} ({kind}): has no {{{{ {needed} }}}}; add it")
             self._texts[purpose] = {**self._texts[purpose], **entries}
 
-    def _check_template(self, text: str, fields: tuple[str, ...], where: str) -> None:
+    def _check_template(self, text: str, fields: tuple[str, ...], where: str) -> set[str]:
+        """The fields that a text has."""
         from jinja2 import TemplateSyntaxError, nodes
 
         try:
@@ -98,6 +103,7 @@ class Prompts:
             self._environment.from_string(text)
         except (SyntaxError, RecursionError, MemoryError):  # Python's own limits on what jinja makes of a template
             raise UserError(f"{where}: nested too deeply") from None
+        return {node.name for node in found if isinstance(node, nodes.Name)}
 
     def _where(self, purpose: str, name: str) -> str:
         source = "" if self.user_file is None else f"--prompt-file {self.user_file}: "
