@@ -52,6 +52,9 @@ def test_changes_are_checked_and_leave_the_rest() -> None:
         ({"rank": 0}, "rank = 0: Input should be greater than or equal to 1"),
         ({"rnk": 8}, "rnk = 8: Extra inputs are not permitted; settings are name, rank"),
         ({"targets": "some"}, "targets = 'some'"),
+        ({"targets": []}, r"targets = \[\]"),
+        ({"alpha": float("inf")}, "alpha = inf: Input should be a finite number"),
+        ({"learning_rate": "1e999"}, "learning_rate = '1e999': Input should be a finite number"),
         ({"learning_rate": "fast"}, "learning_rate = 'fast'"),
     ):
         with pytest.raises(UserError, match=says) as raised:

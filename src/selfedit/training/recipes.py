@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,12 +25,12 @@ class Recipe(BaseModel):
     """One fine-tune's settings.  What is left out is as in `tiny`, chosen by benchmarks/results/recipe-sweep.md;
     docs/recipes.md says how `default` was chosen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "default"
     rank: int = Field(16, ge=1, description="LoRA rank")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; updates are scaled by alpha / rank")
-    targets: Literal["all-linear", "mlp"] | tuple[str, ...] = Field(
+    targets: Literal["all-linear", "mlp"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="layers with a LoRA: all linear ones, those of the MLP blocks, or names"
     )
     layers: tuple[int, int] | None = Field(None, description="first and last decoder layer with a LoRA, from 0")
