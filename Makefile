@@ -63,5 +63,6 @@ $(VENV)/.docs-stamp: $(STAMP)
 bench: setup
 	$(BIN)/python -m benchmarks.engine --device cpu
 
+# Not runs/: what was learned there cannot be made again by a command.
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
