@@ -73,9 +73,11 @@ TABLES = {
     "documents": "SELECT * FROM documents",
     "questions": "SELECT * FROM questions",
     "edits": "SELECT * FROM edits",
-    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss"
-    " FROM fits",
-    "answers": "SELECT fit_id, question_id, text, tokens FROM answers",
+    "fits": "SELECT id, round, condition, status, error, sequences, train_tokens, steps, first_loss, last_loss,"
+    " divergence, answer_loss, neighbours, leaked, leaked_before FROM fits",
+    "curves": "SELECT * FROM curves",
+    "own texts": "SELECT * FROM own_texts",
+    "answers": "SELECT fit_id, question_id, text, tokens, topic FROM answers",
     "grades": "SELECT fit_id, question_id, grader, value, score, note FROM grades"
     " JOIN answers ON answer_id = answers.id",
     "rounds": "SELECT round, train_reward, validation_accuracy, kept_edits, checkpoint FROM rounds",

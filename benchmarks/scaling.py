@@ -47,7 +47,7 @@ MODEL = "smollm2-135m"
 FITS, EPOCHS = 4, 2  # fits of a measured task, and their epochs
 EDIT_TOKENS, ANSWER_TOKENS = 48, 12
 
-# A round of Step B with its published settings (docs/method.md): K, S, epochs, share of documents for validation.
+# A round of Step B with its published settings (docs/fidelity.md): K, S, epochs, share of documents for validation.
 K, S, ROUND_EPOCHS, VALIDATION = 5, 3, 10, 0.2
 OUTER_EPOCHS, OUTER_BATCH = 2, 10
 # A kept edit with its prompt, tokens on average; and, assumed, how unequal such lengths are (a lognormal's sigma, and
