@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ TIMES = ("seconds", "total_seconds", "device_seconds", "question_seconds", "wort
 
 
 def content(out: Path) -> dict[str, Any]:
-    """A run's edits, fits with their losses and answers, grades, rounds, summary, adapters and checkpoints."""
+    """A run's edits, fits with their losses and answers, grades, rounds, costs, summary, adapters and checkpoints."""
     with Store(out / "run.sqlite", readonly=True) as store:
         found: dict[str, Any] = {
             "edits": store.edits(),
-            "answers": store.scored_answers("lexical"),
+            "answers": {grader: store.scored_answers(grader) for grader in store.graders()},
             "fits": [replace(fit, seconds=0.0) for fit in store.fits()],
             "rounds": [without_times(record.model_dump()) for record in store.rounds()],
-            "costs": sorted((cost.what, cost.condition, cost.round) for cost in store.costs()),
+            "costs": sorted(astuple(replace(cost, seconds=0.0)) for cost in store.costs()),
+            "curves": store.curves(),
+            "own texts": store._rows("SELECT * FROM own_texts ORDER BY policy, prompt_id"),
             "events": store.events(),
         }
     summary = out / "summary.json"
