@@ -229,8 +229,8 @@ def test_the_report_of_an_unfinished_run_says_what_is_missing(
     result = run("report", tmp_path / "run")
     assert result.code == 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "unfinished" in (result.out + page).lower() or "not finished" in (result.out + page).lower()
-    assert "passage" in page
+    for told in (result.out, page):
+        assert "passage: 2 of 2 documents lack fits." in told
     # And the same command goes on.
     assert run(*compare_words, "--editor", "none", "--editor", "passage").code == 0
 
@@ -595,7 +595,7 @@ def test_a_judge_that_spends_its_tokens_on_reasoning_says_what_helps(run: Run, a
 def test_grade_by_a_model_that_is_loaded_here(
     run: Run, answers: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", lambda reply: bool(reply) or True)
+    monkeypatch.setattr("selfedit.evaluation.judge.parse_reply", lambda reply: True)
     result = run("grade", answers, "--grader", f"judge:model:{chat_model}", "--json")
     assert json.loads(result.out)["right"] == 4
     result = run("grade", answers, "--grader", "judge:local")

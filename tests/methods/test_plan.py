@@ -306,13 +306,7 @@ def test_money_of_compare(make: Make, greedy: Any, tmp_path: Path, effort: str |
 def test_money_of_rewards(small_train: dict[str, Any], greedy: Any, tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text(PRICES)
     more = {"reward": "judge", "judge": "judge", "judge_sample": 1, "rounds": 1, "grader": "judge:judge"}
-    chosen = (
-        TrainSettings(
-            **{**small_train, **more}, api_base=greedy.url, prices=tmp_path / "prices.yaml", general_questions=0
-        )
-        if "general_questions" not in small_train
-        else TrainSettings(**{**small_train, **more}, api_base=greedy.url, prices=tmp_path / "prices.yaml")
-    )
+    chosen = TrainSettings(**{**small_train, **more}, api_base=greedy.url, prices=tmp_path / "prices.yaml")
     planned, _ = planned_and_run(train, chosen)
     assert 0 < len(greedy.completions) <= planned.calls
 

@@ -1,11 +1,10 @@
-"""Selection on given reward tables: every rule, ties, documents without signal, unknown rewards; and real tables."""
+"""Selection on given reward tables: every rule, ties, documents without signal, unknown rewards."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from hypothesis import strategies as st
 from selfedit.editors.base import Edit
 from selfedit.methods import selection as module
 from selfedit.methods.selection import Selection
-
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def edit(document: str, index: int, tokens: int, reward: float | None) -> Edit:

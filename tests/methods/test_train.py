@@ -532,7 +532,10 @@ def test_the_paragraph_stands_where_nothing_was_graded() -> None:
     assert "nothing can be said about whether training the editor helped" in text
 
 
-def test_a_tracker_that_is_not_installed_is_missed_before_any_work(small_train: dict[str, Any]) -> None:
+def test_a_tracker_that_is_not_installed_is_missed_before_any_work(
+    small_train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.methods.tracking.find_spec", lambda name: None)
     pool = CountingPool(small_train["model"])
     with pytest.raises(UserError, match=r"--track wandb: wandb is not installed; run `pip install"):
         train(TrainSettings(**small_train, track="wandb"), pool=pool)
