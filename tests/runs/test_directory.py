@@ -292,6 +292,7 @@ def test_a_run_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int
             run.store.add_event("a", "", "")
             with directory_atomically(run.adapter("learned")) as folder:
                 (folder / "part").mkdir()
+                (folder / "part").chmod(0o700)  # where the umask is 0o777, only root could write into it
                 (folder / "part" / "weights").write_bytes(b"x")
             write_atomically(run.path / "report.html", "page")
             found = {path: path.stat().st_mode & 0o777 for path in [run.path, *run.path.rglob("*")]}
