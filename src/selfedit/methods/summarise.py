@@ -43,7 +43,7 @@ def summarise(
         questions=sum(len(document.questions) for document in documents),
         recipe=run.recipe.model_dump(mode="json"),
         conditions=tuple(
-            condition_summary(run, documents, name, costs.get(name, Spent())).model_copy(
+            condition_summary(run, name, costs.get(name, Spent())).model_copy(
                 update=beside_references(run, name, conditions)
             )
             for name in conditions
@@ -75,7 +75,7 @@ def summary_of_finished(run: Run) -> Summary | None:
     return None if run.store.changed else run.directory.summary
 
 
-def condition_summary(run: Run, documents: Sequence[Document], name: str, spent: Spent) -> ConditionSummary:
+def condition_summary(run: Run, name: str, spent: Spent) -> ConditionSummary:
     store = run.store
     answers = [
         answer for answer in store.scored_answers(run.grading.name, condition=name) if answer.document_id is not None
@@ -83,8 +83,6 @@ def condition_summary(run: Run, documents: Sequence[Document], name: str, spent:
     values = Counter(answer.value for answer in answers)
     scores = run.grading.scores(name)
     fits = store.fits(condition=name)
-    asked = {document.id for document in documents}
-    edits = [edit for edit in store.edits(writer=name) if edit.document_id in asked]
     return ConditionSummary(
         name=name,
         **(accuracy(scores) or {"accuracy": None}),
@@ -93,7 +91,7 @@ def condition_summary(run: Run, documents: Sequence[Document], name: str, spent:
         graded=values["right"] + values["wrong"],
         ungraded=values["ungraded"],
         train_tokens=sum(fit.train_tokens for fit in fits),
-        edit_tokens=sum(edit.output_tokens for edit in edits),
+        edit_tokens=sum(edit.output_tokens for edit in store.edits(writer=name)),
         seconds=spent.seconds,
         cost_usd=spent.usd,
         failed_fits=sum(fit.status == "failed" for fit in fits),
