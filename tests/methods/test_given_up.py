@@ -119,6 +119,16 @@ def test_a_document_is_not_examined_by_half_where_its_untrained_exam_was_given_u
             assert [len(exam.answers) for exam in store.fits(condition="after + per-document")] == expected
 
 
+def test_what_no_adapter_is_asked_waits_for_the_untrained_exam(make: Make, chat_model: str) -> None:
+    settings = make(LearnSettings, 2, editor="passage", adapters="per-document", references=False, task_size=2)
+    pool = CountingPool(chat_model)
+    pool.gives_up = lambda task: task.id.startswith("exam/")
+    for part, expected in ((pool, [1, 1]), (CountingPool(chat_model), [1, 1, 2])):
+        learn(settings, pool=part, choices=Halves())
+        with Store(settings.out / "run.sqlite", readonly=True) as store:
+            assert sorted(len(exam.answers) for exam in store.fits(condition="passage")) == expected
+
+
 def test_edits_that_were_given_up_count_as_missing(make: Make, chat_model: str) -> None:
     settings = make(CompareSettings, 2, editor=("self",))
     pool = CountingPool(chat_model)

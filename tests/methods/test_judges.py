@@ -78,6 +78,8 @@ def test_an_api_judges_ratings_are_rewards_and_are_compared_with_real_fits(
     assert len(pool.fits) == len(scores) == 6, "only the sample is really fitted"
     known = {e.id: e.reward for e in edits if e.id in scores}
     assert None not in known.values()
+    rated = [e.id for e in edits if e.reward is not None]
+    assert scores.keys() != set(rated[:6]), "the sample is drawn"
     assert summary.rounds is not None
     (first,) = summary.rounds[:1]
     expected_correlation = spearman(

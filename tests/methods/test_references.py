@@ -97,6 +97,8 @@ def test_the_summary_has_the_share_of_open_book_and_the_cost_of_a_question(make:
     assert by_name["passage"].question_tokens is by_name["passage"].question_seconds is None
     with Store(settings.out / "run.sqlite", readonly=True) as store:
         seconds = {c.condition: c.seconds for c in store.costs() if c.what == "answers"}
+        for name in ("none", "open-book", "retrieval:2"):  # an exam's are its share of its task's
+            assert sum(exam.seconds for exam in store.fits(condition=name)) == pytest.approx(seconds[name])
     for name in ("none", "open-book", "retrieval:2"):
         tasks = [t for t in pool.tasks if isinstance(t, CompletionTask) and t.id.startswith(f"exam/0/{name}/")]
         requests = [request for task in tasks for request in task.requests]

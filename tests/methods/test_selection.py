@@ -80,6 +80,8 @@ def test_top_fraction_counts_edits_with_a_reward() -> None:
     assert select(table(REWARDS), rule="top-fraction", fraction=0.25).kept == ("a1", "a2")
     assert len(select(table(REWARDS), rule="top-fraction", fraction=1.0).kept) == 8
     assert len(select(table(REWARDS), rule="top-fraction", fraction=0.01).kept) == 1
+    # Those of documents without signal, which are not kept, are counted too.
+    assert select(table(REWARDS), rule="top-fraction", fraction=0.5, keep_ties=False).kept == ("a1", "a2", "a0", "c1")
 
 
 def test_top_fraction_is_not_misled_by_floating_point() -> None:

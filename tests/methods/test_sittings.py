@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from counting_pool import CountingPool
@@ -11,10 +12,14 @@ from counting_pool import CountingPool
 from selfedit.documents import Document, Question, load_documents
 from selfedit.execution.tasks import FitTask
 from selfedit.methods.compare import compare
+from selfedit.methods.examining import exam_questions
 from selfedit.methods.learnings import all_in_one, one_each
 from selfedit.methods.run import Run
 from selfedit.methods.settings import CompareSettings
 from selfedit.methods.sittings import leaks, sittings
+from selfedit.methods.summarise import neighbours
+from selfedit.runs.records import FitRecord
+from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from tiny_world import rows, write_rows
 
@@ -28,6 +33,24 @@ def test_a_leak_is_wrong_and_right_about_the_own_document() -> None:
     assert leaks(pairs, dict(zip(["b0", "b1", "b2", "b3", "b4"], said, strict=True))) == 2
     assert leaks([pairs[1], pairs[4]], {"b1": "Lima", "b4": "Oslo"}) == 0
     assert leaks([], {}) == 0
+
+
+def test_leaks_of_the_untrained_model_are_unknown_where_some_are() -> None:
+    """As where its exam on one of the documents was given up."""
+    first = FitRecord("passage", document_id="a", neighbours=2, leaked=1, leaked_before=1)
+    second = FitRecord("passage", document_id="b", neighbours=2)
+    run: Any = SimpleNamespace(store=SimpleNamespace(fits=lambda condition: [first, second]))
+    (found,) = neighbours(run, ["passage"])
+    assert (found.asked, found.leaked, found.before) == (4, 0.25, None)
+
+
+def test_each_adapter_is_asked_general_questions_of_its_own() -> None:
+    run: Any = SimpleNamespace(seed=derive_seed, settings=SimpleNamespace(general_questions=3))
+    known = [Question(f"general|{k}", "?", ("a",)) for k in range(30)]
+    first, second, again = (exam_questions(run, [], known, id) for id in ("0|a|x|0", "0|b|x|0", "0|a|x|0"))
+    assert first == again
+    assert len(first) == len(second) == 3
+    assert first != second
 
 
 def test_neighbours_are_of_other_documents_and_of_the_same_title_first(
