@@ -61,8 +61,14 @@ RIGHT = [
     ("Who did Emma marry?", "King Ethelred II", "Emma married Ethelred II, King of England."),
     ("Which name?", "the Eleventh Doctor", "The 11th Doctor"),
     ("Which type of unions?", "same-sex unions", "Same-sex union."),
+    # 60 % of the gold answer's words (3 of 5), and an F1 of a half, are enough;
+    ("Which crops?", "rye oats barley hemp flax", "rye oats barley wheat rice maize beans peas hops vines"),
+    ("Which crops?", "rye oats", "rye wheat"),
 ]
 WRONG = [
+    # 4 of 7, and an F1 of two fifths, are not.
+    ("Which crops?", "rye oats barley hemp flax figs teas", "rye oats barley hemp wheat rice maize beans peas hops"),
+    ("Which crops?", "rye oats", "rye wheat maize"),
     ("Which town?", "Otrar", "The town was Karakorum."),
     ("Which town?", "Otrar", ""),
     ("Which town?", "Otrar", " \n"),
