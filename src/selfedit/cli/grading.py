@@ -18,6 +18,7 @@ from selfedit.evaluation.check import check_grader, read_graded_rows
 from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.judge import Ask, api_judge, local_judge
+from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, pooled
 
 REPLIES = Path("runs/grade")  # where replies of an API are kept as they come: the same command asks for the rest
 
@@ -48,7 +49,7 @@ def _interval(ci95: tuple[float, float] | None, form: str, scale: float = 1.0) -
 
 
 def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
-    """Writes each row with `value` and `score`; returns counts."""
+    """Writes each row with `value` and `score`; returns counts, and the accuracy with its interval."""
     from selfedit.runs.files import check_writable, write_atomically
 
     rows = read_graded_rows(path, labelled=False)
@@ -74,16 +75,26 @@ def grade_file(arguments: argparse.Namespace, path: Path) -> Any:
         for row, grade in zip(rows, grades, strict=True)
     )
     counts = Counter(grade.value for grade in grades)
-    scores = [grade.score for grade in grades if grade.score is not None]
+    # Rows of one title are of one document; those without a title have a question in common at the most.
+    scores = pooled(
+        (row.title or f"\n{row.question}", DocumentScore(grade.score, 1))
+        for row, grade in zip(rows, grades, strict=True)
+        if grade.score is not None
+    )
     if arguments.out:
         write_atomically(arguments.out, lines)
     elif not arguments.json:
         sys.stdout.write(lines)
     told = ", ".join(f"{counts[value]} {value}" for value in ("right", "wrong", "ungraded"))
-    accuracy = sum(scores) / len(scores) if scores else None
-    shown = "" if accuracy is None else f"; accuracy {accuracy:.1%}"
+    found: dict[str, Any] = {"accuracy": None, "ci95": None}
+    shown = ""
+    if scores:
+        accuracy, low, high = accuracy_interval(scores)
+        found = {"accuracy": accuracy, "ci95": [low, high]}
+        over = f"{len(scores)} document{'s' * (len(scores) > 1)}"
+        shown = f"; accuracy {accuracy:.1%} (95 % interval over {over} {low:.1%} to {high:.1%})"
     print(f"{len(rows)} answers: {told}{shown}", file=sys.stderr)
-    return {"n": len(rows), **{value: counts[value] for value in ("right", "wrong", "ungraded")}, "accuracy": accuracy}
+    return {"n": len(rows), **{value: counts[value] for value in ("right", "wrong", "ungraded")}, **found}
 
 
 @contextmanager
