@@ -13,20 +13,23 @@ from making import Make
 
 from selfedit.documents import Document, Question
 from selfedit.errors import UserError
+from selfedit.evaluation.grading import Grading
+from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.execution.tasks import FitTask
 from selfedit.methods.adapters import DOCUMENTS_FILE, find_adapters
 from selfedit.methods.ask import Asker
 from selfedit.methods.continual import _updates, continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
-from selfedit.methods.retention import FIGURES
+from selfedit.methods.retention import FIGURES, retention_summary
+from selfedit.methods.sequences import Lane
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.progress import Progress
 from selfedit.reports.console import plain_text
 from selfedit.reports.records import read_run
 from selfedit.reports.table import summary_view
-from selfedit.runs.records import ScoredAnswer
+from selfedit.runs.records import Answer, FitRecord, ScoredAnswer
 from selfedit.runs.store import Store
 from summary_fields import undeclared
 from tiny_world import rows, write_rows
@@ -285,6 +288,25 @@ def test_what_an_answer_replaces_depends_on_its_sequence() -> None:
     )
     (found,) = _updates(run, lanes)
     assert (found.asked, found.new, found.old) == (2, 0, 0.5), "the second never learned the 5 crowns"
+
+
+def test_before_and_after_are_of_the_same_questions() -> None:
+    old, new = (
+        Document(id, "The ferry", "", (Question(f"{id}/0", "What is the fare?", (answer,)),))
+        for id, answer in (("a", "5 crowns"), ("b", "7 crowns"))
+    )
+    with Store(None) as store:
+        store.add_documents([old, new])
+        for condition, round, id in (("none", 0, "a"), ("none", 0, "b"), ("after", 2, "b")):
+            said = (Answer(f"{id}/0", "5 crowns", 2),)
+            store.record_fits([FitRecord(condition, round=round, document_id=id, answers=said)])
+        run: Any = SimpleNamespace(store=store, grading=Grading(store, LexicalGrader()))
+        run.grading.grade()
+        found = retention_summary(run, [Lane("none", 0, (old, new), "passage", main=True)])
+    assert found.average is not None
+    assert found.before is not None
+    # What was right before, and is so no longer, is not asked after the last step.
+    assert (found.before.mean, found.average.mean) == (0.0, 0.0)
 
 
 def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from selfedit.evaluation.statistics import DocumentScore, pooled
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane
+from selfedit.methods.updates import still_true
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.summary import RetentionSummary, Spread
 
@@ -25,7 +26,19 @@ def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
         for one in scored
         if one.document_id is not None and one.score is not None
     )
-    before = {id: score / asked for id, (score, asked) in run.grading.scores("none").items()}
+    untrained = [
+        one
+        for one in run.store.scored_answers(run.grading.name, condition="none")
+        if one.document_id is not None and one.score is not None
+    ]
+
+    def before(lane: Lane) -> float | None:
+        """Of the questions that are asked after the last step, like the average."""
+        asked = {question.id for document in still_true(lane.documents) for question in document.questions}
+        scores = pooled(
+            (str(one.document_id), DocumentScore(one.score or 0.0, 1)) for one in untrained if one.question_id in asked
+        )
+        return _mean(score / count for score, count in scores.values())
 
     examined = {lane.number: {one.round for one in scored if one.replicate == lane.number} for lane in lanes}
 
@@ -49,7 +62,7 @@ def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
         sequences=len(lanes),
         accuracy=tuple(tuple(_mean(cell) for cell in row) for row in cells),
         deviation=tuple(tuple(_deviation(cell) for cell in row) for row in cells) if len(lanes) > 1 else (),
-        before=_spread(_mean(before.get(document.id) for document in lane.documents) for lane in lanes),
+        before=_spread(map(before, lanes)),
         general=_spread(right / asked for right, asked in general.values()),
         train_tokens=sum(fit.train_tokens for fit in run.store.fits(condition=first.condition)),
         **figures,
