@@ -131,7 +131,9 @@ def reason(
         f"Recipe {chosen.number}: {chosen.accuracy:.1%} right, of the general questions {lost},"
         f" {chosen.tokens:,.0f} training tokens per document.{why}\n"
         f"The rule: most learned among the recipes that lose at most {100 * most_lost:g}% of the general questions; of"
-        " those within noise of it (paired by document), the one with the fewest training tokens."
+        " those within noise of it (paired by document), the one with the fewest training tokens.  It was chosen on"
+        " these documents, so what it came to on them is a little too good: `selfedit compare --recipe` on others shows"
+        " what it is worth."
     )
 
 
