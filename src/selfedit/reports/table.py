@@ -293,8 +293,11 @@ def neighbours(entries: Sequence[NeighbourSummary]) -> Figures:
         for entry in entries
     ]
     headings = ["asked", "leaked %", "95 % interval", "untrained %"]
-    notes = ["leaked: wrong, and right about the adapter's own document; untrained: the same of the model's answers."]
-    return Figures(["condition"], headings, rows, notes, title="Neighbours: questions of other documents")
+    notes = [
+        "leaked: wrong, and right about the adapter's own document; where questions were routed, or an adapter learned"
+        " several documents, about another document than the question's; untrained: the same of the model's answers."
+    ]
+    return Figures(["condition"], headings, rows, notes, title="Leaks: answers that another document would give")
 
 
 def api_estimates(run: RunRecords) -> Figures:

@@ -112,7 +112,9 @@ class ForgettingSummary(_Part):
 
 class NeighbourSummary(_Part):
     """Of `asked` answers of a condition's adapters to questions of other documents, the share `leaked`: wrong, and
-    right about the adapter's own document.  `before`: of the untrained model's answers to the same questions."""
+    right about the adapter's own document.  Where questions were routed, or an adapter learned several documents: of
+    its answers, each held against other documents than the question's.  `before`: of the untrained model's answers to
+    the same questions."""
 
     condition: str
     asked: Count
