@@ -54,8 +54,9 @@ def parse_grid(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a recipe did: scores by document over all editors; of the general questions, by fit; training tokens per fit;
-    how many fits failed; how far adapters have moved from the model (KL, nats per token; None: not measured)."""
+    """How a recipe did: scores by document over all editors; of the general questions, by what counts as sampled
+    (`general_scores`); training tokens per fit; how many fits failed; how far adapters have moved from the model (KL,
+    nats per token; None: not measured)."""
 
     candidate: Candidate
     scores: Mapping[str, DocumentScore]
