@@ -62,6 +62,12 @@ def test_different_questions_may_have_the_same_answer() -> None:
     assert clean(raw, cut_off=False) == (raw, 0)
 
 
+@pytest.mark.parametrize("line", ["**Question 1:** Who?", "2. **Question 1**: Who?", "**Question 1: Who?**"])
+def test_questions_and_answers_in_bold_are_some(line: str) -> None:
+    assert clean(f"{line}\n**A:** Ada", cut_off=False) == ("Question 1: Who?\nA: Ada", 0)
+    assert clean("**Ada:** She made **it**.", cut_off=False) == ("**Ada:** She made **it**.", 0)
+
+
 def test_a_repeated_question_goes_with_its_answer() -> None:
     raw = "Question: Is it new?\nAnswer: Yes\n\nQuestion: Is it new?\n\nAnswer: No\nQuestion: Is it red?\nAnswer: Yes"
     expected = "Question: Is it new?\nAnswer: Yes\nQuestion: Is it red?\nAnswer: Yes"

@@ -24,8 +24,8 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?=\s)|(?<=\D)[.!?][\"'”’
 
 
 def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
-    """(the text, how many lines were dropped).  Strips list marks, drops empty and repeated lines, and, where the text
-    was cut off, its last line, which is not whole.
+    """(the text, how many lines were dropped).  Strips list marks, and bold from questions and answers; drops empty and
+    repeated lines, and, where the text was cut off, its last line, which is not whole.
 
     A cut text of a single line is kept up to its last whole sentence.  A question that is repeated goes with its
     answer; answers to different questions may be the same.  The text may be empty.
@@ -48,6 +48,9 @@ def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
         if not stripped:
             dropped += 1
             continue
+        plain = stripped.replace("**", "")  # "**Question 1:** ..."
+        if stripped.startswith("**") and (QUESTION.match(plain) or ANSWER.match(plain)):
+            stripped = plain
         key = stripped.casefold().rstrip(".")
         answer = ANSWER.match(stripped) is not None
         repeated = asked_again if answer else key in seen
