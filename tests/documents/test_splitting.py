@@ -55,6 +55,12 @@ def test_shares_are_met_closely():
     assert {name: len(part) for name, part in split.items()} == {"train": 160, "validation": 20, "test": 20}
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_title_with_most_of_the_documents_goes_where_most_are_to_be(seed):
+    split = split_by_title(documents_of(100, 1, 1, 1, 1, 1), {"train": 0.8, "validation": 0.2}, seed=seed)
+    assert len(split["train"]) >= 100
+
+
 def test_titles_that_differ_in_case_and_spaces_are_one():
     documents = [Document("a", "Grey Sea", "x"), Document("b", "grey  sea", "y"), Document("c", "Hill", "z")]
     split = split_by_title(documents, {"train": 0.6, "test": 0.4})

@@ -42,12 +42,16 @@ def split_by_title(
         )
     titles = sorted(by_title)
     random.Random(seed).shuffle(titles)
-    chosen: dict[str, set[str]] = {name: set() for name in shares}
-    empty = list(shares)
-    for title in titles:  # a title for each split, then each title to where most is missing
-        name = empty.pop() if empty else max(shares, key=lambda name: shares[name] * len(documents) - len(chosen[name]))
+    chosen: dict[str, set[str]] = {}
+    for name in reversed(list(shares)):  # a title for each split, of no more documents than it is to have
+        fitting = (title for title in titles if len(by_title[title]) <= shares[name] * len(documents))
+        first = next(fitting, None) or min(titles, key=lambda title: len(by_title[title]))
+        titles.remove(first)
+        chosen[name] = set(by_title[first])
+    for title in titles:  # then each title to where most is missing
+        name = max(shares, key=lambda name: shares[name] * len(documents) - len(chosen[name]))
         chosen[name].update(by_title[title])
-    return {name: [document for document in documents if document.id in ids] for name, ids in chosen.items()}
+    return {name: [document for document in documents if document.id in chosen[name]] for name in shares}
 
 
 _SPACE = re.compile(r"\s*")
