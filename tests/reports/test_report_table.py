@@ -243,6 +243,12 @@ def test_a_difference_names_the_documents_that_it_is_paired_on() -> None:
     assert ["self", "against", "none", "+1.0", "−1.0", "to", "+3.0", "0.250", "7", "within", "noise"] in rows
 
 
+def test_many_differences_are_said_to_be_many() -> None:
+    assert "by luck" not in shown(table.differences([PAIRED] * 5))
+    text = " ".join(shown(table.differences([PAIRED] * 10)).split())
+    assert "up to 0.5 of 10 would be larger than noise by luck." in text
+
+
 def test_a_judges_rewards_are_called_so_even_where_their_correlation_is_not_known() -> None:
     text = " ".join(shown(table.rounds([RoundSummary(round=1, judge_sample=2), RoundSummary(round=2)], 1)).split())
     assert "Round 1: a judge gave the rewards; rank correlation with real ones – on 2 edits." in text

@@ -30,6 +30,9 @@ from selfedit.text import one_line
 MOST_COLUMNS = 12
 """Documents of a sequence of which a table shows the whole matrix."""
 
+MANY_COMPARISONS = 6
+"""Of four conditions or more: from so many on, luck is spoken of."""
+
 UP, DOWN = "▲", "▼"
 
 
@@ -151,7 +154,12 @@ def differences(entries: Sequence[DifferenceSummary]) -> Figures:
         )
         for entry in entries
     ]
-    return Figures(["difference"], ["points", "95 % interval", "p", "documents", ""], rows)
+    many = (
+        f"Not corrected for their number: were there no differences at all, up to {0.05 * len(rows):.1f} of {len(rows)}"
+        " would be larger than noise by luck."
+    )
+    notes = [many] * (len(rows) >= MANY_COMPARISONS)
+    return Figures(["difference"], ["points", "95 % interval", "p", "documents", ""], rows, notes)
 
 
 def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected_on: str = "validation") -> Figures:
