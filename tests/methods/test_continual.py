@@ -31,6 +31,7 @@ from selfedit.reports.records import read_run
 from selfedit.reports.table import summary_view
 from selfedit.runs.records import Answer, FitRecord, ScoredAnswer
 from selfedit.runs.store import Store
+from selfedit.runs.summary import Spread
 from summary_fields import undeclared
 from tiny_world import rows, write_rows
 
@@ -290,23 +291,27 @@ def test_what_an_answer_replaces_depends_on_its_sequence() -> None:
     assert (found.asked, found.new, found.old) == (2, 0, 0.5), "the second never learned the 5 crowns"
 
 
-def test_before_and_after_are_of_the_same_questions() -> None:
-    old, new = (
-        Document(id, "The ferry", "", (Question(f"{id}/0", "What is the fare?", (answer,)),))
-        for id, answer in (("a", "5 crowns"), ("b", "7 crowns"))
-    )
+def test_the_figures_of_a_document_are_of_the_same_questions_at_each_step() -> None:
+    fare, colour = ("What is the fare?", ("5 crowns",)), ("What is its colour?", ("blue",))
+    old = Document("a", "The ferry", "", (Question("a/0", *fare), Question("a/1", *colour)))
+    new = Document("b", "The ferry", "", (Question("b/0", fare[0], ("7 crowns",)),))
     with Store(None) as store:
         store.add_documents([old, new])
-        for condition, round, id in (("none", 0, "a"), ("none", 0, "b"), ("after", 2, "b")):
-            said = (Answer(f"{id}/0", "5 crowns", 2),)
-            store.record_fits([FitRecord(condition, round=round, document_id=id, answers=said)])
+        for condition, round, asked in (
+            ("none", 0, ("a/0", "a/1")),
+            ("none", 0, ("b/0",)),
+            ("after", 1, ("a/0", "a/1")),
+            ("after", 2, ("a/1",)),
+            ("after", 2, ("b/0",)),
+        ):
+            said = tuple(Answer(id, "5 crowns", 2) for id in asked)
+            store.record_fits([FitRecord(condition, round=round, document_id=asked[0][0], answers=said)])
         run: Any = SimpleNamespace(store=store, grading=Grading(store, LexicalGrader()))
         run.grading.grade()
         found = retention_summary(run, [Lane("none", 0, (old, new), "passage", main=True)])
-    assert found.average is not None
-    assert found.before is not None
-    # What was right before, and is so no longer, is not asked after the last step.
-    assert (found.before.mean, found.average.mean) == (0.0, 0.0)
+    # The old fare was known before and after the first step; it is not asked after the last one, and so not forgotten.
+    assert found.accuracy == ((0.0,), (0.0, 0.0))
+    assert (found.before, found.forgetting, found.backward) == (Spread(mean=0.0),) * 3
 
 
 def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:

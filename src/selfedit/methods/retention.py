@@ -20,23 +20,22 @@ Matrix = Sequence[Sequence[float | None]]
 
 def retention_summary(run: Run, lanes: Sequence[Lane]) -> RetentionSummary:
     first, steps = lanes[0], len(lanes[0].documents)
+    # A document's questions have to be the same at each step, or its figures could not be compared: those that are
+    # asked after the last one.
+    kept = {lane.number: {q.id for d in still_true(lane.documents) for q in d.questions} for lane in lanes}
     scored = run.store.scored_answers(run.grading.name, condition=first.after)
     graded = pooled(
         (f"{one.replicate} {one.round} {one.document_id}", DocumentScore(one.score, 1))
         for one in scored
-        if one.document_id is not None and one.score is not None
+        if one.score is not None and one.question_id in kept[one.replicate]
     )
-    untrained = [
-        one
-        for one in run.store.scored_answers(run.grading.name, condition="none")
-        if one.document_id is not None and one.score is not None
-    ]
+    untrained = run.store.scored_answers(run.grading.name, condition="none")
 
     def before(lane: Lane) -> float | None:
-        """Of the questions that are asked after the last step, like the average."""
-        asked = {question.id for document in still_true(lane.documents) for question in document.questions}
         scores = pooled(
-            (str(one.document_id), DocumentScore(one.score or 0.0, 1)) for one in untrained if one.question_id in asked
+            (str(one.document_id), DocumentScore(one.score, 1))
+            for one in untrained
+            if one.score is not None and one.question_id in kept[lane.number]
         )
         return _mean(score / count for score, count in scores.values())
 

@@ -152,6 +152,7 @@ class Spread(_Part):
 class RetentionSummary(_Part):
     """Continual learning with one remedy (`retain`): `accuracy[i][j]` is the accuracy on a sequence's document j after
     its step i, j <= i, as mean over `sequences` (None: none was graded), `deviation` its standard deviation over them.
+    A question that a later document answers otherwise does not count at any step.
 
     With R for the matrix and T steps, as usually defined: `average` is the mean of the last row, `backward` transfer
     the mean over j < T of R[T][j] - R[j][j] (Lopez-Paz and Ranzato 2017, arXiv 1706.08840), `forgetting` the mean over
