@@ -28,6 +28,7 @@ WIDTH = 5.2
 """Inches of a chart: 500 pixels on the page, so that its words can still be read on a telephone."""
 
 PAPER, INK, QUIET, RULE = "#ffffff", "#222222", "#8a8a8a", "#e4e4e4"
+HALO = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # keeps a label legible on a line
 FILLS = ("#ffffff", "#d9d9d9", "#a6a6a6", "#737373", "#404040")
 HATCHES = ("", "///", "", "\\\\\\", "", "...", "xx", "--", "++", "oo")
 _ON_THE_PAGE = {PAPER: "var(--paper)", INK: "var(--ink)", QUIET: "var(--quiet)", RULE: "var(--rule)"} | {
@@ -279,8 +280,7 @@ def line(points: Sequence[Point], across: str, up: str, selected: int | None = N
             axes.plot(number, value, "o", markersize=14, markerfacecolor="none", markeredgecolor=INK)
             axes.annotate("selected", (number, low), (0, -8), textcoords="offset points", ha="center", va="top")
         if len(known) <= MOST_LABELS:
-            halo = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
-            axes.annotate(f"{value:.1f}", (number, value), (8, 8), textcoords="offset points", fontsize=9, bbox=halo)
+            axes.annotate(f"{value:.1f}", (number, value), (8, 8), textcoords="offset points", fontsize=9, bbox=HALO)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(known) <= MOST_LABELS:
         axes.set_xticks([number for number, _, _ in known])
@@ -375,7 +375,7 @@ def _bar(axes: Axes, position: float, height: float, condition: ConditionSummary
         axes.errorbar(value, position, xerr=errors, color=PAPER, linewidth=3.5, capsize=3.5, capthick=3, zorder=3)
         axes.errorbar(value, position, xerr=errors, color=INK, linewidth=1.2, capsize=3, capthick=1.2, zorder=4)
     place = (max(value, end), position)
-    axes.annotate(f"{value:.1f}", place, (5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.annotate(f"{value:.1f}", place, (6, 0), textcoords="offset points", va="center", fontsize=9, bbox=HALO)
 
 
 def _look(index: int) -> tuple[str, str]:
