@@ -12,6 +12,7 @@ import pytest
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
+from selfedit.methods.selection import select
 from selfedit.reports import findings, format, html, table, watching
 from selfedit.reports.documents import document_list
 from selfedit.reports.records import RunRecords, read_run
@@ -171,6 +172,9 @@ def test_the_best_edit_is_also_scored_by_a_fit_that_did_not_choose_it() -> None:
     # Fit 0 chooses edit 0, of which fit 1 scores 0; fit 1 chooses edit 1, of which fit 0 scores 0.4.
     assert signal.best_unseen == pytest.approx(0.2)
     assert findings.Signal(1, signal.documents, {edit.id: {0: 1.0} for edit in edits}).best_unseen is None
+    # A third fit of the worse edit, where the better one's has failed, chooses nothing.
+    some = {edits[0].id: dict.fromkeys(range(3), 0.4), edits[1].id: dict.fromkeys(range(2), 0.6)}
+    assert findings.Signal(1, signal.documents, some).best_unseen == pytest.approx(0.6)
 
 
 def test_an_empty_edit_is_not_the_best_one_since_it_cannot_be_kept() -> None:
@@ -203,8 +207,11 @@ def test_an_empty_edit_gives_no_signal() -> None:
     edits = tuple(Edit("d", "train", k, text, round=1, reward=0.2 * k) for k, text in enumerate(("", "a", "b")))
     rewards = findings.DocumentRewards(Document("d", "", "Text."), edits)
     assert findings.Signal(1, (rewards,)).without_signal == 0
-    rewards = findings.DocumentRewards(Document("d", "", "Text."), edits[:2])
-    assert findings.Signal(1, (rewards,)).without_signal == 1
+    for some, counted in ((edits[:2], 1), (edits[:1], 0)):
+        rewards = findings.DocumentRewards(Document("d", "", "Text."), some)
+        written = [edit for edit in some if edit.text]
+        assert findings.Signal(1, (rewards,)).without_signal == counted
+        assert len(select(written, rule="best-of-k").without_signal) == counted, "as the table has it"
 
 
 def test_what_was_recited_is_no_fit_and_scores_no_edit(compare_run: Path) -> None:

@@ -147,8 +147,8 @@ class Signal:
 
     @property
     def without_signal(self) -> int:
-        """Documents whose edits all scored alike: nothing can be selected there."""
-        return sum(len({edit.reward for edit in document.written}) < 2 for document in self.documents)
+        """Documents whose edits all scored alike, as selection counts them: one of which no edit was left is none."""
+        return sum(len({edit.reward for edit in document.written}) == 1 for document in self.documents)
 
     @property
     def mean(self) -> float:
@@ -169,7 +169,8 @@ class Signal:
             scores = [self.scores.get(edit.id, {}) for edit in sorted(document.written, key=lambda edit: edit.index)]
             replicates = sorted(set.intersection(*map(set, scores))) if scores else []
             if len(replicates) > 1:
-                others = [[sum(one.values()) - one[r] for one in scores] for r in replicates]
+                # Of fits that are there for every edit alone: a sum of more would choose the edit of which none failed.
+                others = [[sum(one[k] for k in replicates if k != r) for one in scores] for r in replicates]
                 best = [scores[rest.index(max(rest))] for rest in others]
                 found.append(fmean([one[r] for one, r in zip(best, replicates, strict=True)]))
         return fmean(found) if found else None
