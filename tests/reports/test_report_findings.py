@@ -14,7 +14,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.methods.selection import select
 from selfedit.reports import findings, format, html, table, watching
-from selfedit.reports.documents import document_list
+from selfedit.reports.documents import Column, document_list
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.records import recited_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
@@ -85,6 +85,19 @@ def test_what_is_looked_up_is_not_learned_and_lacks_no_fits(tmp_path: Path) -> N
     lines = findings.missing(unfinished)
     assert not any("open-book" in line for line in lines)
     assert "retrieval:3: 6 of 6 documents lack fits." in lines
+
+
+def test_answers_about_other_documents_are_no_rivals(compare_run: Path) -> None:
+    run = read_run(compare_run)
+    assert run.summary is not None
+    earlier = ConditionSummary(name="earlier documents, before", accuracy=0.99, correct=99, graded=100)
+    said = html._headline(run.summary.conditions, run.summary)
+    assert html._headline([*run.summary.conditions, earlier], run.summary) == said
+    assert "api:gpt-5" in said
+    shown = document_list(run, findings.compared(run))
+    other = replace(shown.documents[0], scores={(0, earlier.name): 1.0})
+    columns = [*shown.columns, Column((0, earlier.name), earlier.name)]
+    assert replace(shown, documents=[*shown.documents, other], columns=columns).best == shown.best == (0, "api:gpt-5")
 
 
 def test_what_was_not_graded_was_neither_learned_nor_lost(tmp_path: Path) -> None:

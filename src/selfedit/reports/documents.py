@@ -127,10 +127,12 @@ class DocumentList:
 
     @cached_property
     def best(self) -> Key | None:
+        # What was asked about other documents (an earlier run's, say) is not to be compared.
+        examined = [d for d in self.documents if (0, findings.BASE) in d.scores] or self.documents
         means = {
             column.key: sum(found) / len(found)
             for column in self.columns
-            if (found := [d.scores[column.key] for d in self.documents if column.key in d.scores])
+            if (found := [d.scores[column.key] for d in examined if column.key in d.scores])
         }
         return max(means, key=lambda key: (_learns(key), means[key]), default=None)
 

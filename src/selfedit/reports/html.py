@@ -186,6 +186,8 @@ def _headline(conditions: Sequence[ConditionSummary], summary: Summary) -> str:
     others = [c for c in conditions if c.name != reference and c.accuracy is not None]
     if base is None or base.accuracy is None or not others or summary.documents == 0:
         return ""
+    # What was asked about other documents (an earlier run's, say) is not to be compared.
+    others = [c for c in others if findings.difference(summary.differences, reference, c.name)] or others
     # What looks answers up is what the others are held against, not a rival of theirs.
     others = [c for c in others if findings.role(c.name) not in findings.REFERENCE_LINES] or others
     best = max(others, key=lambda condition: condition.accuracy or 0.0)
