@@ -118,7 +118,7 @@ def test_where_nothing_is_rated_the_run_says_why_and_asks_again(small_train: dic
 
     server.reply = think
     settings = judged(small_train, judge="thinker", api_base=server.url)
-    told = r"round 1: no edit was kept: 18 of 18 ratings could not be read .*: --judge-reasoning-effort low leaves some"
+    told = r"round 1: no edit was kept: 18 of 18 ratings could not be read .*: --judge-reasoning-effort low .*--out"
     with pytest.raises(UserError, match=told):
         train(settings)
     asked = len(server.completions)

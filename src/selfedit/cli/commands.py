@@ -227,7 +227,8 @@ def _grade_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grader",
         default="lexical",
-        help="lexical (by shared words), judge:MODEL of an API, or judge:model:NAME, run here [lexical]",
+        help="lexical (by shared words), judge:MODEL of an API, whose replies are kept in runs/grade, or"
+        " judge:model:NAME, run here [lexical]",
     )
     parser.add_argument("--api-base", help="for a judge: an OpenAI-compatible endpoint; the key is OPENAI_API_KEY")
     parser.add_argument(

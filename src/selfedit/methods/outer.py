@@ -75,7 +75,10 @@ def _nothing_kept(run: Run, settings: TrainSettings, round: int) -> UserError:
         )
     unread = [event.message for event in run.store.events(UNREAD) if event.subject == f"round {round}"]
     if unread and not any(e.reward is not None for e in run.store.edits(round=round, writer=TRAIN)):
-        return UserError(f"round {round}: no edit was kept: {unread[0]}")
+        return UserError(
+            f"round {round}: no edit was kept: {unread[0]}; the same command asks again, another setting needs another"
+            " --out"
+        )
     if settings.reward == "likelihood" and not any(e.reward for e in run.store.edits(round=round, writer=TRAIN)):
         return UserError(
             f"round {round}: --reward likelihood: the model answers no question rightly with the document in its prompt"
