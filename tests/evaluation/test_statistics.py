@@ -23,6 +23,7 @@ from selfedit.evaluation.statistics import (
     mean_interval,
     paired_difference,
     spearman,
+    spearman_interval,
 )
 
 SCORES = st.lists(
@@ -276,6 +277,7 @@ def test_documents_needed_from_the_assumption() -> None:
     assert documents_needed(0.03, deviation=0.0) == 6
 
 
+@settings(deadline=None)  # scipy is imported in the first call
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True))
 def test_spearman_of_a_monotone_map_is_one(values: list[float]) -> None:
     order = sorted(values)
@@ -289,6 +291,23 @@ def test_spearman_with_ties_and_where_it_is_undefined() -> None:
     assert spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
     assert spearman([1, 1], [1, 2]) is None
     assert spearman([1], [1]) is None
+
+
+def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says() -> None:
+    # Bonett & Wright: z ± 1.96 sqrt((1 + 0.5²/2) / 8).
+    expected = [math.tanh(math.atanh(0.5) + side * 1.959964 * math.sqrt(1.125 / 8)) for side in (-1, 1)]
+    assert spearman_interval(0.5, 11) == pytest.approx(expected)
+    assert spearman_interval(1.0, 11) is spearman_interval(0.2, 3) is None
+    rng, held = np.random.default_rng(8), 0
+    truth = 6 / math.pi * math.asin(0.5 / 2)  # of normal pairs that correlate by 0.5
+    for _ in range(300):
+        x = rng.normal(size=8)
+        y = 0.5 * x + math.sqrt(0.75) * rng.normal(size=8)
+        found = spearman(x.tolist(), y.tolist())
+        assert found is not None
+        interval = spearman_interval(found, 8)
+        held += interval is not None and interval[0] <= truth <= interval[1]
+    assert held / 300 >= 0.9
 
 
 def counts(first: Sequence[bool], second: Sequence[bool]) -> np.ndarray:

@@ -13,7 +13,7 @@ from making import Make
 
 from api_server import reply
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import spearman
+from selfedit.evaluation.statistics import spearman, spearman_interval
 from selfedit.methods.compare import compare
 from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
@@ -86,6 +86,8 @@ def test_an_api_judges_ratings_are_rewards_and_are_compared_with_real_fits(
         [float(known[id] or 0) for id in scores], [sum(found) / len(found) for found in scores.values()]
     )
     assert first.judge_correlation == pytest.approx(expected_correlation)
+    if first.judge_correlation is not None:
+        assert first.judge_correlation_ci95 == pytest.approx(spearman_interval(first.judge_correlation, 6))
     assert first.judge_sample == 6
     assert sum(line.input_tokens for line in ledger) == 10 * len(server.completions)
 

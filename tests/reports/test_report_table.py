@@ -250,9 +250,13 @@ def test_many_differences_are_said_to_be_many() -> None:
 
 
 def test_a_judges_rewards_are_called_so_even_where_their_correlation_is_not_known() -> None:
-    text = " ".join(shown(table.rounds([RoundSummary(round=1, judge_sample=2), RoundSummary(round=2)], 1)).split())
-    assert "Round 1: a judge gave the rewards; rank correlation with real ones – on 2 edits." in text
+    known = RoundSummary(round=3, judge_sample=8, judge_correlation=0.43, judge_correlation_ci95=(-0.4, 0.874))
+    rows = [RoundSummary(round=1, judge_sample=2), RoundSummary(round=2), known]
+    text = " ".join(shown(table.rounds(rows, 1)).split())
+    said = "a judge gave the rewards; rank correlation (Spearman's) with real ones"
+    assert f"Round 1: {said} – on 2 edits." in text
     assert "Round 2: a judge" not in text
+    assert f"Round 3: {said} +0.43 (95 % interval −0.40 to +0.87) on 8 edits." in text
 
 
 def test_selected_round_is_marked(train_run: Path) -> None:

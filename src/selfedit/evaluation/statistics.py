@@ -285,6 +285,16 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(spearmanr(x, y).statistic)
 
 
+def spearman_interval(correlation: float, pairs: int) -> tuple[float, float] | None:
+    """The 95 % interval of a rank correlation of so many pairs, by Fisher's z with the standard error of Bonett and
+    Wright (2000); None for fewer than four pairs, or a perfect correlation, of which z says nothing."""
+    if pairs < 4 or abs(correlation) > 1 - 1e-9:
+        return None
+    half = NormalDist().inv_cdf((1 + _LEVEL) / 2) * math.sqrt((1 + correlation**2 / 2) / (pairs - 3))
+    z = math.atanh(correlation)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
 def kappa(counts: Floats) -> Floats:
     """Cohen's kappa, the agreement of two raters beyond what their rates would give by chance, from counts [4] or
     [4, B]: said yes by both, by the first, by the second, of so many.  1 where both say one same thing always."""

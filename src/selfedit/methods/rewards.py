@@ -18,7 +18,7 @@ from selfedit.editors.base import Edit
 from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import reason
-from selfedit.evaluation.statistics import spearman
+from selfedit.evaluation.statistics import spearman, spearman_interval
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.resuming import completer
@@ -97,7 +97,8 @@ def judged_rewards(
     real = _mean_scores(run, settings, documents, fitted, policy, "check of the judge")
     common = [id for id in sample if id in real]
     correlation = spearman([rated[id] for id in common], [real[id] for id in common]) if len(common) > 2 else None
-    return {"judge_correlation": correlation, "judge_sample": len(common)}
+    interval = None if correlation is None else spearman_interval(correlation, len(common))
+    return {"judge_correlation": correlation, "judge_correlation_ci95": interval, "judge_sample": len(common)}
 
 
 Reward = Callable[[Run, TrainSettings, Sequence[Document], Sequence[Edit], tuple[str, ...]], dict[str, Any]]

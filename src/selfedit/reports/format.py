@@ -21,6 +21,9 @@ percent = _scaled(100, ".1f")
 points = _scaled(100, "+.1f")
 """A difference of shares in percentage points, signed."""
 
+signed = _scaled(1, "+.2f")
+"""A correlation."""
+
 nats = _scaled(1000, ".1f")
 """A divergence in thousandths of a nat."""
 

@@ -182,8 +182,12 @@ def rounds(entries: Sequence[RoundSummary], selected_round: int | None, selected
     notes = ["no signal: documents whose edits all scored alike, so that nothing tells good ones from bad ones."]
     for entry in entries:
         if entry.judge_sample is not None:
-            told = f"{format.decimals(entry.judge_correlation, 2)} on {entry.judge_sample} edits"
-            notes.append(f"Round {entry.round}: a judge gave the rewards; rank correlation with real ones {told}.")
+            told, ci95 = format.signed(entry.judge_correlation), entry.judge_correlation_ci95
+            told += f" (95 % interval {format.interval(ci95, format.signed, 'to')})" if ci95 else ""
+            notes.append(
+                f"Round {entry.round}: a judge gave the rewards; rank correlation (Spearman's) with real ones {told} on"
+                f" {entry.judge_sample} edits."
+            )
     for finding in (findings.above_passage, findings.kept_without_signal):
         notes += [note for entry in entries if (note := finding(entry))]
     if chosen:

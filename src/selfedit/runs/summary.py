@@ -206,7 +206,7 @@ class RoundSummary(_Part):
     `documents_without_signal` are those whose edits all scored alike, `kept_without_signal` the edits of theirs that
     were kept. `passage_alone` is what the documents without edits earned (`--baseline passage`), `above_passage` counts
     those of which an edit that earned more was kept.
-    `judge_correlation` is the rank correlation of a judge's rewards with real ones on `judge_sample` edits.
+    `judge_correlation` is Spearman's rank correlation of a judge's rewards with real ones on `judge_sample` edits.
     `seconds` is the time that passed while the round was worked on, over all attempts; `device_seconds` what the
     devices were busy."""
 
@@ -221,6 +221,7 @@ class RoundSummary(_Part):
     passage_alone: Accuracy | None = None
     above_passage: Count | None = None
     judge_correlation: Share | None = None
+    judge_correlation_ci95: tuple[Share, Share] | None = None
     judge_sample: Count | None = None
     seconds: Amount | None = None
     device_seconds: Amount | None = None
