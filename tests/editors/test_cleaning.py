@@ -57,6 +57,15 @@ def test_texts_that_were_cut_off(raw: str, text: str, dropped: int) -> None:
     assert clean(raw, cut_off=True) == (text, dropped)
 
 
+@pytest.mark.parametrize("begin", ["<think>\n", ""])  # the begin may be in the prompt
+def test_what_is_thought_aloud_is_not_learned(begin: str) -> None:
+    raw = f"{begin}Let me see.\n\nAda made it?\n</think>\n\nAda made it.\nIt is ne"
+    assert clean(raw, cut_off=True) == ("Ada made it.", 5 + bool(begin))
+    assert clean("<think>\nLet me see.\nAda", cut_off=True) == ("", 3)
+    about_it = "Ada wrote <think> here.\nBo ends it with </think> there."
+    assert clean(about_it, cut_off=False) == (about_it, 0)
+
+
 def test_different_questions_may_have_the_same_answer() -> None:
     raw = "Question: Is it new?\nAnswer: Yes\nQuestion: Is it red?\nAnswer: Yes"
     assert clean(raw, cut_off=False) == (raw, 0)

@@ -19,7 +19,7 @@ class Question:
 class Document:
     """A text to be learned, and the questions about it (perhaps none yet).
 
-    `edits` holds edits that were written beforehand, by writer's name, for the replay editor.
+    `edits` holds edits that were written beforehand, by writer's name.  (The replay editor reads them from their file.)
     """
 
     id: str

@@ -18,6 +18,9 @@ ANSWER = re.compile(r"^(?:answer\s*\d*\s*[:.)]|a\s*(?:\d+\s*[.)]|\d*\s*:))\s*(.+
 # A line whose first sentence asks: "**Where was it?**", "Anna: Where was it?", "Where was it? In Oslo."
 _ASKING = re.compile(r"^[\W_]*(?:\w+ ?\d*:[\W_]*)?(\w(?:(?![.!]\s)[^?])*\?)")
 
+# What a reasoning model thinks aloud, perhaps to the end; only its end is there where the template begins it.
+_THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)|.*?^</think>$", re.DOTALL | re.MULTILINE)
+
 _LIST_MARK = re.compile(r"^(?:\s*(?:[-*•–]|\(?\d{1,3}[.):])(?:\s+|$))+")
 # A mark before white space, or at the end unless a digit stands before it: "It cost 3." may have been cut from 3.5.
 _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?=\s)|(?<=\D)[.!?][\"'”’»)\]]*$")
@@ -25,14 +28,16 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?=\s)|(?<=\D)[.!?][\"'”’
 
 def clean(raw: str, *, cut_off: bool) -> tuple[str, int]:
     """(the text, how many lines were dropped).  Strips list marks, and bold from questions and answers; drops empty and
-    repeated lines, and, where the text was cut off, its last line, which is not whole.
+    repeated lines, what was thought aloud, and, where the text was cut off, its last line, which is not whole.
 
     A cut text of a single line is kept up to its last whole sentence.  A question that is repeated goes with its
     answer; answers to different questions may be the same.  The text may be empty.
     """
-    lines = raw.strip().splitlines()
-    dropped = 0
-    if cut_off and lines and not raw.rstrip(" \t").endswith("\n"):
+    thought = _THOUGHT.match(raw)
+    said = raw[thought.end() :] if thought else raw
+    dropped = len(thought[0].strip().splitlines()) if thought else 0
+    lines = said.strip().splitlines()
+    if cut_off and lines and not said.rstrip(" \t").endswith("\n"):
         if len(lines) > 1:
             lines.pop()
             dropped += 1
