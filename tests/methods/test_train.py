@@ -383,7 +383,7 @@ def test_only_one_rule_has_a_baseline(small_train: dict[str, Any]) -> None:
 
 def test_where_no_edit_is_kept_the_run_says_so(small_train: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "selfedit.methods.restem._baseline", lambda *_: dict.fromkeys(("d0", "d1", "d2", "d3", "d4", "d5"), 1.0)
+        "selfedit.methods.restem.baseline_of", lambda *_: dict.fromkeys(("d0", "d1", "d2", "d3", "d4", "d5"), 1.0)
     )
     with pytest.raises(UserError, match=r"round 1: no edit was kept by --select above-baseline.*sample more edits"):
         train(TrainSettings(**small_train, select="above-baseline"))

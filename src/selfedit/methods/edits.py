@@ -75,12 +75,12 @@ def edits_to_learn(
     run: Run, documents: Sequence[Document], spec: EditorSpec, *, of: int | None = None, **how: Any
 ) -> list[Edit] | None:
     """The edits of each document that the settings ask for, of so many documents in all (`of`, by default these); None
-    where the passage alone is learned."""
+    where the passage alone is learned.  `how` is as for `write_edits`."""
     settings: Any = run.settings
     if spec.kind == "passage":
         return None
-    wanted = of and of * settings.edits
-    return write_edits(run, documents, spec, count=settings.edits, prompt=settings.edit_prompt, wanted=wanted, **how)
+    how = {"count": settings.edits, "prompt": settings.edit_prompt, **how}
+    return write_edits(run, documents, spec, wanted=of and of * settings.edits, **how)
 
 
 def make_editor(

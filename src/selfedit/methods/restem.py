@@ -18,15 +18,15 @@ from typing import Unpack
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.methods.edits import write_edits
+from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
 from selfedit.methods.references import check_references
-from selfedit.methods.rewards import REWARDS, TRAIN
-from selfedit.methods.rounds import PASSAGE, VALIDATION, metrics, round_record, select_round, summarise_training
+from selfedit.methods.rewards import REWARDS, TRAIN, baseline_of
+from selfedit.methods.rounds import VALIDATION, metrics, round_record, select_round, summarise_training
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Selection
 from selfedit.methods.settings import TrainSettings
@@ -37,7 +37,7 @@ from selfedit.runs.directory import delta_name
 from selfedit.runs.summary import Summary
 from selfedit.training.recipes import Recipe, load_recipe
 
-BASELINE = "baseline"
+SELF = EditorSpec("self")
 
 
 def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
@@ -95,10 +95,7 @@ def one_round(
 ) -> None:
     """Write, reward, select, train, validate; then the round counts."""
     run.store.count_time_for(round)
-    spec, prompt = EditorSpec("self", settings.edit_prompt), settings.edit_prompt
-    edits = write_edits(
-        run, training, spec, count=settings.edits, prompt=prompt, condition=TRAIN, round=round, policy=policy
-    )
+    edits = edits_to_learn(run, training, SELF, condition=TRAIN, round=round, policy=policy) or []
     details = REWARDS[settings.reward](run, settings, training, edits, policy)
     selection = keep(run, settings, training, round, policy)
     train_editor(run, settings, training, selection.kept, round, policy, outer)
@@ -116,7 +113,7 @@ def keep(
         # An edit of which nothing was left cannot be taught, whatever its document alone earned.
         [edit for edit in edits if edit.text],
         rule=settings.select,
-        baseline=_baseline(run, settings, training, round, policy) if settings.select == "above-baseline" else None,
+        baseline=baseline_of(run, settings, training, round, policy) if settings.select == "above-baseline" else None,
         fraction=settings.top_fraction,
         keep_ties=settings.keep_ties,
         ties=settings.ties,
@@ -125,31 +122,11 @@ def keep(
     return selection
 
 
-def _baseline(
-    run: Run, settings: TrainSettings, training: Sequence[Document], round: int, policy: tuple[str, ...]
-) -> dict[str, float]:
-    """Each document's score by the round's student before it learns the document, or after S fits on the passage alone:
-    in each round anew, since the student is another one."""
-    if settings.baseline == "passage":
-        condition, number = PASSAGE, round
-        learnings = one_each(condition, training, None, settings.replicates, round=round, policy=policy)
-        inner_loop(run, learnings, label=f"round {round} passages alone")
-    else:
-        condition, number = ("none", 0) if round == 1 else (BASELINE, round)
-        examine_untrained(run, training, condition=condition, round=number, policy=policy, general=False)
-        run.grading.grade()
-    scores = run.grading.scores(condition, round=number)
-    return {document: score.score / score.graded for document, score in scores.items() if score.graded}
-
-
 def validate(
     run: Run, settings: TrainSettings, validation: Sequence[Document], round: int, policy: tuple[str, ...]
 ) -> None:
     """Step A with the policy's own edits on the validation documents: one edit per document, S fits."""
     if validation:
-        spec, prompt = EditorSpec("self", settings.edit_prompt), settings.edit_prompt
-        edits = write_edits(
-            run, validation, spec, count=1, prompt=prompt, condition=VALIDATION, round=round, policy=policy
-        )
+        edits = edits_to_learn(run, validation, SELF, count=1, condition=VALIDATION, round=round, policy=policy)
         learnings = one_each(VALIDATION, validation, edits, settings.replicates, round=round, policy=policy)
         inner_loop(run, learnings, label=f"round {round} validation")

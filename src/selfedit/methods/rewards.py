@@ -19,6 +19,7 @@ from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import reason
 from selfedit.evaluation.statistics import spearman, spearman_interval
+from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
 from selfedit.methods.resuming import completer
@@ -28,6 +29,7 @@ from selfedit.text import one_line
 
 TRAIN = "train"  # the condition under which edits of training documents and their fits are stored
 UNREAD = "unreadable ratings"  # the kind of an event; its subject is the round
+PASSAGE, _BASELINE = "passage", "baseline"  # those of what `--select above-baseline` compares with
 _REPLY_TOKENS = 8
 _NUMBER = re.compile(r"\s*(10|[0-9])(?:\.0)?(?:\s*/\s*10)?\s*\.?\s*")
 
@@ -125,6 +127,23 @@ def _mean_scores(
     for learning in learnings:
         found.setdefault(str(learning.edit_id), []).extend(scores[learning.id])
     return {id: math.fsum(some) / len(some) for id, some in found.items() if some}
+
+
+def baseline_of(
+    run: Run, settings: TrainSettings, training: Sequence[Document], round: int, policy: tuple[str, ...]
+) -> dict[str, float]:
+    """Each document's score by the round's student before it learns the document, or after S fits on the passage alone:
+    in each round anew, since the student is another one."""
+    if settings.baseline == "passage":
+        condition, number = PASSAGE, round
+        learnings = one_each(condition, training, None, settings.replicates, round=round, policy=policy)
+        inner_loop(run, learnings, label=f"round {round} passages alone")
+    else:
+        condition, number = ("none", 0) if round == 1 else (_BASELINE, round)
+        examine_untrained(run, training, condition=condition, round=number, policy=policy, general=False)
+        run.grading.grade()
+    scores = run.grading.scores(condition, round=number)
+    return {document: score.score / score.graded for document, score in scores.items() if score.graded}
 
 
 def read_rating(reply: str) -> float | None:

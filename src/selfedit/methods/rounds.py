@@ -14,7 +14,7 @@ from selfedit.evaluation.statistics import (
     accuracy_interval,
     paired_difference,
 )
-from selfedit.methods.rewards import TRAIN
+from selfedit.methods.rewards import PASSAGE, TRAIN
 from selfedit.methods.run import Run
 from selfedit.methods.selection import Selection
 from selfedit.methods.summarise import accuracy, summarise
@@ -22,7 +22,6 @@ from selfedit.runs.costs import Spent
 from selfedit.runs.summary import RoundSummary, Summary
 
 VALIDATION = "validation"
-PASSAGE = "passage"  # the condition of fits without an edit, with which `--baseline passage` compares
 
 
 def round_record(

@@ -27,8 +27,7 @@ def training_documents(run: Run, settings: TrainSettings) -> tuple[list[Document
         run.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
     if settings.documents_per_round is not None:
         training = _fresh(run, settings, training, settings.documents_per_round)
-    spec = EditorSpec("self", settings.edit_prompt)
-    check(run, [*training, *validation], [spec], count=settings.edits, prompt=settings.edit_prompt)
+    check(run, [*training, *validation], [EditorSpec("self")], count=settings.edits, prompt=settings.edit_prompt)
     if settings.reward == "judge" and settings.judge is not None and not run.store.documents():
         run.client(settings.judge, "judge")
     if settings.select_on == "test":
