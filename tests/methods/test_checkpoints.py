@@ -178,11 +178,10 @@ def test_each_step_of_continual_is_saved_too(
 def test_a_fit_is_examined_on_the_way(settings: LearnSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
 
-    class Listening:
-        def log(self, values: dict[str, float], step: int) -> None:
-            logged.append((step, values))
+    def log(values: dict[str, float], step: int) -> None:
+        logged.append((step, values))
 
-    monkeypatch.setattr("selfedit.methods.tracking.open_tracker", lambda *_: nullcontext(Listening()))
+    monkeypatch.setattr("selfedit.methods.tracking.open_tracker", lambda *_: nullcontext(log))
     learned = learn(settings)
     assert learned.summary is not None
     assert [(look.step, look.steps) for look in learned.summary.on_the_way] == [(4, 16), (8, 16), (12, 16)]

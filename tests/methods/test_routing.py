@@ -288,11 +288,10 @@ def test_the_mean_loss_of_all_adapters_is_tracked(
 ) -> None:
     logged: list[tuple[str, int, float]] = []
 
-    class Listening:
-        def log(self, values: dict[str, float], step: int) -> None:
-            logged.extend((name, step, value) for name, value in values.items())
+    def log(values: dict[str, float], step: int) -> None:
+        logged.extend((name, step, value) for name, value in values.items())
 
-    monkeypatch.setattr("selfedit.methods.tracking.open_tracker", lambda *_: nullcontext(Listening()))
+    monkeypatch.setattr("selfedit.methods.tracking.open_tracker", lambda *_: nullcontext(log))
     asked = settings(chat_model, file, tmp_path / "run")
     found = learn(asked)
     assert found.summary is not None

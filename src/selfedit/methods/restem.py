@@ -66,7 +66,7 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
         training, validation = training_documents(run, settings)
         if settings.reward == "likelihood":
             check_references(run, training, [OPEN_BOOK])
-        with open_tracker(settings.track, settings.out, run.directory.config) as tracker:
+        with open_tracker(settings.track, settings.out, run.directory.config) as log:
             examine_untrained(run, [*training, *validation])
             validate(run, settings, validation, 0, ())
 
@@ -78,7 +78,7 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
                 elif not is_whole(run.directory.checkpoint(round)):
                     kept = keep(run, settings, documents, round, policy).kept
                     train_editor(run, settings, documents, kept, round, policy, outer)
-                tracker.log(metrics(run, round), step=round)
+                log(metrics(run, round), step=round)
         if finished := summary_of_finished(run):
             return finished
         return summarise_training(run, training, validation, select_round(run, validation), settings.select_on)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from selfedit.errors import UserError
 from selfedit.methods.run import Run
@@ -18,10 +17,7 @@ from selfedit.runs.summary import Summary
 _CLASSES = {"tensorboard": "TensorBoardTracker", "wandb": "WandBTracker", "trackio": "TrackioTracker"}
 
 
-class Tracker(Protocol):
-    """What methods need of accelerate's trackers."""
-
-    def log(self, values: dict[str, float], step: int | None = None) -> None: ...
+Log = Callable[..., None]  # log(values, step=N)
 
 
 def check_tracker(name: str | None) -> None:
@@ -32,15 +28,11 @@ def check_tracker(name: str | None) -> None:
 
 
 @contextmanager
-def open_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Iterator[Tracker]:
-    """A tracker that writes below the run's directory (TensorBoard) or to its service, finished whatever happens.
-
-    Errors: as `check_tracker`.
-    """
+def open_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    """What logs below the run's directory (TensorBoard) or to a service; its tracker is finished whatever happens."""
     if name is None:
-        yield SimpleNamespace(log=lambda values, step=None: None)
+        yield lambda values, step: None
         return
-    check_tracker(name)
     from accelerate import tracking
 
     kind = getattr(tracking, _CLASSES[name])
@@ -49,7 +41,7 @@ def open_tracker(name: str | None, out: Path, config: Mapping[str, Any]) -> Iter
     plain = {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}
     tracker.store_init_configuration(plain)
     try:
-        yield tracker
+        yield tracker.log
     finally:
         tracker.finish()
 
@@ -71,6 +63,6 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
     for step, accuracy in looks:
         if accuracy is not None:
             rows.setdefault(step, {})["accuracy"] = accuracy
-    with open_tracker(run.settings.track, run.settings.out, run.directory.config) as tracker:
+    with open_tracker(run.settings.track, run.settings.out, run.directory.config) as log:
         for step, values in sorted(rows.items()):  # Weights & Biases ignores what comes after a later step
-            tracker.log(values, step=step)
+            log(values, step=step)
