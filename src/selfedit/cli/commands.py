@@ -90,7 +90,7 @@ def run_method(
 
         planned = plan(method, settings)
         _say(arguments, planned.text())
-        return planned.to_json()
+        return asdict(planned)
     from selfedit.cli.progress import make_progress
 
     progress = make_progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None], console: Cons
         plans = rehearsal(plan)
         together = total(plans.values())
         say(_planned(plan, {**plans, "all together": together}))
-        return {"runs": {name: one.to_json() for name, one in plans.items()}, "total": together.to_json()}
+        return {"runs": {name: asdict(one) for name, one in plans.items()}, "total": asdict(together)}
     from selfedit.cli.progress import make_progress
     from selfedit.reports.report import report
     from selfedit.reports.reproduction import read_reproduction, to_json, write_reproduction

@@ -32,10 +32,6 @@ class ModelSource:
         """The tokenizer alone, for a process that needs no weights."""
         return load_tokenizer(self.name, instruct=self.instruct, trust_remote_code=self.trust_remote_code)
 
-    def of(self, name: str) -> ModelSource:
-        """Another model, loaded alike; it is prompted through its chat template if it is a chat model."""
-        return replace(self, name=name, instruct=None)
-
     def worker(self, delta: Callable[[str], Mapping[str, bytes]]) -> Worker:
         """A worker with this model."""
         return Worker(self, delta)
@@ -145,7 +141,8 @@ class Worker:
     def _other(self, name: str) -> Model:
         if self.other is None or self.other.name != name:
             self._forget()
-            self.other = replace(self.source.of(name), device=str(self.model.hf.device)).load()
+            # Prompted through its chat template if it is a chat model.
+            self.other = replace(self.source, name=name, instruct=None, device=str(self.model.hf.device)).load()
         return self.other
 
     def _forget(self) -> None:

@@ -48,10 +48,8 @@ def compare(settings: CompareSettings, **parts: Unpack[Parts]) -> Summary:
         examine_untrained(run, documents)
         lines = examine_references(run, documents, specs)
         learnings = [learning for spec in specs for learning in condition(run, settings, documents, spec)]
-        for policy in policies:
-            # A policy that `train` made writes the edits and is the student.
-            spec = EditorSpec("self", policy.prompt)
-            learnings += condition(run, settings, documents, spec, policy.condition, policy.chain)
+        for policy in policies:  # one that `train` made writes the edits and is the student
+            learnings += condition(run, settings, documents, *policy)
         inner_loop(run, learnings)
         run.grading.grade()  # of a comparison in which nothing is learned, the exam before
 

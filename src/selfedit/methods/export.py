@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import DOCUMENTS_FILE, Adapters, adapter_errors, find_adapters, one_model
-from selfedit.methods.gguf_export import (
-    ADAPTER,
-    MODEL,
-    GgufType,
-    convert_adapter,
-    convert_model,
-    find_converter,
-    modelfile,
-)
+from selfedit.methods.gguf_export import ADAPTER, MODEL, GgufType, convert, find_converter, modelfile
 from selfedit.methods.model_card import CARD
 from selfedit.models import Model, load_model, local_path, stored_dtype, torch_dtype
 from selfedit.runs.files import directory_atomically
@@ -96,8 +88,8 @@ def export(
         if adapter_only and gguf is not None:
             with tempfile.TemporaryDirectory(dir=scratch) as base:
                 _write(loaded, Path(base), written)
-                convert_model(Path(base), scratch / "base.gguf", gguf)
-                convert_adapter(found.folders[0], Path(base), scratch / "adapter.gguf", gguf)
+                convert(Path(base), scratch / "base.gguf", gguf)
+                convert(found.folders[0], scratch / "adapter.gguf", gguf, Path(base))
             content = modelfile("base.gguf", loaded.tokenizer, "adapter.gguf")
             (scratch / "Modelfile").write_text(content, encoding="utf-8")
             return Exported(out, loaded.name, 0)
@@ -108,7 +100,7 @@ def export(
                 merge_adapter(loaded.hf, folder)
         _write(loaded, scratch, written)
         if gguf is not None:
-            convert_model(scratch, scratch / "model.gguf", gguf)
+            convert(scratch, scratch / "model.gguf", gguf)
             (scratch / "Modelfile").write_text(modelfile("model.gguf", loaded.tokenizer), encoding="utf-8")
     return Exported(out, loaded.name, len(found.folders))
 

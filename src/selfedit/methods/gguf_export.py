@@ -35,18 +35,11 @@ def find_converter(name: str) -> Path:
     return Path(found).resolve()
 
 
-def convert_model(folder: Path, out: Path, kind: GgufType) -> None:
-    """Writes the model in `folder` (Hugging Face's format, with its tokenizer) as the GGUF file `out`."""
-    _convert(MODEL, [str(folder), "--outfile", str(out), "--outtype", kind])
-
-
-def convert_adapter(folder: Path, base: Path, out: Path, kind: GgufType) -> None:
-    """Writes the adapter in `folder` (PEFT's format) of the model in `base` as the GGUF file `out`."""
-    _convert(ADAPTER, [str(folder), "--base", str(base), "--outfile", str(out), "--outtype", kind])
-
-
-def _convert(name: str, arguments: list[str]) -> None:
-    command = [sys.executable, str(find_converter(name)), *arguments]
+def convert(folder: Path, out: Path, kind: GgufType, base: Path | None = None) -> None:
+    """Writes the model in `folder` (Hugging Face's format, with its tokenizer), or the adapter in it (PEFT's format) of
+    the model in `base`, as the GGUF file `out`."""
+    name, of = (MODEL, []) if base is None else (ADAPTER, ["--base", str(base)])
+    command = [sys.executable, str(find_converter(name)), str(folder), *of, "--outfile", str(out), "--outtype", kind]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if result.returncode:
         said = result.stderr.strip().splitlines() or ["it said nothing"]

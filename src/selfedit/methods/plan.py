@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,6 @@ class Plan:
                 " documents vary as is assumed in docs/grading.md",
             ]
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan(method: Callable[..., Any], settings: Settings) -> Plan:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from selfedit.documents import Document, sharing_titles
+from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.runs.directory import RunDirectory, delta_name
 from selfedit.runs.files import directory_atomically
@@ -80,20 +80,11 @@ def selected_round(trained: RunDirectory) -> int:
     return selected
 
 
-@dataclass(frozen=True)
-class Policy:
-    """`condition` is its name in a comparison, `chain` are the names of its deltas in order, `prompt` that of edits."""
-
-    condition: str
-    chain: tuple[str, ...]
-    prompt: str
-
-
 def load_policies(
     path: Path, run: Run, documents: Sequence[Document], round: int | Literal["all"] | None = None
-) -> list[Policy]:
-    """The policy that a run of `train` selected, or that of `round`, or each round's, made known to the workers.  Warns
-    of documents that the policy has seen.
+) -> list[tuple[EditorSpec, str, tuple[str, ...]]]:
+    """The policy that a run of `train` selected, or that of `round`, or each round's, made known to the workers: as an
+    editor, its condition, and its deltas in order.  Warns of documents that the policy has seen.
 
     Errors: UserError for a run of another method, an unfinished one, one of another model, or one without that round;
     and where the untrained model itself was selected."""
@@ -128,10 +119,10 @@ def load_policies(
     prompt = str(config["edit_prompt"])
     selection = " (selected on test documents)" if on_test else " (selected)" if round == "all" else ""
     return [
-        Policy(
+        (
+            EditorSpec("self", prompt),
             f"trained:{prompt}" + f" round {number}" * (round == "all") + selection * (number == selected),
             publish_chain(run, path, range(1, number + 1)),
-            prompt,
         )
         for number in chosen
     ]

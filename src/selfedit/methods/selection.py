@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from selfedit.documents import Document
@@ -41,7 +40,10 @@ def select(
     without adaptation (`baseline`), and none of a document whose score is not known.  `top-fraction` keeps that share
     of all edits, rounded up.  Ties go to the shorter edit (as much learned from less) unless `ties` is `first`, then to
     the one sampled first.  Without `keep_ties`, documents without signal keep nothing."""
-    order = partial(_order, shorter_first=ties == "shorter")
+
+    def order(edit: Edit) -> tuple[float, int, int, str]:
+        return -_reward(edit), edit.output_tokens if ties == "shorter" else 0, edit.index, edit.document_id
+
     by_document: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.reward is not None:
@@ -73,10 +75,6 @@ def select(
         raise ValueError(f"no selection rule {rule!r}")
     silent = set(without_signal)
     return Selection(tuple(edit.id for edit in kept), without_signal, sum(edit.document_id in silent for edit in kept))
-
-
-def _order(edit: Edit, *, shorter_first: bool) -> tuple[float, int, int, str]:
-    return (-_reward(edit), edit.output_tokens if shorter_first else 0, edit.index, edit.document_id)
 
 
 def _reward(edit: Edit) -> float:
