@@ -16,9 +16,10 @@ from selfedit.errors import UserError
 from selfedit.evaluation.grading import Grading
 from selfedit.evaluation.lexical import LexicalGrader
 from selfedit.execution.tasks import FitTask
+from selfedit.methods import retention
 from selfedit.methods.adapters import DOCUMENTS_FILE, find_adapters
 from selfedit.methods.ask import Asker
-from selfedit.methods.continual import _updates, continual
+from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.retention import FIGURES, retention_summary
@@ -287,7 +288,7 @@ def test_what_an_answer_replaces_depends_on_its_sequence() -> None:
     run: Any = SimpleNamespace(
         grading=SimpleNamespace(name="g"), store=SimpleNamespace(scored_answers=lambda *_, **__: scored)
     )
-    (found,) = _updates(run, lanes)
+    (found,) = retention.remedy_updates(run, lanes)
     assert (found.asked, found.new, found.old) == (2, 0, 0.5), "the second never learned the 5 crowns"
 
 

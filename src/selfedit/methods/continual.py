@@ -19,11 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-from selfedit.documents import Question
 from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
-from selfedit.evaluation.statistics import paired_difference
 from selfedit.methods.apart import learn_apart
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_untrained
@@ -31,15 +29,13 @@ from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
 from selfedit.methods.learnings import Asked, Learning, asked_about
 from selfedit.methods.policies import read_delta
-from selfedit.methods.retention import final_answers, final_scores, retention_summary
+from selfedit.methods.retention import compare_remedies, new_and_earlier, remedy_updates, retention_summary
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.sequences import Lane, lanes, record_exam, remedy_recipe
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.small_models import editor_of, say_editor
-from selfedit.methods.summarise import accuracy, difference_summary, summarise, summary_of_finished
-from selfedit.methods.updates import replaced_by, superseded, update_summary
-from selfedit.runs.records import ScoredAnswer
-from selfedit.runs.summary import DifferenceSummary, Summary, UpdateSummary
+from selfedit.methods.summarise import summarise, summary_of_finished
+from selfedit.runs.summary import Summary
 
 
 def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
@@ -74,10 +70,10 @@ def continual(settings: ContinualSettings, **parts: Unpack[Parts]) -> Summary:
             run,
             documents,
             ["none"],
-            steps=tuple(_new_and_earlier(run, every[0], step) for step in range(1, steps + 1)),
+            steps=tuple(new_and_earlier(run, every[0], step) for step in range(1, steps + 1)),
             retention=tuple(retention_summary(run, some) for some in by_remedy.values()),
-            updates=tuple(one for some in by_remedy.values() for one in _updates(run, some)),
-            compared=_compared(run, list(by_remedy.values())),
+            updates=tuple(one for some in by_remedy.values() for one in remedy_updates(run, some)),
+            compared=compare_remedies(run, list(by_remedy.values())),
             routing=routing,
         )
 
@@ -144,38 +140,3 @@ def _learning(run: Run, lane: Lane, edits: list[Edit] | None, step: int) -> Lear
         keep=lane.folder(run, step),
         examine=False,
     )
-
-
-def _new_and_earlier(run: Run, lane: Lane, step: int) -> dict[str, Any]:
-    scores = run.grading.scores(lane.after, round=step, replicate=lane.number)
-    document = lane.documents[step - 1].id
-
-    def part(new: bool) -> dict[str, Any] | None:
-        some = {id: score for id, score in scores.items() if (id == document) == new}
-        found = accuracy(some)
-        return found and {**found, "documents": len(some)}
-
-    return {"step": step, "document": document, "new": part(True), "earlier": part(False)}
-
-
-def _compared(run: Run, remedies: list[list[Lane]]) -> tuple[DifferenceSummary, ...]:
-    """Each remedy against the first, after the last step, paired by document."""
-    first, *others = ((some[0].retain, final_scores(run, some)) for some in remedies)
-    return tuple(
-        difference_summary(f"retain {first[0]}", f"retain {retain}", paired_difference(first[1], scores))
-        for retain, scores in others
-        if first[1].keys() & scores.keys()
-    )
-
-
-def _updates(run: Run, some: list[Lane]) -> list[UpdateSummary]:
-    """What became of facts that a later document changes, after the last step."""
-    scored = final_answers(run, some)
-    asked: list[tuple[ScoredAnswer, Sequence[Question]]] = []
-    for lane in some:
-        # Which questions one replaces depends on the sequence.
-        replaced = replaced_by(superseded(lane.documents), lane.documents)
-        own = (one for one in scored if one.replicate == lane.number)
-        asked += [(one, replaced[one.question_id]) for one in own if one.question_id in replaced]
-    found = update_summary(some[0].after, asked)
-    return [] if found is None else [found]

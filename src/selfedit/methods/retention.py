@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from selfedit.evaluation.statistics import DocumentScore, pooled
+from selfedit.documents import Question
+from selfedit.evaluation.statistics import DocumentScore, paired_difference, pooled
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import Lane
-from selfedit.methods.updates import still_true
+from selfedit.methods.summarise import accuracy, difference_summary
+from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.runs.records import ScoredAnswer
-from selfedit.runs.summary import RetentionSummary, Spread
+from selfedit.runs.summary import DifferenceSummary, RetentionSummary, Spread, UpdateSummary
 
 Matrix = Sequence[Sequence[float | None]]
 """Row i, column j <= i: the accuracy on document j after step i; None where nothing was graded."""
@@ -82,6 +84,41 @@ def final_scores(run: Run, lanes: Sequence[Lane]) -> dict[str, DocumentScore]:
         for one in final_answers(run, lanes)
         if one.document_id is not None and one.score is not None
     )
+
+
+def new_and_earlier(run: Run, lane: Lane, step: int) -> dict[str, Any]:
+    scores = run.grading.scores(lane.after, round=step, replicate=lane.number)
+    document = lane.documents[step - 1].id
+
+    def part(new: bool) -> dict[str, Any] | None:
+        some = {id: score for id, score in scores.items() if (id == document) == new}
+        found = accuracy(some)
+        return found and {**found, "documents": len(some)}
+
+    return {"step": step, "document": document, "new": part(True), "earlier": part(False)}
+
+
+def compare_remedies(run: Run, remedies: Sequence[Sequence[Lane]]) -> tuple[DifferenceSummary, ...]:
+    """Each remedy against the first, after the last step, paired by document."""
+    first, *others = ((some[0].retain, final_scores(run, some)) for some in remedies)
+    return tuple(
+        difference_summary(f"retain {first[0]}", f"retain {retain}", paired_difference(first[1], scores))
+        for retain, scores in others
+        if first[1].keys() & scores.keys()
+    )
+
+
+def remedy_updates(run: Run, some: Sequence[Lane]) -> list[UpdateSummary]:
+    """What became of facts that a later document changes, after the last step."""
+    scored = final_answers(run, some)
+    asked: list[tuple[ScoredAnswer, Sequence[Question]]] = []
+    for lane in some:
+        # Which questions one replaces depends on the sequence.
+        replaced = replaced_by(superseded(lane.documents), lane.documents)
+        own = (one for one in scored if one.replicate == lane.number)
+        asked += [(one, replaced[one.question_id]) for one in own if one.question_id in replaced]
+    found = update_summary(some[0].after, asked)
+    return [] if found is None else [found]
 
 
 def average(matrix: Matrix) -> float | None:
