@@ -15,7 +15,6 @@ merging it (`FitJob.below`).  A single sequence is merged.  `apart.py` has the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 

@@ -28,7 +28,7 @@ LOOKS = 3  # exams on the way, at each quarter
 class Joint:
     """`policy` is what has been learned so far, by the name that the workers know it by; no question is routed."""
 
-    recites = False  # whether it is examined by recitation too
+    routed, recites = False, False  # whether it is examined by recitation too
     routing: RoutingSummary | None = None
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:

@@ -21,26 +21,22 @@ from typing import Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.methods.earlier import AFTER, BEFORE, examine_earlier, keep_edits_before, read_earlier, updates
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.exam_writing import exam_summary, exam_writer, write_exam
 from selfedit.methods.examining import examine_references, examine_untrained
 from selfedit.methods.inputs import check, load_parts, once_each, warn_of_contradictions, warn_of_cuts
-from selfedit.methods.per_document import PerDocument
 from selfedit.methods.references import references_that_fit
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.methods.small_models import editor_of, say_editor
 from selfedit.methods.stacking import model_of_earlier
-from selfedit.methods.summarise import looks, summarise, summary_of_finished
+from selfedit.methods.summarise import looks, not_learned, summarise, summary_of_finished
 from selfedit.methods.tracking import check_tracker, track_learning
 from selfedit.methods.ways import choose_way
 from selfedit.runs.records import recited_condition, retried_condition
 from selfedit.runs.summary import Summary
-
-REFERENCE_LINES = [EditorSpec.parse(name) for name in ("open-book", "retrieval")]
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,6 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
     which, or the number of documents (`ways`).
 
     `documents` are used in place of those that the settings name.
-
     Errors: UserError for what the user can mend, a fit that failed (its loss was not a number) among it.
     """
     if not settings.documents and not documents:
@@ -95,7 +90,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         if again:
             keep_edits_before(run, earlier, spec.name)
         # Those that have an adapter each stay as they were, and are not asked again.
-        known = [] if isinstance(way, PerDocument) else [one for one in earlier.left(documents) if one.questions]
+        known = [] if way.routed else [one for one in earlier.left(documents) if one.questions]
         warn_of_contradictions(run, documents)
         if not run.store.fits(condition=spec.name):
             warn_of_cuts(run, documents)
@@ -106,7 +101,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             examine_untrained(run, documents, policy=way.policy)
             lines += examine_earlier(run, known, BEFORE, way.policy)
             if settings.references:
-                lines += examine_references(run, documents, references_that_fit(run, documents, REFERENCE_LINES))
+                lines += examine_references(run, documents, references_that_fit(run, documents))
 
         # The edits, what is learned from them, and once more on top what was missed; each adapter is examined.
         edits = edits_to_learn(run, documents, spec, policy=way.policy)
@@ -116,7 +111,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
         fits = way.learn(spec.name, documents, edits)
         if way.recites:
             conditions.append(recited_condition(spec.name))
-        if settings.retry_missed and (missed := run.choices.missed(documents, _missed(run, spec.name)) & learned):
+        if settings.retry_missed and (missed := run.choices.missed(documents, not_learned(run, spec.name)) & learned):
             conditions.append(retried_condition(spec.name))
             fits = way.again(conditions[-1], documents, edits, missed)
         folder, rank = way.finish()
@@ -125,7 +120,7 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
 
         summary = summary_of_finished(run) if examined else None
         if examined and summary is None:
-            wrong = _missed(run, conditions[-1])
+            wrong = not_learned(run, conditions[-1])
             summary = summarise(
                 run,
                 documents,
@@ -149,12 +144,6 @@ def learn(settings: LearnSettings, *, documents: Sequence[Document] | None = Non
             steps=sum(fit.steps for fit in fits),
             last_loss=fmean(losses) if losses else None,
             summary=summary,
-            routed=isinstance(way, PerDocument),
+            routed=way.routed,
             recites=way.recites,
         )
-
-
-def _missed(run: Run, condition: str) -> set[str]:
-    """The documents of which a question was answered wrongly under this condition."""
-    scored = run.store.scored_answers(run.grading.name, condition=condition, round=0)
-    return {answer.document_id for answer in scored if answer.value == "wrong" and answer.document_id is not None}

@@ -29,7 +29,7 @@ class PerDocument:
     """Each adapter is trained on the model as it is (`policy`), whatever an earlier run has learned."""
 
     policy: tuple[str, ...] = ()
-    recites = False
+    routed, recites = True, False
     routing: RoutingSummary | None = None
 
     def __init__(self, run: Run, editor: str, settings: LearnSettings) -> None:

@@ -48,9 +48,9 @@ def check_references(run: Run, documents: Sequence[Document], specs: Sequence[Ed
                     run.exam.request(document, question, passages(document, question))
 
 
-def references_that_fit(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec]) -> list[EditorSpec]:
+def references_that_fit(run: Run, documents: Sequence[Document]) -> list[EditorSpec]:
     """Those of the reference lines whose passages the model can read at once; the others are reported."""
-    kind = "reference line left out"
+    kind, specs = "reference line left out", [EditorSpec.parse(name) for name in REFERENCES]
     left_out = {event.message.partition(":")[0] for event in run.store.events(kind)}
     for spec in specs:
         if spec.name in left_out or run.store.fits(condition=spec.name):

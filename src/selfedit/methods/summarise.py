@@ -42,12 +42,7 @@ def summarise(
         documents=len(documents),
         questions=sum(len(document.questions) for document in documents),
         recipe=run.recipe.model_dump(mode="json"),
-        conditions=tuple(
-            condition_summary(run, name, costs.get(name, Spent())).model_copy(
-                update=beside_references(run, name, conditions)
-            )
-            for name in conditions
-        ),
+        conditions=tuple(condition_summary(run, name, costs.get(name, Spent()), conditions) for name in conditions),
         differences=(*differences(run, conditions), *compared),
         forgetting=tuple(forgetting(run, conditions, routed=more.get("routing") is not None)),
         neighbours=tuple(neighbours(run, conditions)),
@@ -75,7 +70,7 @@ def summary_of_finished(run: Run) -> Summary | None:
     return None if run.store.changed else run.directory.summary
 
 
-def condition_summary(run: Run, name: str, spent: Spent) -> ConditionSummary:
+def condition_summary(run: Run, name: str, spent: Spent, conditions: Sequence[str]) -> ConditionSummary:
     store = run.store
     answers = [
         answer for answer in store.scored_answers(run.grading.name, condition=name) if answer.document_id is not None
@@ -95,6 +90,7 @@ def condition_summary(run: Run, name: str, spent: Spent) -> ConditionSummary:
         seconds=spent.seconds,
         cost_usd=spent.usd,
         failed_fits=sum(fit.status == "failed" for fit in fits),
+        **beside_references(run, name, conditions),
     )
 
 
@@ -104,6 +100,12 @@ def looks(run: Run, condition: str) -> list[dict[str, Any]]:
     fits = [fit for fit in run.store.fits() if fit.condition == condition_on_the_way(condition, fit.steps, steps)]
     scored = [(fit.steps, accuracy(run.grading.scores(fit.condition))) for fit in fits]
     return [{"step": step, "steps": steps, **found} for step, found in sorted(scored, key=itemgetter(0)) if found]
+
+
+def not_learned(run: Run, condition: str) -> set[str]:
+    """Those of which a question was answered wrongly under this condition."""
+    scored = run.store.scored_answers(run.grading.name, condition=condition, round=0)
+    return {answer.document_id for answer in scored if answer.value == "wrong" and answer.document_id is not None}
 
 
 def differences(run: Run, conditions: Sequence[str]) -> list[DifferenceSummary]:
