@@ -80,11 +80,9 @@ class Asker:
         self._by_heart = ByHeart.beside(found.folders[0]) if found.recites else None
         self._adapters = dict(zip((document.id for document in found.documents), found.folders, strict=False))
         folders = [folder for one in sources.values() for folder in one.folders] if not found.documents else []
-        specs = {}
         for folder in folders:
             with adapter_errors(folder):
-                # What is wrong with the files themselves is said before a model is loaded.
-                specs[folder], _ = load_adapter(folder)
+                load_adapter(folder)  # what is wrong with the files themselves is said before a model is loaded
         self._load = partial(
             load_model,
             name,
@@ -110,10 +108,8 @@ class Asker:
                     merge_adapter(self.model.hf, folder)
                     continue
                 spec, state = load_adapter(folder, self.model.hf)
-                if self.bank is None:
-                    self.bank = AdapterBank(self.model.hf, spec, len(folders))
-                    first = spec
-                if spec != first:
+                self.bank = self.bank or AdapterBank(self.model.hf, spec, len(folders))
+                if spec != self.bank.spec:
                     self.bank.detach()
                     raise UserError(f"{folder}: of another shape (rank, layers, scale) than {folders[0]}; ask it alone")
                 self.bank.load_state(number, state)

@@ -20,6 +20,7 @@ from selfedit.evaluation.graders import engine_judge
 from selfedit.methods.edits import make_editor
 from selfedit.methods.references import check_references
 from selfedit.methods.run import Run
+from selfedit.methods.settings import TrainSettings
 from selfedit.methods.updates import superseded
 from selfedit.training.tokens import longer_than
 
@@ -79,6 +80,44 @@ def set_apart(
             f"--validation: title {shared[0].title!r} is among the training documents too; give other documents"
         )
     return list(documents), apart
+
+
+def training_documents(run: Run, settings: TrainSettings) -> tuple[list[Document], list[Document]]:
+    """(documents to train on, in the order of their rounds; those for validation), checked and stored.
+
+    Errors: UserError for what the user can mend.
+    """
+    training = load(run, settings.documents, limit=settings.limit)
+    validation: list[Document] = []
+    if settings.validation or settings.validation_share:
+        training, validation = set_apart(run, training, settings.validation, settings.validation_share)
+    else:
+        run.warn("no validation", "--validation-share 0: no round can be selected, so the last one is taken")
+    if (number := settings.documents_per_round) is not None:
+        if len(training) < (wanted := settings.rounds * number):
+            raise UserError(
+                f"--documents-per-round {number}: {settings.rounds} rounds need {wanted} training documents, and there"
+                f" are {len(training)}; give more (--documents, --limit), or ask for fewer"
+            )
+        training = sorted(training, key=lambda document: run.seed("round of", document.id))[:wanted]
+    check(run, [*training, *validation], [EditorSpec("self")], count=settings.edits, prompt=settings.edit_prompt)
+    if settings.reward == "judge" and settings.judge is not None and not run.store.documents():
+        run.client(settings.judge, "judge")
+    if settings.select_on == "test":
+        run.warn(
+            "selected on test documents",
+            f"--select-on test: the {len(validation)} documents of --validation decide which round is taken, so that"
+            " its accuracy on them is too good; new documents would show what it is worth",
+        )
+    run.store.add_documents(training, "train")
+    run.store.add_documents(validation, "validation")
+    return training, validation
+
+
+def of_round(settings: TrainSettings, training: Sequence[Document], round: int) -> Sequence[Document]:
+    """The documents that a round, counted from 1, trains on."""
+    number = settings.documents_per_round
+    return training if number is None else training[(round - 1) * number : round * number]
 
 
 def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], *, count: int, prompt: str) -> None:

@@ -21,6 +21,7 @@ from selfedit.errors import UserError
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.inputs import of_round, training_documents
 from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
@@ -32,7 +33,6 @@ from selfedit.methods.selection import Selection
 from selfedit.methods.settings import TrainSettings
 from selfedit.methods.summarise import summary_of_finished
 from selfedit.methods.tracking import check_tracker, open_tracker
-from selfedit.methods.training_documents import of_round, training_documents
 from selfedit.runs.directory import delta_name
 from selfedit.runs.summary import Summary
 from selfedit.training.recipes import Recipe, load_recipe

@@ -11,7 +11,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.cleaning import questions
 from selfedit.evaluation.lexical import accepts
-from selfedit.methods.frontier import Trial, better_half, choose
+from selfedit.methods.frontier import Trial, better_half
 from selfedit.training.objectives import question_pairs
 
 
@@ -128,7 +128,3 @@ class Choices:
     def recipes(self, trials: Sequence[Trial], most_lost: float) -> list[Trial]:
         """Which recipes of a sweep go on to more documents."""
         return better_half(trials, most_lost)
-
-    def recipe(self, trials: Sequence[Trial], most_lost: float) -> Trial:
-        """The recipe that a sweep chooses."""
-        return choose(trials, most_lost)

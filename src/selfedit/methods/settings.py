@@ -59,6 +59,8 @@ MANY = 5
 
 _OUT = "the run's directory; the same command on it resumes"
 _DOCUMENTS = "JSONL, SQuAD JSON, text files, folders, hf:NAME, news[:SPLIT], or updates[:SPLIT]"
+_VALIDATION = "validation documents; if left out, a share of the training documents, split by title"
+_SHARE = "share of the documents that is set apart for validation"
 _GENERAL = "general questions asked per adapter, of those that the model knows, to see what it forgets; 0: none"
 _NEIGHBOURS = (
     "questions of other documents asked per adapter of a single document, to see whether it says there what it learned"
@@ -246,12 +248,8 @@ class SweepSettings(Settings):
 
     out: Path = Field(Path("runs/sweep"), description=_OUT)
     documents: Words = Field(("news:train",), description=f"training documents: {_DOCUMENTS}")
-    validation: Words = Field(
-        (), description="validation documents; if left out, a share of the training documents, split by title"
-    )
-    validation_share: float = Field(
-        0.5, gt=0, lt=1, description="share of the documents that is set apart for validation"
-    )
+    validation: Words = Field((), description=_VALIDATION)
+    validation_share: float = Field(0.5, gt=0, lt=1, description=_SHARE)
     recipes: Words = Field((), description="a further recipe to try, besides --recipe")
     grid: Words = Field(
         (), description="values of a recipe setting to try, as NAME=A,B,C; several: every combination of them"
@@ -333,12 +331,8 @@ class TrainSettings(Settings):
 
     out: Path = Field(Path("runs/train"), description=_OUT)
     documents: Words = Field(("news:train",), description=f"training documents: {_DOCUMENTS}")
-    validation: Words = Field(
-        (), description="validation documents; if left out, a share of the training documents, split by title"
-    )
-    validation_share: float = Field(
-        0.2, ge=0, lt=1, description="share of the documents that is set apart for validation"
-    )
+    validation: Words = Field((), description=_VALIDATION)
+    validation_share: float = Field(0.2, ge=0, lt=1, description=_SHARE)
     select_on: Literal["validation", "test"] = Field(
         "validation",
         description="test: the documents of --validation are those of the test, as published; reports mark the result",

@@ -23,7 +23,7 @@ from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
 from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_references, examine_untrained
-from selfedit.methods.frontier import Trial, list_candidates, reason
+from selfedit.methods.frontier import Trial, choose, list_candidates, reason
 from selfedit.methods.inputs import check, load, set_apart
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.settings import SweepSettings
@@ -61,7 +61,7 @@ def sweep(settings: SweepSettings, **parts: Unpack[Parts]) -> Summary:
         if finished := summary_of_finished(run):
             return finished
 
-        chosen = run.choices.recipe(trials, settings.most_lost)
+        chosen = choose(trials, settings.most_lost)
         run.recipe = chosen.candidate.recipe
         recipe = run.recipe.model_dump(mode="json", exclude={"name"})
         write_atomically(

@@ -56,13 +56,12 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
         for step, loss in curves.get(fit.id, ()):
             losses.setdefault(step, []).append(loss)
     rows = {step: {"loss": fmean(some)} for step, some in losses.items()}
-    looks: list[tuple[int, float | None]]
-    looks = [(look.step, look.accuracy) for look in (summary.on_the_way if summary else ())]
-    end = max(losses, default=0)
-    looks += [(end, one.accuracy) for one in (summary.conditions if summary else ()) if one.name == last]
-    for step, accuracy in looks:
-        if accuracy is not None:
-            rows.setdefault(step, {})["accuracy"] = accuracy
+    if summary is not None:
+        end = max(losses, default=0)
+        ends = [(end, one.accuracy) for one in summary.conditions if one.name == last]
+        for step, accuracy in [*((look.step, look.accuracy) for look in summary.on_the_way), *ends]:
+            if accuracy is not None:
+                rows.setdefault(step, {})["accuracy"] = accuracy
     with open_tracker(run.settings.track, run.settings.out, run.directory.config) as log:
         for step, values in sorted(rows.items()):  # Weights & Biases ignores what comes after a later step
             log(values, step=step)
