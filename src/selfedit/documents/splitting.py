@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from selfedit.documents.document import Document
 from selfedit.errors import UserError
+from selfedit.grouping import grouped
 
 
 def _plain_title(document: Document) -> str:
@@ -32,9 +33,7 @@ def split_by_title(
     Every document goes somewhere; the shares, which sum to 1, are met as closely as titles allow.  Titles that differ
     in case or white space alone are one.  Raises UserError where there are fewer titles than splits.
     """
-    by_title: dict[str, list[str]] = {}
-    for document in documents:
-        by_title.setdefault(_plain_title(document), []).append(document.id)
+    by_title = grouped((_plain_title(document), document.id) for document in documents)
     if len(by_title) < len(shares):
         raise UserError(
             f"{len(documents)} documents have {len(by_title)} titles, too few for the {len(shares)} splits"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfedit.engine.jobs import Completion, DecodeRequest, FitJob, FitResult, LoraSpec, TokenSequence
+from selfedit.grouping import grouped
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,7 @@ class CompletionTask:
 
     def completions(self, result: TaskResult) -> dict[str, list[Completion]]:
         """The completions by id."""
-        found: dict[str, list[Completion]] = {}
-        for id, completion in zip(self.ids, result.completions, strict=True):
-            found.setdefault(id, []).append(completion)
-        return found
+        return grouped(zip(self.ids, result.completions, strict=True))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from selfedit.editors.prices import load_prices
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError, checked
 from selfedit.evaluation.graders import engine_judge, judge_model
+from selfedit.grouping import grouped
 from selfedit.methods.compare import compare
 from selfedit.methods.naming import run_names
 from selfedit.methods.plan import Plan, rehearse
@@ -192,10 +192,8 @@ def _replayed(comparison: CompareSettings, external: str, out: Path) -> str:
         documents = run.store.documents()
         # Not with the first model's answers (`--teacher open-book`): each answers for itself.
         edits = run.store.edits(writer=spec.name + AS_WRITTEN) or run.store.edits(writer=spec.name)
-    texts: dict[str, list[str]] = defaultdict(list)
-    for edit in edits:
-        texts[edit.document_id] += [edit.text] * bool(edit.text)
-    if spec.kind == "replay" or any(len(texts[document.id]) < comparison.edits for document in documents):
+    texts = grouped((edit.document_id, edit.text) for edit in edits if edit.text)
+    if spec.kind == "replay" or any(len(texts.get(one.id, ())) < comparison.edits for one in documents):
         return external
     file = out / (re.sub(r"[^A-Za-z0-9.-]+", "-", spec.name) + ".jsonl")
     rows = ({"id": id, "text": text} for id, found in texts.items() for text in found)

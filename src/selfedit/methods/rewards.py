@@ -19,6 +19,7 @@ from selfedit.editors.replies import ApiRequest, ApiResult
 from selfedit.engine.jobs import Completion, DecodeRequest
 from selfedit.errors import reason
 from selfedit.evaluation.statistics import spearman, spearman_interval
+from selfedit.grouping import grouped
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.learnings import one_each
@@ -55,10 +56,8 @@ def likelihood_rewards(
         TRAIN, documents, edits, settings.replicates, round=round, policy=policy, examine=False, likelihood=True
     )
     inner_loop(run, learnings, label=f"round {round} rewards")
-    losses: dict[str, list[float]] = {}
-    for fit in run.store.fits(round=round, condition=TRAIN):
-        if fit.answer_loss is not None:
-            losses.setdefault(str(fit.edit_id), []).append(fit.answer_loss)
+    fits = run.store.fits(round=round, condition=TRAIN)
+    losses = grouped((str(fit.edit_id), fit.answer_loss) for fit in fits if fit.answer_loss is not None)
     run.store.set_rewards({id: math.exp(-math.fsum(some) / len(some)) for id, some in losses.items()})
     rewarded = {edit.document_id for edit in edits if edit.id in losses}
     for id in dict.fromkeys(edit.document_id for edit in edits if edit.document_id not in rewarded):
@@ -123,10 +122,8 @@ def _mean_scores(
     round = edits[0].round
     learnings = one_each(TRAIN, documents, edits, settings.replicates, round=round, policy=policy)
     scores = inner_loop(run, learnings, label=f"round {round} {what}")
-    found: dict[str, list[float]] = {}
-    for learning in learnings:
-        found.setdefault(str(learning.edit_id), []).extend(scores[learning.id])
-    return {id: math.fsum(some) / len(some) for id, some in found.items() if some}
+    found = grouped((str(learning.edit_id), score) for learning in learnings for score in scores[learning.id])
+    return {id: math.fsum(some) / len(some) for id, some in found.items()}
 
 
 def baseline_of(

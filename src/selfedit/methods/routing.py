@@ -15,6 +15,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.search import Search
+from selfedit.grouping import grouped
 from selfedit.methods.adapters import Adapters
 from selfedit.methods.examining import examine, known_general
 from selfedit.methods.learnings import Asked, Learning, asked_about, one_per_document
@@ -59,9 +60,7 @@ def route(
     earlier = {folder: document for folder, document in pairs if document.id not in anew}
     learned = [learning.documents[0] for learning in learnings]
     found = find_routes(run, [*earlier.values(), *learned], learned, asked_about(documents, known_general(run)))
-    routed: dict[str | None, list[Asked]] = {}
-    for to, one in found:
-        routed.setdefault(to, []).append(one)
+    routed = grouped(found)
     others: dict[Path | None, Sequence[Asked]] = {None: routed.get(None, ())}
     others |= {folder: routed[document.id] for folder, document in earlier.items() if document.id in routed}
     asked = tuple(replace(one, asked=tuple(routed.get(one.document_id, ()))) for one in learnings)

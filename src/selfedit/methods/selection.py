@@ -11,6 +11,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.editors.cleaning import questions
 from selfedit.evaluation.lexical import accepts
+from selfedit.grouping import grouped
 from selfedit.methods.frontier import Trial, better_half
 from selfedit.training.objectives import question_pairs
 
@@ -44,10 +45,7 @@ def select(
     def order(edit: Edit) -> tuple[float, int, int, str]:
         return -_reward(edit), edit.output_tokens if ties == "shorter" else 0, edit.index, edit.document_id
 
-    by_document: dict[str, list[Edit]] = {}
-    for edit in edits:
-        if edit.reward is not None:
-            by_document.setdefault(edit.document_id, []).append(edit)
+    by_document = grouped((edit.document_id, edit) for edit in edits if edit.reward is not None)
     without_signal = tuple(
         document for document, group in by_document.items() if len({edit.reward for edit in group}) == 1
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
+from selfedit.grouping import grouped
 from selfedit.methods.run import Run
 from selfedit.methods.settings import ContinualSettings
 from selfedit.methods.updates import still_true, superseded
@@ -72,9 +73,7 @@ class Lane:
 
 def record_exam(run: Run, lane: Lane, step: int, given: Iterable[tuple[Document | None, Answer]]) -> None:
     """Records answers that adapters gave after a step as the lane's exam, document by document."""
-    by_document: dict[str | None, list[Answer]] = {}
-    for about, answer in given:
-        by_document.setdefault(about.id if about else None, []).append(answer)
+    by_document = grouped((about.id if about else None, answer) for about, answer in given)
     done = run.store.fit_ids()
     records = [FitRecord(lane.after, lane.number, step, id, answers=tuple(some)) for id, some in by_document.items()]
     run.store.record_fits([record for record in records if record.id not in done])

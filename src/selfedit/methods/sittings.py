@@ -19,6 +19,7 @@ from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.exam import asked_title
 from selfedit.evaluation.lexical import accepts
 from selfedit.execution.tasks import Reading, Recital
+from selfedit.grouping import grouped
 from selfedit.methods.by_heart import ByHeart
 from selfedit.methods.examining import answers, exam_questions, known_general, open_book_answers
 from selfedit.methods.general_texts import measured_texts
@@ -90,9 +91,7 @@ def sittings(run: Run, learnings: Sequence[Learning]) -> dict[str, Sitting]:
         before = run.store.fits(round=0, condition="none")
         untrained = {answer.question_id: answer.text for fit in before for answer in fit.answers}
     questions = asked_about(documents.values())
-    by_title: dict[str, list[int]] = {}
-    for place, (document, _) in enumerate(questions):
-        by_title.setdefault(document.title if document else "", []).append(place)
+    by_title = grouped((document.title if document else "", place) for place, (document, _) in enumerate(questions))
     found = {}
     for learning in learnings:
         asked = learning.asked

@@ -17,6 +17,7 @@ from selfedit.evaluation.statistics import (
     paired_difference,
     pooled,
 )
+from selfedit.grouping import grouped
 from selfedit.methods.examining import condition_on_the_way
 from selfedit.methods.references import beside_references
 from selfedit.methods.run import Run
@@ -159,11 +160,8 @@ def forgetting(run: Run, conditions: Sequence[str], *, routed: bool) -> list[For
             asked, kept = (int(sum(score[k] for score in scores.values())) for k in (1, 0))
             mean, low, high = accuracy_interval(scores)
             figures |= {"asked": asked, "kept": kept, "lost": 1 - mean, "ci95": (1 - high, 1 - low)}
-        moved: dict[str, list[float]] = {}
-        for fit in run.store.fits(condition=name):
-            if fit.divergence is not None:
-                moved.setdefault(fit.document_id or fit.id, []).append(fit.divergence)
-        if moved:
+        fits = run.store.fits(condition=name)
+        if moved := grouped((fit.document_id or fit.id, fit.divergence) for fit in fits if fit.divergence is not None):
             measured = sum(map(len, moved.values()))
             mean, interval = mean_interval(moved)
             ci95 = interval and (max(0.0, interval[0]), interval[1])

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit.errors import UserError
+from selfedit.grouping import grouped
 from selfedit.methods.run import Run
 from selfedit.methods.settings import LearnSettings
 from selfedit.runs.summary import Summary
@@ -50,11 +51,8 @@ def track_learning(run: Run, condition: str, last: str, summary: Summary | None)
     """Sends to where --track says, once all is learned, the loss curve, the mean of all adapters' where there are
     several, and the accuracy on the way and at the end, which is that of the condition `last`."""
     assert isinstance(run.settings, LearnSettings)
-    losses: dict[int, list[float]] = {}
     curves = run.store.curves()
-    for fit in run.store.fits(condition=condition):
-        for step, loss in curves.get(fit.id, ()):
-            losses.setdefault(step, []).append(loss)
+    losses = grouped(point for fit in run.store.fits(condition=condition) for point in curves.get(fit.id, ()))
     rows = {step: {"loss": fmean(some)} for step, some in losses.items()}
     if summary is not None:
         end = max(losses, default=0)

@@ -12,17 +12,15 @@ from dataclasses import replace
 
 from selfedit.documents import Document, Question
 from selfedit.evaluation.lexical import accepts
+from selfedit.grouping import grouped
 from selfedit.runs.records import ScoredAnswer
 from selfedit.runs.summary import UpdateSummary
 
 
 def superseded(documents: Sequence[Document]) -> dict[str, Question]:
     """By the id of a question that a later one of these documents answers otherwise, that document's question."""
-    latest: dict[tuple[str, str], list[Question]] = {}
-    for document in documents:
-        for question in document.questions:
-            latest.setdefault((document.title.casefold(), question.question.casefold()), []).append(question)
-    pairs = [(old, some[-1]) for some in latest.values() for old in some[:-1]]
+    same = grouped(((d.title.casefold(), q.question.casefold()), q) for d in documents for q in d.questions)
+    pairs = [(old, some[-1]) for some in same.values() for old in some[:-1]]
     return {old.id: new for old, new in pairs if not any(_says(old, answer) for answer in new.answers)}
 
 
@@ -48,10 +46,7 @@ def update_summary(condition: str, asked: Iterable[tuple[ScoredAnswer, Sequence[
 
 def replaced_by(old: Mapping[str, Question], documents: Iterable[Document]) -> dict[str, list[Question]]:
     """What `superseded` found, the other way round: the old questions, of these documents, by the new one's id."""
-    found: dict[str, list[Question]] = {}
-    for question in (q for document in documents for q in document.questions if q.id in old):
-        found.setdefault(old[question.id].id, []).append(question)
-    return found
+    return grouped((old[q.id].id, q) for document in documents for q in document.questions if q.id in old)
 
 
 def _says(question: Question, text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
+from selfedit.grouping import grouped
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.records import FitRecord, ScoredAnswer
@@ -142,13 +143,10 @@ def document_list(
 ) -> DocumentList:
     columns = _columns(run, conditions)
     order = {column.key: number for number, column in enumerate(columns)}
-    answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
-    on_edit: dict[tuple[str | None, str | None], list[ScoredAnswer]] = defaultdict(list)
+    answers = grouped((answer.question_id, answer) for answer in run.answers)
     recitals = {fit.id for fit in run.fits if fit.recital}
-    for answer in run.answers:
-        answers[answer.question_id].append(answer)
-        if answer.fit_id not in recitals:
-            on_edit[answer.edit_id, answer.document_id].append(answer)
+    others = (answer for answer in run.answers if answer.fit_id not in recitals)
+    on_edit = grouped(((answer.edit_id, answer.document_id), answer) for answer in others)
     fits: dict[str | None, list[FitRecord]] = defaultdict(list)  # without an edit, by document
     edit_fits: dict[str, list[FitRecord]] = defaultdict(list)
     for fit in run.fits:
@@ -159,10 +157,8 @@ def document_list(
         id = edit.id
         score = mean_score(on_edit[id, edit.document_id]) if edit.reward is None else edit.reward
         edits[edit.document_id].append(EditView(edit, score, edit_fits[id]))
-    pairs: dict[str, list[tuple[Edit, Edit]]] = defaultdict(list)
-    for rewarded in (one for signal in signals for one in signal.documents):
-        if rewarded.best and rewarded.spread > 0:
-            pairs[rewarded.document.id].append((rewarded.best, rewarded.edits[0]))
+    rewarded = (one for signal in signals for one in signal.documents)
+    pairs = grouped((one.document.id, (one.best, one.edits[0])) for one in rewarded if one.best and one.spread > 0)
     views = []
     for document in run.documents:
         found = [given for question in document.questions for given in answers[question.id]]
@@ -208,10 +204,7 @@ def _learns(key: Key) -> bool:
 
 
 def _by_column(found: Iterable[T]) -> dict[Key, list[T]]:
-    columns: dict[Key, list[T]] = defaultdict(list)
-    for one in found:
-        columns[one.round, one.condition].append(one)
-    return dict(columns)
+    return dict(grouped(((one.round, one.condition), one) for one in found))
 
 
 def _question(question: Question, answers: Sequence[ScoredAnswer]) -> QuestionView:

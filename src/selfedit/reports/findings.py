@@ -14,6 +14,7 @@ from selfedit.editors.base import Edit
 from selfedit.editors.spec import EditorSpec
 from selfedit.errors import UserError
 from selfedit.evaluation.statistics import LEAST_DOCUMENTS
+from selfedit.grouping import grouped
 from selfedit.reports import format
 from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.costs import Spent
@@ -321,9 +322,7 @@ def role(name: str) -> str:
 def model_row(run: str, summary: Summary) -> ModelRow:
     """The row of a run; where several conditions share a role, the most accurate external editor, the selected policy
     (where none is, the last round's) and the first other."""
-    found: Mapping[str, list[ConditionSummary]] = defaultdict(list)
-    for condition in summary.conditions:
-        found[role(condition.name)].append(condition)
+    found = grouped((role(condition.name), condition) for condition in summary.conditions)
 
     def first(kind: str) -> ConditionSummary | None:
         return found[kind][0] if found[kind] else None
@@ -343,9 +342,7 @@ def model_row(run: str, summary: Summary) -> ModelRow:
 
 def costs(run: RunRecords) -> list[CostRecord]:
     """The ledger's lines summed by condition, purpose and model, in the order in which they first spent something."""
-    groups: dict[tuple[str, str, str], list[CostRecord]] = defaultdict(list)
-    for line in run.costs:
-        groups[line.condition, line.what, line.model].append(line)
+    groups = grouped(((line.condition, line.what, line.model), line) for line in run.costs)
     result = []
     for (condition, what, model), lines in groups.items():
         spent = Spent.of(lines)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from selfedit.grouping import grouped
 from selfedit.reports import documents, findings, format, notes, plots, table
 from selfedit.reports.records import RunRecords
 from selfedit.runs.costs import Spent
@@ -233,9 +234,7 @@ def _counts(run: RunRecords) -> dict[str, int]:
 
 def _events(run: RunRecords) -> list[tuple[str, int, list[Any]]]:
     """By kind: how many there are, and the first of them.  Kinds that only the summary counts have no list."""
-    kinds: dict[str, list[Any]] = defaultdict(list)
-    for event in run.events:
-        kinds[event.kind].append(event)
+    kinds = grouped((event.kind, event) for event in run.events)
     counted = {kind: len(events) for kind, events in kinds.items()}
     for kind, number in (run.summary.events if run.summary else {}).items():
         counted.setdefault(kind, number)

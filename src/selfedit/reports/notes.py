@@ -4,12 +4,12 @@ of the exam's answers are in it.  Rewards alone do not show an editor that comes
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.evaluation.text import contains, tokens
+from selfedit.grouping import grouped
 from selfedit.reports import format
 from selfedit.reports.console import Figures
 from selfedit.reports.records import RunRecords
@@ -25,10 +25,7 @@ NOTE = (
 def table(run: RunRecords) -> Figures:
     """A row for each round that was validated; round 0 is the untrained editor."""
     documents = {d.id: d for d in run.documents if run.procedure == "train" and run.splits[d.id] == "validation"}
-    rounds: dict[int, list[Edit]] = defaultdict(list)
-    for edit in run.edits:
-        if edit.document_id in documents:
-            rounds[edit.round].append(edit)
+    rounds = grouped((edit.round, edit) for edit in run.edits if edit.document_id in documents)
     rows = [_row(number, edits, documents) for number, edits in sorted(rounds.items())]
     headings = ["round", "edits", "tokens", "lines", *(f"{name}\n%" for name in SHARES)]
     return Figures([], headings, rows, [NOTE], title="What the editor of each round writes")

@@ -5,7 +5,7 @@ An unfinished run is read as far as it goes, even while another process writes i
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Any
 
 from selfedit.documents import Document, Question
 from selfedit.editors.base import Edit
+from selfedit.grouping import grouped
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import CostRecord, Event, FitRecord, ScoredAnswer
@@ -89,10 +90,7 @@ def _conditions_so_far(run: RunRecords) -> list[ConditionSummary]:
     if run.rounds or any(edit.round for edit in run.edits):
         return []
     fits = [fit for fit in run.fits if fit.round == 0]
-    answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
-    for answer in run.answers:
-        if answer.round == 0:
-            answers[answer.condition].append(answer)
+    answers = grouped((answer.condition, answer) for answer in run.answers if answer.round == 0)
     names = list(dict.fromkeys([fit.condition for fit in fits] + [edit.writer for edit in run.edits]))
     costs = cost_by_condition(run.costs)
     result = []

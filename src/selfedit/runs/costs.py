@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from selfedit.grouping import grouped
 from selfedit.runs.records import CostRecord
 
 
@@ -43,7 +44,5 @@ class Spent:
 
 def cost_by_condition(lines: Iterable[CostRecord]) -> dict[str, Spent]:
     """What each condition has spent, in the order in which they first spent something."""
-    groups: dict[str, list[CostRecord]] = {}
-    for line in lines:
-        groups.setdefault(line.condition, []).append(line)
+    groups = grouped((line.condition, line) for line in lines)
     return {condition: Spent.of(group) for condition, group in groups.items()}

@@ -19,6 +19,7 @@ from selfedit.documents.document import Document, Question
 from selfedit.editors.base import AS_WRITTEN, EXAM_WRITER, Edit
 from selfedit.errors import UserError, checked
 from selfedit.evaluation.grade import Grade, GradeItem
+from selfedit.grouping import grouped
 from selfedit.runs.database import SCHEMA_VERSION, Database
 from selfedit.runs.records import (
     Answer,
@@ -218,13 +219,12 @@ class Store(Database):
         """Fits as they were recorded, answers included, ordered by round, condition, document, edit and replicate."""
         chosen = "(?1 IS NULL OR f.round = ?1) AND (?2 IS NULL OR f.condition = ?2)"
         parameters = (round, condition)
-        answers: dict[str, list[Answer]] = {}
-        for fit_id, *answer in self._rows(
+        rows = self._rows(
             "SELECT a.fit_id, a.question_id, a.text, a.tokens, a.topic FROM answers a JOIN fits f ON f.id = a.fit_id"
             f" WHERE {chosen} ORDER BY a.id",
             parameters,
-        ):
-            answers.setdefault(fit_id, []).append(Answer(*answer))
+        )
+        answers = grouped((fit_id, Answer(*answer)) for fit_id, *answer in rows)
         return self._records(
             lambda id, **fit: FitRecord(**fit, answers=tuple(answers.get(id, ()))),
             f"SELECT f.id, {_fields('f', FitRecord, 'answers')} FROM fits f"
