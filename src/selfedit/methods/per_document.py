@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.errors import UserError
+from selfedit.grouping import grouped
 from selfedit.methods.adapters import find_adapters
-from selfedit.methods.learnings import Learning, one_per_document
+from selfedit.methods.examining import examine, known_general
+from selfedit.methods.learnings import Asked, Learning, asked_about, one_per_document
 from selfedit.methods.model_card import add_list_of_adapters
 from selfedit.methods.policies import DELTA_FILES, is_whole
-from selfedit.methods.routing import answer_others, route
+from selfedit.methods.routing import find_routes, routing_summary
 from selfedit.methods.run import Run
 from selfedit.methods.sequences import can_hold
 from selfedit.methods.settings import LearnSettings
@@ -44,19 +46,51 @@ class PerDocument:
     def learn(self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None) -> list[FitRecord]:
         """Trains an adapter for each document of which there is an edit, and has all questions answered through the
         routing."""
-        routing = route(self.run, condition, documents, edits, self._first, self._before)
-        fits = fit_kept(self.run, routing.learnings, label="learning")
-        answer_others(self.run, condition, routing)
-        self._found, self.routing = routing, routing.summary
-        self._adapters = dict(routing.earlier) | {_folder(one): one.documents[0] for one in routing.learnings}
+        run, learnings = self.run, one_per_document(condition, documents, edits)
+        learned = [one.documents[0] for one in learnings]
+        anew = {document.id for document in learned}  # an earlier run's adapters of these give way
+        pairs = zip(self._before.folders, self._before.documents, strict=True) if self._before else ()
+        earlier = {folder: document for folder, document in pairs if document.id not in anew}
+        found = find_routes(run, [*earlier.values(), *learned], learned, asked_about(documents, known_general(run)))
+        routed = grouped(found)
+        self._learnings = [
+            replace(one, keep=self._first / run.directory.document_adapter(d.id).name, asked=tuple(routed[d.id]))
+            for one, d in zip(learnings, learned, strict=True)
+        ]
+        fits = fit_kept(run, self._learnings, label="learning")
+        self._answer_others(condition, earlier, routed)
+        self.routing = routing_summary(found)
+        self._adapters = earlier | {_folder(one): one.documents[0] for one in self._learnings}
         return fits
+
+    def _answer_others(
+        self, condition: str, earlier: Mapping[Path, Document], routed: Mapping[str | None, Sequence[Asked]]
+    ) -> None:
+        """Has what is asked of no adapter, or of an earlier run's, answered, as the condition's answers.
+
+        Of no adapter: the untrained model has answered it already."""
+        run = self.run
+        before = {answer.question_id: answer for fit in run.store.fits(condition="none") for answer in fit.answers}
+        done = run.store.fit_ids()
+        for number, folder in enumerate([None, *earlier]):
+            # Exams without a fit are told apart by the number of the adapter.
+            record, asked = FitRecord(condition, number), routed.get(earlier[folder].id if folder else None, ())
+            if not asked or record.id in done:
+                continue
+            if folder is None:
+                if all(question.id in before for _, question in asked):  # else some were given up, and are asked again
+                    run.store.record_fits([replace(record, answers=tuple(before[q.id] for _, q in asked))])
+            else:
+                phase = f"exam ({condition}, an earlier adapter)"
+                examine(run, {record: asked}, f"exam/{record.id}", phase, policy=(publish(run, folder),))
+        run.grading.grade()
 
     def again(
         self, condition: str, documents: Sequence[Document], edits: Sequence[Edit] | None, missed: Collection[str]
     ) -> list[FitRecord]:
         """Trains another on top of each of the missed documents' adapters, to be one with it; the others, and what they
         answer, stay as they are."""
-        run, first = self.run, {one.document_id: one for one in self._found.learnings}
+        run, first = self.run, {one.document_id: one for one in self._learnings}
         some = [document for document in documents if document.id in missed]
         anew: dict[str | None, Learning] = {}
         for one in one_per_document(condition, some, edits):
@@ -82,7 +116,7 @@ class PerDocument:
                 leaked_before=fit.leaked_before,
                 answers=fit.answers,
             )
-            for fit in run.store.fits(condition=self._found.learnings[0].condition)
+            for fit in run.store.fits(condition=self._learnings[0].condition)
             if fit.document_id not in anew
         ]
         run.store.record_fits([record for record in same if record.id not in done])
