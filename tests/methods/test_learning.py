@@ -10,7 +10,6 @@ from making import Make
 
 from selfedit.editors.base import Edit
 from selfedit.methods import restem, rewards
-from selfedit.methods.run import Run
 from selfedit.methods.settings import TrainSettings
 from selfedit.runs.store import Store
 from tiny_world import PLACES
@@ -22,13 +21,11 @@ class Planted:
 
     word = ""
 
-    def __call__(
-        self, run: Run, settings: TrainSettings, documents: object, edits: Sequence[Edit], policy: object
-    ) -> dict[str, Any]:
+    def __call__(self, round: rewards.Round, edits: Sequence[Edit]) -> dict[str, Any]:
         if not self.word:
             counts = {place: sum(place in stored.text for stored in edits) for place in PLACES}
             self.word = min(PLACES, key=lambda place: abs(counts[place] - len(edits) / 8))
-        run.store.set_rewards({stored.id: float(self.word in stored.text) for stored in edits})
+        round.run.store.set_rewards({stored.id: float(self.word in stored.text) for stored in edits})
         return {}
 
 

@@ -20,6 +20,7 @@ from selfedit.editors.base import Edit, edit_id
 from selfedit.evaluation.grade import Grade
 from selfedit.evaluation.grading import Grading
 from selfedit.methods import restem
+from selfedit.methods.rewards import Round
 from selfedit.methods.rounds import round_record, summarise_training
 from selfedit.methods.selection import Choices
 from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
@@ -313,7 +314,7 @@ def write_train(
             writer.grade()
             if round:
                 store.set_rewards(rewards(writer, round))
-                selection = restem.keep(writer, settings, training, round, ())
+                selection = restem.keep(Round(writer, settings, round, training, ()))
                 store.put_round(round_record(writer, training, round, selection, {}))
         store.count_time_for(0)
         store.add_event("cut edit", edit_id(1, training[0].id, "train", 0), "cut at 96 tokens")

@@ -13,7 +13,8 @@ Test documents are never seen here; `compare --policy` touches them once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import replace
+from typing import Any, Unpack
 
 from selfedit.documents import Document
 from selfedit.editors.spec import EditorSpec
@@ -22,11 +23,10 @@ from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import OPEN_BOOK, examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import of_round, training_documents
-from selfedit.methods.learnings import one_each
 from selfedit.methods.outer import train_editor
 from selfedit.methods.policies import is_whole, publish_chain
 from selfedit.methods.references import check_references
-from selfedit.methods.rewards import REWARDS, TRAIN, baseline_of
+from selfedit.methods.rewards import REWARDS, TRAIN, Round, baseline_of
 from selfedit.methods.rounds import VALIDATION, metrics, round_record, select_round, summarise_training
 from selfedit.methods.run import Parts, Run
 from selfedit.methods.selection import Selection
@@ -68,65 +68,56 @@ def train(settings: TrainSettings, **parts: Unpack[Parts]) -> Summary:
             check_references(run, training, [OPEN_BOOK])
         with open_tracker(settings.track, settings.out, run.directory.config) as log:
             examine_untrained(run, [*training, *validation])
-            validate(run, settings, validation, 0, ())
+            validate(Round(run, settings, 0, validation, ()))
 
-            for round in range(1, settings.rounds + 1):
-                policy = publish_chain(run, settings.out, range(1, round))
-                documents = of_round(settings, training, round)
-                if round not in {record.round for record in run.store.rounds()}:
-                    one_round(run, settings, documents, validation, round, policy, outer)
-                elif not is_whole(run.directory.checkpoint(round)):
-                    kept = keep(run, settings, documents, round, policy).kept
-                    train_editor(run, settings, documents, kept, round, policy, outer)
-                log(metrics(run, round), step=round)
+            for number in range(1, settings.rounds + 1):
+                policy = publish_chain(run, settings.out, range(1, number))
+                round = Round(run, settings, number, of_round(settings, training, number), policy)
+                if number not in {record.round for record in run.store.rounds()}:
+                    one_round(round, validation, outer)
+                elif not is_whole(run.directory.checkpoint(number)):
+                    train_editor(round, keep(round).kept, outer)
+                log(metrics(run, number), step=number)
         if finished := summary_of_finished(run):
             return finished
         return summarise_training(run, training, validation, select_round(run, validation), settings.select_on)
 
 
-def one_round(
-    run: Run,
-    settings: TrainSettings,
-    training: Sequence[Document],
-    validation: Sequence[Document],
-    round: int,
-    policy: tuple[str, ...],
-    outer: Recipe,
-) -> None:
+def one_round(round: Round, validation: Sequence[Document], outer: Recipe) -> None:
     """Write, reward, select, train, validate; then the round counts."""
-    run.store.count_time_for(round)
-    edits = edits_to_learn(run, training, SELF, condition=TRAIN, round=round, policy=policy) or []
-    details = REWARDS[settings.reward](run, settings, training, edits, policy)
-    selection = keep(run, settings, training, round, policy)
-    train_editor(run, settings, training, selection.kept, round, policy, outer)
-    validate(run, settings, validation, round, publish_chain(run, settings.out, range(1, round + 1)))
-    run.store.put_round(round_record(run, training, round, selection, details), f"checkpoints/{delta_name(round)}")
+    run, documents, number = round.run, round.documents, round.number
+    run.store.count_time_for(number)
+    edits = edits_to_learn(run, documents, SELF, condition=TRAIN, round=number, policy=round.policy) or []
+    details = REWARDS[round.settings.reward](round, edits)
+    selection = keep(round)
+    train_editor(round, selection.kept, outer)
+    policy = publish_chain(run, run.directory.path, range(1, number + 1))
+    validate(replace(round, documents=validation, policy=policy))
+    record = round_record(run, documents, number, selection, details)
+    run.store.put_round(record, f"checkpoints/{delta_name(number)}")
     run.store.count_time_for(0)
 
 
-def keep(
-    run: Run, settings: TrainSettings, training: Sequence[Document], round: int, policy: tuple[str, ...]
-) -> Selection:
+def keep(round: Round) -> Selection:
     """Selects among the round's edits and records which are kept."""
-    edits = run.store.edits(round=round, writer=TRAIN)
-    selection = run.choices.edits(
+    store, settings = round.run.store, round.settings
+    edits = store.edits(round=round.number, writer=TRAIN)
+    selection = round.run.choices.edits(
         # An edit of which nothing was left cannot be taught, whatever its document alone earned.
         [edit for edit in edits if edit.text],
         rule=settings.select,
-        baseline=baseline_of(run, settings, training, round, policy) if settings.select == "above-baseline" else None,
+        baseline=baseline_of(round) if settings.select == "above-baseline" else None,
         fraction=settings.top_fraction,
         keep_ties=settings.keep_ties,
         ties=settings.ties,
     )
-    run.store.set_kept({edit.id: edit.id in selection.kept for edit in edits})
+    store.set_kept({edit.id: edit.id in selection.kept for edit in edits})
     return selection
 
 
-def validate(
-    run: Run, settings: TrainSettings, validation: Sequence[Document], round: int, policy: tuple[str, ...]
-) -> None:
+def validate(round: Round) -> None:
     """Step A with the policy's own edits on the validation documents: one edit per document, S fits."""
-    if validation:
-        edits = edits_to_learn(run, validation, SELF, count=1, condition=VALIDATION, round=round, policy=policy)
-        learnings = one_each(VALIDATION, validation, edits, settings.replicates, round=round, policy=policy)
-        inner_loop(run, learnings, label=f"round {round} validation")
+    if round.documents:
+        how: Any = {"condition": VALIDATION, "round": round.number, "policy": round.policy}
+        edits = edits_to_learn(round.run, round.documents, SELF, count=1, **how)
+        inner_loop(round.run, round.learnings(VALIDATION, edits), label=f"round {round.number} validation")
