@@ -88,8 +88,6 @@ class RayPool:
         on_note: Callable[[str], None] | None = None,
         dashboard: bool = True,
     ) -> None:
-        if workers is None and address is None:
-            raise ValueError("neither a number of workers nor a cluster's address is given")
         self.source = source
         self.on_tokens = on_tokens
         self.on_note = on_note
@@ -141,8 +139,6 @@ class RayPool:
     def run(self, tasks: Iterable[Task]) -> Generator[TaskResult]:
         """Results as they come, in any order: one for each task, an `error` in those that were given up."""
         tasks = list(tasks)
-        if len({task.id for task in tasks}) < len(tasks):
-            raise ValueError("two tasks have the same id")
         schedule = Schedule(tasks)
         self._in_thread(lambda: self._begin(schedule))
         left = len(tasks)

@@ -54,7 +54,9 @@ def answer_edits(
     def keep_answered(id: str, completions: Sequence[Completion], seconds: float) -> None:
         each = 1 + SAMPLES
         said = [completions[k : k + each] for k in range(0, len(completions), each)]
-        answers = [[run.exam.answer(one.ids) if _whole(run, one) else "" for one in some] for some in said]
+        # What was cut off is no answer, but a base model's is its first line.
+        base = not run.workers.tokenizer.instruct
+        answers = [[run.exam.answer(one.ids) if base or one.finished else "" for one in some] for some in said]
         text = run.choices.answered(renamed[id].text, dict(zip(asked[id], answers, strict=True)))
         text = within_bounds(text, run.settings.max_edit_tokens, run.workers.tokenizer)
         dropped = max(0, len(renamed[id].text.splitlines()) - len(text.splitlines()))
@@ -73,8 +75,3 @@ def _requests(run: Run, document: Document, id: str, questions: Sequence[str]) -
             replace(greedy, temperature=TEMPERATURE, seed=run.seed("answer", id, number, k)) for k in range(SAMPLES)
         ]
     return found
-
-
-def _whole(run: Run, completion: Completion) -> bool:
-    """Whether an answer came to its end (a base model's is its first line)."""
-    return completion.finished or not run.workers.tokenizer.instruct

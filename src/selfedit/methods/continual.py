@@ -26,7 +26,7 @@ from selfedit.methods.edits import edits_to_learn
 from selfedit.methods.examining import examine_untrained
 from selfedit.methods.inner_loop import inner_loop
 from selfedit.methods.inputs import check, load
-from selfedit.methods.learnings import Asked, Learning, asked_about
+from selfedit.methods.learnings import Learning, asked_about
 from selfedit.methods.policies import read_delta
 from selfedit.methods.retention import compare_remedies, new_and_earlier, remedy_updates, retention_summary
 from selfedit.methods.run import Parts, Run
@@ -84,7 +84,9 @@ def _step(run: Run, spec: EditorSpec, every: list[Lane], step: int, label: str) 
         if edits != []:
             learning = _learning(run, lane, edits, step)
             lane.learned.append((lane.documents[step - 1], edits))
-            learnings.append((lane, replace(learning, asked=_asked(run, lane)) if lane.held else learning))
+            if lane.held:  # the adapter itself takes the exam after the step
+                learning = replace(learning, asked=tuple(asked_about(lane.asked(), run.store.general_questions())))
+            learnings.append((lane, learning))
     recipes = {lane.condition: remedy_recipe(run.recipe, lane.retain) for lane in every}
     inner_loop(run, [learning for _, learning in learnings], label=label, recipes=recipes)
     fits = {fit.id: fit for fit in run.store.fits(round=step)}
@@ -104,11 +106,6 @@ def _step(run: Run, spec: EditorSpec, every: list[Lane], step: int, label: str) 
         examine_untrained(
             run, lane.asked(), condition=lane.after, round=step, replicate=lane.number, policy=lane.policy
         )
-
-
-def _asked(run: Run, lane: Lane) -> tuple[Asked, ...]:
-    """The exam after a step, where the adapter itself takes it."""
-    return tuple(asked_about(lane.asked(), run.store.general_questions()))
 
 
 def _edits(run: Run, spec: EditorSpec, lane: Lane, step: int) -> list[Edit] | None:
