@@ -144,12 +144,10 @@ def check(run: Run, documents: Sequence[Document], specs: Sequence[EditorSpec], 
 def warn_of_cuts(run: Run, documents: Sequence[Document]) -> None:
     """Names the documents that are longer than what is learned at once."""
     limit = min(run.recipe.max_sequence_tokens, run.workers.context_length)
+    told = f"longer than the {limit:,} tokens that are learned at once: cut into overlapping parts"
     for document in documents:
         if longer_than(run.workers.tokenizer, document.text, limit):
-            line = (
-                f"{document.id}: longer than the {limit:,} tokens that are learned at once: cut into overlapping parts"
-            )
-            run.warn("document cut into parts", line)
+            run.warn("document cut into parts", f"{document.id}: {told}")
 
 
 def warn_of_contradictions(run: Run, documents: Sequence[Document]) -> None:
