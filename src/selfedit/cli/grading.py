@@ -111,12 +111,13 @@ def _grader(arguments: argparse.Namespace) -> Iterator[Grader]:
     from selfedit.editors.api import ApiClient
     from selfedit.editors.endpoint import Endpoint
     from selfedit.runs.files import begin_privately
-    from selfedit.runs.store import Store
+    from selfedit.runs.store import SCHEMA_VERSION, Store
 
     endpoint = Endpoint(base_url=arguments.api_base, effort=arguments.judge_reasoning_effort)
     endpoint.address(model)  # a missing key is told before anything is written
     begin_privately(REPLIES)
-    with Store(REPLIES / "replies.sqlite") as store, closing(ApiClient(model, endpoint, store=store)) as client:
+    file = REPLIES / f"replies-{SCHEMA_VERSION}.sqlite"  # what another version wrote is none that this one must read
+    with Store(file) as store, closing(ApiClient(model, endpoint, store=store)) as client:
         interrupt.resumable = True
         yield make_grader(arguments.grader, complete=api_judge(lambda: client, lambda reply: None))
 
