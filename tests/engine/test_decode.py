@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
-from selfedit.engine.decoding import PREFILL_TOKENS, _next_tokens
+from selfedit.engine.decoding import PREFILL_TOKENS, _next_tokens, _uniform
 from selfedit.engine.selftest import greedy_alone, random_job
 
 
@@ -148,3 +148,10 @@ def test_requests_that_cannot_be_served_are_refused(trained):
             decode(trained.model, [dataclasses.replace(DecodeRequest((3,), 2, adapter=0), **wrong)], bank=trained)
     with pytest.raises(ValueError, match="a prompt: token 160 is not in the model"):
         decode(trained.model, [DecodeRequest((3, 160), 2, adapter=0)], bank=trained)
+
+
+def test_each_position_is_drawn_anew():
+    draws = [_uniform(seed, position) for seed in range(50) for position in range(50)]
+    assert len(set(draws)) == len(draws)
+    assert all(0 <= draw < 1 for draw in draws)
+    assert sum(draws) / len(draws) == pytest.approx(0.5, abs=0.03)  # 5 standard errors

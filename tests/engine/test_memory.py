@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from selfedit.engine.memory import free_memory, move, out_of_memory
+from selfedit.engine import memory
+from selfedit.engine.memory import free_memory, move, out_of_memory, usable_memory
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("mps", True), ("xpu", False)])
@@ -43,3 +44,17 @@ def test_memory_that_ran_out_is_told_from_other_errors():
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB)"))
     assert not out_of_memory(RuntimeError("the batch has 3 rows"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"), [(900, 300, 600), (9000, 300, 1000), (900, 950, 0), (None, 300, 1000), (900, None, 1000)]
+)
+def test_a_cpu_s_free_memory_is_within_the_process_s_group(monkeypatch, limit, used, free):
+    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    monkeypatch.setattr(memory, "_number", lambda path: limit if path.endswith("memory.max") else used)
+    assert free_memory(torch.device("cpu")) == free
+
+
+def test_a_process_plans_with_half_of_a_cpu_s_memory_and_nine_tenths_of_an_accelerator_s(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    assert [usable_memory(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [500, 900, 900]

@@ -20,7 +20,7 @@ from selfedit.engine import (
     plan,
 )
 from selfedit.engine.selftest import random_job
-from selfedit.engine.state import read_notes
+from selfedit.engine.state import digest, read_notes
 
 
 class Killed(Exception):
@@ -159,6 +159,15 @@ def test_the_state_of_other_fits_is_refused(tiny_model, saved, changed, spec, mo
         pytest.raises(UnusableStateError, match="the state of other fits: sequences, settings, seed or model differ"),
     ):
         fit(bank, [changed(random_job(0, sequences=4))], start=saved)
+
+
+def test_the_state_of_a_fit_on_top_of_something_else_is_refused(tiny_model):
+    job = random_job(0, sequences=4)
+    with AdapterBank(tiny_model("llama"), LoraSpec(rank=4), 1) as bank:
+        below = bank.state(0)
+        moved = {name: (a, b + 1) for name, (a, b) in below.items()}
+        found = {digest(bank, [dataclasses.replace(job, below=held)]) for held in (None, below, moved)}
+    assert len(found) == 3
 
 
 def test_a_damaged_state_is_refused(tiny_model, saved, tmp_path):

@@ -54,6 +54,8 @@ def test_waves_hold_every_job_once_and_depend_on_the_jobs_and_bank_size_alone(ti
     assert first.waves == second.waves
     assert sorted(k for wave in first.waves for k in wave) == list(range(11))
     assert [len(wave) for wave in first.waves] == [4, 4, 3]
+    tokens = [JOBS[k].tokens for wave in first.waves for k in wave]
+    assert tokens == sorted(tokens, reverse=True), "fits of about one length share a wave"
     assert first.tokens == sum(job.tokens for job in JOBS)
     assert first.steps == sum(job.steps for job in JOBS)
 
@@ -160,6 +162,16 @@ def test_memory_decides_bank_size_and_then_checkpointing(tiny_model):
     assert last.flops > last.useful_flops
     with pytest.raises(NotEnoughMemoryError, match=r"need .* GiB"):
         plan(model, SPEC, jobs, memory=loss_bytes, calibrate=False)
+
+
+def test_checkpointing_begins_where_an_eighth_of_a_step_s_tokens_do_not_fit(tiny_model):
+    model, target = tiny_model("llama"), TARGET_TOKENS["cpu"]
+    costs = measure_costs(model, SPEC)
+    rest, room = costs.loss_bytes(target) + costs.adapter_bytes, target // 8 * costs.activation_bytes
+    assert max(len(s.ids) for s in JOBS[0].sequences) < target // 8
+    for share, checkpointing in ((0.99, True), (1.01, False)):
+        memory = int(rest + share * room)
+        assert plan(model, SPEC, JOBS[:1], memory=memory, calibrate=False).checkpointing is checkpointing
 
 
 def test_kept_activations_are_what_torch_holds(tiny_model):

@@ -375,3 +375,18 @@ def test_a_mean_over_documents_has_students_interval() -> None:
     assert mean_interval({"a": [1.0, 3.0]}) == (2.0, None)
     with pytest.raises(ValueError, match="nothing was measured"):
         mean_interval({"a": []})
+
+
+def test_equal_scores_that_were_added_in_another_order_are_no_difference() -> None:
+    one, other = by_name([DocumentScore(0.1 + 0.2 + 0.3, 3)] * 8), by_name([DocumentScore(0.3 + 0.2 + 0.1, 3)] * 8)
+    assert one != other
+    found = paired_difference(one, other)
+    assert (found.mean, found.p_value) == (0, 1)
+
+
+def test_gains_and_losses_of_different_documents_vary_together() -> None:
+    # One question each, half gained and half lost: the differences' deviation is 1, so 1.98 (Student's) / sqrt(100).
+    first = by_name([DocumentScore(float(k % 2), 1) for k in range(100)])
+    second = by_name([DocumentScore(float(1 - k % 2), 1) for k in range(100)])
+    found = paired_difference(first, second)
+    assert (found.lo, found.mean, found.hi) == pytest.approx((-0.198, 0, 0.198), abs=0.006)

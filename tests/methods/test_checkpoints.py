@@ -15,6 +15,7 @@ from making import Make
 
 from selfedit.execution import long_fit
 from selfedit.methods.continual import continual
+from selfedit.methods.inner_loop import thinned
 from selfedit.methods.learn import learn
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.progress import Progress
@@ -223,3 +224,13 @@ def test_the_exams_on_the_way_change_nothing(
     assert learned.summary is not None
     assert learned.summary.on_the_way == ()
     assert files(learned.adapter) == expected
+
+
+def test_a_long_curve_is_thinned_to_means_over_equal_stretches_of_steps() -> None:
+    assert thinned([]) == []
+    assert thinned([3.0, 1.0]) == [(1, 3.0), (2, 1.0)]
+    points = thinned([float(step) for step in range(1, 1003)])
+    assert len(points) == 167
+    assert points[:2] == [(6, 3.5), (12, 9.5)]
+    assert points[-1] == (1002, 999.5)
+    assert thinned([1.0] * 401)[-1] == (401, 1.0), "the last stretch is shorter"

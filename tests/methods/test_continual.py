@@ -23,7 +23,7 @@ from selfedit.methods.continual import continual
 from selfedit.methods.learn import learn
 from selfedit.methods.plan import plan
 from selfedit.methods.retention import FIGURES, retention_summary
-from selfedit.methods.sequences import Lane
+from selfedit.methods.sequences import Lane, can_hold
 from selfedit.methods.settings import ContinualSettings, LearnSettings
 from selfedit.methods.updates import replaced_by, still_true, superseded, update_summary
 from selfedit.progress import Progress
@@ -33,6 +33,7 @@ from selfedit.reports.table import summary_view
 from selfedit.runs.records import Answer, FitRecord, ScoredAnswer
 from selfedit.runs.store import Store
 from selfedit.runs.summary import Spread
+from selfedit.training.recipes import load_recipe
 from summary_fields import undeclared
 from tiny_world import rows, write_rows
 
@@ -307,17 +308,29 @@ def test_the_figures_of_a_document_are_of_the_same_questions_at_each_step() -> N
         ):
             said = tuple(Answer(id, "5 crowns", 2) for id in asked)
             store.record_fits([FitRecord(condition, round=round, document_id=asked[0][0], answers=said)])
+        store.add_general_questions([Question(id, "Capital?", ("Oslo",)) for id in ("g/0", "g/1", "g/2")])
+        for condition, round, answers in (("none", 0, "Oslo Oslo Rome"), ("after", 2, "Oslo Rome Oslo")):
+            said = tuple(Answer(f"g/{k}", answer, 2) for k, answer in enumerate(answers.split()))
+            store.record_fits([FitRecord(condition, round=round, answers=said)])
         run: Any = SimpleNamespace(store=store, grading=Grading(store, LexicalGrader()))
         run.grading.grade()
         found = retention_summary(run, [Lane("none", 0, (old, new), "passage", main=True)])
     # The old fare was known before and after the first step; it is not asked after the last one, and so not forgotten.
     assert found.accuracy == ((0.0,), (0.0, 0.0))
     assert (found.before, found.forgetting, found.backward) == (Spread(mean=0.0),) * 3
+    assert found.general == Spread(mean=0.5), "of the general questions known before"
 
 
 def test_longer_sequences_than_there_are_documents_are_refused(make: Make) -> None:
     with pytest.raises(UserError, match="--length 3: there are 2 documents"):
         continual(make(ContinualSettings, 2, editor="passage", length=3))
+
+
+def test_a_step_is_trained_on_top_only_where_that_is_as_on_a_merged_model() -> None:
+    recipe = load_recipe("tiny").with_settings({"weight_decay": 0.0, "dropout": 0.0})
+    assert can_hold(recipe)
+    for other in ({"weight_decay": 0.1}, {"dropout": 0.1}, {"retain": 2}, {"objectives": ["text", "distill"]}):
+        assert not can_hold(recipe.with_settings(other)), other
 
 
 def test_the_usual_figures_of_a_matrix() -> None:
@@ -347,6 +360,7 @@ def test_a_question_that_a_later_document_answers_otherwise_is_an_update() -> No
     replaced = replaced_by(gone, [old, new])
     said = {
         "7 crowns.": ("right", 1.0),
+        "7 crowns, no longer 5 crowns": ("right", 1.0),
         "5 crowns": ("wrong", 0.0),
         "no idea": ("wrong", 0.0),
         "7?": ("ungraded", None),
@@ -357,4 +371,4 @@ def test_a_question_that_a_later_document_answers_otherwise_is_an_update() -> No
     ]
     found = update_summary("x", [(one, replaced[one.question_id]) for one in answers])
     assert found is not None
-    assert (found.asked, found.new, found.old) == (3, pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (found.asked, found.new, found.old) == (4, 2 / 4, 1 / 4)

@@ -19,6 +19,7 @@ from selfedit.methods.ask import Asker
 from selfedit.methods.export import export
 from selfedit.methods.learn import learn
 from selfedit.methods.settings import LearnSettings
+from selfedit.methods.stacking import model_of_earlier
 from selfedit.models import load_model
 from selfedit.runs.store import Store
 from serving import needs_serving, serving
@@ -117,7 +118,7 @@ def test_a_model_is_merged_in_float32_and_then_cast(learned: Path, tmp_path: Pat
         assert ((merged.get_submodule(name).weight.float() - whole).abs() <= bound).all()
 
 
-def test_a_run_without_the_chat_template_is_asked_and_exported_without_it(
+def test_a_run_without_the_chat_template_is_asked_exported_and_added_to_without_it(
     chat_model: str, quick: dict[str, Any], documents: Callable[[int], str], tmp_path: Path
 ) -> None:
     settings = LearnSettings(model=chat_model, documents=(documents(1),), editor="passage", instruct=False, **quick)
@@ -126,3 +127,6 @@ def test_a_run_without_the_chat_template_is_asked_and_exported_without_it(
         assert not asker.model.tokenizer.instruct
     export(settings.out, tmp_path / "model")
     assert not load_model(str(tmp_path / "model")).tokenizer.instruct
+    more = {"documents": (documents(1),), "add": settings.out}
+    assert model_of_earlier(LearnSettings(**more)).instruct is False
+    assert model_of_earlier(LearnSettings(**more, instruct=True)).instruct is True

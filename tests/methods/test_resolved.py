@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from selfedit.execution.worker import ModelSource, Worker
 from selfedit.methods.compare import compare
 from selfedit.methods.restem import train
 from selfedit.methods.settings import CompareSettings, TrainSettings
+from selfedit.methods.workers import Workers
 from selfedit.models import loading
+from selfedit.progress import Progress
 from selfedit.runs.store import Store
 
 
@@ -259,3 +262,16 @@ def test_memory_that_ran_out_is_an_event(
     assert event.message == "out of memory: going on with banks of 1 adapters instead of 2"
     data = json.loads((settings.out / "summary.json").read_text())
     assert data["events"]["less memory"] == 1
+
+
+def test_more_fits_share_a_task_on_cuda(settings: CompareSettings) -> None:
+    directory: Any = SimpleNamespace(resolve=lambda name, value: value)
+
+    def size(device: str, given: int | None = None) -> int:
+        pool: Any = SimpleNamespace(description=f"{device}, float32", instruct=None)
+        changed = settings.model_copy(update={"task_size": given})
+        workers = Workers(changed, directory, None, Progress(), lambda *_: None)  # type: ignore[arg-type]
+        workers.pool = pool
+        return workers.task_size
+
+    assert [size("cpu (2 cores)"), size("cuda (a card)"), size("cuda (a card)", 7)] == [16, 96, 7]

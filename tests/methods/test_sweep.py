@@ -19,6 +19,7 @@ from selfedit.methods.compare import compare
 from selfedit.methods.frontier import Candidate, Trial, better_half, choose, list_candidates, parse_grid, reason
 from selfedit.methods.settings import CompareSettings, SweepSettings, make_settings
 from selfedit.methods.sweep import sweep
+from selfedit.methods.trials import row
 from selfedit.runs.store import Store
 from selfedit.training.recipes import RECIPES, load_recipe
 from selfedit.yaml_file import read_yaml
@@ -74,6 +75,12 @@ def trial(number: int, right: list[int], lost: float | None, tokens: float = 100
 
 def chosen(*trials: Trial) -> int:
     return choose(trials, 0.05).number
+
+
+def test_the_interval_of_what_was_lost_is_around_it() -> None:
+    found = row(trial(1, [5] * 8, 0.1), True, True)
+    assert found.lost_ci95 is not None
+    assert 0 <= found.lost_ci95[0] < 0.1 < found.lost_ci95[1] <= 1
 
 
 def test_the_rule() -> None:

@@ -32,6 +32,7 @@ from selfedit.prompts import Prompts
 from selfedit.reports import format, table, watching
 from selfedit.reports.findings import model_row
 from selfedit.reports.records import read_run
+from selfedit.runs.records import CostRecord
 from selfedit.runs.seeds import derive_seed
 from selfedit.runs.store import Store
 from selfedit.runs.summary import RoundSummary, Summary
@@ -156,6 +157,26 @@ def test_the_paragraph_says_what_the_figures_say(trained: tuple[TrainSettings, S
     assert "On 2 validation documents the untrained model's accuracy is" in text
     assert "within noise" in text
     assert f"Round {summary.selected_round} is selected" in text or "so round 0 is selected" in text
+
+
+def test_a_round_s_device_time_is_its_own_and_that_of_step_a_the_validation_s(
+    trained: tuple[TrainSettings, Summary],
+) -> None:
+    settings, summary = trained
+    with Store(settings.out / "run.sqlite", readonly=True) as store:
+        costs = store.costs()
+    for round in summary.rounds:
+        spent = sum(line.seconds for line in costs if line.round == round.round)
+        assert round.device_seconds == pytest.approx(spent)
+        assert spent > 0
+    dollars = [
+        CostRecord("fits", condition, round, seconds=60.0, usd=1.0)
+        for condition, round in (("none", 0), ("validation", 0), ("train", 1), ("validation", 1), ("train", 2))
+    ]
+    run = rounds_with({0: uniform(0.3), 1: uniform(0.7)})
+    run.store.costs = lambda: dollars
+    said = "Step A took 1.0 device minutes and 1.00 US dollars; Step B 3.0 device minutes and 3.00 US dollars."
+    assert said in worth_it(run, list(uniform(0.3)), 1)
 
 
 def test_readers_know_every_field_of_the_summary(trained: tuple[TrainSettings, Summary]) -> None:

@@ -301,6 +301,8 @@ def test_a_run_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int
         os.umask(0o022)
         with directory_atomically(tmp_path / "elsewhere") as folder:
             (folder / "weights").write_bytes(b"x")
+        (tmp_path / "lock").touch()  # some other program's, in a directory that all may read
+        tmp_path.chmod(0o755)
         write_atomically(tmp_path / "page.html", "page")
         assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o755
         assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("elsewhere/weights", "page.html")} == {0o644}

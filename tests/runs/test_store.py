@@ -118,6 +118,14 @@ def test_edits_round_trip_with_reward_and_selection(store: Store, documents: tup
     ]
     assert store.edits(document_id="d1") == [edits[2]]
     assert store.edits(round=1) == []
+    store.add_edits([Edit("d0", "api:gpt-5", 1, "late", round=2), Edit("d0", "api:gpt-5", 0, "later", round=2)])
+    assert [(edit.document_id, edit.writer, edit.index) for edit in store.edits()] == [
+        ("d0", "api:gpt-5", 0),
+        ("d0", "api:gpt-5", 1),
+        ("d0", "self:implications", 0),
+        ("d0", "self:implications", 1),
+        ("d1", "replay:notes.jsonl#gpt-4.1", 0),
+    ]
 
 
 def test_rewards_of_an_unknown_edit_are_an_error_and_none_is_set(store: Store, documents) -> None:
@@ -204,6 +212,8 @@ def test_grades_are_added_once_and_ungraded_ones_give_way(store: Store, document
     nothing = (first, Grade("ungraded", None, "judge", "timeout"))
     for _ in range(2):
         store.add_grades([nothing], [cost])
+    store.add_grades([(first, replace(nothing[1], note="refused"))])
+    assert store._rows("SELECT note FROM grades") == [("refused",)], "why not, as was found last"
     assert store.costs() == [cost, cost], "that it was tried again has cost something, too"
     assert [id for id, _ in store.to_grade("judge")] == [second]
     assert [id for id, _ in store.to_grade("judge", retry_ungraded=True)] == [first, second]

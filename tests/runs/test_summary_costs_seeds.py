@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfedit.editors.prices import load_prices
+from selfedit.editors.prices import BudgetReached, load_prices
 from selfedit.errors import UserError
+from selfedit.execution.tasks import TaskResult
 from selfedit.runs.costs import Spent, cost_by_condition
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.ledger import Ledger
@@ -147,3 +148,16 @@ def test_seeds_are_the_same_on_every_machine_and_day() -> None:
         derive_seed(1.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         derive_seed(True)
+
+
+def test_work_stops_before_what_could_pass_the_budget_judged_by_the_dearest_before_it(store: Store) -> None:
+    ledger = Ledger(store, load_prices(), model="m", usd_per_hour=1.0, budget=10.0)
+    hours = [1, 4, 2, 2, 1]  # when 9 are spent, a second that takes 4 would pass 10
+    results = (TaskResult(str(k), hour * 3600.0) for k, hour in enumerate(hours))
+    done = []
+    with pytest.raises(BudgetReached, match="the next task"):  # noqa: PT012
+        for result in ledger.within_budget(results):
+            ledger.time("fits", "self", result.seconds)
+            done.append(result.task_id)
+    assert done == ["0", "1", "2"]
+    assert next(results, None) is None, "closed"

@@ -277,7 +277,7 @@ class Store(Database):
                     "grades",
                     {"answer_id": answer_id, **vars(grade)},
                     "ON CONFLICT (answer_id, grader) DO UPDATE SET value = excluded.value, score = excluded.score,"
-                    " note = excluded.note WHERE grades.value = 'ungraded' AND excluded.value <> 'ungraded'",
+                    " note = excluded.note WHERE grades.value = 'ungraded'",
                 )
             self.add_costs(costs)
 
