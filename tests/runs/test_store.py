@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -465,17 +466,17 @@ def test_a_reader_cannot_write(store: Store) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
-def test_a_finished_run_in_a_directory_of_someone_elses_can_be_read(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder.name.startswith(("pytest-", "popen-", "test_")):
-            folder.chmod(0o755)
-    with Store(tmp_path / "run.sqlite") as store:
-        store.add_event("a", "", "")
+def test_a_finished_run_in_a_directory_of_someone_elses_can_be_read() -> None:
     code = (
         "import os, sys; from selfedit.runs.store import Store; os.setuid(65534);"
         "print(len(Store(sys.argv[1], readonly=True).events()))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, check=False)
+    # Not in pytest's own directories, which each pytest that begins meanwhile makes its user's alone again.
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with Store(Path(folder) / "run.sqlite") as store:
+            store.add_event("a", "", "")
+        done = subprocess.run([sys.executable, "-c", code, store.path], capture_output=True, text=True, check=False)
     assert done.stdout == "1\n", done.stderr
 
 
