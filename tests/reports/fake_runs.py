@@ -27,12 +27,13 @@ from selfedit.methods.settings import CompareSettings, Settings, TrainSettings
 from selfedit.methods.summarise import summarise
 from selfedit.runs.directory import RunDirectory
 from selfedit.runs.records import Answer, CostRecord, FitRecord
+from selfedit.training.recipes import load_recipe
 
 PLACES = ["Orvend", "Calmouth", "Tessaly Bridge", "Upper Wynn", "Port Isk", "Grelling", "Marrow Hill", "Lindesk"]
 NOUNS = ["lighthouse", "tram line", "orchard", "library", "observatory", "salt works", "ferry", "clock museum"]
 PEOPLE = ["Ada Quillon", "Bram Osterley", "Celia Frane", "Dov Marish", "Edda Lunt", "Finn Harrow"]
 ACCURACY = {"none": 0.04, "passage": 0.22, "self:implications": 0.38, "self:self-qa": 0.47, "api:gpt-5": 0.58}
-RECIPE = {"rank": 16, "alpha": 32, "targets": "all-linear", "learning_rate": 0.001, "epochs": 8, "cut": "lines"}
+RECIPE = load_recipe("tiny").model_dump(mode="json")
 DEVICE = 0.4 / 3600  # dollars per second
 UNGRADED = "the judge timed out"
 
@@ -137,7 +138,7 @@ def write_compare(
     settings = CompareSettings(
         model=spell(model).replace("\0", ""), out=folder, editor=tuple(planned), replicates=replicates, seed=7
     )
-    recipe = {**RECIPE, "note": spell("chosen on validation documents")}
+    recipe = {**RECIPE, "name": spell("chosen on validation documents")}
     with writing(folder, "compare", settings, spell=spell, recipe=recipe) as writer:
         store = writer.store
         found = [made_up(rng, number, questions, spell) for number in range(documents)]
