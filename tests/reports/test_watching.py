@@ -77,8 +77,8 @@ def test_the_time_left_is_that_of_the_fits_that_are_planned(partial_run: Path) -
 
 
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="not the directory of a run"):
+    for path, told in ((tmp_path, "not the directory of a run"), (tmp_path / "nowhere", "no such directory")):
+        with pytest.raises(UserError, match=told):
             watched(path)
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.numpy import save_file
 
 from selfedit.errors import UserError
+from selfedit.reports.watching import watch
 from selfedit.runs import directory, files
 from selfedit.runs.directory import RunDirectory, library_versions, read_recorded
 from selfedit.runs.files import TEMPORARY, directory_atomically, write_atomically
@@ -339,3 +342,22 @@ def test_what_a_crash_left_unfinished_is_swept_on_resume(tmp_path: Path) -> None
     RunDirectory.open(tmp_path, CONFIG).close()
     assert not unfinished.exists()
     assert not (tmp_path / f".summary.json{TEMPORARY}").exists()
+
+
+@pytest.mark.parametrize("closed", ["run", "parent"])
+def test_someone_elses_run_is_refused_in_one_line(tmp_path: Path, closed: str) -> None:
+    run = tmp_path / "parent" / "run"
+    RunDirectory.open(run, CONFIG).close()
+    folder = run if closed == "run" else run.parent
+    root = os.geteuid() == 0
+    folder.chmod(0)
+    try:
+        if root:
+            os.seteuid(65534)
+        for read in (RunDirectory.read, partial(watch, console=Console(), every=1)):
+            with pytest.raises(UserError, match=r"run: cannot be read \(Permission denied\)"):
+                read(run)
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)

@@ -17,6 +17,7 @@ from selfedit.reports import findings, format, table
 from selfedit.reports.console import plain_text
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
+from selfedit.runs.directory import records_in
 from selfedit.runs.lock import is_held
 from selfedit.text import one_line
 
@@ -45,7 +46,7 @@ def watch(path: Path, console: Console, every: float) -> None:
 
 
 def _newest(path: Path) -> Path:
-    if any((path / name).exists() for name in ("config.yaml", "run.sqlite", "summary.json")):
+    if records_in(path):
         return path
     runs = [run.parent for run in path.glob("*/*/config.yaml")]
     if not runs:

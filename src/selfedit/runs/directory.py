@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import shutil
@@ -31,6 +32,18 @@ LIBRARIES = ("selfedit", "torch", "transformers", "safetensors", "numpy")
 
 _HEADER = "# The settings of this run and the versions that began it; written by selfedit.\n"
 _VERSIONS, _RESOLVED = "versions", "resolved"
+
+
+def records_in(path: Path) -> set[str]:
+    """Which of the files that a run is known by lie in a directory.  Errors: UserError for one that is not there or may
+    not be read."""
+    try:
+        return {"config.yaml", "run.sqlite", "summary.json"}.intersection(os.listdir(path))
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); a run is its owner's alone") from None
+    except OSError:
+        what = "is a file, not a run's directory" if os.path.isfile(path) else "no such directory"
+        raise UserError(f"{path}: {what}; give the directory that --out named") from None
 
 
 @dataclass(eq=False)
@@ -91,14 +104,11 @@ class RunDirectory:
         neither is there, nor a summary, or where one of them cannot be read.
         """
         path = Path(path)
-        if not path.is_dir():
-            what = "is a file, not a run's directory" if path.exists() else "no such directory"
-            raise UserError(f"{path}: {what}; give the directory that --out named")
-        there = {name: (path / name).exists() for name in ("config.yaml", "run.sqlite", "summary.json")}
-        if not any(there.values()):
+        there = records_in(path)
+        if not there:
             raise UserError(f"{path}: not the directory of a run (no config.yaml, run.sqlite or summary.json in it)")
-        config, versions, resolved = read_recorded(path / "config.yaml") if there["config.yaml"] else ({}, {}, {})
-        store = Store(path / "run.sqlite" if there["run.sqlite"] else None, readonly=True)
+        config, versions, resolved = read_recorded(path / "config.yaml") if "config.yaml" in there else ({}, {}, {})
+        store = Store(path / "run.sqlite" if "run.sqlite" in there else None, readonly=True)
         return cls(path, config, versions, store, resolved)
 
     def resolve(self, name: str, value: Any, what: str | None = None) -> Any:
