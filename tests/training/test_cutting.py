@@ -83,7 +83,23 @@ def test_beside_topics_there_are_as_many_general_prompts_as_sentences() -> None:
     assert (len(many), len(set(many))) == (600, 360), "more than there are are learned again"
 
 
-def test_documents_of_one_title_are_told_apart_by_number() -> None:
+def test_documents_of_one_title_are_told_apart_by_words_of_their_own() -> None:
+    texts = [
+        "Silk kites fly. Silk is light, and bamboo is cheap; the tail is long.",
+        "Kites of paper fly at night. Paper is cheap, and Lamps hang on the tail.",
+        "Lamps of paper.",
+        "Kites fly.",
+    ]
+    titles = ["Kites", "Kites", "Lamps", "Kites"]
+    found = apart_by_title([Document(text, title, text) for text, title in zip(texts, titles, strict=True)])
+    apart = ["Kites: Silk, bamboo, light", "Kites: Paper, Lamps, night", "Lamps", "Kites"]
+    assert [one.title for one in found] == apart
+    assert [one.id for one in found] == texts
+    general = apart_by_title([Document("a", "General knowledge", "Paper lamps.")])
+    assert [one.title for one in general] == ["General knowledge: lamps, Paper"]
+
+
+def test_documents_of_one_title_without_words_of_their_own_are_numbered() -> None:
     titles = ["Kites", "Lamps", "Kites", "Kites (2)", "Kites", "General knowledge"]
     found = apart_by_title([Document(str(k), title, "x") for k, title in enumerate(titles)])
     apart = ["Kites", "Lamps", "Kites (2)", "Kites (2) (2)", "Kites (3)", "General knowledge (2)"]

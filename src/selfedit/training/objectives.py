@@ -3,6 +3,7 @@ the sequences of all of them are learned together."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
 _WORDS_PER_PART = 9
+_WORD = re.compile(r"[^\W\d_]{4,24}")
+_TELLING_WORDS = 3
 _FEWEST_GENERAL = 96  # general prompts beside documents of which topics are learned
 
 
@@ -105,15 +108,23 @@ def beside_documents(documents: Sequence[Document], objectives: Collection[str])
 
 
 def apart_by_title(documents: Sequence[Document]) -> list[Document]:
-    """The documents, of which those with a title that an earlier one or a general prompt has are numbered behind it:
-    "Kites (2)"."""
+    """The documents, of which those that share a title, with one another or with the general prompts, have words of
+    their own behind it: "Kites: bamboo, tail, silk".  Where that does not tell them apart, later ones are numbered.
+    Numbers alone are hard to learn (docs/results.md)."""
+    shared = Counter([GENERAL_TITLE, *(document.title for document in documents)])
+    words = [_WORD.findall(document.text) if shared[document.title] > 1 else [] for document in documents]
+    counts = [Counter(map(str.casefold, one)) for one in words]
+    holding = Counter(word for count in counts for word in count)  # documents that have a word
+    under = Counter((document.title, word) for document, count in zip(documents, counts, strict=True) for word in count)
     seen = Counter([GENERAL_TITLE])
     found = []
-    for document in documents:
-        title = document.title
+    for document, spelled, count in zip(documents, words, counts, strict=True):
+        own = {word.casefold(): word for word in spelled if under[document.title, word.casefold()] == 1}
+        telling = sorted(own, key=lambda word: (-count[word] / holding[word], -len(word), word))[:_TELLING_WORDS]
+        wanted = title = ": ".join(filter(None, [document.title, ", ".join(own[word] for word in telling)]))
         while title in seen:
-            seen[document.title] += 1
-            title = f"{document.title} ({seen[document.title]})"
+            seen[wanted] += 1
+            title = f"{wanted} ({seen[wanted]})"
         seen[title] += 1
         found.append(document if title == document.title else replace(document, title=title))
     return found
