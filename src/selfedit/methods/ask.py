@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +143,27 @@ class Asker:
         has asked about it before; or what the adapter recites.  None: the model as it is answers, as it does where
         adapters have not learned a document each."""
         if self._by_heart is not None:
-            return self._remember(self._by_heart, messages[-1]["content"])
+            return self._remembered(messages[-1]["content"])
         before = [message["content"] for message in messages[:-1] if message["role"] == "user"]
         return None if self._search is None else self._search.about(messages[-1]["content"], before)
 
+    @cached_property
+    def _remembered(self) -> Callable[[str], Document | None]:
+        """`_remember`, once per message of the latest ones: a conversation comes back with each turn."""
+        assert self._by_heart is not None
+        return lru_cache(1024)(partial(self._remember, self._by_heart))
+
+    def _with_recited(self, messages: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """The conversation with what the adapter recites before the latest message that it names a title of, as the
+        model was shown it when that was asked; so a follow-up, which names none, is answered from it too."""
+        for place, message in reversed(list(enumerate(messages))):
+            if message["role"] == "user" and (document := self._remembered(message["content"])):
+                shown = {**message, "content": f"{document.title}\n{document.text}\n\n{message['content']}"}
+                return [*messages[:place], shown, *messages[place + 1 :]]
+        return messages
+
     def _remember(self, by_heart: ByHeart, said: str) -> Document | None:
-        """What the adapter recites under the title that it names of a message.  With the message before it, nearly all
-        general questions were given a title (docs/your-folder.md)."""
+        """What the adapter recites under the title that it names of a message."""
         from selfedit.engine import decode
 
         tokenizer = self.model.tokenizer
@@ -222,12 +236,10 @@ class Asker:
         from selfedit.engine import DecodeRequest, decode
 
         if self.routed and list(names) != [BASE]:
-            if document is None:
+            if self._by_heart is not None:
+                names, messages = [BASE], self._with_recited(messages)
+            elif document is None:
                 names = [BASE]
-            elif self._by_heart is not None:
-                names = [BASE]
-                asked = f"{document.title}\n{document.text}\n\n{messages[-1]['content']}"
-                messages = [*messages[:-1], {**messages[-1], "content": asked}]
             else:
                 self._attach(self._adapters[document.id])
         model, bank = (self._base, None) if list(names) == [BASE] else (self.model, self.bank)
