@@ -148,8 +148,8 @@ def test_topics_are_named_and_what_was_learned_under_them_is_read(asking: LearnS
         assert asker.answer(general) == asker.answer(general, base=True)
         after = [*messages, {"role": "assistant", "content": "There."}, *general]
         assert asker.document(after) is None, "it looks at the last message alone"
-        kept = [{"role": "user", "content": shown}, *after[1:]]
-        assert asker.reply(after, document=None) == asker.reply(kept, document=None, name="base"), "it stays in the chat"
+        kept = [{"role": "user", "content": shown}, *after[1:]]  # what was recited stays in the chat
+        assert asker.reply(after, document=None) == asker.reply(kept, document=None, name="base")
     with pytest.raises(UserError, match="recites what it learned"):
         export(asking.out, tmp_path / "merged")
     with pytest.raises(UserError, match="recites what it learned"):
