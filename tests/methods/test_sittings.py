@@ -16,7 +16,7 @@ from selfedit.methods.examining import exam_questions
 from selfedit.methods.learnings import all_in_one, one_each
 from selfedit.methods.run import Run
 from selfedit.methods.settings import CompareSettings
-from selfedit.methods.sittings import leaks, sittings
+from selfedit.methods.sittings import Sitting, leaks, sittings
 from selfedit.methods.summarise import neighbours
 from selfedit.runs.records import FitRecord
 from selfedit.runs.seeds import derive_seed
@@ -42,6 +42,16 @@ def test_leaks_of_the_untrained_model_are_unknown_where_some_are() -> None:
     run: Any = SimpleNamespace(store=SimpleNamespace(fits=lambda condition: [first, second]))
     (found,) = neighbours(run, ["passage"])
     assert (found.asked, found.leaked, found.before) == (4, 0.25, None)
+
+
+def test_leaks_before_are_told_where_the_untrained_model_was_asked() -> None:
+    own = Document("a", "A", "", (Question("a1", "Where did Ada make the kite?", ("Oslo",)),))
+    other = Document("b", "B", ""), Question("b1", "Where did Bo make the lamp?", ("Lima",))
+    run: Any = SimpleNamespace(exam=SimpleNamespace(answer=lambda ids: "Oslo"))
+    completion: Any = SimpleNamespace(ids=())
+    leaked = {"answers": (), "neighbours": 1, "leaked": 1}
+    for before, found in (({}, leaked), ({"b1": "Oslo"}, {**leaked, "leaked_before": 1})):
+        assert Sitting((), (other,), {}, before, (), ()).results(run, [own], [completion]) == found
 
 
 def test_each_adapter_is_asked_general_questions_of_its_own() -> None:
