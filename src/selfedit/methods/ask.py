@@ -209,9 +209,9 @@ class Asker:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Reply:
-        """`answer`, by what `document` found, with what it took; `sampling` are temperature, top_p and seed of a
-        `DecodeRequest`.  The prompt goes before `max_tokens`: an answer has at most what it leaves of the context, but
-        always room for a quarter of it."""
+        """`answer`, by what `document` found, with what it took; an adapter that recites looks in all messages itself.
+        `sampling` are temperature, top_p and seed of a `DecodeRequest`.  The prompt goes before `max_tokens`: an answer
+        has at most what it leaves of the context, but always room for a quarter of it."""
         (reply,) = self._replies(messages, document, [name], on_text, max_tokens or self.max_tokens, **sampling)
         return reply
 

@@ -15,8 +15,8 @@ from selfedit.evaluation.general import GENERAL_TITLE, general_prompts
 
 _SAYS_TOO_LITTLE = 10  # characters; a shorter text names no topic
 _WORDS_PER_PART = 9
-_WORD = re.compile(r"[^\W\d_]{4,24}")
-_TELLING_WORDS = 3
+_WORD = re.compile(r"[^\W\d_]{4,24}")  # shorter ones say little, and longer ones are of scripts without blanks
+_TELLING_WORDS = 3  # behind a title that several documents share
 _FEWEST_GENERAL = 96  # general prompts beside documents of which topics are learned
 
 
