@@ -46,6 +46,29 @@ def test_a_later_heading_of_a_markdown_file_is_its_title(tmp_path):
     assert document.text.startswith("```sh")
 
 
+@pytest.mark.parametrize(
+    ("front", "title", "text"),
+    [
+        ("---\ntitle: Grey sea\ntags: [water]\n---\n", "Grey sea", "Waves."),
+        ("---\r\ntitle: 2024-05-01\r\n---\r\n", "2024-05-01", "Waves."),
+        ("\ufeff---\ndate: 2024-05-01\n...\n# Grey sea\n", "Grey sea", "Waves."),
+        ("---\ntitle: [a, b]\n---\n", "a", "Waves."),
+        ("---\ntitle: [a, b\n---\n", "a", "---\ntitle: [a, b\n---\nWaves."),  # not YAML
+        ("---\nA line between rules.\n---\n", "a", "---\nA line between rules.\n---\nWaves."),
+        ("---\ntitle: Grey sea\n", "a", "---\ntitle: Grey sea\nWaves."),  # not closed
+    ],
+)
+def test_what_opens_a_markdown_file_as_yaml_is_no_text(tmp_path, front, title, text):
+    document = one(write(tmp_path / "a.md", f"{front}Waves.\n"))
+    assert (document.title, document.text) == (title, text)
+    assert one(write(tmp_path / "b.txt", "---\ntitle: Grey sea\n---\nWaves.")).text.startswith("---")
+
+
+def test_a_file_of_front_matter_alone_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.md: the file holds no text"):
+        load_documents(write(tmp_path / "a.md", "---\ntitle: Grey sea\n---\n"))
+
+
 def test_a_heading_alone_is_the_text(tmp_path):
     document = one(write(tmp_path / "a.md", "# Grey sea\n"))
     assert (document.title, document.text) == ("Grey sea", "# Grey sea")

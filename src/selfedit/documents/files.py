@@ -30,6 +30,8 @@ LARGEST_MIB = 64  # of one file: a text of that size is longer than the Bible fi
 
 _LEADS_OUT = "a link that leads out of the folder; --follow-links reads it"
 FENCE = re.compile(r"^ {0,3}(```|~~~)")
+# At most so long: PyYAML's time grows with the square of what is nested in each other.
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.{,4000}?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|$)", re.DOTALL)
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
 
 
@@ -50,7 +52,29 @@ def text_document(path: Path, document_id: str) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    return _titled(text, path, document_id)
+    title = None
+    if path.suffix.lower() in MARKDOWN_SUFFIXES:
+        title, text = _without_front_matter(text)
+    return _titled(text, path, document_id, title=title)
+
+
+def _without_front_matter(text: str) -> tuple[str | None, str]:
+    """The title in the YAML block that opens a Markdown file, as site generators and note-takers write it, and the text
+    behind it; the text as it is where no such block opens it."""
+    import yaml
+
+    found = _FRONT_MATTER.match(text)
+    if found is None:
+        return None, text
+    try:
+        # Without constructors of tags and dates: only the title is of interest, as it is written.
+        fields = yaml.load(found[1], Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError):
+        return None, text
+    if not isinstance(fields, dict):
+        return None, text
+    title = fields.get("title")
+    return title if isinstance(title, str) else None, text[found.end() :]
 
 
 def converted_document(path: Path, document_id: str) -> Document:
