@@ -84,6 +84,11 @@ def test_targets_that_match_nothing_name_the_layers_there_are(tiny_model, target
         AdapterBank(tiny_model("llama"), LoraSpec(targets=targets), 1)
 
 
+def test_layers_that_the_model_lacks_are_refused(tiny_model):
+    with pytest.raises(UnsupportedModelError, match=r"layers \[0, 5\]: the model's last decoder layer is 2"):
+        AdapterBank(tiny_model("llama"), LoraSpec(layers=(0, 5)), 1)
+
+
 def test_conv1d_is_refused(tiny_model):
     with pytest.raises(UnsupportedModelError, match="Conv1D"):
         AdapterBank(tiny_model("gpt2"), LoraSpec(), 1)

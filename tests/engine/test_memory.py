@@ -47,11 +47,27 @@ def test_memory_that_ran_out_is_told_from_other_errors():
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "free"), [(900, 300, 600), (9000, 300, 1000), (900, 950, 0), (None, 300, 1000), (900, None, 1000)]
+    ("limit", "used", "cached", "free"),
+    [
+        ("900", "300", "50", 650),
+        ("900", "300", None, 600),
+        ("9000", "300", "50", 1000),
+        ("900", "950", "10", 0),
+        ("max", "300", "50", 1000),
+        (None, "300", "50", 1000),
+        ("900", None, "50", 1000),
+    ],
 )
-def test_a_cpu_s_free_memory_is_within_the_process_s_group(monkeypatch, limit, used, free):
+def test_a_cpu_s_free_memory_is_within_the_process_s_group(monkeypatch, tmp_path, limit, used, cached, free):
     monkeypatch.setattr(memory, "_available", lambda: 1000)
-    monkeypatch.setattr(memory, "_number", lambda path: limit if path.endswith("memory.max") else used)
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    for name, text in (
+        ("memory.max", limit),
+        ("memory.current", used),
+        ("memory.stat", cached and f"file 70\ninactive_file {cached}\nactive_file 20"),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(f"{text}\n")
     assert free_memory(torch.device("cpu")) == free
 
 

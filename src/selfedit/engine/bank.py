@@ -258,8 +258,12 @@ def _same_input(model: PreTrainedModel, linears: list[nn.Linear]) -> list[list[i
 def target_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
     """The dotted names of the layers that a spec adapts, in the order of the model.
 
-    Errors: UnsupportedModelError, naming the layer, where one cannot be adapted, or where nothing matches.
+    Errors: UnsupportedModelError, naming the layer, where one cannot be adapted, or where nothing matches; and where
+    the model has fewer decoder layers than the spec names.
     """
+    last = model.config.get_text_config().num_hidden_layers - 1
+    if spec.layers is not None and spec.layers[1] > last:
+        raise UnsupportedModelError(f"layers {list(spec.layers)}: the model's last decoder layer is {last}")
     head = model.get_output_embeddings()
     names = []
     for name, module in model.named_modules():

@@ -16,6 +16,8 @@ from torch import Tensor
 
 R = TypeVar("R")
 
+_GROUP = Path("/sys/fs/cgroup")  # of control groups, version 2
+
 # The share of free memory that one process may use: others share a CPU's.
 _SHARE = {"cpu": 0.5, "accelerator": 0.9}
 
@@ -55,9 +57,11 @@ def free_memory(device: torch.device) -> int:
             free, _ = torch.accelerator.get_memory_info(device)
             return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     free = _available()
-    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+    limit, used = _number(_GROUP / "memory.max"), _number(_GROUP / "memory.current")
     if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
+        # Pages of files that were read long ago are the group's, but given up where memory is wanted.
+        cached = _number(_GROUP / "memory.stat", "inactive_file") or 0
+        free = min(free, max(0, limit - used + cached))
     return free
 
 
@@ -99,9 +103,11 @@ def _available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _number(path: str) -> int | None:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+def _number(path: Path, key: str = "") -> int | None:
+    """The number in a file, or on its line that begins with `key`; None where there is none."""
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == key and value.isdigit():
+                return int(value)
+    return None
