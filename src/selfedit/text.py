@@ -37,6 +37,11 @@ def one_line(text: object, longest: int = LONGEST_LINE) -> str:
     return line
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number and what it counts: "1 question", "2,000 questions"; `many` where the plural is another."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -52,6 +52,7 @@ def test_the_forms(text: str, spec: EditorSpec, name: str) -> None:
         ("retrieval:0", "how many documents are shown, from 1"),
         ("retrieval:-1", "how many documents are shown, from 1"),
         ("retrieval:all", "how many documents are shown, from 1"),
+        (f"retrieval:{'1' * 5000}", "how many documents are shown, from 1"),
         ("self:", "the prompt after 'self:' is missing"),
         ("replay", "the file after 'replay:' is missing"),
         ("replay:", "the file after 'replay:' is missing"),

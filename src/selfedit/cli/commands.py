@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from selfedit.cli import reproduce
 from selfedit.cli.asking import adapter_flags, ask, ask_flags, serve, serve_flags
 from selfedit.errors import UserError
-from selfedit.text import printable
+from selfedit.text import counted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,11 +169,11 @@ def _show_learned(arguments: argparse.Namespace, out: Path, learned: Learned) ->
     if learned.summary is not None:
         _say(arguments, "")
     loss = "" if learned.last_loss is None else f", last loss {learned.last_loss:.2f}"
-    documents = "1 document" if learned.documents == 1 else f"{learned.documents} documents"
     adapter = f"{learned.adapter}, one per document" if learned.routed else learned.adapter
     _say(
         arguments,
-        f"report:  {page}\nlearned: {documents}, {learned.train_tokens:,} training tokens{loss}\n"
+        f"report:  {page}\n"
+        f"learned: {counted(learned.documents, 'document')}, {learned.train_tokens:,} training tokens{loss}\n"
         f'adapter: {adapter}\nask it:  selfedit ask {out} "your question"\nserve:   selfedit serve {out}',
     )
     if not learned.recites:

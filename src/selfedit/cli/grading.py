@@ -19,6 +19,7 @@ from selfedit.evaluation.grade import Grader
 from selfedit.evaluation.graders import engine_judge, judge_model, make_grader
 from selfedit.evaluation.judge import Ask, api_judge, local_judge
 from selfedit.evaluation.statistics import DocumentScore, accuracy_interval, pooled
+from selfedit.text import counted
 
 REPLIES = Path("runs/grade")  # where replies of an API are kept as they come: the same command asks for the rest
 
@@ -29,7 +30,8 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
     with _grader(arguments) as grader:
         report = check_grader(grader, rows)
     say(
-        f"{report.n} answers to {report.questions} questions, {report.grader} against the labels\n"
+        f"{counted(report.n, 'answer')} to {counted(report.questions, 'question')},"
+        f" {report.grader} against the labels\n"
         f"agreement: {report.agreement:.1%}\n"
         f"kappa:     {report.kappa:.3f} ({_interval(report.kappa_ci95, '.3f')})\n"
         f"bias:      {100 * report.bias:+.2f} points of accuracy ({_interval(report.bias_ci95, '+.2f', 100)})\n"

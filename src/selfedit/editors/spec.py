@@ -45,7 +45,8 @@ class EditorSpec:
             raise _wrong(text, f"'{kind}' takes nothing after it")
         if kind == "retrieval":
             argument = argument if colon else RETRIEVED
-            if not argument.isdecimal() or not int(argument):
+            # Python reads no number of thousands of digits.
+            if not argument.isdecimal() or len(argument) > 9 or not int(argument):
                 raise _wrong(text, f"after '{kind}:' comes how many documents are shown, from 1")
             argument = str(int(argument))
         if kind == "replay":

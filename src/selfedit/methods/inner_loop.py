@@ -13,23 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from selfedit.engine.jobs import LoraSpec, TokenSequence
 from selfedit.execution.tasks import Fit, FitOutcome, FitTask, Recital, TaskResult, fit_tasks
 from selfedit.methods.examining import on_the_way, recited
 from selfedit.methods.general_texts import retained
-from selfedit.methods.learnings import Learning
+from selfedit.methods.learnings import Beside, Learning
 from selfedit.methods.policies import missing_adapters, write_adapter
 from selfedit.methods.resuming import execute, stop_at_failure
 from selfedit.methods.run import Run
 from selfedit.methods.sittings import Sitting, sittings
 from selfedit.runs.records import CostRecord, FitRecord
+from selfedit.text import counted
 from selfedit.training.recipes import Recipe
 
 MANY_CHARACTERS = 1_000_000  # of which the cutting takes long enough to be shown
-
-Beside = Callable[[Learning, Path], None]
 
 
 def inner_loop(
@@ -102,7 +100,7 @@ def inner_loop(
     kept = {id: learning.keep for id, learning in by_id.items() if learning.keep is not None}
     execute(
         run,
-        f"{label}: {len(learnings)} adapters",
+        f"{label}: {counted(len(learnings), 'adapter')}",
         by_id,
         run.store.fit_ids() - missing_adapters(run, kept),
         cut,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ def asked_about(documents: Iterable[Document], general: Iterable[Question] = ())
     """All questions of these documents, and general ones."""
     own: list[Asked] = [(document, question) for document in documents for question in document.questions]
     return own + [(None, question) for question in general]
+
+
+Beside = Callable[["Learning", Path], None]  # puts into an adapter's folder what belongs beside it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from selfedit.methods.run import Run
 from selfedit.methods.stacking import adapter_rank
 from selfedit.models import BUNDLED_MODELS, public_name
 from selfedit.runs.files import directory_atomically, write_atomically
-from selfedit.text import one_line
+from selfedit.text import counted, one_line
 
 CARD = "README.md"
 
@@ -142,9 +142,8 @@ def model_card(
             "ask` and `selfedit export`\nuse those; on the hub's weights, answers can differ a little.\n"
         )
     recipe = "".join(f"| {name} | {one_line(str(value))} |\n" for name, value in settings.items())
-    count = "1 document" if documents == 1 else f"{documents:,} documents"
     return f"""{_head(base)}
-# An adapter that learned {count}
+# An adapter that learned {counted(documents, "document")}
 
 A LoRA adapter for `{one_line(base)}`, made by `selfedit learn`: the model was fine-tuned on the documents
 and on notes about them (written by: {one_line(editor)}), so that it answers questions without seeing them.

@@ -19,6 +19,7 @@ from selfedit.methods.rehearsal import Shape, stand_ins
 from selfedit.methods.settings import Settings
 from selfedit.models import load_outline
 from selfedit.runs.directory import RunDirectory
+from selfedit.text import counted
 
 _POINTS = 0.03
 
@@ -65,7 +66,7 @@ class Plan:
             )
         return "\n".join(
             [
-                f"documents        {self.documents:,}, with {self.questions:,} questions",
+                f"documents        {self.documents:,}, with {counted(self.questions, 'question')}",
                 f"fits             {self.fits:,}",
                 f"training tokens  {most(f'{self.train_tokens:,}', f'{self.train_tokens_likely:,}')}",
                 f"written tokens   at most {self.write_tokens:,} of edits, {self.answer_tokens:,} of answers{judged}",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from selfedit.errors import UserError
 from selfedit.methods.adapters import adapter_errors, find_adapters
-from selfedit.methods.inner_loop import Beside, inner_loop
-from selfedit.methods.learnings import Learning
+from selfedit.methods.inner_loop import inner_loop
+from selfedit.methods.learnings import Beside, Learning
 from selfedit.methods.policies import DELTA_FILES, read_delta
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, LearnSettings

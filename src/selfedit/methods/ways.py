@@ -10,6 +10,7 @@ from selfedit.methods.joint import Joint, Reciting
 from selfedit.methods.per_document import PerDocument
 from selfedit.methods.run import Run
 from selfedit.methods.settings import AUTO, MANY, LearnSettings
+from selfedit.text import counted
 
 WAYS: dict[str, type[Joint | PerDocument]] = {"joint": Joint, "recite": Reciting, "per-document": PerDocument}
 
@@ -20,7 +21,7 @@ def choose_way(run: Run, editor: str, settings: LearnSettings, documents: Sequen
     chosen = settings.adapters
     if chosen == AUTO:
         number = len(documents)
-        several, why = number >= MANY, f"{number:,} {'document' if number == 1 else 'documents or parts'}"
+        several, why = number >= MANY, counted(number, "document", "documents or parts")
         if settings.add is not None:
             several, why = bool(find_adapters(settings.add).documents), f"as in {settings.add}"
         chosen = run.directory.resolve("adapters", "per-document" if several else "joint")

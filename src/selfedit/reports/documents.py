@@ -18,6 +18,7 @@ from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.records import FitRecord, ScoredAnswer
 from selfedit.runs.summary import ConditionSummary
+from selfedit.text import counted
 
 Key = tuple[int, str]
 """A column: round and condition."""
@@ -255,5 +256,5 @@ def edit_line(view: EditView) -> str:
     if edit.truncated:
         parts.append("cut off, used up to its last whole line")
     if edit.dropped_lines:
-        parts.append(f"{edit.dropped_lines:,} {'line' if edit.dropped_lines == 1 else 'lines'} dropped")
+        parts.append(f"{counted(edit.dropped_lines, 'line')} dropped")
     return " · ".join(parts)

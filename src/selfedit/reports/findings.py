@@ -26,6 +26,7 @@ from selfedit.runs.summary import (
     Summary,
     SweepRow,
 )
+from selfedit.text import counted
 
 BASE = "none"
 """The condition without adaptation, against which the others are held."""
@@ -234,12 +235,12 @@ def missing(run: RunRecords) -> list[str]:
     waiting = sum(edit.id not in used for edit in run.edits)
     several = _of_all_edits(run) or any(fit.document_id is None and fit.sequences for fit in run.fits)
     if waiting and not several:
-        lines.append(f"{_count(waiting, 'edit is', 'edits are')} written and not trained on yet.")
+        lines.append(f"{counted(waiting, 'edit is', 'edits are')} written and not trained on yet.")
     if not any(fit.condition == BASE for fit in run.fits):
         lines.append("The model has not been examined without adaptation yet.")
     unjudged = sum(not answer.value for answer in run.answers)
     if unjudged:
-        lines.append(f"{_count(unjudged, 'answer has', 'answers have')} no grade yet.")
+        lines.append(f"{counted(unjudged, 'answer has', 'answers have')} no grade yet.")
     return lines
 
 
@@ -288,10 +289,6 @@ def planned(run: RunRecords) -> list[str]:
         return [EditorSpec.parse(str(editor)).name for editor in editors]
     except UserError:  # settings edited by hand: the report goes by what is in the store
         return []
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 @dataclass(frozen=True, slots=True)

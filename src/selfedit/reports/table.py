@@ -25,7 +25,7 @@ from selfedit.runs.summary import (
     Summary,
     SweepRow,
 )
-from selfedit.text import one_line
+from selfedit.text import counted, one_line
 
 MOST_COLUMNS = 12
 """Documents of a sequence of which a table shows the whole matrix."""
@@ -413,7 +413,7 @@ def facts(run: RunRecords) -> str:
     questions = summary.questions or run.questions
     parts = [
         {True: "chat model", False: "base model", None: ""}[run.instruct],
-        f"{documents:,} {'document' if documents == 1 else 'documents'}, {questions:,} questions",
+        f"{counted(documents, 'document')}, {counted(questions, 'question')}",
         format.clean(summary.device),
         _duration(summary),
     ]
