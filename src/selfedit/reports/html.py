@@ -76,7 +76,7 @@ def write_runs(
     *,
     rows: Sequence[findings.ModelRow],
     title: str = "",
-    bars: Sequence[tuple[str, Summary]] = (),
+    bars: Sequence[tuple[str, Sequence[ConditionSummary]]] = (),
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the page that compares several runs, by these rows of models, with links to the runs' own reports; and
@@ -111,11 +111,11 @@ def write_runs(
     write_atomically(page, to_bytes(shown))
 
 
-def _labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Summary]]:
-    """Each run's figures so far under its model's name, and its own where one model comes several times."""
+def _labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Sequence[ConditionSummary]]]:
+    """Each run's conditions so far under its model's name, and its own where one model comes several times."""
     models = [run.model or run.name for run in runs]
-    alike = len(set(models)) < len(models)
-    return [(f"{model} ({run.name})" if alike else model, run.figures) for model, run in zip(models, runs, strict=True)]
+    labels = models if len(set(models)) == len(models) else [f"{run.model or run.name} ({run.name})" for run in runs]
+    return [(label, run.figures.conditions) for label, run in zip(labels, runs, strict=True)]
 
 
 def _charts(run: RunRecords, shared: Mapping[str, plots.Chart]) -> dict[str, Any]:

@@ -1,28 +1,29 @@
 """Charts (matplotlib, without a display) as PNG and SVG files and as a part of the page: readable in black and white,
-the same bytes every time.  matplotlib is imported inside the functions: it costs half a second.
+the same bytes every time.  Imported where something is drawn: matplotlib costs half a second.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from selfedit.reports import findings, format
 from selfedit.reports.records import RunRecords
 from selfedit.runs.files import disk_errors, write_atomically
 from selfedit.runs.summary import ConditionSummary, RetentionSummary, Summary
 from selfedit.text import one_line
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 5.2
 """Inches of a chart: 500 pixels on the page, so that its words can still be read on a telephone."""
@@ -122,13 +123,9 @@ def charts(run: RunRecords) -> dict[str, Chart]:
     return found
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """The settings that every chart here is drawn and saved under."""
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):  # type: ignore[arg-type]
-        yield
+    return rc_context(_STYLE)  # type: ignore[arg-type]
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -236,18 +233,16 @@ def frontier(summary: Summary) -> Figure | None:
     return figure
 
 
-def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure | None:
+def grouped(runs: Sequence[tuple[str, Sequence[ConditionSummary]]]) -> Figure | None:
     """Several runs: a group of bars per run, the same condition with the same fill everywhere."""
-    from matplotlib.patches import Patch
-
-    everything = [c for _, summary in runs for c in summary.conditions if c.accuracy is not None]
+    everything = [c for _, conditions in runs for c in conditions if c.accuracy is not None]
     names = list(dict.fromkeys(condition.name for condition in everything))
     if not names:
         return None
     figure, axes = _figure(0.9 + 0.22 * (len(names) + 1) * len(runs) + 0.25 * -(-len(names) // 2))
     height = 0.84 / len(names)
-    for group, (_, summary) in enumerate(runs):
-        for condition in summary.conditions:
+    for group, (_, conditions) in enumerate(runs):
+        for condition in conditions:
             if condition.accuracy is not None:
                 index = names.index(condition.name)
                 _bar(axes, group + (index - (len(names) - 1) / 2) * height, height, condition, *_look(index))
@@ -264,8 +259,6 @@ def grouped(runs: Sequence[tuple[str, Summary]]) -> Figure | None:
 
 def line(points: Sequence[Point], across: str, up: str, selected: int | None = None) -> Figure | None:
     """Shares with their 95 % intervals by round or step, one of them marked as selected; None where there are none."""
-    from matplotlib.ticker import MaxNLocator
-
     known = [(number, 100 * value, ci95) for number, value, ci95 in points if value is not None]
     if not known:
         return None
@@ -296,8 +289,6 @@ def line(points: Sequence[Point], across: str, up: str, selected: int | None = N
 def matrix(entry: RetentionSummary) -> Figure | None:
     """Continual learning: the accuracy on each document of a sequence after each step, the darker the higher; None for
     a single step."""
-    from matplotlib.patches import Rectangle
-
     steps = len(entry.accuracy)
     if steps < 2:
         return None
@@ -327,8 +318,6 @@ def matrix(entry: RetentionSummary) -> Figure | None:
 
 def loss(points: Sequence[tuple[int, float]]) -> Figure:
     """A fit's loss, nats per token, by training step."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _figure(2.6)
     axes.plot([step for step, _ in points], [value for _, value in points], color=INK, linewidth=1.2)
     axes.set_ylim(0, None)
@@ -358,8 +347,6 @@ def rewards_of_round(signal: findings.Signal) -> Figure:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 

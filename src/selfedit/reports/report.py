@@ -35,13 +35,13 @@ def report(
     With `charts` those of a single run are written into its directory (PNG and SVG), and their paths returned: `chart`,
     for a sweep `frontier`, and for Step B `reward`, `validation` and `signal-N` for each round.  On a console it prints
     each run's tables, below the table of models where there are several."""
-    from selfedit.reports import html, plots
-
     runs, written = [read_run(Path(path)) for path in run_dirs], []
     if not runs:
         raise UserError("no run given; name at least one run directory")
     if out is not None:
         check_writable(out)
+    from selfedit.reports import html, plots
+
     if len(runs) == 1:
         page = out or runs[0].path / "report.html"
         with plots.style():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from selfedit.reports.findings import ModelRow
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.costs import Spent
 from selfedit.runs.files import write_atomically
-from selfedit.runs.summary import ConditionSummary, DifferenceSummary, Summary, empty_summary
+from selfedit.runs.summary import ConditionSummary, DifferenceSummary
 from selfedit.text import one_line
 from selfedit.yaml_file import read_shipped
 
@@ -100,9 +99,9 @@ def to_json(found: Table) -> dict[str, Any]:
     return {"schema": 1, "rows": rows, "notes": list(found.notes)}
 
 
-def _bars(row: ModelRow) -> Summary:
+def _bars(row: ModelRow) -> list[ConditionSummary]:
     shown = [(name, getattr(row, part)) for part, name in BARS.items()]
-    return empty_summary(row.model, [one.model_copy(update={"name": name}) for name, one in shown if one])
+    return [one.model_copy(update={"name": name}) for name, one in shown if one]
 
 
 def reported_notes() -> list[str]:
@@ -131,7 +130,6 @@ def _reported() -> list[ModelRow]:
     return rows
 
 
-@cache
 def _published() -> dict[str, Any]:
     found: dict[str, Any] = read_shipped("selfedit.reports", "published.yaml")
     return found
