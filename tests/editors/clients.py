@@ -48,4 +48,4 @@ def make_client(
 
 
 def chat(text: str, **settings: Any) -> ApiRequest:
-    return ApiRequest(messages=({"role": "user", "content": text},), **settings)
+    return ApiRequest(({"role": "user", "content": text},), **settings)

@@ -62,7 +62,7 @@ def test_batched_replies_are_kept_for_live_calls_too(server: FakeServer) -> None
 
 
 def test_plain_completions_by_batch(server: FakeServer) -> None:
-    (result,) = client(server, kind="completions").complete([ApiRequest(prompt="once")])
+    (result,) = client(server, kind="completions").complete([ApiRequest("once")])
     assert result.text == "reply to once"
     assert server.uploads[0][0]["url"] == "/v1/completions"
 

@@ -6,11 +6,13 @@ key; and it samples only if the model's own generation settings say so, whatever
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from clients import MemoryStore, chat, make_client
 
-from selfedit.editors.api import ApiRequest
+from selfedit.editors.api import ApiClient, ApiRequest
+from selfedit.editors.endpoint import Endpoint
 from selfedit.errors import UserError
 from serving import needs_serving, serving
 
@@ -65,7 +67,7 @@ def test_chat(served: Served) -> None:
 
 def test_plain_completions(served: Served) -> None:
     asker = make_client(served.url, served.model, kind="completions")
-    (result,) = asker.complete([ApiRequest(prompt="The capital of France is", max_tokens=4, temperature=0.0)])
+    (result,) = asker.complete([ApiRequest("The capital of France is", max_tokens=4, temperature=0.0)])
     assert result.error is None
     assert "Paris" in result.text
     assert (result.input_tokens, result.output_tokens) == (5, 4)
@@ -83,12 +85,18 @@ def test_what_the_server_does_not_offer_does_no_harm(served: Served) -> None:
 def test_the_server_samples_when_its_own_settings_say_so(served: Served) -> None:
     # `generation_config` is this server's own addition to a request.
     settings = json.dumps({"do_sample": True, "eos_token_id": 2, "pad_token_id": 2})
-    asker = make_client(served.url, served.model, concurrency=1, extra_body={"generation_config": settings})
+
+    class Sampling(ApiClient):
+        def body(self, request: ApiRequest) -> dict[str, Any]:
+            return super().body(request) | {"generation_config": settings}
+
+    endpoint = Endpoint(served.url, concurrency=1)
     requests = [chat("Write a story.", max_tokens=8, temperature=1.0, seed=s, sample=s) for s in range(3)]
-    texts = [result.text for result in asker.complete(requests)]
+    texts, again = (
+        [result.text for result in Sampling(served.model, endpoint, MemoryStore()).complete(requests)] for _ in range(2)
+    )
     assert len(set(texts)) > 1
-    again = make_client(served.url, served.model, concurrency=1, extra_body={"generation_config": settings})
-    assert [result.text for result in again.complete(requests)] == texts
+    assert again == texts
 
 
 def test_a_model_that_the_server_does_not_have(served: Served) -> None:

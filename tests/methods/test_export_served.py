@@ -76,7 +76,7 @@ def test_an_exported_model_is_served_as_it_is_asked(
     with Asker(learned, device="cpu", dtype="float32", max_tokens=MAX_TOKENS) as asker:
         expected = [asker.answer(messages) for messages in conversations()]
     export(learned, tmp_path / "model")
-    requests = [ApiRequest(messages=tuple(messages), max_tokens=MAX_TOKENS) for messages in conversations()]
+    requests = [ApiRequest(messages, max_tokens=MAX_TOKENS) for messages in conversations()]
     with serving(str(tmp_path / "model"), free_port(), tmp_path) as url:
         results = ApiClient(str(tmp_path / "model"), Endpoint(url), store=Store(None)).complete(requests)
     assert [result.error for result in results] == [None] * len(requests)

@@ -182,7 +182,7 @@ class ApiClient:
         """
         if self.price is None:
             return 0.0
-        texts = [message["content"] for message in request.messages] if request.messages else [request.prompt or ""]
+        texts = [message["content"] for message in request.messages]
         if request.json_schema is not None:
             texts.append(json.dumps(request.json_schema))
         input_tokens = sum(len(text.encode("utf-8")) + 16 for text in texts)
@@ -261,25 +261,21 @@ class ApiClient:
         """All that is asked for, under the names of the older standard."""
         body: dict[str, Any] = {"model": self.model}
         if self.endpoint.kind == "chat":
-            body["messages"] = [dict(message) for message in request.messages] or [
-                {"role": "user", "content": request.prompt}
-            ]
+            body["messages"] = request.messages
             if self.endpoint.effort is not None:
                 body["reasoning_effort"] = self.endpoint.effort
             if request.json_schema is not None:
                 schema = {"name": "reply", "strict": True, "schema": dict(request.json_schema)}
                 body["response_format"] = {"type": "json_schema", "json_schema": schema}
         else:
-            if request.prompt is None:
-                raise ValueError("plain completions need a prompt, not messages")
-            body["prompt"] = request.prompt
+            body["prompt"] = request.asked
         body["max_tokens"] = self._bound(request)
         for name in ("temperature", "top_p", "seed"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)
         if request.seed is not None and request.attempt:
             body["seed"] = (request.seed + request.attempt) % 2**31
-        return {**body, **self.endpoint.extra_body}
+        return body
 
     def _canonical(self, request: ApiRequest) -> dict[str, Any]:
         url = self.url + self.endpoint.path

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from selfedit.errors import UserError
@@ -32,8 +31,7 @@ class Endpoint:
     environment variable `key_variable` (a server other than OpenAI's needs none).  `effort` is the reasoning effort,
     for chat only. `concurrency` is the number of live calls under way at once.  `timeout` is seconds for one attempt,
     from its start to the reply's last byte; `max_retries` counts the attempts after the first.  `poll_seconds` is the
-    first wait between two looks at a batch; it grows by half to twenty times that.  `extra_body` is added to every
-    request as it is, for what a server offers beyond the standard.
+    first wait between two looks at a batch; it grows by half to twenty times that.
     """
 
     base_url: str | None = field(default=None, repr=False)
@@ -45,7 +43,6 @@ class Endpoint:
     poll_seconds: float = 15.0
     timeout: float = 600.0
     max_retries: int = 5
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.effort is not None and self.kind == "completions":

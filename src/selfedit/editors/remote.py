@@ -27,8 +27,7 @@ class ApiEditor:
         prompts = [self._prompt(document, index) for _, document, index in missing]
         requests = [
             ApiRequest(
-                messages=({"role": "user", "content": text},) if self._chat else (),
-                prompt=None if self._chat else text,
+                text,
                 max_tokens=tools.max_tokens,
                 temperature=tools.temperature,
                 top_p=tools.top_p,

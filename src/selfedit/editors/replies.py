@@ -18,7 +18,7 @@ from selfedit.errors import first_error
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """One completion to ask for: chat `messages` (mappings of role and content) or a plain `prompt`.
+    """One completion to ask for: `asked` is a prompt, or a chat's messages, which only a chat endpoint takes.
 
     `max_tokens` bounds the reply; with a reasoning effort `REASONING_TOKENS` more are allowed.  `sample` tells samples
     of one prompt apart in the store; it is not sent.  `seed` is sent, but few servers honour it.  `json_schema` asks
@@ -27,8 +27,7 @@ class ApiRequest:
     (`ApiClient.complete` sets it).
     """
 
-    messages: Sequence[Mapping[str, str]] = ()
-    prompt: str | None = None
+    asked: str | Sequence[dict[str, str]]
     max_tokens: int = 1024
     temperature: float | None = None
     top_p: float | None = None
@@ -37,9 +36,10 @@ class ApiRequest:
     sample: int = 0
     attempt: int = 0
 
-    def __post_init__(self) -> None:
-        if bool(self.messages) == (self.prompt is not None):
-            raise ValueError("a request has either messages or a prompt")
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """A prompt is one message of the user's."""
+        return [{"role": "user", "content": self.asked}] if isinstance(self.asked, str) else list(self.asked)
 
 
 @dataclass(frozen=True)

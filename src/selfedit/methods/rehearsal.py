@@ -332,13 +332,13 @@ class _UnsentClient(ApiClient):
                 return _ANSWERS.sub("x" * answer, text.replace(_EDIT, "x" * edit))
 
             messages = tuple({**message, "content": fill(message["content"])} for message in request.messages)
-            return replace(request, messages=messages)
+            return replace(request, asked=messages)
 
         most = filled(_most_bytes(settings.max_edit_tokens), _most_bytes(settings.max_answer_tokens))
         plan.cost_usd += self.most(most)
         plan.edits_usd += self.most(most) * (self.role == "editor")
         likely = filled(4 * settings.max_edit_tokens, 4 * settings.max_answer_tokens)
-        text = "".join(message["content"] for message in likely.messages) or request.prompt or ""
+        text = "".join(message["content"] for message in likely.messages)
         reply = request.max_tokens if request.json_schema is None else _VERDICT_TOKENS
         plan.cost_usd_likely += self.price.cost(estimate_tokens(text), reply, self.endpoint.batch)
 

@@ -185,10 +185,7 @@ def _rate_by_api(round: Round, prompts: Mapping[str, str], done: set[str], keep:
 
     run.progress.begin(f"round {round.number}: rating {len(prompts)} edits", len(asked))
     run.client(model, "judge").complete(
-        [
-            ApiRequest(messages=({"role": "user", "content": prompt},), max_tokens=_REPLY_TOKENS, temperature=0.0)
-            for prompt in asked.values()
-        ],
+        [ApiRequest(prompt, max_tokens=_REPLY_TOKENS, temperature=0.0) for prompt in asked.values()],
         keep_reply,
         # An edit that is rated again must not get a reply again that could not be read.
         accept=lambda result: result.error is None and read_rating(result.text) is not None,
