@@ -16,7 +16,7 @@ from selfedit.methods.selection import select
 from selfedit.reports import findings, format, html, table, watching
 from selfedit.reports.documents import Column, document_list
 from selfedit.reports.records import RunRecords, read_run
-from selfedit.runs.records import recited_condition
+from selfedit.runs.records import recited_condition, retried_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
 
 
@@ -145,9 +145,20 @@ def test_documents_without_questions_are_not_unfinished(tmp_path: Path) -> None:
     folder = fake_runs.write_compare(
         tmp_path / "run", documents=2, conditions=("passage",), questions=0, finished=False
     )
-    assert findings.missing(read_run(folder)) == [
-        "The documents have no questions: there was no exam, so there are no figures."
-    ]
+    run = read_run(folder)
+    assert findings.missing(run) == ["The documents have no questions: there was no exam, so there are no figures."]
+    assert findings.finished(run)
+    assert not findings.finished(replace(run, fits=[]))
+    # But what has not been learned yet is lacking, which a summary does not say of them.
+    interrupted = replace(run, fits=[fit for fit in run.fits if fit.document_id == "d0"])
+    assert findings.missing(interrupted)[1:] == ["passage: 1 of 2 documents lack fits."]
+    assert not findings.finished(interrupted)
+
+
+def test_what_was_not_missed_is_not_learned_once_more(partial_run: Path) -> None:
+    run = read_run(partial_run)
+    again = replace(next(fit for fit in run.fits if fit.condition == "passage"), condition=retried_condition("passage"))
+    assert findings.missing(replace(run, fits=[*run.fits, again])) == findings.missing(run)
 
 
 def test_partial_conditions_agree_with_the_store(partial_run: Path) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import fake_runs
 import pytest
 from rich.console import Console
 
@@ -61,11 +62,14 @@ def test_a_run_from_elsewhere_cannot_steer_the_terminal(partial_run: Path, tmp_p
     assert "\x1b" not in shown
 
 
-def test_a_finished_run_is_shown_once(train_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_shown_once(train_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching.time, "sleep", lambda _: pytest.fail("it has ended"))
     shown = watched(train_run)
     for words in ("The run has finished.", "reward", "validation", "so far\n"):
         assert words in shown
+    # One without an exam, such as `learn` of documents without questions, has no summary.
+    learned = fake_runs.write_compare(tmp_path / "run", 1, ("passage",), questions=0, finished=False)
+    assert "The run has finished." in watched(learned)
 
 
 def test_the_time_left_is_that_of_the_fits_that_are_planned(partial_run: Path) -> None:

@@ -18,7 +18,7 @@ from selfedit.grouping import grouped
 from selfedit.reports import format
 from selfedit.reports.records import RunRecords, mean_score
 from selfedit.runs.costs import Spent
-from selfedit.runs.records import RECITED, CostRecord, ScoredAnswer
+from selfedit.runs.records import RECITED, CostRecord, ScoredAnswer, retried_condition
 from selfedit.runs.summary import (
     ConditionSummary,
     DifferenceSummary,
@@ -216,15 +216,19 @@ def best_and_worst(found: Sequence[Signal], limit: int) -> list[tuple[int, Docum
     return list(chosen.values())[:limit]
 
 
+NO_EXAM = "The documents have no questions: there was no exam, so there are no figures."
+
+
 def missing(run: RunRecords) -> list[str]:
-    """What an unfinished run still lacks, one sentence each; empty for a finished one."""
+    """What an unfinished run still lacks, one sentence each, of which the first says why there are no figures; empty
+    for one that has finished with an exam."""
     if run.summary is not None:
         return []
     lines = ["The run has not finished: there is no summary.json, so there are no intervals yet."]
     if not run.documents:
         return [*lines, "No documents have been stored yet."]
-    if not run.questions and run.fits:
-        return ["The documents have no questions: there was no exam, so there are no figures."]
+    if not run.questions:
+        lines = [NO_EXAM]
     if run.procedure == "train" or run.rounds:
         planned = run.config.get("rounds")
         done = sum(entry.train_reward is not None for entry in run.rounds)
@@ -236,12 +240,17 @@ def missing(run: RunRecords) -> list[str]:
     several = _of_all_edits(run) or any(fit.document_id is None and fit.sequences for fit in run.fits)
     if waiting and not several:
         lines.append(f"{counted(waiting, 'edit is', 'edits are')} written and not trained on yet.")
-    if not any(fit.condition == BASE for fit in run.fits):
+    if run.questions and not any(fit.condition == BASE for fit in run.fits):
         lines.append("The model has not been examined without adaptation yet.")
     unjudged = sum(not answer.value for answer in run.answers)
     if unjudged:
         lines.append(f"{counted(unjudged, 'answer has', 'answers have')} no grade yet.")
     return lines
+
+
+def finished(run: RunRecords) -> bool:
+    """Whether nothing is left to do: there is a summary, or nothing to examine and all is learned."""
+    return run.summary is not None or (bool(run.fits) and missing(run) == [NO_EXAM])
 
 
 def _missing_fits(run: RunRecords) -> list[str]:
@@ -250,9 +259,9 @@ def _missing_fits(run: RunRecords) -> list[str]:
     for fit in run.fits:
         done[fit.condition][fit.document_id] += 1
     # No fits are lacking of exams on the way, each recorded as a fit without texts, nor of what was recited in fits
-    # that are there.
+    # that are there, nor once more of what was not missed.
     others = {fit.condition for fit in run.fits if fit.steps and not fit.sequences and fit.status == "done"}
-    others |= {BASE, *(name for name in done if name.endswith(RECITED))}
+    others |= {BASE, *map(retried_condition, done), *(name for name in done if name.endswith(RECITED))}
     lines = []
     for name in dict.fromkeys([*planned(run), *(edit.writer for edit in run.edits), *done]):
         joint = any(fit.document_id is None and fit.sequences and fit.condition == name for fit in run.fits)

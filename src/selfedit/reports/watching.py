@@ -67,15 +67,15 @@ def _last_written(run: Path) -> float:
 def _view(path: Path, going_on: bool) -> Group:
     run = read_run(path)
     parts: list[RenderableType] = [Text(f"{one_line(path)}  {table.heading(run)}", style="bold")]
-    parts += [Text(line) for line in findings.missing(run)[1:]]  # the first says that it has not finished
+    parts += [Text(line) for line in findings.missing(run)[1:]]  # the first says why there are no figures
     if found := findings.compared(run):
         parts.append(table.comparison(found, run.figures.differences))
     if run.rounds:
         parts.append(table.rounds(findings.rounds(run), run.figures.selected_round, run.figures.selected_on))
     parts += [Text(f"{name:<9}{told}") for name, told in _facts(run).items() if told]
     if not going_on:
-        ended = "The run has finished." if run.summary else "Nobody writes this run; its command goes on with it."
-        parts.append(Text(ended))
+        ended = "Nobody writes this run; its command goes on with it."
+        parts.append(Text("The run has finished." if findings.finished(run) else ended))
     return Group(*parts)
 
 
