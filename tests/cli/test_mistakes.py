@@ -344,6 +344,7 @@ def test_train_with_too_few_documents(
         (["cost", "--model", "gpt-5", "--input-tokens", "five"], "invalid int value: 'five'"),
         (["cost", "--device-seconds", "60"], "--device-seconds needs --usd-per-hour"),
         (["cost", "--device-seconds", "60", "--usd-per-hour", "-1"], "cannot be negative"),
+        (["watch", "nowhere", "--every", "inf"], "--every inf: give seconds, more than 0 and at most a day"),
     ],
 )
 def test_other_commands(mistake: Mistake, words: list[str], says: str) -> None:

@@ -215,8 +215,8 @@ def _watch_flags(parser: argparse.ArgumentParser) -> None:
 def _watch(arguments: argparse.Namespace) -> Any:
     from selfedit.reports.watching import watch
 
-    if not arguments.every > 0:
-        raise UserError(f"--every {arguments.every:g}: give seconds, more than 0")
+    if not 0 < arguments.every <= 86400:
+        raise UserError(f"--every {arguments.every:g}: give seconds, more than 0 and at most a day")
     watch(Path(arguments.directory), _console(arguments), arguments.every)
 
 
