@@ -38,9 +38,8 @@ def check_file(arguments: argparse.Namespace, path: Path, say: Callable[[str], N
         f"ungraded:  {report.ungraded}\n"
         "                 graded right  graded wrong"
     )
-    for label in ("right", "wrong"):
-        found = report.confusion[label]
-        say(f"labelled {label}  {found.get('right', 0):>12}  {found.get('wrong', 0):>12}")
+    for label, found in report.confusion.items():
+        say(f"labelled {label}  {found['right']:>12}  {found['wrong']:>12}")
     return asdict(report)
 
 

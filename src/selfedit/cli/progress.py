@@ -10,7 +10,7 @@ from selfedit.progress import Progress
 from selfedit.text import one_line
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Task
 
 _LINE_SECONDS = 15.0
 _LONGEST_PHASE = 60  # characters before the bar
@@ -37,13 +37,11 @@ class PlainProgress(Progress):
             return
         self.said = now
         rate = self.done / (now - self.started)
-        line = f"{self.phase}: {self.done:,.0f}"
-        if self.total:
-            left = max(0.0, self.total - self.done) / rate
-            line += f" of at most {self.total:,.0f} ({rate:,.0f}/s, about {_duration(left)} left)"
-        else:
-            line += f" ({rate:,.0f}/s)"
-        self._say(line)
+        of, left = "", ""
+        if self.total and rate:
+            of = f" of at most {self.total:,.0f}"
+            left = f", about {_duration(max(0.0, self.total - self.done) / rate)} left"
+        self._say(f"{self.phase}: {self.done:,.0f}{of} ({rate:,.0f}/s{left})")
 
     def note(self, line: str) -> None:
         self._say(line)
@@ -71,26 +69,17 @@ class BarProgress(Progress):
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
             console=self.console,
-            transient=False,
         )
-        self.task: TaskID | None = None
-        self.phase = ""
-        self.started = time.monotonic()
-        self.done = 0.0
         self.bar.start()
 
     def begin(self, phase: str, total: float | None) -> None:
         self._finish()
-        self.phase = one_line(phase, _LONGEST_PHASE)
-        self.started, self.done = time.monotonic(), 0.0
-        self.task = self.bar.add_task(self.phase, total=total, rate="")
+        self.bar.add_task(one_line(phase, _LONGEST_PHASE), total=total, rate="")
 
     def advance(self, amount: float) -> None:
-        if self.task is None:
-            return
-        self.done += amount
-        rate = self.done / max(1e-6, time.monotonic() - self.started)
-        self.bar.update(self.task, advance=amount, rate=f"{rate:,.0f}/s")
+        for task in self.bar.tasks:  # there is one, or none yet
+            self.bar.update(task.id, advance=amount)
+            self.bar.update(task.id, rate=_rate(task))
 
     def note(self, line: str) -> None:
         self._say(one_line(line), "yellow")
@@ -100,13 +89,10 @@ class BarProgress(Progress):
         self.bar.stop()
 
     def _finish(self) -> None:
-        if self.task is None:
-            return
-        self.bar.remove_task(self.task)
-        self.task = None
-        seconds = time.monotonic() - self.started
-        amount = f": {self.done:,.0f} in {_duration(seconds)} ({self.done / max(1e-6, seconds):,.0f}/s)"
-        self._say(self.phase + amount if self.done else self.phase)
+        for task in self.bar.tasks:
+            self.bar.remove_task(task.id)
+            amount = f": {task.completed:,.0f} in {_duration(task.elapsed or 0.0)} ({_rate(task)})"
+            self._say(task.description + amount * (task.completed > 0))
 
     def _say(self, line: str, style: str = "") -> None:
         from rich.text import Text
@@ -117,6 +103,10 @@ class BarProgress(Progress):
 def make_progress() -> PlainProgress | BarProgress:
     """A bar where somebody looks, lines where a log is kept."""
     return BarProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def _rate(task: Task) -> str:
+    return f"{task.completed / max(1e-6, task.elapsed or 0.0):,.0f}/s"
 
 
 def _duration(seconds: float) -> str:

@@ -158,9 +158,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter in (format.points_interval, format.seconds, format.usd, format.count):
-        environment.filters[filter.__name__] = filter
-    environment.filters |= {"percent": format.percent, "points": format.points}
+    numbers = ("percent", "points", "points_interval", "seconds", "usd", "count")
+    environment.filters |= {name: getattr(format, name) for name in numbers}
     environment.filters |= {"fit_line": documents.fit_line, "edit_line": documents.edit_line}
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
