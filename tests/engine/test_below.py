@@ -57,6 +57,12 @@ def test_what_would_act_on_what_is_held_is_refused(tiny_model) -> None:
     held = dataclasses.replace(job, below=below)
     with AdapterBank(model, SPEC, 1) as bank, pytest.raises(ValueError, match="need a bank of more rank"):
         fit(bank, [held])
+    for targets in ("all-linear", ("up_proj",)):  # more layers than are held, and fewer
+        with (
+            AdapterBank(model, LoraSpec(rank=8, targets=targets), 1) as bank,
+            pytest.raises(ValueError, match="other layers than the bank"),
+        ):
+            fit(bank, [held])
     decaying = dataclasses.replace(held, settings=dataclasses.replace(job.settings, weight_decay=0.1))
     with AdapterBank(model, dataclasses.replace(SPEC, rank=8), 1) as bank, pytest.raises(ValueError, match="decay"):
         fit(bank, [decaying])

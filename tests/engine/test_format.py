@@ -99,7 +99,7 @@ def test_merging_under_a_bank_changes_the_base(tiny_model, tmp_path):
 def test_an_adapter_comes_back_into_a_bank(tiny_model, tmp_path):
     model = tiny_model("qwen3")
     own = trained(model, SPECS["rslora"], tmp_path)
-    spec, state = load_adapter(tmp_path)
+    spec, state = load_adapter(str(tmp_path))  # a name is as good as a path, as for `save_pretrained`
     assert (spec.rank, spec.alpha, spec.rslora) == (4, 8, True)
     with AdapterBank(model, spec, 3) as bank:
         bank.load_state(2, state)

@@ -42,18 +42,31 @@ def test_values_and_gradients_are_the_modules_own(tiny_model, kind, dtype):
     assert not any("forward" in vars(module) for module in decoder.modules())
 
 
-def test_modules_of_another_form_run_as_they_are(tiny_model):
-    class OddRMSNorm(nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+class OddRMSNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
 
-        def forward(self, x):
-            return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) + 0.01
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) + 0.01
 
+
+class RenamedRMSNorm(OddRMSNorm):
+    """Calls its epsilon something else."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.epsilon = vars(self).pop("eps")
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+
+
+@pytest.mark.parametrize("norm", [OddRMSNorm, RenamedRMSNorm, nn.RMSNorm])
+def test_modules_of_another_form_run_as_they_are(tiny_model, norm):
     model = tiny_model("llama")
     decoder = model.get_decoder()
-    decoder.norm = OddRMSNorm(model.config.hidden_size).to(model.device)
+    decoder.norm = norm(model.config.hidden_size).to(model.device)
     decoder.layers[1].mlp.act_fn = nn.Tanh()
     with fused(known_forms(decoder)):
         assert "forward" not in vars(decoder.norm)

@@ -55,8 +55,9 @@ def test_it_fails_where_the_engine_is_wrong(monkeypatch, capsys, device, broken,
     assert {line.split()[0] for line in out.splitlines() if "FAILED" in line} == failing
 
 
-def test_a_device_that_is_not_there_is_named(capsys):
-    if torch.cuda.is_available():
+@pytest.mark.parametrize("name", ["cuda", "gpu", "cuda:one"])
+def test_a_device_that_is_not_there_is_named(capsys, name):
+    if name == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert main("cuda") == 2
-    assert "no device cuda" in capsys.readouterr().out
+    assert main(name) == 2
+    assert capsys.readouterr().out.endswith(f"no device {name} here\n")

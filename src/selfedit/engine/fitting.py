@@ -145,6 +145,8 @@ def fit(
     held = max((job.held for job in jobs), default=0)
     if held and (bank.spec.dropout or held >= bank.spec.rank):
         raise ValueError(f"adapters that stand on others of rank {held} need a bank of more rank, without dropout")
+    if any(job.below is not None and job.below.keys() != set(bank.names) for job in jobs):
+        raise ValueError("what an adapter stands on has other layers than the bank")
     bank.enable_gradients()
     running = []
     for adapter, job in enumerate(jobs):

@@ -88,7 +88,8 @@ def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Ite
 def _norm(module: nn.Module) -> Form | None:
     """A forward function for norms of this module's kind, or None."""
     weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1:
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or epsilon is None:
         return None
     x_PD = _random(7, weight.shape[0], like=weight)
     # torch's own is one operation on an accelerator, and many on a CPU.

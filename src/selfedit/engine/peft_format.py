@@ -89,7 +89,7 @@ def _ordered(weights: bytes) -> bytes:
 
 
 def load_adapter(
-    adapter: Path | Mapping[str, bytes], model: PreTrainedModel | None = None
+    adapter: str | Path | Mapping[str, bytes], model: PreTrainedModel | None = None
 ) -> tuple[LoraSpec, dict[str, tuple[Tensor, Tensor]]]:
     """Reads a LoRA adapter that a bank or PEFT wrote, from a folder or from its files by name; with a `model`, checks
     that it is a whole adapter of that model.
@@ -100,8 +100,8 @@ def load_adapter(
     import torch
     from safetensors.torch import load as load_tensors
 
-    folder, spec = _folder(adapter), _read_config(adapter)
-    weights = adapter[WEIGHTS] if isinstance(adapter, Mapping) else (folder / WEIGHTS).read_bytes()
+    folder = _folder(adapter)
+    spec, weights = _fields(folder, _read_config(adapter)), _read(adapter, WEIGHTS)
     try:
         tensors = load_tensors(weights)
     except KeyError as error:  # a type of the format that torch has no name for
@@ -125,23 +125,26 @@ def load_adapter(
 def model_name(folder: Path) -> str | None:
     """The name of the model that an adapter belongs to, as it was called when the adapter was trained.  Errors: as
     `load_adapter`."""
-    _read_config(folder)
-    base = _read_json(folder).get("base_model_name_or_path")
+    config = _read_config(folder)
+    _fields(folder, config)
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        name = (file.metadata() or {}).get(_MODEL, base)
+        name = (file.metadata() or {}).get(_MODEL, config.get("base_model_name_or_path"))
     return name if isinstance(name, str) and name else None
 
 
-def _folder(adapter: Path | Mapping[str, bytes]) -> Path:
+def _folder(adapter: str | Path | Mapping[str, bytes]) -> Path:
     """What errors call it."""
-    return Path("an adapter in memory") if isinstance(adapter, Mapping) else adapter
+    return Path("an adapter in memory" if isinstance(adapter, Mapping) else adapter)
 
 
-def _read_json(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
+def _read(adapter: str | Path | Mapping[str, bytes], name: str) -> bytes:
+    return adapter[name] if isinstance(adapter, Mapping) else (Path(adapter) / name).read_bytes()
+
+
+def _read_config(adapter: str | Path | Mapping[str, bytes]) -> dict[str, Any]:
     file = _folder(adapter) / CONFIG
     try:
-        content = adapter[CONFIG] if isinstance(adapter, Mapping) else file.read_bytes()
-        config = json.loads(content.decode("utf-8"))
+        config = json.loads(_read(adapter, CONFIG).decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}, line {error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
@@ -151,9 +154,8 @@ def _read_json(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
     return config
 
 
-def _read_config(adapter: Path | Mapping[str, bytes]) -> dict[str, Any]:
-    """The fields of a `LoraSpec`; `targets` is None where the configuration does not simply list them."""
-    folder, config = _folder(adapter), _read_json(adapter)
+def _fields(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Those of a `LoraSpec`; `targets` is None where the configuration does not simply list them."""
     file = folder / CONFIG
 
     def number(key: str, default: Any = None) -> float:
@@ -257,7 +259,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def merge_adapter(model: PreTrainedModel, adapter: Path | Mapping[str, bytes], *, scale: float = 1.0) -> None:
+def merge_adapter(model: PreTrainedModel, adapter: str | Path | Mapping[str, bytes], *, scale: float = 1.0) -> None:
     """Adds the update of an adapter (a folder, or files by name) to the model's own weights, in place, computed in
     float32.
 

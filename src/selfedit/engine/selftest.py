@@ -269,8 +269,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def usable_dtypes(device: torch.device) -> list[torch.dtype]:
-    """Those in which the device multiplies matrices."""
+def usable_dtypes(device: torch.device | str) -> list[torch.dtype]:
+    """Those in which the device multiplies matrices; none where torch knows no such device."""
     usable = []
     for dtype in DTYPES:
         try:
@@ -288,11 +288,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", default=str(found or "cpu"), help="cpu, cuda, cuda:1, mps, ... (default %(default)s)"
     )
-    device = torch.device(parser.parse_args(argv).device)
-    dtypes = usable_dtypes(device)
+    asked = parser.parse_args(argv).device
+    dtypes = usable_dtypes(asked)
     if not dtypes:
-        print(f"selfedit.engine.selftest: torch {torch.__version__} has no device {device} here")
+        print(f"selfedit.engine.selftest: torch {torch.__version__} has no device {asked} here")
         return 2
+    device = torch.device(asked)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(
         f"selfedit engine self-test on {device} ({name}), torch {torch.__version__},"
