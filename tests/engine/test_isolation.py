@@ -76,8 +76,7 @@ def test_gradient_with_dropout_is_the_gradient_of_the_masked_layer(tiny_model):
         mine_x, x2 = x.grad.clone(), x.detach().clone().requires_grad_()
         a, b = group.a_NGI.clone().requires_grad_(), group.b_NOR[0].clone().requires_grad_()
         parts = []
-        for seed, (adapter, start, end) in zip(seeds, routing.segments, strict=True):
-            part = x2[start:end]
+        for seed, adapter, part in zip(seeds, routing.adapters, routing.by_segment(x2), strict=True):
             mask = dropout_mask(group, seed, part)
             assert set(mask.unique().tolist()) == {0.0, 2.0}
             parts.append(layer.base_layer(part) + (part * mask) @ a[adapter].t() @ b[adapter].t() * spec.scaling)

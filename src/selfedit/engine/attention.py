@@ -46,10 +46,6 @@ class KeyValues:
     width: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    @staticmethod
-    def of(lengths: list[int], width: int, device: torch.device) -> KeyValues:
-        return KeyValues(list(lengths), torch.tensor(lengths, device=device), width)
-
     def fill(self, layer: int, keys_KPD: Tensor, values_KPD: Tensor, rows_P: Tensor, positions_P: Tensor) -> None:
         """Stores what a packed row of prompts computed."""
         if layer not in self.layers:

@@ -139,7 +139,7 @@ def _decode_batch(
     source = [unique.setdefault((r.adapter, r.prompt), len(unique)) for r in requests]
     prompts = [prompt for _, prompt in unique]
     lengths = [len(prompt) for prompt in prompts]
-    store = KeyValues.of(lengths, max(map(_size, requests)), device)
+    store = KeyValues(lengths, torch.tensor(lengths, device=device), max(map(_size, requests)))
     adapters = [adapter for adapter, _ in unique]
     ends = []
     for part in parts(lengths, PREFILL_TOKENS[device_kind(device)]):
@@ -205,13 +205,13 @@ def routing_of(bank: AdapterBank | None, adapters: Sequence[int | None], lengths
     """The routing of so many rows each to these adapters; an empty one where none is named."""
     chosen = [adapter for adapter in adapters if adapter is not None]
     if bank is None or not chosen:
-        return Routing([], [])
+        return Routing([], [], [])
     return Routing.of(chosen, lengths, size=bank.size, grouped=bank.grouped)
 
 
 def routed(bank: AdapterBank | None, routing: Routing) -> AbstractContextManager[None]:
     """The bank's context of this routing; none where it is empty."""
-    return nullcontext() if bank is None or not routing.segments else bank.route(routing)
+    return nullcontext() if bank is None or not routing.adapters else bank.route(routing)
 
 
 def _next_tokens(logits_BV: Tensor, requests: list[DecodeRequest], positions: list[int]) -> list[int]:

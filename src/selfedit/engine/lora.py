@@ -38,34 +38,27 @@ class Run:
 
 @dataclass
 class Routing:
-    """Which rows of a batch belong to which adapter: `segments` of (adapter, first row, end), in order, without gaps.
+    """Which rows of a batch belong to which adapter: segment after segment, the next `lengths[k]` to `adapters[k]`.
 
     Low-rank products are computed run by run (consecutive adapters with equally many rows share one batched product)
     or, with `offsets`, by grouped products over the bank's adapters, or over those named by `chosen` only.
     `dropout_seeds` holds one seed per segment where dropout is active, else None.
     """
 
-    segments: list[tuple[int, int, int]]
+    adapters: list[int]
+    lengths: list[int]
     runs: list[Run]
     offsets: Tensor | None = None
     chosen: Tensor | None = None
     dropout_seeds: list[int] | None = None
 
-    @property
-    def rows(self) -> int:
-        return self.segments[-1][2] if self.segments else 0
-
     @cached_property
-    def adapters(self) -> list[int]:
-        return [adapter for adapter, _, _ in self.segments]
+    def rows(self) -> int:
+        return sum(self.lengths)
 
     @cached_property
     def _run_rows(self) -> list[int]:
         return [run.count * run.length for run in self.runs]
-
-    @cached_property
-    def _segment_rows(self) -> list[int]:
-        return [end - start for _, start, end in self.segments]
 
     def by_run(self, x_PW: Tensor) -> tuple[Tensor, ...]:
         """The rows of each run; one call, because a slice per run costs more than a small product."""
@@ -73,7 +66,7 @@ class Routing:
 
     def by_segment(self, x_PW: Tensor) -> tuple[Tensor, ...]:
         """The rows of each segment."""
-        return x_PW.split_with_sizes(self._segment_rows)
+        return x_PW.split_with_sizes(self.lengths)
 
     @staticmethod
     def of(
@@ -86,30 +79,27 @@ class Routing:
     ) -> Routing:
         """Routes `lengths[k]` consecutive rows to `adapters[k]` of a bank of `size`; neighbours of one adapter become
         one segment, unless each has a dropout seed of its own.  Its tensors lie on the host."""
-        segments: list[tuple[int, int, int]] = []
-        start = 0
+        owners, rows = list[int](), list[int]()
         for adapter, length in zip(adapters, lengths, strict=True):
-            end = start + length
-            if segments and segments[-1][0] == adapter and dropout_seeds is None:
-                segments[-1] = (adapter, segments[-1][1], end)
+            if owners and owners[-1] == adapter and dropout_seeds is None:
+                rows[-1] += length
             else:
-                segments.append((adapter, start, end))
-            start = end
-        ids = [adapter for adapter, _, _ in segments]
-        if grouped and dropout_seeds is None and ids == sorted(set(ids)):
-            ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32)
-            return Routing(segments, [], ends, None if len(ids) == size else torch.tensor(ids))
-        return Routing(segments, _runs(segments, dropout_seeds is None), dropout_seeds=dropout_seeds)
+                owners.append(adapter)
+                rows.append(length)
+        if grouped and dropout_seeds is None and owners == sorted(set(owners)):
+            ends = torch.tensor(rows).cumsum(0, dtype=torch.int32)
+            return Routing(owners, rows, [], ends, None if len(owners) == size else torch.tensor(owners))
+        return Routing(owners, rows, _runs(owners, rows, dropout_seeds is None), dropout_seeds=dropout_seeds)
 
 
-def _runs(segments: list[tuple[int, int, int]], join: bool) -> list[Run]:
+def _runs(adapters: list[int], lengths: list[int], join: bool) -> list[Run]:
     runs: list[Run] = []
-    for adapter, start, end in segments:
+    for adapter, length in zip(adapters, lengths, strict=True):
         last = runs[-1] if runs else None
-        if join and last is not None and last.length == end - start and last.first + last.count == adapter:
-            runs[-1] = Run(last.first, last.count + 1, last.length)
+        if join and last is not None and last.length == length and last.first + last.count == adapter:
+            runs[-1] = Run(last.first, last.count + 1, length)
         else:
-            runs.append(Run(adapter, 1, end - start))
+            runs.append(Run(adapter, 1, length))
     return runs
 
 
@@ -307,12 +297,8 @@ def _forward(x_PI: Tensor, group: LoraGroup, routing: Routing) -> tuple[list[Ten
 def _masks(group: LoraGroup, routing: Routing, x_PI: Tensor) -> Tensor:
     """The scaled keep masks of all segments [P, I]; made again in the backward pass instead of being stored."""
     assert routing.dropout_seeds is not None
-    return torch.cat(
-        [
-            dropout_mask(group, seed, x_PI[start:end])
-            for (_, start, end), seed in zip(routing.segments, routing.dropout_seeds, strict=True)
-        ]
-    )
+    parts = zip(routing.dropout_seeds, routing.by_segment(x_PI), strict=True)
+    return torch.cat([dropout_mask(group, seed, x) for seed, x in parts])
 
 
 def _taken(group: LoraGroup, routing: Routing) -> tuple[Tensor, list[Tensor]]:
