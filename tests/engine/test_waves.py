@@ -120,7 +120,7 @@ def test_a_plan_of_other_jobs_is_refused(tiny_model):
 def test_steps_are_full(tiny_model):
     """While there is work enough, a step holds at least 85 % of its budget."""
     jobs = [random_job(k, sequences=8, epochs=3) for k in range(40)]
-    counts = [sum(tokens) for tokens, _ in simulate(jobs, 128)]
+    counts = [sum(tokens) for tokens in simulate(jobs, 128)]
     full = counts[: int(0.8 * len(counts))]
     assert sum(full) / len(full) > 0.85 * 128
     assert max(counts) <= 128

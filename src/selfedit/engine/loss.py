@@ -103,12 +103,6 @@ def left_over(log_probs_LK: Tensor) -> Tensor:
     return (1 - log_probs_LK.double().exp().sum(-1)).clamp_(min=0).float()
 
 
-def block_bytes(vocabulary: int, number_bytes: int, device: torch.device) -> tuple[int, int]:
-    """What the loss takes on top of the hidden states: bytes per row of logits (float32 and copies), and rows of a
-    block."""
-    return vocabulary * (2 * 4 + 2 * (number_bytes if number_bytes < 4 else 0)), block_rows(vocabulary, device)
-
-
 def block_rows(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits are computed at a time."""
     return max(16, _BLOCK_NUMBERS[device_kind(device)] // vocabulary)

@@ -24,7 +24,7 @@ from selfedit.engine.bank import AdapterBank
 from selfedit.engine.fitting import fit
 from selfedit.engine.jobs import FitJob, FitSettings, LoraSpec, NotEnoughMemoryError, TokenSequence, check
 from selfedit.engine.lora import LoraLinear, Routing
-from selfedit.engine.loss import block_bytes
+from selfedit.engine.loss import block_rows
 from selfedit.engine.memory import device_kind, free_memory, usable_memory
 from selfedit.engine.schedule import simulate
 
@@ -112,10 +112,9 @@ def plan(
     if not jobs:
         raise ValueError("there are no jobs to plan")
     costs = measure_costs(model, spec)
-    device = _device(model)
-    kind = device_kind(device)
-    free = free_memory(device)
-    usable = usable_memory(device) if memory is None else memory
+    kind = device_kind(model.device)
+    free = free_memory(model.device)
+    usable = usable_memory(model.device) if memory is None else memory
 
     longest = max(len(sequence.ids) for job in jobs for sequence in job.sequences)
     tokens, steps = sum(job.tokens for job in jobs), sum(job.steps for job in jobs)
@@ -141,15 +140,13 @@ def plan(
             f" and {usable / 2**30:.1f} GiB may be used: use shorter sequences, a lower rank or a smaller model"
         )
     waves = split_waves(jobs, bank_size)
-    simulated = [list(simulate([jobs[k] for k in wave], budget)) for wave in waves]
-    passes = [count for wave in simulated for counts, _ in wave for count in counts]
+    passes = [tokens for wave in waves for step in simulate([jobs[k] for k in wave], budget) for tokens in step]
     uses = [(job.sequences[k], count) for job in jobs for k, count in job.uses().items()]
     useful = sum(count * costs.flops(sequence) for sequence, count in uses)
     again = sum(count * costs.repeated_flops(sequence) for sequence, count in uses)
     seconds = None
     if calibrate:
-        tried = min(budget, 256 if kind == "cpu" else 4096)
-        seconds = _estimate(model, spec, jobs, tried, checkpointing, len(passes))
+        seconds = _estimate(model, spec, jobs, budget, checkpointing, len(passes))
     return Plan(
         bank_size=bank_size,
         token_budget=budget,
@@ -184,7 +181,9 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
         adapted = sum((layer.in_features + layer.out_features) * spec.rank for layer in bank.layers)
         adapter_numbers = bank.adapter_size
         number_bytes = bank.dtype.itemsize
-    logit_bytes, logit_rows = block_bytes(vocabulary, number_bytes, backbone.head_VD.device)
+    copy_bytes = (
+        number_bytes if number_bytes < 4 else 0
+    )  # of a float32 number in the model's dtype where it is narrower
     forward = sum(2.0 * linear.weight.numel() for linear, _ in products) + 2.0 * adapted
     backward = sum(2.0 * linear.weight.numel() for linear, needed in products if needed)
     # dA and dB always; dh likewise; dx only where the input needs a gradient.
@@ -206,10 +205,11 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
         attention=2.0 * heads * config.num_hidden_layers,
         activation_bytes=token_bytes + passing,
         checkpointed_bytes=layers * width * number_bytes + token_bytes / layers + passing,
-        # float32 parameters, gradient and two moments; a copy in the model's dtype where that is narrower.
-        adapter_bytes=adapter_numbers * (16 + (number_bytes if number_bytes < 4 else 0)),
-        logit_bytes=logit_bytes,
-        logit_rows=logit_rows,
+        # Parameters, gradient and two moments.
+        adapter_bytes=adapter_numbers * (4 * 4 + copy_bytes),
+        # Logits and their gradient.
+        logit_bytes=vocabulary * 2 * (4 + copy_bytes),
+        logit_rows=block_rows(vocabulary, backbone.head_VD.device),
     )
 
 
@@ -230,12 +230,8 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         products.append((module, inputs[0].requires_grad))
 
-    wrapped = {id(layer.base_layer) for layer in bank.layers}
-    linears = [
-        m
-        for m in backbone.decoder.modules()
-        if (isinstance(m, nn.Linear) and id(m) not in wrapped) or isinstance(m, LoraLinear)
-    ]
+    # A wrapped layer is never called here: its bank computes with its weights.
+    linears = [m for m in backbone.decoder.modules() if isinstance(m, nn.Linear | LoraLinear)]
     hooks = [m.register_forward_pre_hook(note) for m in linears]
     layout = Layout.of([[k % backbone.vocabulary for k in range(length)]], bank.device)
     routing = Routing.of([0], [length], size=1, grouped=False)
@@ -255,13 +251,14 @@ def _traced_pass(backbone: Backbone, bank: AdapterBank, length: int) -> tuple[in
 
 
 def _estimate(
-    model: PreTrainedModel, spec: LoraSpec, jobs: Sequence[FitJob], tokens: int, checkpointing: bool, passes: int
+    model: PreTrainedModel, spec: LoraSpec, jobs: Sequence[FitJob], budget: int, checkpointing: bool, passes: int
 ) -> float:
     """Seconds that the jobs take in so many forward passes, from what each pass, each token and each optimiser step of
     a fit takes.  Times three kinds of steps: one short sequence, many sequences of one fit, many fits with one each."""
-    sequences = list(_some_sequences(jobs, tokens))
     # Repeated, because the first steps on a device prepare it.
-    repeats = 4 if _device(model).type == "cpu" else 6
+    most, repeats = (256, 4) if model.device.type == "cpu" else (4096, 6)
+    tokens = min(budget, most)
+    sequences = list(_some_sequences(jobs, tokens))
     settings = FitSettings(epochs=repeats, learning_rate=0.0, shuffle=False)
     shortest = min(sequences, key=lambda s: len(s.ids))
     together = FitJob(tuple(sequences), replace(settings, batch_size=len(sequences)), 0)
@@ -302,7 +299,3 @@ def _seconds(bank: AdapterBank, jobs: list[FitJob], token_budget: int, checkpoin
 
     fit(bank, jobs, token_budget=token_budget, checkpointing=checkpointing, on_tokens=note)
     return statistics.median(b - a for a, b in pairwise(times))
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    return Backbone(model).head_VD.device

@@ -34,11 +34,11 @@ class Course:
 
     @property
     def batch_tokens(self) -> int:
-        return sum(len(self.job.sequences[k].ids) for k in self.order[self.done])
+        return sum(len(sequence.ids) for sequence in self.batch)
 
     @property
     def batch_labelled(self) -> int:
-        return sum(self.job.sequences[k].labelled for k in self.order[self.done])
+        return sum(sequence.labelled for sequence in self.batch)
 
     def advance(self) -> None:
         self.tokens_left -= self.batch_tokens
@@ -75,14 +75,11 @@ def passes(chosen: Sequence[Course], token_budget: int) -> list[Pass]:
     return cut
 
 
-def simulate(jobs: Sequence[FitJob], token_budget: int) -> Iterator[tuple[list[int], int]]:
-    """For each step of `fit` on these jobs: the tokens of its forward passes, and how many fits step."""
+def simulate(jobs: Sequence[FitJob], token_budget: int) -> Iterator[list[int]]:
+    """For each step of `fit` on these jobs the tokens of its forward passes."""
     active = [Course(job, adapter) for adapter, job in enumerate(jobs)]
     while active := [course for course in active if not course.finished]:
         chosen = choose(active, token_budget)
-        yield (
-            [sum(len(chosen[k].batch[place].ids) for k, place in one) for one in passes(chosen, token_budget)],
-            len(chosen),
-        )
+        yield [sum(len(chosen[k].batch[place].ids) for k, place in one) for one in passes(chosen, token_budget)]
         for course in chosen:
             course.advance()
