@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class _Running(Course):
         self.fresh_F = bank.fresh(job.held) if job.held else None
         self.losses: list[float] = []
         self.error: str | None = None
+
+    @property
+    def going(self) -> bool:
+        return self.error is None and not self.finished
 
     def state(self, bank: AdapterBank) -> dict[str, Any]:
         """What `restore` goes on from."""
@@ -84,7 +88,10 @@ class UnderWay:
         self.bank = bank
         self._running = running
         self._settings = settings
-        self._digest = digest(bank, [r.job for r in running])
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.bank, [r.job for r in self._running])
 
     @property
     def done(self) -> list[int]:
@@ -97,8 +104,7 @@ class UnderWay:
 
     def restore(self, start: Path) -> None:
         """Errors: UnusableStateError, before anything is changed."""
-        size = self.bank.adapter_size
-        settings, states = unpack(start, self._digest, {"parameters": size, "exp_avg": size, "exp_avg_sq": size})
+        settings, states = unpack(start, self._digest)
         self._settings.update(settings)
         for r, state in zip(self._running, states, strict=True):
             r.restore(self.bank, state)
@@ -154,16 +160,14 @@ def fit(
         running.append(_Running(job, adapter, bank))
     # How steps are cut into passes decides how sums are rounded.
     settings: dict[str, Any] = {"token_budget": token_budget, "checkpointing": checkpointing}
-    under_way = None
-    if on_step is not None or start is not None:
-        under_way = UnderWay(bank, running, settings)
-    if under_way is not None and start is not None:
+    under_way = UnderWay(bank, running, settings)
+    if start is not None:
         under_way.restore(start)
         if on_tokens is not None:
             on_tokens(sum(r.job.tokens - r.tokens_left for r in running))
     warned = False
     with backbone.training(checkpointing=settings["checkpointing"]):
-        while active := [r for r in running if r.error is None and not r.finished]:
+        while active := [r for r in running if r.going]:
             token_budget = settings["token_budget"]
             chosen = choose(active, token_budget)
             step = partial(_gradients, bank, backbone, chosen, token_budget, settings["checkpointing"], share)
@@ -187,11 +191,7 @@ def fit(
             _update(bank, chosen, list(map(sum, zip(*losses, strict=True))), gradients, norms)
             if on_tokens is not None:
                 on_tokens(tokens)
-            if (
-                on_step is not None
-                and under_way is not None
-                and any(r.error is None and not r.finished for r in running)
-            ):
+            if on_step is not None and any(r.going for r in running):
                 on_step(under_way)
     return [r.result() for r in running]
 

@@ -23,6 +23,7 @@ from selfedit.engine.bank import AdapterBank
 from selfedit.engine.jobs import FitJob, SoftTargets, UnusableStateError
 
 _FORMAT = "selfedit fits 1"
+_TENSORS = ("parameters", "exp_avg", "exp_avg_sq")
 
 
 def digest(bank: AdapterBank, jobs: Sequence[FitJob]) -> str:
@@ -44,21 +45,15 @@ def digest(bank: AdapterBank, jobs: Sequence[FitJob]) -> str:
 
 
 def pack(jobs: str, settings: dict[str, Any], fits: Sequence[dict[str, Any]], notes: str) -> bytes:
-    """`jobs` is their digest; tensors among the entries of `fits` become the file's, the rest its metadata."""
-    tensors: dict[str, Tensor] = {}
-    rest = []
-    for number, fit in enumerate(fits):
-        tensors |= {f"{number}.{key}": value.detach() for key, value in fit.items() if isinstance(value, Tensor)}
-        rest.append({key: value for key, value in fit.items() if not isinstance(value, Tensor)})
+    """`jobs` is their digest; the tensors of each fit become the file's, what else it has its metadata."""
+    tensors = {f"{number}.{key}": fit[key].cpu().contiguous() for number, fit in enumerate(fits) for key in _TENSORS}
+    rest = [{key: value for key, value in fit.items() if key not in _TENSORS} for fit in fits]
     header = {"format": _FORMAT, "jobs": jobs, "settings": json.dumps(settings), "fits": json.dumps(rest)}
-    return save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, {**header, "notes": notes})
+    return save(tensors, {**header, "notes": notes})
 
 
-def unpack(file: Path, jobs: str, shapes: dict[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What `pack` was given.  `shapes` are the lengths of the tensors of each fit.
-
-    Errors: UnusableStateError for a file that is damaged, or of other jobs.
-    """
+def unpack(file: Path, jobs: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `pack` was given.  Errors: UnusableStateError for a file that is damaged, or of other jobs."""
     try:
         with safe_open(file, framework="pt") as content:
             header = content.metadata() or {}
@@ -68,10 +63,7 @@ def unpack(file: Path, jobs: str, shapes: dict[str, int]) -> tuple[dict[str, Any
                 raise UnusableStateError(f"{file}: the state of other fits: sequences, settings, seed or model differ")
             fits = json.loads(header["fits"])
             for number, fit in enumerate(fits):
-                for key, length in shapes.items():
-                    fit[key] = content.get_tensor(f"{number}.{key}")
-                    if fit[key].shape != (length,) or fit[key].dtype != torch.float32:
-                        raise UnusableStateError(f"{file}: {number}.{key} has another shape than these fits'")
+                fit |= {key: content.get_tensor(f"{number}.{key}") for key in _TENSORS}
             return json.loads(header["settings"]), fits
     except (OSError, SafetensorError) as error:
         raise UnusableStateError(f"{file}: not a whole safetensors file ({error})") from None
