@@ -37,16 +37,13 @@ def known_forms(decoder: nn.Module) -> dict[nn.Module, Form]:
     tried: dict[Any, Form | None] = {}
     forms: dict[nn.Module, Form] = {}
     for module in decoder.modules():
-        for find in (_norm, _mlp):
-            weight = getattr(module, "weight", None)
-            dims = weight.dim() if isinstance(weight, Tensor) else None  # some norms have no weight
-            kind = (find, type(module), str(getattr(module, "act_fn", "")), dims)
-            if kind not in tried:
-                tried[kind] = find(module)
-            form = tried[kind]
-            if form is not None:
-                forms[module] = form
-                break
+        weight = getattr(module, "weight", None)
+        dims = weight.dim() if isinstance(weight, Tensor) else None  # some norms have no weight
+        kind = (type(module), str(getattr(module, "act_fn", "")), dims)
+        if kind not in tried:
+            tried[kind] = _norm(module) or _mlp(module)
+        if (form := tried[kind]) is not None:
+            forms[module] = form
     return forms
 
 
@@ -91,13 +88,9 @@ def _norm(module: nn.Module) -> Form | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or epsilon is None:
         return None
-    x_PD = _random(7, weight.shape[0], like=weight)
     # torch's own is one operation on an accelerator, and many on a CPU.
     library = [] if weight.device.type == "cpu" else [_library_norm]
-    for form in (*library, _plain_norm, _shifted_norm):
-        if close(form(module, x_PD), module(x_PD)):
-            return form
-    return None
+    return _agreeing(module, (*library, _plain_norm, _shifted_norm), weight)
 
 
 def _library_norm(module: Any, x: Tensor) -> Tensor:
@@ -123,20 +116,18 @@ def _mlp(module: Any) -> Form | None:
         isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")
     ):
         return None
-    gate = module.gate_proj
-    x_PD = _random(3, gate.in_features, like=gate.weight)
-    for form in (_silu_mlp, _gelu_mlp):
-        if close(form(module, x_PD), module(x_PD)):
-            return form
-    return None
+    return _agreeing(module, (partial(_gated_mlp, "silu"), partial(_gated_mlp, "gelu")), module.gate_proj.weight)
 
 
-def _silu_mlp(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x), "silu"))
+def _gated_mlp(kind: str, module: Any, x: Tensor) -> Tensor:
+    return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x), kind))
 
 
-def _gelu_mlp(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x), "gelu"))
+def _agreeing(module: nn.Module, forms: Sequence[Form], weight: Tensor) -> Form | None:
+    """The first of the forms that gives what the module gives on random rows, of the last axis of this weight."""
+    generator = torch.Generator().manual_seed(0)
+    x_PD = torch.randn(7, weight.shape[-1], generator=generator).to(device=weight.device, dtype=weight.dtype)
+    return next((form for form in forms if close(form(module, x_PD), module(x_PD))), None)
 
 
 def _rotates_as_usual(rotate: Callable[..., Any]) -> bool:
@@ -159,11 +150,6 @@ def _rotate(
         return theirs(q, k, cos, sin, unsqueeze_dim)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotated.apply(q, cos, sin), _Rotated.apply(k, cos, sin)
-
-
-def _random(rows: int, width: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, width, generator=generator).to(device=like.device, dtype=like.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
