@@ -46,7 +46,7 @@ def sequence_losses(wrapped: Any, sequence: TokenSequence) -> Tensor:
     if sequence.targets is None:
         return next_token_losses(wrapped, sequence)
     logits = wrapped(input_ids=torch.tensor([sequence.ids], device=wrapped.device), use_cache=False).logits[0].float()
-    return divergence(logits[max(sequence.prompt_length, 1) - 1 : -1], *unpacked(sequence.targets))
+    return divergence(logits[sequence.first - 1 : -1], *unpacked(sequence.targets))
 
 
 def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:

@@ -137,9 +137,11 @@ def test_jobs_that_cannot_be_trained_are_refused(tiny_model):
     with AdapterBank(tiny_model("llama"), LoraSpec(rank=2), 1) as bank:
         with pytest.raises(ValueError, match="2 jobs do not fit a bank of 1"):
             fit(bank, [good, good])
-        for sequences in [(), (TokenSequence((5,)),), (TokenSequence((5, 6), prompt_length=2),)]:
-            with pytest.raises(ValueError, match="job 0 has no sequences, or one without a token to learn"):
-                fit(bank, [FitJob(sequences, good.settings, 0)])
+        with pytest.raises(ValueError, match="job 0: no sequences"):
+            fit(bank, [FitJob((), good.settings, 0)])
+        for nothing in (TokenSequence((5,)), TokenSequence((5, 6), prompt_length=2)):
+            with pytest.raises(ValueError, match="job 0: a sequence without a token to learn"):
+                fit(bank, [FitJob((nothing,), good.settings, 0)])
         outside = FitJob((TokenSequence((5, 160)),), good.settings, 0)
         with pytest.raises(ValueError, match="job 0: token 160 is not in the model's vocabulary of 160"):
             fit(bank, [outside])

@@ -111,9 +111,14 @@ class TokenSequence:
     teacher: tuple[int, ...] = ()
 
     @property
+    def first(self) -> int:
+        """Where the tokens begin that are predicted: behind the prompt, and not with the sequence's first."""
+        return max(self.prompt_length, 1)
+
+    @property
     def labelled(self) -> int:
-        """How many tokens are predicted: all but the prompt's and the first."""
-        return len(self.ids) - max(self.prompt_length, 1)
+        """How many tokens are predicted."""
+        return len(self.ids) - self.first
 
 
 @dataclass(frozen=True)
@@ -259,8 +264,8 @@ def check(jobs: list[FitJob], vocabulary: int) -> None:
     """Errors: ValueError, naming the job, for one that has nothing to learn, or whose tokens or targets cannot be
     used."""
     for number, job in enumerate(jobs):
-        if not job.sequences or any(sequence.labelled < 1 for sequence in job.sequences):
-            raise ValueError(f"job {number} has no sequences, or one without a token to learn")
+        if not job.sequences:
+            raise ValueError(f"job {number}: no sequences")
         if job.held and job.settings.weight_decay:
             raise ValueError(f"job {number}: weight decay would act on the adapter below too; merge that one instead")
         for sequence in job.sequences:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -44,18 +45,16 @@ class Labels:
         """Those of sequences that take so many places of a row each, apart by how many soft targets a token has (none
         at all are 0).  The tensors lie on the host."""
         kinds: dict[int, list[tuple[TokenSequence, int, int, float]]] = {}
-        start = 0
-        for sequence, length, owner, weight in zip(sequences, lengths, owners, weights, strict=True):
-            kinds.setdefault(sequence.targets.top if sequence.targets else 0, []).append(
-                (sequence, start, owner, weight)
-            )
-            start += length
+        starts = accumulate(lengths, initial=0)
+        for placed in zip(sequences, starts, owners, weights, strict=False):
+            targets = placed[0].targets
+            kinds.setdefault(targets.top if targets else 0, []).append(placed)
         return [Labels._of(top, placed) for top, placed in kinds.items()]
 
     @staticmethod
     def _of(top: int, placed: Sequence[tuple[TokenSequence, int, int, float]]) -> Labels:
         # A sequence that begins at `start`: its position p predicts its token p + 1.
-        spans = [(start, max(s.prompt_length, 1), len(s.ids)) for s, start, _, _ in placed]
+        spans = [(start, s.first, len(s.ids)) for s, start, _, _ in placed]
         counts = torch.tensor([last - first for _, first, last in spans])
         labels = Labels(
             torch.cat([torch.arange(start + first - 1, start + last - 1) for start, first, last in spans]),
@@ -63,7 +62,7 @@ class Labels:
             torch.tensor([owner for _, _, owner, _ in placed]).repeat_interleave(counts),
         )
         if not top:
-            labels.tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[max(s.prompt_length, 1) :]])
+            labels.tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[s.first :]])
             return labels
         targets = [s.targets for s, *_ in placed if s.targets is not None]
         ids, log_probs = (

@@ -76,7 +76,7 @@ def teach(
 
     asked = [sequence for job in jobs for sequence in job.sequences if untaught(sequence)]
     # A text without a prompt has no label at its first token; the teacher reads that too.
-    pairs = [((*s.teacher, *s.ids[:1][s.prompt_length :]), s.ids[max(s.prompt_length, 1) :]) for s in asked]
+    pairs = [((*s.teacher, *s.ids[:1][s.prompt_length :]), s.ids[s.first :]) for s in asked]
     targets = iter(soft_targets(model, pairs, top=top, on_tokens=on_tokens) if pairs else ())
 
     def with_targets(sequence: TokenSequence) -> TokenSequence:
