@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selfedit.engine import peft_format
 from selfedit.engine.jobs import LoraSpec, UnsupportedModelError
 from selfedit.engine.lora import LoraGroup, LoraLinear, Routing, Shared, grouped_works
+from selfedit.engine.peft_format import files, targeted
 
 # Each tensor of an adapter starts at a multiple of this many numbers: grouped products need 16-byte strides.
 _ALIGN = 16
@@ -147,13 +147,11 @@ class AdapterBank:
     def gradient(self, adapter: int) -> Tensor:
         """The gradient [F] of an adapter's step, which ends here: the next backward pass overwrites it."""
         gradient_F = self.enable_gradients()[adapter]
-        for group, starts in zip(self.groups, self._starts, strict=True):
-            if adapter in group.written:
-                group.written.remove(adapter)
-            else:
-                # No row of this adapter came through these layers.
-                end = starts[-1] + _aligned(group.linears[-1].out_features * self.spec.rank)
-                gradient_F[starts[0] : end].zero_()
+        for group in self.groups:
+            if adapter not in group.written:  # no row of this adapter came through these layers
+                for gradients_N in (group.grad_a_GI, *group.grad_b_OR):
+                    gradients_N[adapter].zero_()
+            group.written.discard(adapter)
         return gradient_F
 
     def drop_gradients(self) -> None:
@@ -197,25 +195,12 @@ class AdapterBank:
             own[name][1].copy_(b)
         self.publish([adapter])
 
-    def adapter_files(
-        self, adapter: int, *, base_model: str | None = None, model: str | None = None
-    ) -> dict[str, bytes]:
-        """One adapter as the files of PEFT's format, by name.
-
-        `base_model` is the name by which `AutoPeftModelForCausalLM` loads the model (by default, the one that it was
-        loaded by here); `model` is the caller's own name for it, kept in the metadata of the weights.
-        """
-        base_model = base_model or str(self.model.config.name_or_path)
-        return peft_format.files(self.spec, self.state(adapter), base_model=base_model, model=model)
-
-    def save_pretrained(
-        self, adapter: int, path: str | Path, *, base_model: str | None = None, model: str | None = None
-    ) -> None:
-        """Writes one adapter's files (`peft.PeftModel.from_pretrained` loads it, vLLM serves it); names as in
-        `adapter_files`."""
-        folder = Path(path)
+    def save_pretrained(self, adapter: int, path: str | Path, *, base_model: str | None = None) -> None:
+        """Writes one adapter's files (`peft.PeftModel.from_pretrained` loads it, vLLM serves it).  `base_model` is the
+        name by which `AutoPeftModelForCausalLM` loads the model, by default the one that it was loaded by here."""
+        folder, base_model = Path(path), base_model or str(self.model.config.name_or_path)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.adapter_files(adapter, base_model=base_model, model=model).items():
+        for name, content in files(self.spec, self.state(adapter), base_model=base_model).items():
             (folder / name).write_bytes(content)
 
     def _views(self, flat_NF: Tensor, group: LoraGroup) -> tuple[Tensor, list[Tensor]]:
@@ -300,7 +285,7 @@ def _matches(name: str, module: nn.Module, spec: LoraSpec) -> bool:
         # Attention blocks are called so in every causal model of transformers; what is left is the MLP's.
         chosen &= spec.targets == "all-linear" or not re.search("attn|attention", name)
     else:
-        chosen = any(name == target or name.endswith(f".{target}") for target in spec.targets)
+        chosen = targeted(name, spec.targets)
     if not chosen or spec.layers is None:
         return chosen
     # As in PEFT: the first number in a dotted name is the decoder layer's.

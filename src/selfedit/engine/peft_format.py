@@ -110,7 +110,7 @@ def load_adapter(
     state = _layers(folder, dict(sorted(tensors.items())), spec["rank"])
     if spec["targets"] is None:
         spec["targets"] = tuple(state)
-    if stray := [name for name in state if not _targeted(name, spec["targets"])]:
+    if stray := [name for name in state if not targeted(name, spec["targets"])]:
         raise ValueError(f"{folder}: unexpected tensors for {_short(stray[0])}, which target_modules does not name")
     lora = LoraSpec(**spec)
     if model is not None:
@@ -232,7 +232,7 @@ def _check_fit(
             raise ValueError(
                 f"{folder}: {_short(name)} has another shape in {model_name}; the adapter belongs to another model"
             )
-    missing = [name for name, _ in model.named_modules() if _targeted(name, targets) and name not in state]
+    missing = [name for name, _ in model.named_modules() if targeted(name, targets) and name not in state]
     if missing:
         raise ValueError(
             f"{folder}: of {len(missing) + len(state)} layers of {model_name}, {len(missing)} are missing (first: "
@@ -249,7 +249,8 @@ def _weight(model: PreTrainedModel, name: str) -> Tensor | None:
         return None
 
 
-def _targeted(name: str, targets: Sequence[str]) -> bool:
+def targeted(name: str, targets: Sequence[str]) -> bool:
+    """Whether a layer is among the targets: whole dotted names, or their ends."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
@@ -282,4 +283,4 @@ def _end(name: str, spec: LoraSpec) -> str:
     if spec.targets == "mlp":
         # With the block's name, so that PEFT finds no layer of that name elsewhere.
         return ".".join(part for part in name.split(".")[-2:] if not part.isdigit())
-    return max((t for t in spec.targets if name == t or name.endswith(f".{t}")), key=len)
+    return max((target for target in spec.targets if targeted(name, [target])), key=len)

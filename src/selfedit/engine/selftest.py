@@ -33,6 +33,7 @@ from selfedit.engine import (
     losses,
     merge_adapter,
 )
+from selfedit.engine.peft_format import files
 
 State = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -107,8 +108,7 @@ def next_token_losses(wrapped: Any, sequence: TokenSequence) -> Tensor:
     """The losses of a sequence's labelled tokens by plain autograd."""
     ids = torch.tensor([sequence.ids], device=wrapped.device)
     logits = wrapped(input_ids=ids, use_cache=False).logits[0].float()
-    first = max(sequence.prompt_length, 1)
-    return nn.functional.cross_entropy(logits[first - 1 : -1], ids[0, first:], reduction="none")
+    return nn.functional.cross_entropy(logits[sequence.first - 1 : -1], ids[0, sequence.first :], reduction="none")
 
 
 def difference(own: State, other: State) -> tuple[float, float]:
@@ -242,11 +242,11 @@ def form(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     model, job = tiny_model("qwen2", device, dtype), random_job(3, sequences=4, learning_rate=1e-3, epochs=2)
     with AdapterBank(model, SPEC, 2) as bank:
         fit(bank, [job])
-        files = bank.adapter_files(0)
-        bank.load_state(1, load_adapter(files, model)[1])
+        saved = files(SPEC, bank.state(0), base_model="tiny")
+        bank.load_state(1, load_adapter(saved, model)[1])
         same = torch.equal(bank.parameters_NF[0], bank.parameters_NF[1])
         own = losses(model, [(1, sequence) for sequence in job.sequences], bank=bank)
-    merge_adapter(model, files)
+    merge_adapter(model, saved)
     theirs = losses(model, [(None, sequence) for sequence in job.sequences])
     apart = max(abs(a - b) for a, b in zip(own, theirs, strict=True))
     return same and apart < (1e-4 if dtype == torch.float32 else 0.05), f"{apart:.0e}" if same else "not the same"
