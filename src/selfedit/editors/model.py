@@ -31,7 +31,7 @@ class ModelEditor:
         tools = self.tools
         reader, complete = tools.model(self.name)
         tokenizer = reader.tokenizer
-        asked: dict[tuple[str, str], tuple[tuple[int, ...], str] | UserError] = {}  # tokens and lead
+        asked: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}  # tokens and lead
         requests: dict[str, Sequence[DecodeRequest]] = {}
         for id, (document, index) in wanted.items():
             key = document.id, prompt_of(self.prompts, index)
@@ -40,13 +40,10 @@ class ModelEditor:
                 try:
                     asked[key] = prompt_tokens(tokenizer, text, reader.context_length), lead
                 except UserError as error:
-                    asked[key] = error
-            found = asked[key]
-            if isinstance(found, UserError):
-                fail(id, f"{found}; cut the document into shorter ones")
-                continue
+                    fail(id, f"{error}; cut the document into shorter ones")
+                    continue
             request = DecodeRequest(
-                found[0],
+                asked[key][0],
                 tools.max_tokens,
                 tokenizer.stop_ids,
                 temperature=tools.temperature,
@@ -58,7 +55,7 @@ class ModelEditor:
         def keep_written(id: str, completions: Sequence[Completion], seconds: float) -> None:
             (completion,), (document, index) = completions, wanted[id]
             prompt = prompt_of(self.prompts, index)
-            ids, lead = asked[document.id, prompt]  # type: ignore[misc]
+            ids, lead = asked[document.id, prompt]
             raw = tokenizer.decode([*tokenizer.encode(lead), *completion.ids])
             edit = tools.edit(document, index, raw, prompt=prompt, lead=lead, cut_off=not completion.finished)
             keep([replace(edit, input_tokens=len(ids), output_tokens=len(completion.ids))])
