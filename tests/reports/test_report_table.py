@@ -295,8 +295,6 @@ def test_several_runs(compare_run: Path, train_run: Path, tmp_path: Path) -> Non
         (format.short_count, 12_345, "12.3k"),
         (format.short_count, 999_999, "1.00M"),
         (format.short_count, 3_100_000, "3.10M"),
-        (format.label, "replay:a/b/notes.jsonl#gpt-4.1", "replay:notes.jsonl#gpt-4.1"),
-        (format.label, "api:org/model", "api:org/model"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(function, value, expected: str) -> None:

@@ -38,11 +38,8 @@ class Search:
         index.index(searched, show_progress=False)
         return index
 
-    def scores(self, text: str) -> Any:
-        """A score for each document, in the documents' order: a NumPy array."""
-        return self._scores(tokens(text))
-
     def _scores(self, asked: list[str]) -> Any:
+        """A score for each document, in the documents' order: a NumPy array."""
         import numpy as np
 
         if not asked or self._index is None:
@@ -53,7 +50,7 @@ class Search:
         """So many documents, best first; of equal ones the first in their order, whatever bm25s' own selection does."""
         import numpy as np
 
-        return [self.documents[k] for k in np.argsort(-self.scores(text), kind="stable")[:count]]
+        return [self.documents[k] for k in np.argsort(-self._scores(tokens(text)), kind="stable")[:count]]
 
     def about(self, text: str, before: Sequence[str] = ()) -> Document | None:
         """The document that a text is about: the best, of equal ones the latest in their order, which may contradict an

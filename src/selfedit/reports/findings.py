@@ -320,9 +320,7 @@ class ModelRow:
 def role(name: str) -> str:
     """What kind of condition a name stands for: a reference line, passage, self, trained, one of EXTERNAL, or other."""
     head = "other" if name.endswith(RECITED) else name.split(":", 1)[0]
-    if head in ("trained", "policy"):
-        return "trained"
-    return head if head in (BASE, *REFERENCE_LINES, "passage", "self", *EXTERNAL) else "other"
+    return head if head in (BASE, *REFERENCE_LINES, "passage", "self", "trained", *EXTERNAL) else "other"
 
 
 def model_row(run: str, summary: Summary) -> ModelRow:

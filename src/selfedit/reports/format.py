@@ -98,13 +98,6 @@ def clean(text: object) -> str:
     return one_line(text, _LONGEST_NAME)
 
 
-def label(name: str) -> str:
-    """A condition's name for a chart: of a replay file's path, the last part."""
-    text = clean(name)
-    head, colon, rest = text.partition(":")
-    return f"{head}:{rest.rsplit('/', 1)[-1]}" if colon and head == "replay" else text
-
-
 def recipe_line(recipe: dict[str, object]) -> str:
     """A recipe's settings in one line: `name=value, ...`, nothing where none is recorded."""
     return ", ".join(f"{clean(key)}={_plain(value)}" for key, value in recipe.items())

@@ -252,7 +252,7 @@ def grouped(runs: Sequence[tuple[str, Sequence[ConditionSummary]]]) -> Figure | 
     handles = []
     for index, name in enumerate(names):
         fill, hatch = _look(index)
-        handles.append(Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=one_line(format.label(name), 30)))
+        handles.append(Patch(facecolor=fill, hatch=hatch, edgecolor=INK, label=one_line(name, 30)))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -380,7 +380,7 @@ def _accuracy_axis(axes: Axes, conditions: Sequence[ConditionSummary]) -> None:
 
 def _wrapped(name: str, width: int) -> str:
     """Wrapped at spaces and after `:`, `#` and `/`, so that `replay:notes.jsonl#writer` fits beside its bar."""
-    text = format.label(name)
+    text = format.clean(name)
     for mark in (":", "#", "/"):
         text = text.replace(mark, mark + " \0")  # a blank to wrap at, to be taken out again
     lines = textwrap.wrap(text, width, break_long_words=True, max_lines=5, placeholder=" …")
