@@ -333,6 +333,7 @@ def test_train_with_too_few_documents(
         (["ask"], "the following arguments are required: adapter"),
         (["ask", "nowhere", "Why?"], "nowhere: no such folder; give an adapter's folder"),
         (["ask", "nowhere", "--max-tokens", "0"], "--max-tokens 0: an answer has at least 1 token"),
+        (["ask", "nowhere", "--with", "new=x"], "--with new=x: write NAME=PATH, with a name of its own"),
         (["export", "nowhere", "out"], "nowhere: no such folder"),
         (["grade", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["grade", "check", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),

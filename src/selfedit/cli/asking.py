@@ -57,7 +57,7 @@ def ask(arguments: argparse.Namespace) -> Any:
     others = {}
     for given in arguments.others:
         name, equals, path = given.partition("=")
-        if not equals or not name.strip() or not path or name in ("adapter", "question") or name in others:
+        if not equals or not name.strip() or not path or name in ("adapter", "question", "new") or name in others:
             raise UserError(f"--with {given}: write NAME=PATH, with a name of its own")
         others[name] = Path(path)
     asker = Asker(
