@@ -14,7 +14,7 @@ from selfedit.documents import Document
 from selfedit.editors.base import Edit
 from selfedit.methods.selection import select
 from selfedit.reports import findings, format, html, table, watching
-from selfedit.reports.documents import Column, document_list
+from selfedit.reports.documents import document_list
 from selfedit.reports.records import RunRecords, read_run
 from selfedit.runs.records import recited_condition, retried_condition
 from selfedit.runs.summary import ConditionSummary, DifferenceSummary, empty_summary
@@ -96,7 +96,7 @@ def test_answers_about_other_documents_are_no_rivals(compare_run: Path) -> None:
     assert "api:gpt-5" in said
     shown = document_list(run, findings.compared(run))
     other = replace(shown.documents[0], scores={(0, earlier.name): 1.0})
-    columns = [*shown.columns, Column((0, earlier.name), earlier.name)]
+    columns = {**shown.columns, (0, earlier.name): earlier.name}
     assert replace(shown, documents=[*shown.documents, other], columns=columns).best == shown.best == (0, "api:gpt-5")
 
 

@@ -23,19 +23,9 @@ from selfedit.text import counted
 Key = tuple[int, str]
 """A column: round and condition."""
 
+BASE: Key = (0, findings.BASE)
+
 T = TypeVar("T", FitRecord, ScoredAnswer)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One condition, or one of a round or step."""
-
-    key: Key
-    name: str
-
-    @property
-    def base(self) -> bool:
-        return self.key == (0, findings.BASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +93,11 @@ class DocumentView:
 
 @dataclass(frozen=True)
 class DocumentList:
-    """`best` is the column with the highest score, of those that learn where there are any: it judges the documents at
-    first; `examined` are the columns with grades on documents of a split; `shared` are fits on all documents."""
+    """`columns` have their names; `best` is the column with the highest score, of those that learn where there are any:
+    it judges the documents at first; `examined` are the columns with grades on documents of a split; `shared` are fits
+    on all documents."""
 
-    columns: Sequence[Column]
+    columns: Mapping[Key, str]
     documents: Sequence[DocumentView]
     shared: Mapping[Key, Sequence[FitRecord]]
     compared: Sequence[str]
@@ -121,20 +112,20 @@ class DocumentList:
         return {name: found for name, found in counts.items() if found}
 
     @cached_property
-    def examined(self) -> dict[str, list[Column]]:
+    def examined(self) -> dict[str, list[Key]]:
         return {
-            split: [c for c in self.columns if any(c.key in d.scores for d in self.documents if d.split == split)]
+            split: [key for key in self.columns if any(key in d.scores for d in self.documents if d.split == split)]
             for split in dict.fromkeys(d.split for d in self.documents)
         }
 
     @cached_property
     def best(self) -> Key | None:
         # What was asked about other documents (an earlier run's, say) is not to be compared.
-        examined = [d for d in self.documents if (0, findings.BASE) in d.scores] or self.documents
+        examined = [d for d in self.documents if BASE in d.scores] or self.documents
         means = {
-            column.key: sum(found) / len(found)
-            for column in self.columns
-            if (found := [d.scores[column.key] for d in examined if column.key in d.scores])
+            key: sum(found) / len(found)
+            for key in self.columns
+            if (found := [d.scores[key] for d in examined if key in d.scores])
         }
         return max(means, key=lambda key: (_learns(key), means[key]), default=None)
 
@@ -143,7 +134,7 @@ def document_list(
     run: RunRecords, conditions: Sequence[ConditionSummary], signals: Sequence[findings.Signal] = ()
 ) -> DocumentList:
     columns = _columns(run, conditions)
-    order = {column.key: number for number, column in enumerate(columns)}
+    order = {key: number for number, key in enumerate(columns)}
     answers = grouped((answer.question_id, answer) for answer in run.answers)
     recitals = {fit.id for fit in run.fits if fit.recital}
     others = (answer for answer in run.answers if answer.fit_id not in recitals)
@@ -182,7 +173,7 @@ def document_list(
     return DocumentList(columns, views, _by_column(fits[None]), compared)
 
 
-def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Column]:
+def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> dict[Key, str]:
     keys = {(fit.round, fit.condition) for fit in run.fits} | {(e.round, e.writer) for e in run.edits}
     word = "step" if run.procedure == "continual" else "round"
     rounds = any(number for number, _ in keys)
@@ -197,7 +188,7 @@ def _columns(run: RunRecords, conditions: Sequence[ConditionSummary]) -> list[Co
     def place(key: Key) -> tuple[bool, int, int, str]:
         return key[1] != findings.BASE, key[0], order.get(key[1], len(order)), key[1]
 
-    return [Column(key, name(key)) for key in sorted(keys, key=place)]
+    return {key: name(key) for key in sorted(keys, key=place)}
 
 
 def _learns(key: Key) -> bool:
@@ -211,7 +202,7 @@ def _by_column(found: Iterable[T]) -> dict[Key, list[T]]:
 def _question(question: Question, answers: Sequence[ScoredAnswer]) -> QuestionView:
     by_column = _by_column(answers)
     known = {key: findings.known(answer.value for answer in found) for key, found in by_column.items()}
-    before = known.get((0, findings.BASE))
+    before = known.get(BASE)
     change = {}
     for key, after in known.items():
         if _learns(key) and before is not None and after is not None:

@@ -166,7 +166,7 @@ def _environment() -> Environment:
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
         " base-uri 'none'; form-action 'none'"
     )
-    environment.globals |= {"style": Markup(style), "script": Markup(script), "policy": policy}
+    environment.globals |= {"style": Markup(style), "script": Markup(script), "policy": policy, "BASE": documents.BASE}
     return environment
 
 
