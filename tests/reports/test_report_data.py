@@ -6,13 +6,14 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fake_runs
 import pytest
 
 from selfedit.errors import UserError
-from selfedit.reports import build_report, findings
+from selfedit.reports import build_report, findings, table
 from selfedit.reports.records import read_run
 
 
@@ -35,6 +36,10 @@ def test_unfinished_run_has_no_summary_but_its_rows(partial_run: Path) -> None:
     assert run.summary is None
     assert run.model == "smollm2-135m"
     assert any(not answer.value for answer in run.answers)
+    # How its model is prompted is known from the beginning on, in the table of several runs too.
+    begun = replace(run, config={**run.config, "resolved": {"instruct": False}})
+    assert " · base model · " in table.heading(begun)
+    assert table.models([findings.model_row(begun.name, begun.figures)]).rows[0][2] == "no"
 
 
 def test_reading_leaves_the_run_as_it_was(tmp_path: Path) -> None:

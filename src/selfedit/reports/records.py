@@ -52,18 +52,16 @@ class RunRecords:
 
     @cached_property
     def figures(self) -> Summary:
-        """The summary; of an unfinished run, its model and what its conditions have come to so far."""
-        return self.summary or empty_summary(str(self.config.get("model") or ""), _conditions_so_far(self))
+        """The summary; of an unfinished run, its model, how that is prompted, and what its conditions have come to so
+        far."""
+        if self.summary is not None:
+            return self.summary
+        instruct = (self.config.get("resolved") or {}).get("instruct")
+        return empty_summary(str(self.config.get("model") or ""), _conditions_so_far(self), instruct)
 
     @property
     def model(self) -> str:
         return self.figures.model
-
-    @property
-    def instruct(self) -> bool | None:
-        """Whether the model was prompted through a chat template; None where the run does not say."""
-        resolved = self.config.get("resolved") or {}
-        return resolved.get("instruct") if self.figures.instruct is None else self.figures.instruct
 
     @property
     def procedure(self) -> str:

@@ -412,7 +412,7 @@ def facts(run: RunRecords) -> str:
     documents = summary.documents or len(run.documents)
     questions = summary.questions or run.questions
     parts = [
-        {True: "chat model", False: "base model", None: ""}[run.instruct],
+        {True: "chat model", False: "base model", None: ""}[summary.instruct],
         f"{counted(documents, 'document')}, {counted(questions, 'question')}",
         format.clean(summary.device),
         _duration(summary),

@@ -364,13 +364,15 @@ class Summary(_Part):
         }
 
 
-def empty_summary(model: str = "", conditions: Sequence[ConditionSummary] = ()) -> Summary:
+def empty_summary(
+    model: str = "", conditions: Sequence[ConditionSummary] = (), instruct: bool | None = None
+) -> Summary:
     """What stands for the summary of a run that has none yet."""
     return Summary(
         schema=1,
         procedure="",
         model=model,
-        instruct=None,
+        instruct=instruct,
         documents=0,
         questions=0,
         recipe={},
