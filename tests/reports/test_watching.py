@@ -51,6 +51,10 @@ def test_a_run_under_way_is_shown_until_nobody_writes_it(
     shutil.copytree(run, tmp_path / "all" / "model" / "compare")
     (tmp_path / "all" / "model" / "compare" / "gone").symlink_to("nowhere")  # a file that is removed meanwhile
     assert "model/compare" in watched(tmp_path / "all")
+    # And of several models' runs, which have no lock in common.
+    lock, looks[:] = RunLock(run / "lock"), []
+    assert f"{run}  compare" in watched(tmp_path)
+    assert looks == [1.0, 1.0]
 
 
 def test_a_run_from_elsewhere_cannot_steer_the_terminal(partial_run: Path, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def _report(arguments: argparse.Namespace) -> Any:
 
 
 def _watch_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="the directory of a run, or of a reproduction, under way")
+    parser.add_argument("directory", metavar="RUN", help="the directory of a run, or of several, under way")
     parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between two looks [5]")
 
 

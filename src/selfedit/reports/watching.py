@@ -26,15 +26,18 @@ _COLUMNS = 40  # of a curve
 
 
 def watch(path: Path, console: Console, every: float) -> None:
-    """Shows a run, or of a reproduction the run that was written last, until nobody writes it any more.
+    """Shows a run, or of several in a directory (of a reproduction, or of several models) the one that was written
+    last, until nobody writes it any more.
 
     On a terminal the view is drawn in place; elsewhere it is printed whenever it has changed.  Errors: UserError.
     """
     shown = ""
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
-            going_on = is_held(path / "lock")  # before the records, which are then whole where it has ended
-            found = _view(_newest(path), going_on)
+            run = _newest(path)
+            # Before the records, which are then whole where it has ended.
+            going_on = is_held(path / "lock") or is_held(run / "lock")
+            found = _view(run, going_on)
             if live is not None:
                 live.update(found, refresh=True)
             elif (text := plain_text(found)) != shown:
@@ -48,7 +51,7 @@ def watch(path: Path, console: Console, every: float) -> None:
 def _newest(path: Path) -> Path:
     if records_in(path):
         return path
-    runs = [run.parent for run in path.glob("*/*/config.yaml")]
+    runs = [run.parent for below in ("*", "*/*") for run in path.glob(f"{below}/config.yaml")]
     if not runs:
         raise UserError(
             f"{path}: not the directory of a run, and no runs are in it; give the directory that --out named"
