@@ -284,6 +284,16 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert line == "--workers and --ray need Ray: pip install 'selfedit[cluster]'"
 
 
+@pytest.mark.parametrize(
+    ("message", "kind"), [("The current node timed out during startup.", UserError), ("of another kind", Exception)]
+)
+def test_a_local_ray_that_does_not_come_up_is_told(message: str, kind: type[Exception]) -> None:
+    ray = SimpleNamespace(init=MagicMock(side_effect=Exception(message)))
+    with pytest.raises(Exception, match="Ray did not start on this machine" if kind is UserError else message) as told:
+        ray_cluster.start_local(ray, 2, False)
+    assert type(told.value) is kind
+
+
 @pytest.mark.parametrize("address", ["nonsense", "ray://host", "host:", ":6379", "ray://host:x"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     import ray

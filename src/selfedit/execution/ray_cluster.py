@@ -73,18 +73,27 @@ def import_ray() -> Any:
 
 
 def start_local(ray: Any, cpus: int, dashboard: bool) -> tuple[str, subprocess.Popen[bytes]]:
-    """Starts Ray on this machine; the dashboard's address, and a process that `stop_local` wants back."""
+    """Starts Ray on this machine; the dashboard's address, and a process that `stop_local` wants back.  Errors:
+    UserError where it does not come up in time."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Deltas and results are megabytes; so are the gradients of a step that is shared, one or two for each worker.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    context = ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=dashboard,
-        object_store_memory=int(min(2e9, max(2e8, memory / 10))),
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            object_store_memory=int(min(2e9, max(2e8, memory / 10))),
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "--workers: Ray did not start on this machine in time, as where other work takes all of its processors;"
+            " the same command tries again"
+        ) from None
     return str(context.dashboard_url or ""), _agents_end_with_driver()
 
 
