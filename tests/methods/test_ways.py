@@ -46,13 +46,13 @@ def test_from_five_documents_on_each_has_an_adapter_and_the_run_keeps_to_it(
     few, many = (settings(chat_model, tmp_path, bare(n), f"run-{n}") for n in (MANY - 1, MANY))
     told = Told()
     assert not learn(few, progress=told).routed
-    line = "adapters: one for all (4 documents or parts); --adapters per-document is the other way"
+    line = "adapters: one for all (4 documents or parts); other ways: --adapters per-document, recite"
     assert [note for note in told.notes if "adapters" in note] == [line]
     pool, told = CountingPool(chat_model), Told()
     pool.gives_up = lambda task: True
     with pytest.raises(UserError, match="learning was given up"):
         learn(many, pool=pool, progress=told)
-    line = "adapters: one per document (5 documents or parts); --adapters joint is the other way"
+    line = "adapters: one per document (5 documents or parts); other ways: --adapters joint, recite"
     assert [note for note in told.notes if "adapters:" in note] == [line]
     assert plan(learn, many).fits == 5
     # What began one way goes on that way.
@@ -74,7 +74,7 @@ def test_what_is_added_goes_the_way_of_the_earlier_run(chat_model: str, tmp_path
     many = settings(chat_model, tmp_path, bare(8)[2:], "many", add=joint.out)
     told = Told()
     assert learn(one, progress=told).routed
-    assert f"adapters: one per document (as in {routed.out}); --adapters joint is the other way" in told.notes
+    assert f"adapters: one per document (as in {routed.out}); other ways: --adapters joint, recite" in told.notes
     assert len(find_adapters(one.out).documents) == 3
     assert not learn(many).routed
 

@@ -26,5 +26,5 @@ def choose_way(run: Run, editor: str, settings: LearnSettings, documents: Sequen
             several, why = bool(find_adapters(settings.add).documents), f"as in {settings.add}"
         chosen = run.directory.resolve("adapters", "per-document" if several else "joint")
         is_, other = ("one per document", "joint") if chosen == "per-document" else ("one for all", "per-document")
-        run.progress.note(f"adapters: {is_} ({why}); --adapters {other} is the other way")
+        run.progress.note(f"adapters: {is_} ({why}); other ways: --adapters {other}, recite")
     return WAYS[chosen](run, editor, settings)
