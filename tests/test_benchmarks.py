@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,9 @@ def test_a_benchmark_says_how_it_is_used(
 
 def test_peers_of_this_environment_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # processes, however many cores there are
+    # As forks they need not import torch, transformers and PEFT, which takes longer than all that is tried here.
+    forks = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forks)
     out = tmp_path / "peers.json"
     words = f"peers --shape tiny --fits 3 --lines 2 --turns 2 --out {out}"
     monkeypatch.setattr(sys, "argv", words.split())

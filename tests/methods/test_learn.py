@@ -115,6 +115,8 @@ def test_the_bundled_models_adapter_names_a_base_that_resolves(
     (hub / "refs").mkdir(parents=True)
     (hub / "refs" / "main").write_text("0" * 40)
     shutil.copytree(chat_model, hub / "snapshots" / ("0" * 40))
+    # transformers would ask the hub for files that a model may lack, again and again where nothing answers.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     peft = AutoPeftModelForCausalLM.from_pretrained(adapter, cache_dir=tmp_path / "hub", local_files_only=True)
     assert peft.peft_config["default"].base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     # selfedit itself goes on finding the bundled one, without a hub.
