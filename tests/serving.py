@@ -48,8 +48,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
     give_up = time.monotonic() + 300
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.5)
+            time.sleep(0.1)
     pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
