@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from selfedit.cli import main
 from selfedit.cli.commands import COMMANDS
 from selfedit.cli.flags import Parser
 from selfedit.documents import load_documents
@@ -34,6 +35,7 @@ from selfedit.runs.directory import RunDirectory
 from selfedit.training.recipes import load_recipe
 from tiny_world import rows, write_rows
 
+PARSER, OUTLINE = cache(main._parser), cache(load_outline)
 MISSING = object()  # the flag stands at the end, without its value
 VALUES = [
     MISSING,
@@ -124,8 +126,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     for name in METHODS.values():
         monkeypatch.setattr(f"selfedit.methods.{name}", read_what_is_given)
-    # A plan is made of what the first one read of the model, which takes most of its time.
-    monkeypatch.setattr("selfedit.methods.plan.load_outline", cache(load_outline))
+    # To make the parser, and to read of a model what a plan is made of, would take most of the time.
+    monkeypatch.setattr("selfedit.cli.main._parser", PARSER)
+    monkeypatch.setattr("selfedit.methods.plan.load_outline", OUTLINE)
     monkeypatch.setattr("selfedit.methods.ask.Asker", Asked)
     monkeypatch.setattr("selfedit.methods.export.export", lambda source, out, **_: Asked(source))
     write_rows(tmp_path / "good.jsonl", rows(1))

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interrupt.EXIT_CODE
 
 
-def _parse(argv: list[str]) -> argparse.Namespace | None:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """All commands, with the flags of the chosen one alone: settings classes cost time to import."""
     from selfedit.cli import commands
     from selfedit.cli.flags import Parser
 
@@ -80,16 +81,20 @@ def _parse(argv: list[str]) -> argparse.Namespace | None:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, command in commands.COMMANDS.items():
         sub = subparsers.add_parser(name, help=command.help, description=command.help)
         sub.set_defaults(run=command.run)
-        # Settings classes cost time to import; only the chosen command's flags are made.
         if name == chosen:
             command.add_flags(sub)
             sub.add_argument(
                 "--json", action="store_true", help="print the result as one JSON object on standard output"
             )
+    return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace | None:
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = _parser(chosen)
     arguments = parser.parse_args(argv)
     if arguments.version:
         from importlib.metadata import version
