@@ -1,20 +1,28 @@
-"""The same run with any number of workers, and with workers killed, gives the same edits, answers, rewards and
-policy."""
+"""The same run with any number of workers, with workers killed, and interrupted, gives the same edits, answers, rewards
+and policy."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import yaml
 from test_sharing import long_task
 
+from selfedit.cli.main import main
 from selfedit.engine import DecodeRequest
 from selfedit.execution import ray_pool
 from selfedit.execution.pool import InProcess
@@ -93,6 +101,98 @@ def train_with(documents: Path, tiny_folder: Path, tmp_path: Path) -> Callable[[
             }
 
     return run
+
+
+# Long enough that some fits are done and some are not when it is interrupted.
+WORDS = [
+    *("compare", "--editor=passage", "--editor=self", "--device=cpu", "--dtype=float32", "--grader=lexical"),
+    *(
+        "--max-edit-tokens=16",
+        "--max-answer-tokens=4",
+        "--general-questions=0",
+        "--general-texts=0",
+        "--neighbour-questions=0",
+        "--task-size=1",
+        "--limit=4",
+        "--set=epochs=60",
+    ),
+]
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def compare_words(documents: Path, model: Path, out: Path) -> list[str]:
+    return [*WORDS, f"--model={model}", f"--documents={documents}", f"--out={out}"]
+
+
+def start(command: list[str], out: Path) -> subprocess.Popen[bytes]:
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        # As a terminal does: a process group of its own, which gets the signal as a whole.
+        return subprocess.Popen(
+            [sys.executable, "-m", "selfedit", *command],
+            stdout=log,
+            stderr=log,
+            env=ALONE,
+            process_group=0,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where the tests ignore it
+        )
+
+
+def fits(out: Path) -> list[Any]:
+    if not (out / "run.sqlite").exists():
+        return []
+    with closing(sqlite3.connect(out / "run.sqlite")) as connection:
+        try:
+            return connection.execute(
+                "SELECT fits.id, steps, first_loss, last_loss, question_id, text"
+                " FROM fits JOIN answers ON fits.id = fit_id ORDER BY 1, 5"
+            ).fetchall()
+        except sqlite3.OperationalError:  # no tables yet
+            return []
+
+
+def adapted(out: Path) -> int:
+    return sum(row[1] > 0 for row in fits(out))
+
+
+def scores(out: Path) -> Any:
+    return [
+        {key: value for key, value in bar.items() if "second" not in key}
+        for bar in json.loads((out / "summary.json").read_text())["conditions"]
+    ]
+
+
+def test_ctrl_c_ends_workers_and_the_command_goes_on(
+    ray_cluster: Any, documents: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert main(compare_words(documents, tiny_folder, tmp_path / "whole")) == 0
+    command = compare_words(documents, tiny_folder, tmp_path / "run")
+    began = time.monotonic()
+    run = start([*command, "--workers=2", "--cpus-per-worker=1"], tmp_path / "run")
+    try:
+        while adapted(tmp_path / "run") < 2:
+            assert run.poll() is None, (tmp_path / "run.log").read_text()
+            assert time.monotonic() < began + 300, "no fit was committed"
+            time.sleep(0.05)
+        everything = psutil.Process(run.pid).children(recursive=True)
+        assert any("selfedit" in process.name() or "ray::" in process.name() for process in everything)
+        told = time.monotonic()
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(120) == 130
+        # However busy the machine is: to start takes 15 s by itself, to end one.
+        assert time.monotonic() - told < (told - began) / 3
+    finally:
+        run.kill()
+    done = adapted(tmp_path / "run")
+    assert done < adapted(tmp_path / "whole")
+    assert (tmp_path / "run.log").read_text().count("interrupted; the same command goes on from here") == 1
+    _, left = psutil.wait_procs(everything, timeout=60)
+    assert not left
+
+    # On the tests' Ray now, and with one worker.
+    assert main([*command, "--workers=1", "--cpus-per-worker=1"]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["workers"] == 1
+    assert fits(tmp_path / "run") == fits(tmp_path / "whole")
+    assert scores(tmp_path / "run") == scores(tmp_path / "whole")
 
 
 def test_results_do_not_depend_on_the_workers(
