@@ -8,6 +8,7 @@ from dataclasses import replace
 from selfedit.execution.pool import InProcess
 from selfedit.execution.tasks import FitTask, Task, TaskResult
 from selfedit.execution.worker import ModelSource
+from selfedit.models import Model
 
 REASON = "failed 3 times, at last with RuntimeError: no luck"
 
@@ -16,8 +17,8 @@ class CountingPool(InProcess):
     """The pool of this process; `tasks` and `fits` say what it was asked for, `alter` changes what it does, and tasks
     of which `gives_up` is true are given up, as the pool on Ray does after three tries."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(ModelSource(model, "cpu", "float32"))
+    def __init__(self, model: str, *, loaded: Model | None = None) -> None:
+        super().__init__(ModelSource(model, "cpu", "float32"), model=loaded)
         self.tasks: list[Task] = []
         self.alter: Callable[[Task], Task] = lambda task: task
         self.gives_up: Callable[[Task], bool] = lambda task: False

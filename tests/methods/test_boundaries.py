@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from selfedit.methods import resuming, rewards
 from selfedit.methods.compare import compare
 from selfedit.methods.restem import train
 from selfedit.methods.settings import CompareSettings, TrainSettings
+from selfedit.models import Model, load_model
 from selfedit.runs.store import Store
 from tiny_world import SMALL, rows, write_rows
 
@@ -84,9 +86,28 @@ class EndingPool(CountingPool):
             yield from super().run([task])
 
 
+MakePool = Callable[[type[CountingPool]], CountingPool]
+
+
+@pytest.fixture(scope="module")
+def loaded(chat_model: str) -> Model:
+    return load_model(chat_model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def make_pool(loaded: Model) -> MakePool:
+    """A pool of this kind with the model as it was loaded, since there are hundreds of short attempts."""
+    return lambda kind: kind(loaded.name, loaded=replace(loaded, hf=deepcopy(loaded.hf)))
+
+
 @pytest.fixture(params=RUNS)
 def begin(
-    request: pytest.FixtureRequest, chat_model: str, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    chat_model: str,
+    base_model: str,
+    make_pool: MakePool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
     """`begin(name, pool)`: one attempt at a run in a directory of that name; what it came to."""
     # The tiny model's ratings are no numbers, and its grades no words.
@@ -102,7 +123,7 @@ def begin(
 
     def attempt(name: str, pool: CountingPool | None = None) -> dict[str, Any]:
         settings = kind(**{**common, "out": tmp_path / name})
-        method(settings, pool=pool or CountingPool(chat_model))
+        method(settings, pool=pool or make_pool(CountingPool))
         return content(settings.out)
 
     return attempt
@@ -125,14 +146,14 @@ def ended(attempt: Callable[[], Any]) -> bool:
 
 
 def test_a_run_that_ends_after_every_task_and_within_every_commit(
-    begin: Callable[..., dict[str, Any]], chat_model: str, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., dict[str, Any]], make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = CountingPool(chat_model)
+    pool = make_pool(CountingPool)
     expected = begin("whole", pool)
-    pools = [EndingPool(chat_model)]
+    pools = [make_pool(EndingPool)]
     while ended(lambda: begin("ended", pools[-1])):
         assert len(pools) <= len(pool.tasks), "an attempt that did nothing"
-        pools.append(EndingPool(chat_model))
+        pools.append(make_pool(EndingPool))
     assert begin("ended") == expected
     done = [task for one in pools for task in one.tasks]
     assert len({task.memory for task in done}) == 1, "the memory to plan with is the run's"

@@ -103,7 +103,9 @@ def planned_and_run(procedure: Callable[..., Any], chosen: Settings, **parts: An
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "replicates": 2},
         {"editor": ("self", "passage"), "recite": True, "edits": 2, "general_questions": 2},
         {"editor": ("self", "passage"), "recite": True, "regime": "joint"},
-        {"editor": ("self", "passage"), "recite": True, "recipe": "recite", "general_questions": 2},
+        # Four copies of each document and of its edit's parts, so of few documents and once.
+        {"editor": ("self", "passage"), "recite": True, "recipe": "recite", "general_questions": 2, "limit": 2}
+        | {"set": {"epochs": 1}},
         {"editor": ("self", "passage"), "regime": "joint", "edits": 2, "set": {"each_edit": True, "epochs": 1}},
         {
             "editor": ("self",),
