@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import peft
@@ -54,6 +55,17 @@ def train_alone(model: Any, spec: LoraSpec, job: FitJob) -> Any:
     wrapped = wrapped_in_peft(model, spec, first_weights(model, spec, job.seed))
     train_plainly(wrapped, [p for p in wrapped.parameters() if p.requires_grad], job, sequence_losses)
     return wrapped
+
+
+_alone: dict[Any, list[Any]] = {}
+
+
+def trained_alone(kind: str, dtype: str, model: Any, spec: LoraSpec, jobs: Sequence[FitJob]) -> list[Any]:
+    """PEFT models trained on the jobs, each alone; made once for both paths of a bank."""
+    key = kind, dtype, spec, tuple(jobs)
+    if key not in _alone:
+        _alone[key] = [train_alone(model, spec, job) for job in jobs]
+    return _alone[key]
 
 
 def unpacked(targets: SoftTargets) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from reference import peft_state, train_alone
+from reference import peft_state, train_alone, trained_alone
 
 from selfedit.engine import AdapterBank, DecodeRequest, LoraSpec, decode, fit
 from selfedit.engine.selftest import TOLERANCE, copied, difference, five_jobs, greedy_alone
@@ -18,16 +18,6 @@ def assert_equal(own, other, dtype="float32"):
     assert learned < TOLERANCE[dtype][1]
 
 
-_references: dict[tuple[str, str], list] = {}
-
-
-def references(kind, dtype, model, spec):
-    """The five jobs trained alone; made once for both paths."""
-    if (kind, dtype) not in _references:
-        _references[kind, dtype] = [train_alone(model, spec, job) for job in five_jobs()]
-    return _references[kind, dtype]
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_five_adapters_equal_five_separate_runs(tiny_model, kind, dtype, path):
@@ -36,7 +26,7 @@ def test_five_adapters_equal_five_separate_runs(tiny_model, kind, dtype, path):
         pytest.skip("grouped products on CUDA are for bfloat16")
     jobs = five_jobs()
     spec = LoraSpec(rank=8, alpha=16)
-    alone = references(kind, dtype, model, spec)
+    alone = trained_alone(kind, dtype, model, spec, jobs)
     prompts = [(3, 4 + k, *range(20, 24 + k)) for k in range(5)]
     with AdapterBank(model, spec, 5) as bank:
         bank.grouped = path == "grouped"

@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from reference import divergence, peft_state, random_targets, taught, train_alone, unpacked
+from reference import divergence, peft_state, random_targets, taught, trained_alone, unpacked
 
 from selfedit.engine import (
     AdapterBank,
@@ -86,9 +86,9 @@ def test_jobs_of_both_kinds_equal_separate_runs_of_peft(tiny_model, kind, dtype,
         bank.grouped = path == "grouped" and (model.device.type == "cpu" or bank.grouped)
         results = fit(bank, JOBS, token_budget=64)
         states = [{name: (a.clone(), b.clone()) for name, (a, b) in bank.state(k).items()} for k in range(len(JOBS))]
-    for job, state, result in zip(JOBS, states, results, strict=True):
+    for alone, state, result in zip(trained_alone(kind, dtype, model, SPEC, JOBS), states, results, strict=True):
         assert result.error is None
-        everything, learned = difference(state, peft_state(train_alone(model, SPEC, job), list(state)))
+        everything, learned = difference(state, peft_state(alone, list(state)))
         assert everything < (1e-5 if dtype == "float32" else 5e-3)
         assert learned < (1e-3 if dtype == "float32" else 0.15)
 
