@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -68,8 +69,13 @@ class Prices:
 
 def load_prices(path: str | Path | None = None) -> Prices:
     """The built-in prices, or those of a price file laid over them; UserError names file, entry and remedy."""
-    models = _read(BUILT_IN)
+    models = _built_in()
     return Prices(BUILT_IN, models) if path is None else Prices(Path(path), {**models, **_read(Path(path))})
+
+
+@cache
+def _built_in() -> dict[str, ModelPrice]:
+    return _read(BUILT_IN)
 
 
 def _read(path: Path) -> dict[str, ModelPrice]:
