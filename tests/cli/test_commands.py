@@ -25,6 +25,7 @@ from selfedit.methods.ask import Asker
 from selfedit.methods.settings import TrainSettings
 from selfedit.prompts import Prompts
 from selfedit.reports import plots, report
+from selfedit.runs.directory import RunDirectory
 from selfedit.runs.store import Store
 from tiny_world import FEW_WORDS, rows, write_rows
 
@@ -609,6 +610,15 @@ def test_grade_by_a_model_that_is_loaded_here(
 
 
 # How a command ends
+
+
+def test_a_terminal_without_our_signs_shows_others(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path / "run", {}).close()
+    command = [sys.executable, "-m", "selfedit", "report", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("run ? 0 documents, 0 questions")
 
 
 def test_interrupted(run: Run, compare_words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

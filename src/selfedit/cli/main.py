@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import logging
 import os
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:
             interrupt.watch_interrupts()
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have no sign for "–" or "▲"
+                sys.stdout.reconfigure(errors="replace")
         handler = logging.StreamHandler()
         handler.setFormatter(_OneLine("%(message)s"))
         logging.basicConfig(handlers=[handler])
