@@ -253,10 +253,7 @@ def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _link(target: Path, page: Path) -> str:
     """A relative address from one file to another; nothing where the target is not there or on another tree."""
-    if not target.exists():
+    there, folder = target.resolve(), page.resolve().parent
+    if not there.exists() or not there.is_relative_to(folder):
         return ""
-    try:
-        relative = target.resolve().relative_to(page.resolve().parent)
-    except ValueError:
-        return ""
-    return "./" + quote(os.fsencode(relative))
+    return "./" + quote(os.fsencode(there.relative_to(folder)))
