@@ -63,12 +63,14 @@ def test_bars_differ_without_colour(tmp_path: Path) -> None:
         assert red == green == blue
 
 
-def test_names_are_text_not_mathematics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [r"api:$\frac{", "replay:笔记"])
+@pytest.mark.filterwarnings("error")
+def test_names_are_text_not_mathematics_in_any_script(tmp_path: Path, name: str) -> None:
     with plots.style():
-        figure = plots.comparison([ConditionSummary(name=r"api:$\frac{", accuracy=0.5)])
+        figure = plots.comparison([ConditionSummary(name=name, accuracy=0.5)])
         assert figure is not None
         plots.save(figure, tmp_path / "chart")
-    assert r"$\frac{" in text_of(tmp_path / "chart.svg")
+    assert name.partition(":")[2] in text_of(tmp_path / "chart.svg")
 
 
 def test_no_axis_shows_shares_that_cannot_be() -> None:

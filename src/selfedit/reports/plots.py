@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -123,9 +124,13 @@ def charts(run: RunRecords) -> dict[str, Chart]:
     return found
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """The settings that every chart here is drawn and saved under."""
-    return rc_context(_STYLE)  # type: ignore[arg-type]
+    with rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+        # Names in a script that the font does not have are boxes in a PNG file, and words in the others.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
