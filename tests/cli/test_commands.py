@@ -612,13 +612,22 @@ def test_grade_by_a_model_that_is_loaded_here(
 # How a command ends
 
 
-def test_a_terminal_without_our_signs_shows_others(tmp_path: Path) -> None:
+def test_a_terminal_need_not_speak_utf_8(tmp_path: Path) -> None:
     RunDirectory.open(tmp_path / "run", {}).close()
     command = [sys.executable, "-m", "selfedit", "report", str(tmp_path / "run")]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("run ? 0 documents, 0 questions")
+    # What is asked in a chat may be in another encoding.
+    program = "import sys; sys.argv[1:] = ['--version']; import selfedit.cli.main as c; c.main(); print(ascii(input()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=b"caf\xe9\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.stdout.splitlines()[1:] == [rb"'caf\ufffd'"], done.stderr
 
 
 def test_interrupted(run: Run, compare_words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:
             interrupt.watch_interrupts()
-            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have no sign for "–" or "▲"
-                sys.stdout.reconfigure(errors="replace")
+            for stream in (sys.stdin, sys.stdout):
+                if isinstance(stream, io.TextIOWrapper):  # a terminal may have no sign for "–", nor speak UTF-8
+                    stream.reconfigure(errors="replace")
         handler = logging.StreamHandler()
         handler.setFormatter(_OneLine("%(message)s"))
         logging.basicConfig(handlers=[handler])
