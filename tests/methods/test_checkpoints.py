@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import Make
 
 from selfedit.execution import long_fit
 from selfedit.methods.continual import continual
@@ -22,6 +21,7 @@ from selfedit.progress import Progress
 from selfedit.reports import build_report
 from selfedit.runs.files import disk_errors
 from selfedit.runs.store import Store
+from tiny_world import SMALL, rows, write_rows
 
 ALWAYS = 1e-9  # minutes: a checkpoint after every step
 
@@ -46,17 +46,19 @@ class Stopper(Progress):
             raise Stop
 
 
-@pytest.fixture
-def settings(make: Make, quick: dict[str, Any]) -> LearnSettings:
+@pytest.fixture(scope="module")
+def whole(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> LearnSettings:
     """One fit of 16 steps with dropout and an exam, saved after each."""
-    return make(
-        LearnSettings,
-        4,
-        editor="passage",
-        references=False,
-        checkpoint_minutes=ALWAYS,
-        set={**quick["set"], "dropout": 0.1},
-    )
+    folder = tmp_path_factory.mktemp("checkpoints")
+    more = {"editor": "passage", "references": False, "checkpoint_minutes": ALWAYS, "out": folder / "whole"}
+    documents = (str(write_rows(folder / "documents.jsonl", rows(4))),)
+    learned = {**SMALL["set"], "dropout": 0.1}
+    return LearnSettings(**{**SMALL, "model": chat_model, "documents": documents, "set": learned, **more})
+
+
+@pytest.fixture
+def settings(whole: LearnSettings, tmp_path: Path) -> LearnSettings:
+    return whole.model_copy(update={"out": tmp_path / "run"})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,9 +83,9 @@ def interrupted(settings: LearnSettings, *, after: int) -> Path:
     return file
 
 
-@pytest.fixture
-def expected(settings: LearnSettings) -> dict[str, bytes]:
-    return files(learn(settings.model_copy(update={"out": settings.out.with_name("whole")})).adapter)
+@pytest.fixture(scope="module")
+def expected(whole: LearnSettings) -> dict[str, bytes]:
+    return files(learn(whole).adapter)
 
 
 def test_a_resumed_fit_goes_on_where_it_was(settings: LearnSettings, expected: dict[str, bytes]) -> None:
