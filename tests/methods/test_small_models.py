@@ -86,7 +86,8 @@ def test_adapt_goes_by_the_model_in_memory(chat_model: str, documents: Callable[
 
 
 def test_what_is_to_recite_asks_itself_questions(settings: LearnSettings) -> None:
-    recites = LearnSettings(**{**settings.model_dump(exclude={"recipe"}), "adapters": "recite"})
+    few = {**SMALL["set"], "epochs": 1}
+    recites = LearnSettings(**{**settings.model_dump(exclude={"recipe"}), "adapters": "recite", "set": few})
     for asked, editor in (("auto", "self:exam-questions"), ("passage", "passage")):
         named = editor_of(recites.model_copy(update={"editor": asked}))[0].editor
         assert named == editor
