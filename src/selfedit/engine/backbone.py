@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfedit.engine.attention import Layout, packed_attention
-from selfedit.engine.fused import fused, known_forms, rotating_files
+from selfedit.engine.fused import exchanged, fused, known_forms, rotating_files
 from selfedit.engine.jobs import UnsupportedModelError
 from selfedit.engine.loss import head_logits
 
@@ -29,7 +29,8 @@ _FORMS = "_selfedit_forms"
 
 
 class Backbone:
-    """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix.
+    """The parts of a causal language model: `hidden` runs its decoder, `head_VD` is the output matrix, for a
+    `vocabulary` of so many tokens.
 
     Errors: UnsupportedModelError for a model whose logits are not `head @ hidden` (capped or not), or whose attention
     does not go through transformers' attention interface; both are checked on a few tokens, once per model.  Also
@@ -43,16 +44,12 @@ class Backbone:
         if head is None or getattr(head, "bias", None) is not None:
             raise UnsupportedModelError(f"{type(model).__name__} has no plain output head; it cannot be trained here")
         self.head_VD: Tensor = head.weight
+        self.vocabulary = len(head.weight)
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.longest = _longest(model.config.get_text_config())
         if not hasattr(model, _FORMS):
             self._check()
             setattr(model, _FORMS, known_forms(self.decoder))
-
-    @property
-    def vocabulary(self) -> int:
-        """How many tokens there are logits of."""
-        return int(self.head_VD.shape[0])
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]."""
@@ -87,8 +84,7 @@ class Backbone:
         ):
             yield
 
-    @contextmanager
-    def _checkpointed(self) -> Iterator[None]:
+    def _checkpointed(self) -> AbstractContextManager[None]:
         """Within this context, decoder layers keep their inputs only and compute the rest again in the backward pass.
 
         transformers' own switch needs training mode, which would also switch a model's dropout on.
@@ -96,13 +92,8 @@ class Backbone:
         layers = [module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise UnsupportedModelError(f"{type(self.model).__name__} has no layers that can be computed again")
-        for layer in layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return exchanged([(layer, "forward", partial(again, layer.forward)) for layer in layers])
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -60,26 +60,28 @@ def rotating_files(decoder: nn.Module) -> list[ModuleType]:
     return found
 
 
-@contextmanager
-def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> Iterator[None]:
+def fused(forms: dict[nn.Module, Form], files: Sequence[ModuleType] = ()) -> AbstractContextManager[None]:
     """Within this context, these modules run in these forms, and these files' rotations too, whoever calls them: they
     give the same numbers."""
-    before = [getattr(file, _ROTATE) for file in files]
-    outer = {module: vars(module).get("forward") for module in forms}  # answers may be asked for between two steps
-    for module, form in forms.items():
-        module.forward = partial(form, module)
-    for file in files:
-        setattr(file, _ROTATE, partial(_rotate, getattr(file, _ROTATE)))
+    forwards = [(module, "forward", partial(form, module)) for module, form in forms.items()]
+    return exchanged([*forwards, *((file, _ROTATE, partial(_rotate, getattr(file, _ROTATE))) for file in files)])
+
+
+@contextmanager
+def exchanged(attributes: Sequence[tuple[object, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Within this context, (object, name) is this function; such contexts may lie in each other, as where answers are
+    asked for between two steps."""
+    before = [vars(owner).get(name) for owner, name, _ in attributes]
+    for owner, name, function in attributes:
+        setattr(owner, name, function)
     try:
         yield
     finally:
-        for module, forward in outer.items():
-            if forward is None:
-                del module.forward
+        for (owner, name, _), own in zip(attributes, before, strict=True):
+            if own is None:  # its class has it
+                delattr(owner, name)
             else:
-                module.forward = forward
-        for file, rotate in zip(files, before, strict=True):
-            setattr(file, _ROTATE, rotate)
+                setattr(owner, name, own)
 
 
 def _norm(module: nn.Module) -> Form | None:
