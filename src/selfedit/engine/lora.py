@@ -126,6 +126,7 @@ class LoraGroup:
 
     def __init__(self, linears: Sequence[nn.Linear], shared: Shared, index: int) -> None:
         self.linears = list(linears)
+        self.in_features = linears[0].in_features
         self.shared = shared
         self.index = index
         self.a_NGI: Tensor
@@ -133,10 +134,6 @@ class LoraGroup:
         self.grad_a_NGI: Tensor | None = None
         self.grad_b_NOR: list[Tensor] = []
         self.written: set[int] = set()
-
-    @property
-    def in_features(self) -> int:
-        return self.linears[0].in_features
 
     def set_parameters(self, a_NGI: Tensor, b_NOR: list[Tensor]) -> None:
         self.a_NGI, self.b_NOR = a_NGI, b_NOR
@@ -171,16 +168,9 @@ class LoraLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, group: LoraGroup, place: int) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.group = group
         self.place = place
-
-    @property
-    def in_features(self) -> int:
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base_layer.out_features
 
     @property
     def weight(self) -> Tensor:

@@ -26,15 +26,13 @@ from selfedit.engine.schedule import Course, Pass
 
 @dataclass
 class Labels:
-    """The labelled positions of a packed row: where they are, what is to be predicted there (tokens, or a teacher's
-    tokens, their log-probabilities and what these leave), with which weight in the loss, and which fit they belong
-    to."""
+    """The labelled positions of a packed row: where they are, with which weight in the loss, which fit they belong to,
+    and what is to be predicted there: one token, or a teacher's, with their log-probabilities and what these leave."""
 
     positions_L: Tensor
     weights_L: Tensor
     owners_L: Tensor
-    tokens_L: Tensor | None = None
-    ids_LK: Tensor | None = None
+    ids_LK: Tensor
     log_probs_LK: Tensor | None = None
     rest_L: Tensor | None = None
 
@@ -56,34 +54,27 @@ class Labels:
         # A sequence that begins at `start`: its position p predicts its token p + 1.
         spans = [(start, s.first, len(s.ids)) for s, start, _, _ in placed]
         counts = torch.tensor([last - first for _, first, last in spans])
-        labels = Labels(
-            torch.cat([torch.arange(start + first - 1, start + last - 1) for start, first, last in spans]),
-            torch.tensor([weight for *_, weight in placed]).repeat_interleave(counts),
-            torch.tensor([owner for _, _, owner, _ in placed]).repeat_interleave(counts),
-        )
+        positions_L = torch.cat([torch.arange(start + first - 1, start + last - 1) for start, first, last in spans])
+        weights_L = torch.tensor([weight for *_, weight in placed]).repeat_interleave(counts)
+        owners_L = torch.tensor([owner for _, _, owner, _ in placed]).repeat_interleave(counts)
         if not top:
-            labels.tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[s.first :]])
-            return labels
+            tokens_L = torch.tensor([token for s, *_ in placed for token in s.ids[s.first :]])
+            return Labels(positions_L, weights_L, owners_L, tokens_L[:, None])
         targets = [s.targets for s, *_ in placed if s.targets is not None]
-        ids, log_probs = (
-            bytearray(b"".join(bytes_)) for bytes_ in zip(*((t.ids, t.log_probs) for t in targets), strict=True)
-        )
-        labels.ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(-1, top).long()
-        labels.log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(-1, top)
-        labels.rest_L = left_over(labels.log_probs_LK)
-        return labels
+        ids, log_probs = bytearray().join(t.ids for t in targets), bytearray().join(t.log_probs for t in targets)
+        ids_LK = torch.frombuffer(ids, dtype=torch.int32).view(-1, top).long()
+        log_probs_LK = torch.frombuffer(log_probs, dtype=torch.float32).view(-1, top)
+        return Labels(positions_L, weights_L, owners_L, ids_LK, log_probs_LK, left_over(log_probs_LK))
 
     def loss(self, hidden_PD: Tensor, backbone: Backbone, sums: Tensor) -> Tensor:
         """The weighted sum of the losses; each owner's part is added to its place in `sums`."""
-        hidden_LD, head = hidden_PD.index_select(0, self.positions_L), (backbone.head_VD, backbone.softcap)
-        if self.tokens_L is not None:
-            total, losses_L = linear_cross_entropy(hidden_LD, head[0], self.tokens_L, self.weights_L, head[1])
+        hidden_LD, head_VD = hidden_PD.index_select(0, self.positions_L), backbone.head_VD
+        how = self.weights_L, backbone.softcap
+        if self.log_probs_LK is None or self.rest_L is None:
+            total, losses_L = linear_cross_entropy(hidden_LD, head_VD, self.ids_LK[:, 0], *how)
         else:
-            assert self.ids_LK is not None
-            assert self.log_probs_LK is not None
-            assert self.rest_L is not None
             targets = self.ids_LK, self.log_probs_LK, self.rest_L
-            total, losses_L = linear_divergence(hidden_LD, head[0], *targets, self.weights_L, head[1])
+            total, losses_L = linear_divergence(hidden_LD, head_VD, *targets, *how)
         sums.index_add_(0, self.owners_L, losses_L * self.weights_L)
         return total
 
