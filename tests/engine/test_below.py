@@ -10,7 +10,7 @@ import torch
 
 from selfedit.engine import AdapterBank, LoraSpec, fit, fit_all, merge_adapter
 from selfedit.engine.peft_format import files
-from selfedit.engine.selftest import five_jobs
+from selfedit.engine.selftest import copied, five_jobs
 
 SPEC = LoraSpec(rank=4, alpha=8, targets="mlp")
 
@@ -25,7 +25,7 @@ def trained(model, spec, jobs):
     def keep(bank, wave):
         for number, (place, result) in wave.items():
             assert result.error is None
-            found[number] = {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(place).items()}, result
+            found[number] = copied(bank.state(place)), result
 
     fit_all(model, spec, jobs, on_wave=keep)
     return [found[k] for k in range(len(jobs))]

@@ -19,7 +19,7 @@ from selfedit.engine import (
     decode,
     losses,
 )
-from selfedit.engine.selftest import random_job
+from selfedit.engine.selftest import copied, random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
 SEQUENCES = taught(random_job(31, sequences=12)).sequences  # every second one with soft targets and a weight
@@ -45,7 +45,7 @@ def test_losses_equal_those_of_peft(tiny_model, kind, dtype, path):
         bank.grouped = path == "grouped" and (model.device.type == "cpu" or bank.grouped)
         trained(bank)
         found = losses(model, measured, bank=bank, token_budget=70)
-        states = {k: {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(k).items()} for k in (0, 2)}
+        states = {k: copied(bank.state(k)) for k in (0, 2)}
     alone = {place: wrapped_in_peft(model, SPEC, state) for place, state in states.items()} | {None: model}
     with torch.no_grad():
         expected = [sequence_losses(alone[place], sequence).mean().item() for place, sequence in measured]

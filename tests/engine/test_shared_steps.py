@@ -9,7 +9,7 @@ import torch
 from reference import taught
 
 from selfedit.engine import AdapterBank, LoraSpec, Partner, fit, fit_all
-from selfedit.engine.selftest import random_job
+from selfedit.engine.selftest import copied, random_job
 
 KIND = {"sequences": 9, "epochs": 2, "batch_size": 5}
 BUDGET = 30  # tokens; steps have two or three times as many
@@ -27,8 +27,7 @@ def standing(job, model, spec):
     """The job on an adapter of half of the rank."""
     with AdapterBank(model, dataclasses.replace(spec, rank=spec.rank // 2), 1) as bank:
         fit(bank, [random_job(5, sequences=2, epochs=1, learning_rate=1e-2)])
-        below = {name: (a.clone(), b.clone()) for name, (a, b) in bank.state(0).items()}
-    return dataclasses.replace(job, below=below)
+        return dataclasses.replace(job, below=copied(bank.state(0)))
 
 
 def sharing(model, spec, job, shared):

@@ -24,7 +24,7 @@ from selfedit.engine import (
     teach,
 )
 from selfedit.engine.loss import left_over, linear_divergence
-from selfedit.engine.selftest import difference, random_job
+from selfedit.engine.selftest import copied, difference, random_job
 
 SPEC = LoraSpec(rank=8, alpha=16)
 JOBS = [
@@ -85,7 +85,7 @@ def test_jobs_of_both_kinds_equal_separate_runs_of_peft(tiny_model, kind, dtype,
     with AdapterBank(model, SPEC, len(JOBS)) as bank:
         bank.grouped = path == "grouped" and (model.device.type == "cpu" or bank.grouped)
         results = fit(bank, JOBS, token_budget=64)
-        states = [{name: (a.clone(), b.clone()) for name, (a, b) in bank.state(k).items()} for k in range(len(JOBS))]
+        states = [copied(bank.state(k)) for k in range(len(JOBS))]
     for alone, state, result in zip(trained_alone(kind, dtype, model, SPEC, JOBS), states, results, strict=True):
         assert result.error is None
         everything, learned = difference(state, peft_state(alone, list(state)))
