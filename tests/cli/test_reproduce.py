@@ -17,8 +17,6 @@ import yaml
 from api_server import reply
 from selfedit.documents import Document
 from selfedit.editors.base import Edit
-from selfedit.execution.pool import InProcess
-from selfedit.execution.worker import ModelSource
 from selfedit.methods import reproduce as reproducing
 from selfedit.methods.reproduce import Reproduction
 from selfedit.reports.records import read_run
@@ -69,12 +67,7 @@ def words(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
 
 
 def test_a_plan_is_run_and_its_table_has_every_editor(
-    run: Run,
-    plan: dict[str, Any],
-    words: Callable[..., list[str]],
-    server: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, plan: dict[str, Any], words: Callable[..., list[str]], server: Any, tmp_path: Path
 ) -> None:
     out, command = tmp_path / "out", words(plan)
     planned = json.loads(run(*command, "--plan", "--json").out)
@@ -82,19 +75,7 @@ def test_a_plan_is_run_and_its_table_has_every_editor(
     assert not server.completions
     # A server that dies in the middle stops it in one line, and the same command goes on.
     server.refuse = lambda body: {"error": {"message": "out of order"}} if server.completions[1:] else None
-    asked: list[int] = []
-
-    class Workers(InProcess):
-        """In the place of those on Ray (`tests/execution`)."""
-
-        def __init__(self, source: ModelSource, *, workers: int, on_tokens: Any, **_: object) -> None:
-            super().__init__(source, on_tokens=on_tokens)
-            asked.append(workers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("selfedit.execution.ray_pool.RayPool", Workers)
-        stopped = run(*command, "--workers", "3")
-    assert asked == [3, 3], "the first model's train and compare"
+    stopped = run(*command)
     assert stopped.code == 2
     assert "Traceback" not in stopped.err
     assert "out of order" in stopped.err
