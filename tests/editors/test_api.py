@@ -68,6 +68,11 @@ def test_plain_completions(server: FakeServer) -> None:
     assert server.completions == [{"model": "m", "prompt": "once", "max_tokens": 3}]
 
 
+def test_plain_completions_take_no_messages(server: FakeServer) -> None:
+    with pytest.raises(ValueError, match="plain completions need a prompt, not messages"):
+        client(server, kind="completions").complete([chat("once")])
+
+
 def test_a_prompt_becomes_a_message_for_chat(server: FakeServer) -> None:
     client(server).complete([ApiRequest("once")])
     assert server.completions[0]["messages"] == [{"role": "user", "content": "once"}]

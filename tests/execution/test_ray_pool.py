@@ -28,16 +28,9 @@ from selfedit.errors import UserError
 from selfedit.execution import ray_cluster, ray_pool
 from selfedit.execution.schedule import Schedule
 from selfedit.execution.tasks import TaskResult
+from waiting import wait_until
 
 MakePool = Callable[..., Any]
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Waits for something that another process brings about."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
 
 
 def began(folder: Path) -> Counter[str]:

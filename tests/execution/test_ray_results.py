@@ -33,6 +33,7 @@ from selfedit.methods.continual import continual
 from selfedit.methods.restem import train
 from selfedit.methods.settings import ContinualSettings, TrainSettings, make_settings
 from selfedit.runs.directory import RunDirectory
+from waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -282,17 +283,11 @@ def test_a_fit_shared_by_workers_is_the_same_whoever_is_lost(
             if any("helps with editor" in log.read_text() for log in logs.glob(f"worker-*-{worker.pid}.err"))
         ]
 
-    def wait_until(found: Callable[[], Any]) -> None:
-        until = time.monotonic() + 300
-        while not found():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-
-    wait_until(lambda: all(worker.state == "idle" for worker in pool.workers))
+    wait_until(lambda: all(worker.state == "idle" for worker in pool.workers), 300)
     killed: list[int] = []
 
     def kill_a_helper() -> None:
-        wait_until(helpers)
+        wait_until(helpers, 300)
         helper = helpers()[0]
         assert helper.state == "idle"
         killed.append(helper.pid)

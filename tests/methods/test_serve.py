@@ -29,6 +29,7 @@ from selfedit.methods.serve import serve
 from selfedit.methods.settings import LearnSettings
 from serving import needs_serving, running
 from tiny_world import SMALL, rows, write_rows
+from waiting import wait_until
 
 OPTIONS = ("--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1")
 ASKED = [
@@ -245,13 +246,6 @@ def sent(url: str, text: str) -> HTTPConnection:
     body = json.dumps({"model": "learned", "messages": user(text)})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     return connection
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @needs_serving

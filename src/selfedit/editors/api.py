@@ -267,8 +267,10 @@ class ApiClient:
             if request.json_schema is not None:
                 schema = {"name": "reply", "strict": True, "schema": dict(request.json_schema)}
                 body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        else:
+        elif isinstance(request.asked, str):
             body["prompt"] = request.asked
+        else:
+            raise ValueError("plain completions need a prompt, not messages")
         body["max_tokens"] = self._bound(request)
         for name in ("temperature", "top_p", "seed"):
             if getattr(request, name) is not None:

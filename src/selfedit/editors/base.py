@@ -62,6 +62,10 @@ def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
     return f"{round}|{id_part(document_id)}|{id_part(writer)}|{index}"
 
 
+def edit_writer(id: str) -> str:
+    return id.split("|")[2].replace("%7C", "|").replace("%25", "%")
+
+
 def id_part(text: str) -> str:
     """`text` without the separator, so that two different things never share an id."""
     return text.replace("%", "%25").replace("|", "%7C")

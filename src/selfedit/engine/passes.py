@@ -43,8 +43,8 @@ class Labels:
         """Those of sequences that take so many places of a row each, apart by how many soft targets a token has (none
         at all are 0).  The tensors lie on the host."""
         kinds: dict[int, list[tuple[TokenSequence, int, int, float]]] = {}
-        starts = accumulate(lengths, initial=0)
-        for placed in zip(sequences, starts, owners, weights, strict=False):
+        starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
+        for placed in zip(sequences, starts, owners, weights, strict=True):
             targets = placed[0].targets
             kinds.setdefault(targets.top if targets else 0, []).append(placed)
         return [Labels._of(top, placed) for top, placed in kinds.items()]

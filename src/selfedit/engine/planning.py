@@ -181,9 +181,8 @@ def measure_costs(model: PreTrainedModel, spec: LoraSpec) -> Costs:
         adapted = sum((layer.in_features + layer.out_features) * spec.rank for layer in bank.layers)
         adapter_numbers = bank.adapter_size
         number_bytes = bank.dtype.itemsize
-    copy_bytes = (
-        number_bytes if number_bytes < 4 else 0
-    )  # of a float32 number in the model's dtype where it is narrower
+    # A float32 number has a copy in the model's dtype, where that is narrower.
+    copy_bytes = number_bytes if number_bytes < 4 else 0
     forward = sum(2.0 * linear.weight.numel() for linear, _ in products) + 2.0 * adapted
     backward = sum(2.0 * linear.weight.numel() for linear, needed in products if needed)
     # dA and dB always; dh likewise; dx only where the input needs a gradient.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from selfedit.documents import Document
-from selfedit.editors.base import AS_WRITTEN, Complete, Edit, Editor, Reader, Tools, edit_id, id_part
+from selfedit.editors.base import AS_WRITTEN, Complete, Edit, Editor, Reader, Tools, edit_id, edit_writer
 from selfedit.editors.spec import EditorSpec
 from selfedit.editors.table import EDITORS
 from selfedit.errors import UserError
@@ -139,7 +139,7 @@ def _check_left_out(run: Run, name: str, asked: Collection[str], wanted: int | N
     left_out = [
         event
         for event in run.store.events(NOT_WRITTEN)
-        if (event.subject in asked if wanted is None else event.subject.split("|")[2] == id_part(name))
+        if (event.subject in asked if wanted is None else edit_writer(event.subject) == name)
     ]
     of = wanted or len(asked)
     if len(left_out) > run.settings.max_missing_edits * of:

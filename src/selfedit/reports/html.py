@@ -27,6 +27,7 @@ from selfedit.runs.costs import Spent
 from selfedit.runs.directory import flat
 from selfedit.runs.files import write_atomically
 from selfedit.runs.summary import ConditionSummary, Summary
+from selfedit.text import counted
 
 EXAMPLES = 3
 """Documents whose best and worst edits are shown side by side."""
@@ -114,7 +115,8 @@ def write_runs(
 def _labelled(runs: Sequence[RunRecords]) -> list[tuple[str, Sequence[ConditionSummary]]]:
     """Each run's conditions so far under its model's name, and its own where one model comes several times."""
     models = [run.model or run.name for run in runs]
-    labels = models if len(set(models)) == len(models) else [f"{run.model or run.name} ({run.name})" for run in runs]
+    alike = len(set(models)) < len(models)
+    labels = [f"{model} ({run.name})" if alike else model for model, run in zip(models, runs, strict=True)]
     return [(label, run.figures.conditions) for label, run in zip(labels, runs, strict=True)]
 
 
@@ -166,7 +168,8 @@ def _environment() -> Environment:
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:;"
         " base-uri 'none'; form-action 'none'"
     )
-    environment.globals |= {"style": Markup(style), "script": Markup(script), "policy": policy, "BASE": documents.BASE}
+    environment.globals |= {"style": Markup(style), "script": Markup(script), "policy": policy}
+    environment.globals |= {"BASE": documents.BASE, "counted": counted}
     return environment
 
 
