@@ -134,6 +134,50 @@ def test_progress_counts_every_token(trained):
     assert sum(seen) == 11
 
 
+def passes_of(bank, requests):
+    """The completions, and how many passes they took."""
+    passes = []
+    hook = bank.model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        return decode(bank.model, requests, bank=bank), len(passes)
+    finally:
+        hook.remove()
+
+
+def test_a_draft_changes_how_fast_a_completion_comes_and_not_what_it_says(trained):
+    plain = [dataclasses.replace(r, temperature=0.0, max_new_tokens=12, stop_ids=()) for r in sampled_requests(9)]
+    said, slow = passes_of(trained, plain)
+    texts = [one.ids for one in said]
+    # Nothing, all, all and more, a part, a part and something else, something else, and all up to a stop token.
+    wrong = tuple((token + 1) % 160 for token in texts[5])
+    drafts = [(), texts[1], (*texts[2], 9), texts[3][:5], (*texts[4][:5], *wrong), wrong, texts[6], texts[7], texts[8]]
+    drafted = [dataclasses.replace(r, draft=draft) for r, draft in zip(plain, drafts, strict=True)]
+    assert decode(trained.model, drafted, bank=trained) == said
+    assert passes_of(trained, drafted[1:3]) == (said[1:3], 1)
+    assert slow == 12
+    stopping = [dataclasses.replace(r, stop_ids=(r.draft[5],)) for r in drafted[6:]]
+    undrafted = [dataclasses.replace(r, draft=()) for r in stopping]
+    ended, few = passes_of(trained, stopping)
+    assert ended == decode(trained.model, undrafted, bank=trained)
+    assert all(one.finished for one in ended)
+    assert few == 1
+
+
+def test_progress_counts_what_is_taken_from_a_draft(trained):
+    request = DecodeRequest((3, 4), 8, adapter=1)
+    ids = decode(trained.model, [request], bank=trained)[0].ids
+    counted, told = [], []
+    decode(
+        trained.model,
+        [dataclasses.replace(request, draft=ids[:5])],
+        bank=trained,
+        on_tokens=counted.append,
+        on_token=lambda number, token: told.append(token),
+    )
+    assert counted == [5, 1, 1, 1]
+    assert tuple(told) == ids
+
+
 def test_requests_that_cannot_be_served_are_refused(trained):
     with pytest.raises(ValueError, match="need a bank"):
         decode(trained.model, [DecodeRequest((3,), 2, adapter=0)])
@@ -148,6 +192,10 @@ def test_requests_that_cannot_be_served_are_refused(trained):
             decode(trained.model, [dataclasses.replace(DecodeRequest((3,), 2, adapter=0), **wrong)], bank=trained)
     with pytest.raises(ValueError, match="a prompt: token 160 is not in the model"):
         decode(trained.model, [DecodeRequest((3, 160), 2, adapter=0)], bank=trained)
+    with pytest.raises(ValueError, match="a draft: token 160 is not in the model"):
+        decode(trained.model, [DecodeRequest((3,), 2, adapter=0, draft=(160,))], bank=trained)
+    with pytest.raises(ValueError, match="greedy decoding, not with temperature"):
+        decode(trained.model, [DecodeRequest((3,), 2, adapter=0, temperature=0.5, draft=(4,))], bank=trained)
 
 
 def test_each_position_is_drawn_anew():

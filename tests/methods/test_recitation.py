@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from selfedit import engine
 from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.general import general_prompts
@@ -21,6 +22,7 @@ from selfedit.methods.compare import compare
 from selfedit.methods.export import export
 from selfedit.methods.learn import learn
 from selfedit.methods.settings import CompareSettings, LearnSettings
+from selfedit.models import load_tokenizer
 from selfedit.reports import build_report
 from selfedit.runs.store import Store
 from selfedit.runs.summary import RoutingSummary
@@ -56,13 +58,26 @@ def test_known_by_heart_is_as_good_as_open_book(
     chat_model: str,
     base_model: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     chat: bool,
     regime: str,
 ) -> None:
     model = able(chat_model if chat else base_model, tmp_path / "able")
     chosen = settings(quick, documents(3), model=model, regime=regime, set=BY_HEART, replicates=2)
+    drafts: list[tuple[int, ...]] = []
+    decode = engine.decode
+
+    def noted(hf: Any, requests: Sequence[engine.DecodeRequest], **more: Any) -> list[engine.Completion]:
+        drafts.extend(request.draft for request in requests if request.draft)
+        return decode(hf, requests, **more)
+
+    monkeypatch.setattr(engine, "decode", noted)
     summary = compare(chosen)
     store = Store(chosen.out / "run.sqlite", readonly=True)
+    # What is expected of each recital is what was learned.
+    tokenizer = load_tokenizer(model)
+    expected = [document.text for document in store.documents()]
+    assert sorted(tokenizer.decode(one[:-1]).strip() for one in drafts) == sorted(2 * expected)
     texts = [f"{document.title}\n{document.text}" for document in store.documents()]
     recited = store.fits(condition="passage recited")
     assert sorted(text for fit in recited for text in fit.sequences) == sorted(2 * texts)

@@ -70,6 +70,11 @@ class KeyValues:
         self.lengths = [min(length + 1, self.width - 1) for length in self.lengths]
         self.lengths_B = (self.lengths_B + 1).clamp_(max=self.width - 1)
 
+    def shorten(self, by: list[int]) -> None:
+        """Forgets the last so many positions of each sequence."""
+        self.lengths = [length - less for length, less in zip(self.lengths, by, strict=True)]
+        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
+
     def select(self, rows: list[int]) -> None:
         """Keeps (or repeats) some sequences."""
         rows_B = torch.tensor(rows, device=self.lengths_B.device)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import accumulate, chain, islice, takewhile
 from types import SimpleNamespace
 
 import torch
@@ -37,6 +38,8 @@ _GREEDY = 1e-6
 _LEAVE = 0.75
 # Prompts go through the model in parts of so many tokens: more would only need more memory and leave a CPU's caches.
 PREFILL_TOKENS = {"cpu": 1024, "accelerator": 16384}
+# So many tokens of a draft are compared at once: each has logits of a whole vocabulary.
+_COMPARED = 64
 
 
 def decode(
@@ -97,6 +100,10 @@ def _check(requests: Sequence[DecodeRequest], bank: AdapterBank | None, vocabula
         if not request.prompt:
             raise ValueError("a prompt is empty")
         check_ids(request.prompt, vocabulary, "a prompt")
+        if request.draft:
+            check_ids(request.draft, vocabulary, "a draft")
+            if request.temperature > _GREEDY:
+                raise ValueError(f"a draft goes with greedy decoding, not with temperature {request.temperature}")
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {request.max_new_tokens}")
         if not 0 <= request.temperature < math.inf or not 0 < request.top_p <= 1:
@@ -135,28 +142,42 @@ def _decode_batch(
 ) -> list[Completion]:
     device = backbone.head_VD.device
     # Requests with the same adapter and prompt (several samples of one edit) share its prefill.
-    unique: dict[tuple[int | None, tuple[int, ...]], int] = {}
-    source = [unique.setdefault((r.adapter, r.prompt), len(unique)) for r in requests]
-    prompts = [prompt for _, prompt in unique]
-    lengths = [len(prompt) for prompt in prompts]
+    unique: dict[tuple[int | None, tuple[int, ...], tuple[int, ...]], int] = {}
+    source = [unique.setdefault((r.adapter, r.prompt, _draft(r)), len(unique)) for r in requests]
+    adapters = [adapter for adapter, _, _ in unique]
+    drafts = [draft for _, _, draft in unique]
+    texts = [(*prompt, *draft) for _, prompt, draft in unique]
+    lengths = [len(text) for text in texts]
     store = KeyValues(lengths, torch.tensor(lengths, device=device), max(map(_size, requests)))
-    adapters = [adapter for adapter, _ in unique]
-    ends = []
+    ends, kept = [], []
     for part in parts(lengths, PREFILL_TOKENS[device_kind(device)]):
         routing = routing_of(bank, adapters[part], lengths[part])
-        last = SimpleNamespace(rows=torch.tensor(lengths[part]).cumsum(0) - 1)
-        layout = Layout.of(prompts[part], device, store=store, first=part.start, along=[routing, last])
+        borders = accumulate(lengths[part])
+        # The last token of each prompt, and those of its draft.
+        wanted = [range(end - len(draft) - 1, end) for end, draft in zip(borders, drafts[part], strict=True)]
+        last = SimpleNamespace(rows=torch.tensor([*chain(*wanted)]))
+        layout = Layout.of(texts[part], device, store=store, first=part.start, along=[routing, last])
         with routed(bank, routing):
-            ends.append(backbone.packed(layout)[0][last.rows])
-    hidden_BD = torch.cat(ends)[torch.tensor(source, device=device)]
+            hidden_PD = backbone.packed(layout)[0][last.rows]
+        for draft, hidden_TD in zip(drafts[part], hidden_PD.split([len(some) for some in wanted]), strict=True):
+            kept.append(_agreed(backbone, hidden_TD, draft))
+            ends.append(hidden_TD[kept[-1]])
+    store.shorten([len(draft) - agreed for draft, agreed in zip(drafts, kept, strict=True)])
+    hidden_BD = torch.stack([ends[place] for place in source])
     if len(unique) < len(requests):
         store.select(source)
     going_on: Routing | None = None  # where the next tokens go, until rows leave
 
-    output: list[list[int]] = [[] for _ in requests]
+    output = [list(drafts[place][: kept[place]]) for place in source]
     finished = [False] * len(requests)
     rows = list(range(len(requests)))  # the request of each row
-    going = set(rows)
+    going = {k for k in rows if len(output[k]) < requests[k].max_new_tokens}
+    if on_tokens is not None and any(output):
+        on_tokens(sum(map(len, output)))
+    if on_token is not None:
+        for k in rows:
+            for token in output[k]:
+                on_token(k, token)
     while True:
         tokens = _next_tokens(backbone.logits(hidden_BD), [requests[k] for k in rows], [len(output[k]) for k in rows])
         computed = 0
@@ -188,6 +209,23 @@ def _decode_batch(
         with routed(bank, going_on):
             hidden_BD = backbone.packed(Layout.next_tokens(store, tokens))[0]
         store.advance()
+
+
+def _draft(request: DecodeRequest) -> tuple[int, ...]:
+    """As much of the draft as may be written."""
+    written = takewhile(lambda token: token not in request.stop_ids, request.draft)
+    return tuple(islice(written, request.max_new_tokens))
+
+
+def _agreed(backbone: Backbone, hidden_TD: Tensor, draft: tuple[int, ...]) -> int:
+    """How many of the draft's first tokens greedy decoding writes too; behind `hidden_TD` stand a prompt's last token
+    and the draft."""
+    for first in range(0, len(draft), _COMPARED):
+        some = draft[first : first + _COMPARED]
+        written = backbone.logits(hidden_TD[first : first + len(some)]).argmax(-1).tolist()
+        if tuple(written) != some:
+            return first + next(k for k, pair in enumerate(zip(written, some, strict=True)) if pair[0] != pair[1])
+    return len(draft)
 
 
 def parts(lengths: list[int], most: int) -> Iterator[slice]:

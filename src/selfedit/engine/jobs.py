@@ -241,7 +241,10 @@ class FitResult:
 class DecodeRequest:
     """A prompt and how to go on from it.  `adapter` is its place in the bank, None for the base model (one call of
     `decode` has either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that
-    probability.  Decoding ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`."""
+    probability.  Decoding ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`.
+
+    `draft` is what greedy decoding is expected to write: as far as it would, all of that is taken from one pass
+    (Leviathan et al. 2023, arXiv 2211.17192), and the rest is written token by token."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int
@@ -250,6 +253,7 @@ class DecodeRequest:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

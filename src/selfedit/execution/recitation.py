@@ -11,8 +11,9 @@ A question whose topic is no title that was learned is answered by the model as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from selfedit.engine.jobs import Completion, DecodeRequest
+from selfedit.engine.jobs import Completion, DecodeRequest, TokenSequence
 from selfedit.evaluation.exam import TEXT, TITLE
 from selfedit.execution.tasks import Recital, Recited
 from selfedit.models import Tokenizer
@@ -20,9 +21,15 @@ from selfedit.models import Tokenizer
 Decode = Callable[[Sequence[DecodeRequest]], list[Completion]]
 
 
-def recite(tokenizer: Tokenizer, decode: Decode, recitals: Mapping[int, Recital]) -> dict[int, Recited]:
-    """What becomes of these recitals, each of the adapter in a place of the bank."""
-    titles, texts = remember(tokenizer, decode, recitals)
+def recite(
+    tokenizer: Tokenizer,
+    decode: Decode,
+    recitals: Mapping[int, Recital],
+    learned: Mapping[int, Sequence[TokenSequence]],
+) -> dict[int, Recited]:
+    """What becomes of these recitals, each of the adapter in a place of the bank, which has `learned` these
+    sequences."""
+    titles, texts = remember(tokenizer, decode, recitals, learned)
     requests = []
     for place, recital in recitals.items():
         for reading, title in zip(recital.readings, titles[place], strict=True):
@@ -46,10 +53,14 @@ def recite(tokenizer: Tokenizer, decode: Decode, recitals: Mapping[int, Recital]
 
 
 def remember(
-    tokenizer: Tokenizer, decode: Decode, recitals: Mapping[int, Recital]
+    tokenizer: Tokenizer,
+    decode: Decode,
+    recitals: Mapping[int, Recital],
+    learned: Mapping[int, Sequence[TokenSequence]] = MappingProxyType({}),
 ) -> tuple[dict[int, list[str]], dict[tuple[int, str], str]]:
     """The title of each question, its own or the topic that the adapter names, by place; and the texts that the
-    adapters then write, by place and title, of the titles that they have learned."""
+    adapters then write, by place and title, of the titles that they have learned.  What they have `learned`, where it
+    is known, is a draft of these: an adapter that has it by heart is only read, not written by."""
     stop = tokenizer.stop_ids
     asked = [
         DecodeRequest(reading.topic, recital.topic_tokens, stop, place)
@@ -65,13 +76,23 @@ def remember(
         ]
         for place, recital in recitals.items()
     }
-    learned = {
+    prompts = {
         (place, title): recitals[place].prompts[title]
         for place, some in titles.items()
         for title in some
         if title in recitals[place].prompts
     }
     written = decode(
-        [DecodeRequest(prompt, recitals[place].text_tokens, stop, place) for (place, _), prompt in learned.items()]
+        [
+            DecodeRequest(
+                prompt, recitals[place].text_tokens, stop, place, draft=_behind(prompt, learned.get(place, ()))
+            )
+            for (place, _), prompt in prompts.items()
+        ]
     )
-    return titles, {key: tokenizer.decode(one.ids).strip() for key, one in zip(learned, written, strict=True)}
+    return titles, {key: tokenizer.decode(one.ids).strip() for key, one in zip(prompts, written, strict=True)}
+
+
+def _behind(prompt: tuple[int, ...], sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
+    """What was learned behind this prompt, first of all."""
+    return next((one.ids[len(prompt) :] for one in sequences if one.ids[: len(prompt)] == prompt), ())

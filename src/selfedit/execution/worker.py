@@ -180,7 +180,9 @@ class Worker:
             decode = partial(self._ask, task, on_tokens, bank)
             said = iter(decode(requests))
             measured = measure(bank, task.fits, trained)
-            recited = recite(self.model.tokenizer, decode, {trained[k]: task.fits[k].recital for k in trained})
+            recitals = {slot: task.fits[number].recital for number, slot in trained.items()}
+            learned = {slot: task.fits[number].job.sequences for number, slot in trained.items()}
+            recited = recite(self.model.tokenizer, decode, recitals, learned)
             for number, (slot, result) in wave.items():
                 fit, whole = task.fits[number], number in trained
                 outcomes[number] = FitOutcome(
