@@ -16,6 +16,7 @@ from selfedit import engine
 from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.general import general_prompts
+from selfedit.execution import recitation
 from selfedit.methods.ask import Asker
 from selfedit.methods.by_heart import TITLES_FILE, ByHeart
 from selfedit.methods.compare import compare
@@ -121,8 +122,9 @@ def test_what_cannot_be_read_is_refused(
 @pytest.fixture
 def asking(quick: dict[str, Any], tmp_path: Path, chat_model: str, monkeypatch: pytest.MonkeyPatch) -> LearnSettings:
     """Two documents, with edits that ask the exam's questions; few general prompts beside them are as much as a tiny
-    model can learn."""
+    model can learn.  It cannot tell which text a question is about, so that it is asked for one title alone."""
     monkeypatch.setattr(objectives, "_FEWEST_GENERAL", 2)
+    monkeypatch.setattr(recitation, "NAMED", 1)
     some = rows(2)
     for row in some:
         asked = [f"Question: {q['question']}\nAnswer: {q['answers'][0]}" for q in row["questions"]]

@@ -255,24 +255,33 @@ def routed(bank: AdapterBank | None, routing: Routing) -> AbstractContextManager
 def _next_tokens(logits_BV: Tensor, requests: list[DecodeRequest], positions: list[int]) -> list[int]:
     tokens_B = logits_BV.argmax(-1)
     sampled = [row for row, request in enumerate(requests) if request.temperature > _GREEDY]
-    if sampled:
+    if sampled and not _doubles_work(logits_BV.device):
+        logits_BV, tokens_B = logits_BV.cpu(), tokens_B.cpu()
+    # Sorting a vocabulary takes a CPU longer than all else.
+    for nucleus, draw in ((True, _of_nuclei), (False, _of_all)):
+        rows = [row for row in sampled if (requests[row].top_p < 1) is nucleus]
+        if not rows:
+            continue
         given = SimpleNamespace(
-            rows=torch.tensor(sampled),
-            temperature=torch.tensor([requests[row].temperature for row in sampled]),
-            top_p=torch.tensor([requests[row].top_p for row in sampled], dtype=torch.float64),
-            uniform=torch.tensor(
-                [_uniform(requests[row].seed, positions[row]) for row in sampled], dtype=torch.float64
-            ),
+            rows=torch.tensor(rows),
+            temperature=torch.tensor([requests[row].temperature for row in rows]),
+            top_p=torch.tensor([requests[row].top_p for row in rows], dtype=torch.float64),
+            uniform=torch.tensor([_uniform(requests[row].seed, positions[row]) for row in rows], dtype=torch.float64),
         )
-        if not _doubles_work(logits_BV.device):
-            logits_BV, tokens_B = logits_BV.cpu(), tokens_B.cpu()
         move(logits_BV.device, given)
-        tokens_B[given.rows] = _drawn(logits_BV[given.rows] / given.temperature[:, None], given.top_p, given.uniform)
+        tokens_B[given.rows] = draw(logits_BV[given.rows] / given.temperature[:, None], given.top_p, given.uniform)
     return tokens_B.tolist()
 
 
-def _drawn(scaled_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
-    """The tokens [B] that these numbers in [0, 1) draw from the nuclei of these logits."""
+def _of_all(scaled_BV: Tensor, _: Tensor, uniform_B: Tensor) -> Tensor:
+    """The tokens [B] that these numbers in [0, 1) draw by these logits."""
+    cumulative = scaled_BV.softmax(-1).double().cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    return drawn.clamp_(max=scaled_BV.shape[1] - 1)
+
+
+def _of_nuclei(scaled_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """`_of_all`, each from the smallest set of the likeliest tokens that has at least this probability."""
     probabilities, order = torch.sort(scaled_BV.softmax(-1), dim=-1, descending=True, stable=True)
     cumulative = probabilities.double().cumsum(-1)
     # The nucleus: tokens before which less than top_p has been gathered; the first always.

@@ -53,17 +53,22 @@ class CompletionTask:
         return grouped(zip(self.ids, result.completions, strict=True))
 
 
+NAMED = 16  # times that an adapter names the topic of a question: greedily, and drawn
+WEIGHED = 4  # different ones of these titles whose texts are compared, at the most
+
+
 @dataclass(frozen=True)
 class Reading:
     """A question of a `Recital`: the prompt `shown`, of so many `tokens` without what stands in its places
     (`exam.TITLE`, `exam.TEXT`), and the `title` under which the text for it was learned.  Where that is not known
-    (None), the adapter names it, asked with the prompt `topic`; a question without a text is asked as it is,
-    `plain`."""
+    (None), the adapter names some, asked with the prompt `topic`, and the tokens of the `question` alone tell which of
+    their texts it is about; a question without a text is asked as it is, `plain`."""
 
     shown: str
     tokens: int
     title: str | None = None
     topic: tuple[int, ...] = ()
+    question: tuple[int, ...] = ()
     plain: tuple[int, ...] = ()
 
 
@@ -71,9 +76,9 @@ class Reading:
 class Recital:
     """A second exam of an adapter, of what it has by heart.
 
-    It names the topic of each question of which the title is not known, in at most `topic_tokens`; it writes down what
-    it learned under the titles so found, behind their `prompts`, in at most `text_tokens`; and the policy without it
-    answers with that in its prompt, in at most `answer_tokens`.  All greedily.
+    It names topics of each question of which the title is not known, `NAMED` times in at most `topic_tokens`; it writes
+    down what it learned under the titles so found, at most `WEIGHED` per question, behind their `prompts`, in at most
+    `text_tokens`; and the policy without it answers with that in its prompt, in at most `answer_tokens`.
     """
 
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -89,13 +94,14 @@ class Recital:
     @property
     def _recited(self) -> list[int]:
         """The tokens of the prompts that are recited to, at the most."""
-        return sorted(map(len, self.prompts.values()))[-len(self.readings) :] if self.readings else []
+        most = len(self.readings) + (WEIGHED - 1) * len(self._named)
+        return sorted(map(len, self.prompts.values()))[-most:] if most else []
 
     @property
     def written(self) -> int:
         """Tokens that are written at the most."""
         texts = self.text_tokens * len(self._recited)
-        return self.topic_tokens * len(self._named) + texts + self.answer_tokens * len(self.readings)
+        return self.topic_tokens * NAMED * len(self._named) + texts + self.answer_tokens * len(self.readings)
 
     @property
     def passed(self) -> int:
@@ -103,7 +109,8 @@ class Recital:
         topics = sum(len(reading.topic) for reading in self._named)
         behind = 2 * self.topic_tokens + self.text_tokens  # the title may stand in its prompt twice
         readings = sum(max(reading.tokens + behind, len(reading.plain)) for reading in self.readings)
-        return topics + sum(self._recited) + readings + self.written
+        weighed = WEIGHED * sum(behind + len(reading.question) for reading in self._named)
+        return topics + sum(self._recited) + readings + weighed + self.written
 
 
 # Questions of an exam on the way, at the most: it is to cost little beside the fit.

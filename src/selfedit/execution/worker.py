@@ -178,11 +178,12 @@ class Worker:
                 replace(one, adapter=slot) for number, slot in trained.items() for one in task.fits[number].exam
             ]
             decode = partial(self._ask, task, on_tokens, bank)
+            losses = partial(engine.losses, self.model.hf, bank=bank)
             said = iter(decode(requests))
             measured = measure(bank, task.fits, trained)
             recitals = {slot: task.fits[number].recital for number, slot in trained.items()}
             learned = {slot: task.fits[number].job.sequences for number, slot in trained.items()}
-            recited = recite(self.model.tokenizer, decode, recitals, learned)
+            recited = recite(self.model.tokenizer, decode, losses, recitals, learned)
             for number, (slot, result) in wave.items():
                 fit, whole = task.fits[number], number in trained
                 outcomes[number] = FitOutcome(

@@ -16,7 +16,6 @@ from selfedit.documents import Document
 from selfedit.errors import UserError
 from selfedit.evaluation.search import Search
 from selfedit.execution.recitation import remember
-from selfedit.execution.tasks import Reading
 from selfedit.methods.adapters import LEARNED, Adapters, adapter_errors, find_adapters
 from selfedit.methods.by_heart import ByHeart
 from selfedit.models import Model, load_model, local_path
@@ -164,12 +163,13 @@ class Asker:
 
     def _remember(self, by_heart: ByHeart, said: str) -> Document | None:
         """What the adapter recites under the title that it names of a message."""
-        from selfedit.engine import decode
+        from selfedit.engine import decode, losses
 
         tokenizer = self.model.tokenizer
-        reading = Reading("", 0, topic=by_heart.asks(said, tokenizer))
         complete = partial(decode, self.model.hf, bank=self.bank)
-        titles, texts = remember(tokenizer, complete, {0: by_heart.recital([reading])})
+        weigh = partial(losses, self.model.hf, bank=self.bank)
+        recital = by_heart.recital([by_heart.reading(said, tokenizer)])
+        titles, texts = remember(tokenizer, complete, weigh, {0: recital})
         (title,) = titles[0]
         return Document(title, title, texts[0, title]) if (0, title) in texts else None
 

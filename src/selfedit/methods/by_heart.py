@@ -64,9 +64,12 @@ class ByHeart(BaseModel):
     def write(self, folder: Path) -> None:
         (folder / TITLES_FILE).write_text(self.model_dump_json(), encoding="utf-8")
 
-    def asks(self, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """The prompt that asks what a text, or a question, is about."""
-        return tuple(tokenizer.prompt_ids(self.topic.replace(TEXT, text)))
+    def reading(
+        self, question: str, tokenizer: Tokenizer, shown: str = "", tokens: int = 0, plain: tuple[int, ...] = ()
+    ) -> Reading:
+        """A question of which the adapter is to name the title."""
+        topic = tuple(tokenizer.prompt_ids(self.topic.replace(TEXT, question)))
+        return Reading(shown, tokens, topic=topic, question=tuple(tokenizer.encode(question)), plain=plain)
 
     def recital(self, readings: Iterable[Reading], answer_tokens: int = 0) -> Recital:
         return Recital(self.prompts, tuple(readings), self.topic_tokens, self.text_tokens, answer_tokens)

@@ -59,8 +59,8 @@ class Sitting:
         for document, question in self.asked:
             shown, tokens = run.exam.reading(document, question, by_heart.text_tokens, titled=not named)
             if named:
-                topic = by_heart.asks(question.question, tokenizer)
-                readings.append(Reading(shown, tokens, topic=topic, plain=run.exam.request(None, question).prompt))
+                plain = run.exam.request(None, question).prompt
+                readings.append(by_heart.reading(question.question, tokenizer, shown, tokens, plain))
             else:
                 readings.append(Reading(shown, tokens, asked_title(document)))
         return by_heart.recital(readings, run.settings.max_answer_tokens)
