@@ -539,6 +539,9 @@ def test_the_paragraph_says_on_how_many_documents_a_difference_is_and_whose_they
     assert text.startswith("On 8 test documents the untrained model's accuracy is 30.0% before")
     assert re.search(r"by a further \+40\.0 points \([^)]*, on 7 of them\)\.", text)
     assert text.count("of them") == 1
+    one = dict(list(uniform(0.3).items())[:1])
+    alone = worth_it(rounds_with({0: one, 1: one}), list(one), 1)
+    assert alone.startswith("On 1 validation document the")
     assert text.endswith("confirm it on new documents with `selfedit compare --policy`.")
 
 

@@ -20,6 +20,7 @@ from selfedit.methods.selection import Selection
 from selfedit.methods.summarise import accuracy, summarise
 from selfedit.runs.costs import Spent
 from selfedit.runs.summary import RoundSummary, Summary
+from selfedit.text import counted
 
 VALIDATION = "validation"
 
@@ -136,7 +137,7 @@ def worth_it(run: Run, validation: Sequence[str], selected: int, selected_on: st
     cost_a = Spent.of(line for line in lines if line.round == 0 and line.condition == "validation")
     cost_b = Spent.of(line for line in lines if line.round > 0)
     sentences = [
-        f"On {len(before)} {selected_on} documents the untrained model's accuracy is"
+        f"On {counted(len(before), f'{selected_on} document')} the untrained model's accuracy is"
         f" {accuracy_interval(before).mean:.1%} before it learns anything; learning its own edits (Step A) changes that"
         f" by {_points(step_a, len(before))}.",
         f"Training the editor (Step B, round {shown}) changes it by a further {_points(step_b, len(before))}.",
