@@ -63,6 +63,7 @@ def edit_id(round: int, document_id: str, writer: str, index: int) -> str:
 
 
 def edit_writer(id: str) -> str:
+    """The writer in the id of an edit."""
     return id.split("|")[2].replace("%7C", "|").replace("%25", "%")
 
 

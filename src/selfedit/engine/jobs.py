@@ -243,8 +243,8 @@ class DecodeRequest:
     `decode` has either).  `temperature` 0 is greedy; else `top_p` keeps the smallest set of tokens with that
     probability.  Decoding ends at a token of `stop_ids`, which is not returned, or after `max_new_tokens`.
 
-    `draft` is what greedy decoding is expected to write: as far as it would, all of that is taken from one pass
-    (Leviathan et al. 2023, arXiv 2211.17192), and the rest is written token by token."""
+    `draft` is what greedy decoding is expected to write.  Its first tokens, as far as greedy decoding writes the same,
+    are taken from one pass (Leviathan et al. 2023, arXiv 2211.17192); the rest is written token by token."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int
